@@ -1,0 +1,170 @@
+//! What a model may call.
+//!
+//! Activations are channels-last: pictures are `(batch, height, width, channels)` and token rows
+//! `(batch, tokens, channels)`, so that a transformer block is a view and a 1×1 convolution a matrix product.
+//! Each op has a portable reference written with candle's tensor operations (`reference`), which runs on every
+//! device, and the fast paths that stand behind the same name (`cpu`).
+//! Weights are given in the layout of the files and packed once, at construction, for the device that they are on.
+
+mod reference;
+
+use candle_core::{Result, Tensor};
+
+/// What is added to a matrix product before it is written.
+#[derive(Default, Clone, Copy)]
+pub struct Epilogue<'a> {
+    /// `(batch, out)`, added to every position of its batch row.
+    pub row_bias: Option<&'a Tensor>,
+    /// The shape of the output, added to it.
+    pub residual: Option<&'a Tensor>,
+}
+
+/// `y = x Wᵀ + b`
+#[derive(Debug, Clone)]
+pub struct Linear {
+    inner: reference::Linear,
+}
+
+impl Linear {
+    /// # Shapes
+    /// `weight` `(out, in)`, `bias` `(out)`.
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        Ok(Self { inner: reference::Linear::new(weight, bias)? })
+    }
+
+    /// # Shapes
+    /// `(batch, …, in)` to `(batch, …, out)`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Epilogue::default())
+    }
+
+    /// Like [`Linear::forward`], with additions before the result is written.
+    pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
+        self.inner.forward(x, epilogue)
+    }
+}
+
+/// Zeros around a picture, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Padding {
+    /// Rows above and below.
+    pub height: (usize, usize),
+    /// Columns left and right.
+    pub width: (usize, usize),
+}
+
+impl Padding {
+    /// The same on all sides.
+    pub const fn same(pixels: usize) -> Self {
+        Self { height: (pixels, pixels), width: (pixels, pixels) }
+    }
+}
+
+/// A two-dimensional convolution.
+#[derive(Debug, Clone)]
+pub struct Conv2d {
+    inner: reference::Conv2d,
+}
+
+impl Conv2d {
+    /// # Shapes
+    /// `weight` `(out, in, kernel height, kernel width)`, `bias` `(out)`.
+    pub fn new(weight: Tensor, bias: Option<Tensor>, stride: usize, padding: Padding) -> Result<Self> {
+        Ok(Self { inner: reference::Conv2d::new(weight, bias, stride, padding)? })
+    }
+
+    /// # Shapes
+    /// `(batch, height, width, in)` to `(batch, height', width', out)`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Epilogue::default())
+    }
+
+    /// Like [`Conv2d::forward`], with additions before the result is written.
+    pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
+        self.inner.forward(x, epilogue)
+    }
+}
+
+/// Normalisation over groups of channels and all positions.
+#[derive(Debug, Clone)]
+pub struct GroupNorm {
+    inner: reference::GroupNorm,
+}
+
+impl GroupNorm {
+    /// # Shapes
+    /// `weight` and `bias` `(channels)`.
+    pub fn new(weight: Tensor, bias: Tensor, groups: usize, eps: f64) -> Result<Self> {
+        Ok(Self { inner: reference::GroupNorm::new(weight, bias, groups, eps)? })
+    }
+
+    /// # Shapes
+    /// `(batch, height, width, channels)` or `(batch, tokens, channels)`, kept.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.inner.forward(x, false)
+    }
+
+    /// [`GroupNorm::forward`] followed by [`silu`].
+    pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
+        self.inner.forward(x, true)
+    }
+}
+
+/// Normalisation over the channels.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    inner: reference::LayerNorm,
+}
+
+impl LayerNorm {
+    /// # Shapes
+    /// `weight` and `bias` `(channels)`.
+    pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Result<Self> {
+        Ok(Self { inner: reference::LayerNorm::new(weight, bias, eps)? })
+    }
+
+    /// # Shapes
+    /// `(…, channels)`, kept.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.inner.forward(x)
+    }
+}
+
+/// Scaled dot-product attention over `heads` heads; `causal` hides later keys from earlier queries.
+///
+/// # Shapes
+/// `q` `(batch, queries, heads × size)`, `k` and `v` `(batch, keys, heads × size)` to the shape of `q`.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+    reference::attention(q, k, v, heads, causal)
+}
+
+/// `a · gelu(b)` where `a` is the first half of the channels and `b` the second.
+///
+/// # Shapes
+/// `(…, 2n)` to `(…, n)`.
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    reference::geglu(x)
+}
+
+/// `x · sigmoid(x)`
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    reference::silu(x)
+}
+
+/// `x · Φ(x)`, exact.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    reference::gelu(x)
+}
+
+/// `x · sigmoid(1.702 x)`
+pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    reference::quick_gelu(x)
+}
+
+/// Every pixel becomes two by two.
+///
+/// # Shapes
+/// `(batch, height, width, channels)` to `(batch, 2 height, 2 width, channels)`.
+pub fn upsample_nearest_2x(x: &Tensor) -> Result<Tensor> {
+    reference::upsample_nearest_2x(x)
+}

@@ -1,0 +1,210 @@
+//! What a model is: every number that shapes its networks and every choice that its family makes.
+//!
+//! A spec is plain data. It is read from a folder's configuration files or concluded from a single file's
+//! tensors (`weights`), and obeyed by `models`, `text` and `pipeline`. Nobody else asks for the family.
+
+use crate::schedulers::SchedulerConfig;
+
+/// A line of Stable Diffusion models that share their text encoders and conditioning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// Stable Diffusion 1.x: CLIP-L.
+    Sd1,
+    /// Stable Diffusion 2.x: OpenCLIP-H.
+    Sd2,
+    /// Stable Diffusion XL base: CLIP-L and OpenCLIP-G.
+    Sdxl,
+    /// Stable Diffusion XL refiner: OpenCLIP-G and an aesthetic score.
+    SdxlRefiner,
+}
+
+impl Family {
+    /// The name that people use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Sd1 => "Stable Diffusion 1.x",
+            Family::Sd2 => "Stable Diffusion 2.x",
+            Family::Sdxl => "Stable Diffusion XL",
+            Family::SdxlRefiner => "Stable Diffusion XL refiner",
+        }
+    }
+}
+
+/// A whole model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// The family, a conclusion.
+    pub family: Family,
+    /// What the conclusion rests on, one sentence each, for people.
+    pub evidence: Vec<String>,
+    /// The denoiser.
+    pub unet: UNetSpec,
+    /// The autoencoder.
+    pub vae: VaeSpec,
+    /// The text encoders in the order in which their embeddings are joined.
+    pub text_encoders: Vec<TextEncoderSpec>,
+    /// The noise schedule and the sampler that the model asks for.
+    pub scheduler: SchedulerConfig,
+    /// Width and height in pixels that the model was trained at.
+    pub default_size: usize,
+    /// A missing negative prompt becomes zeros instead of the embedding of the empty text (SDXL base).
+    pub zero_missing_negative: bool,
+    /// The time ids end in an aesthetic score instead of a target size (SDXL refiner).
+    pub aesthetic_score: bool,
+    /// Steps and guidance scale that a distilled model wants, when known.
+    pub defaults: Defaults,
+}
+
+/// What to use when the user does not say.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Defaults {
+    /// Denoising steps.
+    pub steps: usize,
+    /// Classifier-free guidance scale.
+    pub guidance_scale: f64,
+}
+
+/// UNet2DConditionModel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UNetSpec {
+    /// Channels of the input: 4, 8 (instruction editing) or 9 (inpainting).
+    pub in_channels: usize,
+    /// Channels of the output: 4.
+    pub out_channels: usize,
+    /// The levels from fine to coarse, as `down_blocks` lists them.
+    pub down: Vec<UNetLevel>,
+    /// The middle; `None` where a distilled model has none.
+    pub mid: Option<UNetMid>,
+    /// The levels from coarse to fine, as `up_blocks` lists them.
+    pub up: Vec<UNetLevel>,
+    /// Width of the text embeddings.
+    pub cross_attention_dim: usize,
+    /// `proj_in` and `proj_out` of a transformer are linear layers (SD 2.x, SDXL), not 1×1 convolutions (SD 1.x).
+    pub linear_projection: bool,
+    /// Groups of every group norm.
+    pub norm_groups: usize,
+    /// Epsilon of the group norms of the residual blocks and of the last one.
+    pub norm_eps: f64,
+    /// Pooled text and sizes as an additional condition (SDXL).
+    pub text_time: Option<TextTimeSpec>,
+    /// The time embedding is cosines first.
+    pub flip_sin_to_cos: bool,
+    /// Shift of the time embedding's frequencies.
+    pub freq_shift: f64,
+}
+
+/// One resolution of the UNet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UNetLevel {
+    /// Channels.
+    pub channels: usize,
+    /// Attention heads (diffusers' `attention_head_dim`, which is a count despite its name).
+    pub heads: usize,
+    /// For each residual block, how many transformer blocks follow it; 0 is none.
+    pub depths: Vec<usize>,
+    /// A downsampler (in `down`) or an upsampler (in `up`) ends the level.
+    pub resample: bool,
+}
+
+/// The UNet's middle.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UNetMid {
+    /// Attention heads.
+    pub heads: usize,
+    /// Transformer blocks between the residual blocks; 0 is none.
+    pub depth: usize,
+    /// Residual blocks: two, or one where the middle has no attention.
+    pub resnets: usize,
+}
+
+/// SDXL's additional condition: `addition_embed_type = "text_time"`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextTimeSpec {
+    /// Width of the sinusoids of one time id (256).
+    pub time_embed_dim: usize,
+    /// Width of pooled text and all sinusoids together (2816, or 2560 for the refiner).
+    pub projection_input_dim: usize,
+}
+
+/// AutoencoderKL.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VaeSpec {
+    /// Channels of the picture: 3.
+    pub picture_channels: usize,
+    /// Channels of the latents: 4.
+    pub latent_channels: usize,
+    /// Channels from fine to coarse.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks of one level of the encoder; the decoder has one more.
+    pub layers_per_block: usize,
+    /// Groups of every group norm.
+    pub norm_groups: usize,
+    /// Latents are multiplied by this after encoding.
+    pub scaling_factor: f64,
+    /// Latents are shifted by this before scaling.
+    pub shift_factor: f64,
+    /// The decoder overflows in f16.
+    pub force_upcast: bool,
+    /// A 1×1 convolution follows the encoder.
+    pub quant_conv: bool,
+    /// A 1×1 convolution precedes the decoder.
+    pub post_quant_conv: bool,
+    /// The middle has an attention layer.
+    pub mid_attention: bool,
+}
+
+impl VaeSpec {
+    /// Pixels per latent along one side.
+    pub fn factor(&self) -> usize {
+        1 << self.block_out_channels.len().saturating_sub(1)
+    }
+}
+
+/// A text encoder and what is taken from it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextEncoderSpec {
+    /// The transformer.
+    pub clip: ClipTextSpec,
+    /// Layers left out at the end: 0 takes the last layer's output, 1 the penultimate one's.
+    pub skip_layers: usize,
+    /// The final layer norm is applied to the hidden state that is taken.
+    pub final_norm: bool,
+    /// The token after the end of the text: `<|endoftext|>` or `!`.
+    pub pad_token: String,
+    /// The pooled, projected embedding is used too (SDXL's second encoder).
+    pub pooled: bool,
+}
+
+/// CLIPTextModel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClipTextSpec {
+    /// Rows of the token embedding.
+    pub vocab_size: usize,
+    /// Width.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Layers that the file has.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Tokens of one text, with start and end.
+    pub max_positions: usize,
+    /// Activation of the feed-forward layer.
+    pub activation: Activation,
+    /// Width of the pooled, projected embedding, where there is a projection.
+    pub projection_dim: Option<usize>,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+    /// The id that ends a text; the legacy value 2 means "the largest id in the text".
+    pub eos_token_id: u32,
+}
+
+/// A feed-forward activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(1.702 x), as OpenAI's CLIP has it.
+    QuickGelu,
+    /// x · Φ(x), exact.
+    Gelu,
+}
