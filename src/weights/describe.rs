@@ -16,6 +16,9 @@ pub(crate) const PAD_CLIP: &str = "<|endoftext|>";
 /// The same where OpenCLIP was trained: the token 0.
 pub(crate) const PAD_OPEN_CLIP: &str = "!";
 
+/// What messages call a scheduler configuration that no file has.
+pub(crate) const USUAL_SCHEDULER: &str = "the family's usual scheduler";
+
 /// Components of other architectures, with what they are.
 const FOREIGN: &[(&str, &str)] = &[
     ("transformer", "its denoiser is a transformer (Stable Diffusion 3, Flux and the like), and only UNets are implemented"),
@@ -33,8 +36,8 @@ pub(crate) struct Description {
     /// The text encoders' folders.
     pub(crate) text_folders: Vec<&'static str>,
     pub(crate) tokenizers: Vec<Option<TokenizerFiles>>,
-    /// `scheduler_config.json`, the model's or its family's.
-    pub(crate) scheduler: Value,
+    /// The text of `scheduler_config.json`, the model's or its family's.
+    pub(crate) scheduler: String,
 }
 
 /// Reads the texts of `folder`.
@@ -107,14 +110,15 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
         _ => zeros,
     };
 
-    let scheduler = match folder.json("scheduler/scheduler_config.json")? {
-        Some(fields) => fields,
+    let path = "scheduler/scheduler_config.json";
+    let (scheduler_file, scheduler_text) = match folder.text(path)? {
+        Some(text) => (folder.shown(path), String::from_utf8(text).map_err(|_| model_error(folder.shown(path), "is not UTF-8 text"))?),
         None => {
             evidence.push("There is no scheduler/scheduler_config.json: the family's usual one is taken.".to_owned());
-            let usual = schedule::of_family(family, Prediction { v: false, zero_snr: false });
-            Fields::parse("the family's scheduler", usual.to_string().as_bytes())?
+            (USUAL_SCHEDULER.to_owned(), schedule::of_family(family, Prediction { v: false, zero_snr: false }))
         }
     };
+    let scheduler = Fields::parse(&scheduler_file, scheduler_text.as_bytes())?;
     if let Some(prediction) = scheduler.word("prediction_type")? {
         evidence.push(format!("{} says that the UNet predicts {prediction}.", scheduler.file));
     }
@@ -128,12 +132,12 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
         unet,
         vae,
         text_encoders,
-        scheduler: schedule::parse(&scheduler)?,
+        scheduler: schedule::parse(&scheduler_file, &scheduler_text)?,
         zero_missing_negative,
         aesthetic_score,
         defaults,
     };
-    Ok(Description { spec, text_folders, tokenizers, scheduler: scheduler.value() })
+    Ok(Description { spec, text_folders, tokenizers, scheduler: scheduler_text })
 }
 
 /// The family whose text encoders these are.

@@ -6,8 +6,8 @@ use crate::schedulers::SchedulerConfig;
 use crate::spec::{Defaults, Family};
 use serde_json::{Value, json};
 
-/// Parses `scheduler_config.json`. The only place that knows how.
-pub(crate) fn parse(_fields: &Fields) -> Result<SchedulerConfig> {
+/// Parses the text of a `scheduler_config.json`. The only place that knows how.
+pub(crate) fn parse(_file: &str, _text: &str) -> Result<SchedulerConfig> {
     Ok(SchedulerConfig::default())
 }
 
@@ -21,7 +21,7 @@ pub(crate) struct Prediction {
 }
 
 /// The `scheduler_config.json` that the family's first model has in diffusers.
-pub(crate) fn of_family(family: Family, prediction: Prediction) -> Value {
+pub(crate) fn of_family(family: Family, prediction: Prediction) -> String {
     let mut config = json!({
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
@@ -51,7 +51,7 @@ pub(crate) fn of_family(family: Family, prediction: Prediction) -> Value {
             }
         }
     }
-    config
+    format!("{config:#}\n")
 }
 
 /// Schedulers that only distilled models ask for: class, timestep spacing where it matters, steps, guidance scale.
