@@ -1,6 +1,7 @@
 //! Stable Diffusion as a library and a command line.
 
 mod error;
+pub mod models;
 pub mod ops;
 pub mod schedulers;
 pub mod spec;
