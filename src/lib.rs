@@ -5,6 +5,7 @@ pub mod models;
 pub mod ops;
 pub mod schedulers;
 pub mod spec;
+pub mod text;
 pub mod weights;
 
 pub use error::{Error, Result};
