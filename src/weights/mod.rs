@@ -1,6 +1,40 @@
 //! Opens checkpoints without trusting them and serves their tensors under diffusers' names.
+//!
+//! A model comes as a diffusers folder, as one file in the original layout, or compiled into the program. [`Checkpoint`]
+//! finds its parts, concludes its [`ModelSpec`](crate::spec::ModelSpec) with the evidence, and hands out each network's
+//! tensors as a [`TensorSource`] under the names that today's diffusers uses, whatever the file calls them.
+//!
+//! # What is refused
+//! Pickles (`.ckpt`, `.pt`, `.pth`, `.bin`) are never read. A network option that this program does not implement is an
+//! error that names the file and the field, not a wrong picture. Nothing is allocated by a number that a file claims.
+//!
+//! # Mapped files
+//! Weight files are memory-mapped and never copied as a whole. While a [`Checkpoint`] is open, its files must not be
+//! truncated or rewritten in place: the system answers a read beyond the new end with SIGBUS, which ends the process, and
+//! bytes that change under the map are read as they are then (numbers only: no length or offset is read twice). Replacing
+//! a file by renaming another one over it is safe.
+//!
+//! # Names
+//! `keys` holds one table for each network and layout. A table is read in both directions, so that what is loaded from the
+//! original layout and what [`convert`] writes in it cannot disagree.
 
-use crate::Result;
+mod checkpoint;
+mod component;
+mod config;
+mod decode;
+mod describe;
+mod file;
+mod folder;
+mod header;
+mod ignorable;
+mod json;
+mod keys;
+mod schedule;
+
+pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
+pub use component::ComponentTensors;
+
+use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 /// Serves the tensors of one network under the names that diffusers gives them.
@@ -13,4 +47,19 @@ pub trait TensorSource {
 
     /// The shape of `name`, if there is such a tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
+}
+
+/// "`file` `what`." as a reason why a model cannot be loaded.
+pub(crate) fn model_error(file: impl std::fmt::Display, what: impl std::fmt::Display) -> Error {
+    Error::Model(format!("{file} {what}"))
+}
+
+/// A name from a file as it may be shown: escaped, in quotes, and not endless.
+pub(crate) fn quoted(name: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    format!("\"{shown}\"")
 }

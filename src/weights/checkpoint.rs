@@ -1,0 +1,186 @@
+//! A model that was found, understood and mapped, and is ready to be read.
+
+use super::component::{ComponentTensors, Part};
+use super::describe::{self, Description};
+use super::file::{Blob, WeightFile};
+use super::folder::{Folder, PICKLE, PICKLE_EXTENSIONS};
+use super::{ignorable, keys, model_error};
+use crate::Result;
+use crate::spec::ModelSpec;
+use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
+
+/// One network of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Component {
+    /// The denoiser.
+    UNet,
+    /// The autoencoder.
+    Vae,
+    /// The text encoder of this index in [`ModelSpec::text_encoders`].
+    TextEncoder(usize),
+}
+
+/// How to choose between the weight files of a folder.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// A variant to take where there is one, such as `fp16`; otherwise full precision is taken where there is one.
+    pub prefer_variant: Option<String>,
+}
+
+/// The files of a text encoder's tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenizerFiles {
+    /// Tokens and their ids: `vocab.json`.
+    pub vocab_json: String,
+    /// Pairs in the order in which they are merged: `merges.txt`.
+    pub merges: String,
+    /// The token after the end of a text.
+    pub pad_token: Option<String>,
+    /// Tokens of one text, with start and end.
+    pub model_max_length: Option<usize>,
+}
+
+/// An opened model. See the module's documentation for what must not happen to its files meanwhile.
+#[derive(Debug)]
+pub struct Checkpoint {
+    pub(crate) name: String,
+    pub(crate) spec: ModelSpec,
+    pub(crate) files: Vec<Arc<WeightFile>>,
+    pub(crate) parts: Vec<(Component, Part)>,
+    pub(crate) tokenizers: Vec<Option<TokenizerFiles>>,
+    /// `scheduler_config.json`, the model's or its family's.
+    pub(crate) scheduler: Value,
+    concluded: String,
+    nothing: Part,
+}
+
+impl Checkpoint {
+    /// Opens a diffusers folder or a single `.safetensors` file.
+    ///
+    /// # Errors
+    /// [`crate::Error::Model`] that names the file and the key or field.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        Checkpoint::open_with(path, &OpenOptions::default())
+    }
+
+    /// As [`Checkpoint::open`], with a choice between a folder's weight files.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+        let shown = path.display().to_string();
+        let metadata = std::fs::metadata(path).map_err(|e| model_error(&shown, format!("cannot be opened: {e}")))?;
+        if metadata.is_dir() {
+            return Checkpoint::from_folder(shown, Folder::Disk(path.to_owned()), options);
+        }
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        if PICKLE_EXTENSIONS.contains(&extension.as_str()) {
+            return Err(model_error(&shown, PICKLE));
+        }
+        Checkpoint::from_file(WeightFile::new(shown, Blob::map(path)?)?)
+    }
+
+    /// Opens a diffusers folder that is compiled into the program: relative paths with `/`, and bytes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_embedded(name: &str, files: &'static [(&'static str, &'static [u8])]) -> Result<Checkpoint> {
+        Checkpoint::from_folder(name.to_owned(), Folder::Embedded(name.to_owned(), files), &OpenOptions::default())
+    }
+
+    /// Opens a single file's bytes, by the same way that [`Checkpoint::open`] takes for a file.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Checkpoint> {
+        Checkpoint::from_file(WeightFile::new(name.to_owned(), Blob::Owned(bytes))?)
+    }
+
+    fn from_folder(name: String, folder: Folder, options: &OpenOptions) -> Result<Checkpoint> {
+        let names = folder.names("");
+        if !names.iter().any(|n| n == "model_index.json" || n == "unet" || n == "transformer") {
+            let single = names.iter().find(|n| n.ends_with(".safetensors"));
+            let hint = single.map_or(String::new(), |n| format!("; it has {n}, which may be a model: give that file's path"));
+            return Err(model_error(name, format!("is not a diffusers folder: it has no model_index.json and no unet folder{hint}")));
+        }
+        let description = describe::describe(&folder)?;
+        let prefer = options.prefer_variant.as_deref();
+        let spec = &description.spec;
+        let mut parts = Vec::new();
+        let unet = Part::new("the UNet", folder.weights("unet", prefer)?, keys::diffusers_unet(&spec.unet))?;
+        parts.push((Component::UNet, unet));
+        parts.push((Component::Vae, Part::new("the autoencoder", folder.weights("vae", prefer)?, keys::diffusers_vae(&spec.vae))?));
+        for (i, (dir, text)) in description.text_folders.iter().zip(&spec.text_encoders).enumerate() {
+            let part = Part::new(format!("the {dir}"), folder.weights(dir, prefer)?, keys::diffusers_text(&text.clip))?;
+            parts.push((Component::TextEncoder(i), part));
+        }
+        let files = parts.iter().flat_map(|(_, part)| part.files.iter().cloned()).collect();
+        Ok(Checkpoint::assemble(name, description, files, parts, "as its configuration files say".to_owned()))
+    }
+
+    fn from_file(file: WeightFile) -> Result<Checkpoint> {
+        Err(model_error(&file.name, "is a single file"))
+    }
+
+    pub(crate) fn assemble(
+        name: String,
+        description: Description,
+        files: Vec<Arc<WeightFile>>,
+        parts: Vec<(Component, Part)>,
+        concluded: String,
+    ) -> Checkpoint {
+        let Description { spec, tokenizers, scheduler, .. } = description;
+        let nothing = Part::empty("a network that the model does not have", files.clone());
+        Checkpoint { name, spec, files, parts, tokenizers, scheduler, concluded, nothing }
+    }
+
+    /// What people call the model: its path, or its name inside the program.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the model is.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// The tensors of one network.
+    pub fn component(&self, component: Component) -> ComponentTensors<'_> {
+        ComponentTensors { part: self.part(component).unwrap_or(&self.nothing), concluded: &self.concluded }
+    }
+
+    pub(crate) fn part(&self, component: Component) -> Option<&Part> {
+        self.parts.iter().find(|(c, _)| *c == component).map(|(_, part)| part)
+    }
+
+    /// The tokenizer of the text encoder `index`; `None` where the model brings none and CLIP's own is meant.
+    pub fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles> {
+        self.tokenizers.get(index)?.as_ref()
+    }
+
+    /// Stored tensors that nobody has asked for, except those that are known to be of no use for painting. Sorted.
+    pub fn unused(&self) -> Vec<String> {
+        self.keys_without(|file, i| file.is_used(i))
+    }
+
+    /// Stored tensors that have no place in the networks that the model was found to have. Sorted.
+    ///
+    /// In contrast to [`Checkpoint::unused`], this does not depend on what was loaded.
+    pub fn unknown(&self) -> Vec<String> {
+        let placed: std::collections::HashSet<(*const WeightFile, usize)> =
+            self.parts.iter().flat_map(|(_, part)| part.stored(|_| true)).map(|(file, i)| (Arc::as_ptr(file), i)).collect();
+        self.keys_without(|file, i| placed.contains(&(Arc::as_ptr(file), i)))
+    }
+
+    fn keys_without(&self, accounted: impl Fn(&Arc<WeightFile>, usize) -> bool) -> Vec<String> {
+        let mut keys: Vec<String> = Vec::new();
+        for file in &self.files {
+            let rest = file.entries().iter().enumerate().filter(|(i, entry)| !accounted(file, *i) && !ignorable::is(&entry.name));
+            keys.extend(rest.map(|(_, entry)| entry.name.clone()));
+        }
+        keys.sort_unstable();
+        keys
+    }
+}

@@ -1,0 +1,217 @@
+//! One network of a checkpoint: which stored tensor stands behind each of diffusers' names.
+
+use super::file::WeightFile;
+use super::header::Entry;
+use super::keys::{Form, Pair};
+use super::{TensorSource, decode, model_error, quoted};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Where a tensor is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    file: usize,
+    entry: usize,
+    form: Form,
+}
+
+/// One network's tensors by diffusers' names.
+#[derive(Debug, Default)]
+pub(crate) struct Part {
+    /// What people call it: "the UNet".
+    pub(crate) title: String,
+    pub(crate) files: Vec<Arc<WeightFile>>,
+    places: HashMap<String, Place>,
+}
+
+impl Part {
+    /// Finds the tensors that `pairs` name in `files`. An earlier pair wins where two pairs give the same name.
+    ///
+    /// # Errors
+    /// Two files that have the same tensor.
+    pub(crate) fn new(title: impl Into<String>, files: Vec<Arc<WeightFile>>, pairs: Vec<Pair>) -> Result<Part> {
+        let mut places = HashMap::new();
+        for pair in pairs {
+            let mut found = files.iter().enumerate().filter_map(|(i, file)| Some((i, file.find(&pair.stored)?)));
+            let Some((file, entry)) = found.next() else { continue };
+            if let (Some((other, _)), Some(first)) = (found.next(), files.get(file)) {
+                let other = files.get(other).map_or("", |f| f.name.as_str());
+                return Err(model_error(&first.name, format!("and {other} both have the tensor {}", quoted(&pair.stored))));
+            }
+            places.entry(pair.name).or_insert(Place { file, entry, form: pair.form });
+        }
+        Ok(Part { title: title.into(), files, places })
+    }
+
+    /// A network without tensors.
+    pub(crate) fn empty(title: &str, files: Vec<Arc<WeightFile>>) -> Part {
+        Part { title: title.to_owned(), files, places: HashMap::new() }
+    }
+
+    /// The names of all tensors, sorted.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.places.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The files and numbers of the stored tensors that stand behind a name that `wanted` accepts.
+    pub(crate) fn stored(&self, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = (&Arc<WeightFile>, usize)> {
+        let places = self.places.iter().filter(move |(name, _)| wanted(name));
+        places.filter_map(|(_, place)| Some((self.files.get(place.file)?, place.entry)))
+    }
+
+    /// The tensor's shape as diffusers has it.
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let (_, entry, form) = self.find(name)?;
+        Some(form.shape(&entry.shape))
+    }
+
+    fn find(&self, name: &str) -> Option<(&WeightFile, &Entry, Form)> {
+        let place = self.places.get(name)?;
+        let file = self.files.get(place.file)?;
+        Some((file, file.entries().get(place.entry)?, place.form))
+    }
+
+    /// The tensor as it is stored, brought into diffusers' form.
+    pub(crate) fn raw(&self, name: &str) -> Result<Raw<'_>> {
+        let (file, entry, form) = self.find(name).ok_or_else(|| self.missing(name))?;
+        if !decode::readable(entry.dtype) {
+            return Err(model_error(
+                &file.name,
+                format!("stores {} as {}, which is not read as weights; f32, f16, bf16 and f8 are", quoted(&entry.name), entry.dtype),
+            ));
+        }
+        if let Some(place) = self.places.get(name) {
+            file.mark_used(place.entry);
+        }
+        let raw = Raw { dtype: entry.dtype, shape: entry.shape.clone(), bytes: Cow::Borrowed(file.bytes(entry)?) };
+        form.apply(raw).ok_or_else(|| {
+            let what = format!("has tensor {} of shape {:?}, which cannot be {form:?} to become {name}", quoted(&entry.name), entry.shape);
+            model_error(&file.name, what)
+        })
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let file = match self.files.as_slice() {
+            [file] => file.name.clone(),
+            files => format!("{} ({} files)", files.first().map_or("the model", |f| f.name.as_str()), files.len()),
+        };
+        model_error(file, format!("lacks the tensor {} of {}", quoted(name), self.title))
+    }
+}
+
+/// A tensor's numbers as bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct Raw<'a> {
+    pub(crate) dtype: safetensors::Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Cow<'a, [u8]>,
+}
+
+impl Form {
+    /// The shape in diffusers of what is stored with `stored`.
+    fn shape(self, stored: &[usize]) -> Vec<usize> {
+        match (self, stored) {
+            (Form::Third(_), [rows, rest @ ..]) => [&[rows / 3], rest].concat(),
+            (Form::Transposed, [rows, columns]) => vec![*columns, *rows],
+            (Form::Squeezed, [out, input, 1, 1] | [out, input, 1]) => vec![*out, *input],
+            _ => stored.to_vec(),
+        }
+    }
+
+    /// From the stored tensor to diffusers'; `None` where the shape does not allow it.
+    fn apply(self, raw: Raw<'_>) -> Option<Raw<'_>> {
+        let shape = self.shape(&raw.shape);
+        let Raw { dtype, bytes, .. } = raw;
+        let bytes = match self {
+            Form::Same | Form::Squeezed => bytes,
+            Form::Third(part) => {
+                if raw.shape.first()? % 3 != 0 {
+                    return None;
+                }
+                let third = bytes.len() / 3;
+                let range = part * third..(part + 1) * third;
+                match bytes {
+                    Cow::Borrowed(bytes) => Cow::Borrowed(bytes.get(range)?),
+                    Cow::Owned(bytes) => Cow::Owned(bytes.get(range)?.to_vec()),
+                }
+            }
+            Form::Transposed => transpose(&bytes, &raw.shape, dtype.bitsize() / 8)?.into(),
+        };
+        Some(Raw { dtype, shape, bytes })
+    }
+
+    /// From diffusers' tensors to the stored one: the inverse of [`Form::apply`] for all parts together, in order.
+    pub(crate) fn invert<'a>(self, mut parts: Vec<Raw<'a>>) -> Option<Raw<'a>> {
+        match self {
+            Form::Third(_) => {
+                let [q, k, v] = <[Raw<'a>; 3]>::try_from(parts).ok()?;
+                if q.shape != k.shape || k.shape != v.shape || q.dtype != k.dtype || k.dtype != v.dtype {
+                    return None;
+                }
+                let mut shape = q.shape.clone();
+                *shape.first_mut()? *= 3;
+                Some(Raw { dtype: q.dtype, shape, bytes: [q.bytes, k.bytes, v.bytes].concat().into() })
+            }
+            Form::Same => parts.pop(),
+            Form::Transposed => Form::Transposed.apply(parts.pop()?),
+            Form::Squeezed => {
+                let mut raw = parts.pop()?;
+                if raw.shape.len() == 2 {
+                    raw.shape.extend([1, 1]);
+                }
+                Some(raw)
+            }
+        }
+    }
+}
+
+fn transpose(bytes: &[u8], shape: &[usize], width: usize) -> Option<Vec<u8>> {
+    let &[rows, columns] = shape else { return None };
+    let mut result = Vec::with_capacity(bytes.len());
+    for column in 0..columns {
+        for row in 0..rows {
+            let at = (row * columns + column) * width;
+            result.extend_from_slice(bytes.get(at..at + width)?);
+        }
+    }
+    Some(result)
+}
+
+/// One network's tensors, served.
+#[derive(Debug, Clone, Copy)]
+pub struct ComponentTensors<'a> {
+    pub(crate) part: &'a Part,
+    /// What the architecture was concluded from, for messages.
+    pub(crate) concluded: &'a str,
+}
+
+impl TensorSource for ComponentTensors<'_> {
+    fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let with_reason = |e: Error| match e {
+            Error::Model(what) => Error::Model(format!("{what} ({})", self.concluded)),
+            other => other,
+        };
+        let (file, entry, form) = self.part.find(name).ok_or_else(|| with_reason(self.part.missing(name)))?;
+        let found = form.shape(&entry.shape);
+        if found != shape {
+            let key = if entry.name == name { quoted(name) } else { format!("{} ({name})", quoted(&entry.name)) };
+            return Err(with_reason(model_error(
+                &file.name,
+                format!("has tensor {key} of shape {found:?} where {} needs {shape:?}", self.part.title),
+            )));
+        }
+        let raw = self.part.raw(name)?;
+        let tensor = decode::tensor(&raw.bytes, raw.dtype, shape, dtype, device);
+        Ok(tensor
+            .ok_or_else(|| model_error(&file.name, format!("has tensor {} as {}, not read as {dtype:?}", quoted(name), raw.dtype)))??)
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.part.shape(name)
+    }
+}

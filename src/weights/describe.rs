@@ -1,0 +1,248 @@
+//! The configuration files of a diffusers folder → [`ModelSpec`].
+
+use super::checkpoint::TokenizerFiles;
+use super::folder::Folder;
+use super::json::Fields;
+use super::schedule::{self, Prediction};
+use super::{config, model_error};
+use crate::Result;
+use crate::spec::{Activation, Family, ModelSpec, TextEncoderSpec, UNetSpec, VaeSpec};
+use serde_json::Value;
+
+/// The folders of the text encoders and of their tokenizers, in the order in which their embeddings are joined.
+pub(crate) const TEXT_ENCODERS: [(&str, &str); 2] = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
+/// The token after a text's end where CLIP-L was trained.
+pub(crate) const PAD_CLIP: &str = "<|endoftext|>";
+/// The same where OpenCLIP was trained: the token 0.
+pub(crate) const PAD_OPEN_CLIP: &str = "!";
+
+/// Components of other architectures, with what they are.
+const FOREIGN: &[(&str, &str)] = &[
+    ("transformer", "its denoiser is a transformer (Stable Diffusion 3, Flux and the like), and only UNets are implemented"),
+    ("text_encoder_3", "it has a third text encoder (Stable Diffusion 3), and CLIP is the only one implemented"),
+    ("prior", "it has a prior (unCLIP, Kandinsky or Cascade), which is not implemented"),
+    ("decoder", "it has a decoder UNet (unCLIP or Cascade), which is not implemented"),
+    ("movq", "it has a MoVQ autoencoder (Kandinsky), which is not implemented"),
+    ("vqvae", "it has a VQ autoencoder (latent diffusion), which is not implemented"),
+];
+
+/// All that a folder's texts say.
+#[derive(Debug)]
+pub(crate) struct Description {
+    pub(crate) spec: ModelSpec,
+    /// The text encoders' folders.
+    pub(crate) text_folders: Vec<&'static str>,
+    pub(crate) tokenizers: Vec<Option<TokenizerFiles>>,
+    /// `scheduler_config.json`, the model's or its family's.
+    pub(crate) scheduler: Value,
+}
+
+/// Reads the texts of `folder`.
+pub(crate) fn describe(folder: &Folder) -> Result<Description> {
+    let index = folder.json("model_index.json")?;
+    let mut evidence = Vec::new();
+    if let Some(index) = &index
+        && let Some(class) = index.word("_class_name")?
+    {
+        evidence.push(format!("{} names the pipeline {class}.", index.file));
+    }
+    for (component, what) in FOREIGN {
+        if present(folder, index.as_ref(), component) {
+            return Err(model_error(folder.shown(""), format!("has a component `{component}`: {what}")));
+        }
+    }
+    for component in ["unet", "vae"] {
+        if !present(folder, index.as_ref(), component) {
+            return Err(model_error(folder.shown(""), format!("lacks the component `{component}`")));
+        }
+    }
+    let unet_json = folder.required_json("unet/config.json")?;
+    let unet = config::unet(&unet_json)?;
+    let vae_json = folder.required_json("vae/config.json")?;
+    let vae = config::vae(&vae_json)?;
+    check_latents(&unet_json.file, &unet, &vae)?;
+
+    let xl = unet.text_time.is_some();
+    let mut text_folders = Vec::new();
+    let mut text_encoders = Vec::new();
+    let mut tokenizers = Vec::new();
+    for (dir, tokenizer) in TEXT_ENCODERS {
+        if !present(folder, index.as_ref(), dir) {
+            continue;
+        }
+        let fields = folder.required_json(&format!("{dir}/config.json"))?;
+        let clip = config::clip_text(&fields, projected(index.as_ref(), dir, &fields)?)?;
+        let files = tokenizer_files(folder, tokenizer)?;
+        let (pad, usual) = match clip.activation {
+            Activation::QuickGelu => (PAD_CLIP, "quick GELU"),
+            Activation::Gelu => (PAD_OPEN_CLIP, "exact GELU"),
+        };
+        evidence.push(format!("{} says a CLIP of width {} with {} layers and {usual}.", fields.file, clip.hidden_size, clip.layers));
+        text_folders.push(dir);
+        text_encoders.push(TextEncoderSpec {
+            skip_layers: usize::from(xl),
+            final_norm: !xl,
+            pad_token: pad_token(folder, tokenizer)?.unwrap_or_else(|| pad.to_owned()),
+            pooled: false,
+            clip,
+        });
+        tokenizers.push(files);
+    }
+    let family = family(&text_encoders, xl).ok_or_else(|| model_error(folder.shown(""), "lacks a text encoder"))?;
+    evidence.push(match family {
+        Family::Sd1 => "One text encoder with quick GELU: CLIP-L, as Stable Diffusion 1.x has.".to_owned(),
+        Family::Sd2 => "One text encoder with exact GELU: OpenCLIP, as Stable Diffusion 2.x has.".to_owned(),
+        Family::Sdxl => "The UNet takes pooled text and sizes, and there are two text encoders.".to_owned(),
+        Family::SdxlRefiner => "The UNet takes pooled text and sizes, and there is one text encoder.".to_owned(),
+    });
+    let aesthetic = index.as_ref().map(|index| (index.has("requires_aesthetics_score"), index.flag("requires_aesthetics_score", false)));
+    let aesthetic = match aesthetic {
+        Some((true, said)) => Some(said?),
+        _ => None,
+    };
+    let aesthetic_score = finish_conditioning(&unet_json.file, &unet, &mut text_encoders, aesthetic)?;
+    let zeros = family == Family::Sdxl;
+    let zero_missing_negative = match &index {
+        Some(index) if xl => index.flag("force_zeros_for_empty_prompt", zeros)?,
+        _ => zeros,
+    };
+
+    let scheduler = match folder.json("scheduler/scheduler_config.json")? {
+        Some(fields) => fields,
+        None => {
+            evidence.push("There is no scheduler/scheduler_config.json: the family's usual one is taken.".to_owned());
+            let usual = schedule::of_family(family, Prediction { v: false, zero_snr: false });
+            Fields::parse("the family's scheduler", usual.to_string().as_bytes())?
+        }
+    };
+    if let Some(prediction) = scheduler.word("prediction_type")? {
+        evidence.push(format!("{} says that the UNet predicts {prediction}.", scheduler.file));
+    }
+    let (defaults, distilled) = schedule::defaults(family, &scheduler)?;
+    evidence.extend(distilled);
+    let latents = config::sample_size(&unet_json)?.unwrap_or(default_size(family) / 8);
+    let spec = ModelSpec {
+        family,
+        evidence,
+        default_size: latents * vae.factor(),
+        unet,
+        vae,
+        text_encoders,
+        scheduler: schedule::parse(&scheduler)?,
+        zero_missing_negative,
+        aesthetic_score,
+        defaults,
+    };
+    Ok(Description { spec, text_folders, tokenizers, scheduler: scheduler.value() })
+}
+
+/// The family whose text encoders these are.
+pub(crate) fn family(text_encoders: &[TextEncoderSpec], text_time: bool) -> Option<Family> {
+    match (text_encoders, text_time) {
+        ([_, _], true) => Some(Family::Sdxl),
+        ([_], true) => Some(Family::SdxlRefiner),
+        ([one], false) if one.clip.activation == Activation::QuickGelu => Some(Family::Sd1),
+        ([_], false) => Some(Family::Sd2),
+        _ => None,
+    }
+}
+
+/// Width and height in pixels that the family was trained at, where nothing says so.
+pub(crate) fn default_size(family: Family) -> usize {
+    match family {
+        Family::Sd1 | Family::Sd2 => 512,
+        Family::Sdxl | Family::SdxlRefiner => 1024,
+    }
+}
+
+/// Refuses a UNet whose latents are not those of the autoencoder.
+pub(crate) fn check_latents(file: &str, unet: &UNetSpec, vae: &VaeSpec) -> Result<()> {
+    let latents = vae.latent_channels;
+    if unet.out_channels != latents {
+        return Err(model_error(file, format!("has {} output channels, but the autoencoder has {latents} channels", unet.out_channels)));
+    }
+    // Plain; latents and a picture to edit; latents, a mask and a masked picture.
+    if ![latents, 2 * latents, 2 * latents + 1].contains(&unet.in_channels) {
+        let what = match unet.in_channels {
+            5 => " (a depth-guided model)",
+            7 => " (an upscaler)",
+            _ => "",
+        };
+        return Err(model_error(
+            file,
+            format!("has {} input channels{what}: only text to image, editing and inpainting are implemented", unet.in_channels),
+        ));
+    }
+    Ok(())
+}
+
+/// Decides whose pooled embedding is used and whether there is an aesthetic score, and checks that the widths fit.
+pub(crate) fn finish_conditioning(file: &str, unet: &UNetSpec, text: &mut [TextEncoderSpec], aesthetic: Option<bool>) -> Result<bool> {
+    let width: usize = text.iter().map(|t| t.clip.hidden_size).sum();
+    if unet.cross_attention_dim != width {
+        let widths: Vec<String> = text.iter().map(|t| t.clip.hidden_size.to_string()).collect();
+        let widths = widths.join(" + ");
+        return Err(model_error(file, format!("takes text of width {}, but the text encoders give {widths}", unet.cross_attention_dim)));
+    }
+    let Some(added) = &unet.text_time else { return Ok(false) };
+    let Some((last, pooled)) = text.last_mut().and_then(|last| last.clip.projection_dim.map(|dim| (last, dim))) else {
+        return Err(model_error(file, "takes a pooled text embedding, but the last text encoder has no text_projection"));
+    };
+    last.pooled = true;
+    // Original size, crop and target size; or, for a refiner, original size, crop and score.
+    let ids = |aesthetic: bool| pooled + added.time_embed_dim * if aesthetic { 5 } else { 6 };
+    let fits = |aesthetic: &bool| ids(*aesthetic) == added.projection_input_dim;
+    let candidates = aesthetic.map_or(vec![false, true], |said| vec![said]);
+    candidates.into_iter().find(fits).ok_or_else(|| {
+        let (wanted, dim) = (added.projection_input_dim, added.time_embed_dim);
+        model_error(file, format!("takes {wanted} numbers beside the text, which is not {pooled} pooled and 5 or 6 sizes of {dim}"))
+    })
+}
+
+/// Whether the folder has the component: its index says so, or, where the index is silent, its configuration is there.
+fn present(folder: &Folder, index: Option<&Fields>, component: &str) -> bool {
+    let entry = index.filter(|index| index.has(component)).map(|index| index.get(component));
+    match entry {
+        Some(Some(Value::Array(list))) => list.iter().any(|v| !v.is_null()),
+        Some(_) => false,
+        None => folder.names(component).iter().any(|name| name == "config.json"),
+    }
+}
+
+/// Whether the text encoder in `dir` ends in a projection.
+fn projected(index: Option<&Fields>, dir: &str, fields: &Fields) -> Result<bool> {
+    let from_index = index.and_then(|index| index.get(dir)?.as_array()?.get(1)?.as_str());
+    let from_config = fields.get("architectures").and_then(|list| list.as_array()?.first()?.as_str());
+    match from_index.or(from_config) {
+        None | Some("CLIPTextModel" | "CLIPModel") => Ok(false),
+        Some("CLIPTextModelWithProjection") => Ok(true),
+        Some(other) => Err(fields.wrong("architectures", format!("{other:?} is not implemented, only CLIP's text models are"))),
+    }
+}
+
+fn tokenizer_files(folder: &Folder, dir: &str) -> Result<Option<TokenizerFiles>> {
+    let text = |name: &str| -> Result<Option<String>> {
+        let path = format!("{dir}/{name}");
+        let Some(bytes) = folder.text(&path)? else { return Ok(None) };
+        String::from_utf8(bytes).map(Some).map_err(|_| model_error(folder.shown(&path), "is not UTF-8 text"))
+    };
+    let (Some(vocab_json), Some(merges)) = (text("vocab.json")?, text("merges.txt")?) else { return Ok(None) };
+    let config = folder.json(&format!("{dir}/tokenizer_config.json"))?;
+    // "No limit" is written as a number beyond any integer.
+    let longest = config.and_then(|fields| fields.get("model_max_length")?.as_u64());
+    let model_max_length = longest.and_then(|n| usize::try_from(n).ok()).filter(|n| (2..=config::limit::POSITIONS).contains(n));
+    Ok(Some(TokenizerFiles { vocab_json, merges, pad_token: pad_token(folder, dir)?, model_max_length }))
+}
+
+/// The padding token: text, or an object with the text in `content`.
+fn pad_token(folder: &Folder, dir: &str) -> Result<Option<String>> {
+    for name in ["special_tokens_map.json", "tokenizer_config.json"] {
+        let Some(fields) = folder.json(&format!("{dir}/{name}"))? else { continue };
+        let Some(value) = fields.get("pad_token") else { continue };
+        let text = value.as_str().or_else(|| value.get("content")?.as_str());
+        return text
+            .map(|text| Some(text.to_owned()))
+            .ok_or_else(|| fields.wrong("pad_token", "is neither text nor an object with content"));
+    }
+    Ok(None)
+}

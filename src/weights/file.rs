@@ -1,0 +1,117 @@
+//! One weight file: its bytes, where they come from, and which tensors were asked for.
+
+use super::header::{self, Entry, Header};
+use super::{model_error, quoted};
+use crate::Result;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The bytes of a file.
+pub(crate) enum Blob {
+    Mapped(memmap2::Mmap),
+    Static(&'static [u8]),
+    Owned(Vec<u8>),
+}
+
+impl Blob {
+    /// Maps the file at `path`, which is a regular file and not a device or a pipe.
+    pub(crate) fn map(path: &Path) -> Result<Blob> {
+        let shown = path.display();
+        let failed = |e: std::io::Error| model_error(shown.to_string(), format!("cannot be read: {e}"));
+        // Before opening: opening a named pipe would wait for a writer.
+        let metadata = std::fs::metadata(path).map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(model_error(shown, "is not a regular file"));
+        }
+        let file = File::open(path).map_err(failed)?;
+        if metadata.len() == 0 {
+            return Ok(Blob::Static(&[]));
+        }
+        #[expect(unsafe_code, reason = "mapping a file is unsafe because another process can change it")]
+        // SAFETY: the map is read-only, and is only ever read as plain bytes that are copied out and converted: no reference
+        // into it is kept as another type, and no length or offset in it is read twice. What another process can do to the
+        // mapped bytes is stated in the module's documentation.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
+        Ok(Blob::Mapped(map))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Blob::Mapped(map) => map,
+            Blob::Static(bytes) => bytes,
+            Blob::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// A safetensors file with a header that was checked.
+pub(crate) struct WeightFile {
+    /// How people know it: a path, or a path inside the program.
+    pub(crate) name: String,
+    blob: Blob,
+    header: Header,
+    by_name: HashMap<String, usize>,
+    used: Vec<AtomicBool>,
+}
+
+impl WeightFile {
+    /// Reads the header of `blob`.
+    pub(crate) fn new(name: String, blob: Blob) -> Result<WeightFile> {
+        let header = header::parse(&name, blob.bytes())?;
+        let by_name = header.entries.iter().enumerate().map(|(i, entry)| (entry.name.clone(), i)).collect();
+        let used = header.entries.iter().map(|_| AtomicBool::new(false)).collect();
+        Ok(WeightFile { name, blob, header, by_name, used })
+    }
+
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.header.entries
+    }
+
+    pub(crate) fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.header.metadata
+    }
+
+    /// The number of the tensor `key`.
+    pub(crate) fn find(&self, key: &str) -> Option<usize> {
+        self.by_name.get(key).copied()
+    }
+
+    /// The tensor `key`.
+    pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
+        self.find(key).and_then(|i| self.header.entries.get(i))
+    }
+
+    /// The shape of `key`.
+    pub(crate) fn shape(&self, key: &str) -> Option<&[usize]> {
+        self.entry(key).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The bytes of a tensor of this file.
+    pub(crate) fn bytes(&self, entry: &Entry) -> Result<&[u8]> {
+        self.blob
+            .bytes()
+            .get(entry.range.clone())
+            .ok_or_else(|| model_error(&self.name, format!("has no bytes for tensor {}", quoted(&entry.name))))
+    }
+
+    /// Notes that somebody asked for the tensor.
+    pub(crate) fn mark_used(&self, index: usize) {
+        if let Some(flag) = self.used.get(index) {
+            // Only a mark: it orders nothing else.
+            flag.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether somebody asked for the tensor.
+    pub(crate) fn is_used(&self, index: usize) -> bool {
+        self.used.get(index).is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+}
+
+impl std::fmt::Debug for WeightFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WeightFile({}, {} tensors)", self.name, self.header.entries.len())
+    }
+}

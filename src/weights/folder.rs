@@ -1,0 +1,205 @@
+//! Where the files of a diffusers folder come from, and which of several weight files is the right one.
+
+use super::file::{Blob, WeightFile};
+use super::json::Fields;
+use super::{model_error, quoted};
+use crate::Result;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The longest configuration or vocabulary file that is read, in bytes. CLIP's vocabulary has one million.
+const MAX_TEXT: u64 = 64 << 20;
+/// Why a pickle is not read, and what to do.
+pub(crate) const PICKLE: &str = "is a pickle, which can run any code when it is read, and is refused; \
+                                 use the .safetensors file of the same model, or convert it in a sandbox";
+/// The extensions of PyTorch's pickles.
+pub(crate) const PICKLE_EXTENSIONS: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
+
+/// A diffusers folder, wherever it is. Paths inside it are written with `/`.
+#[derive(Debug, Clone)]
+pub(crate) enum Folder {
+    /// On disk.
+    Disk(PathBuf),
+    /// Compiled into the program, under a name.
+    Embedded(String, &'static [(&'static str, &'static [u8])]),
+    /// Only its texts, carried by a single file of the name.
+    Texts(String, BTreeMap<String, String>),
+}
+
+impl Folder {
+    /// What people call the file `path` of this folder.
+    pub(crate) fn shown(&self, path: &str) -> String {
+        match self {
+            Folder::Disk(root) => root.join(path).display().to_string(),
+            Folder::Embedded(name, _) | Folder::Texts(name, _) => format!("{name}:{path}"),
+        }
+    }
+
+    /// The names of the files and folders in `dir`, sorted; none where there is no such folder.
+    pub(crate) fn names(&self, dir: &str) -> Vec<String> {
+        let inside = |path: &str| {
+            let rest = if dir.is_empty() { Some(path) } else { path.strip_prefix(dir).and_then(|rest| rest.strip_prefix('/')) };
+            rest.and_then(|rest| rest.split('/').next()).map(str::to_owned)
+        };
+        let mut names: Vec<String> = match self {
+            Folder::Disk(root) => {
+                let entries = std::fs::read_dir(root.join(dir)).into_iter().flatten();
+                entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+            }
+            Folder::Embedded(_, files) => files.iter().filter_map(|(path, _)| inside(path)).collect(),
+            Folder::Texts(_, texts) => texts.keys().filter_map(|path| inside(path)).collect(),
+        };
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// The whole file `path`, or `None` where there is none.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is far too long for a text.
+    pub(crate) fn text(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        let root = match self {
+            Folder::Embedded(_, files) => return Ok(files.iter().find(|(p, _)| *p == path).map(|(_, bytes)| bytes.to_vec())),
+            Folder::Texts(_, texts) => return Ok(texts.get(path).map(|text| text.clone().into_bytes())),
+            Folder::Disk(root) => root,
+        };
+        let file = root.join(path);
+        let failed = |e: std::io::Error| model_error(file.display(), format!("cannot be read: {e}"));
+        let metadata = match std::fs::metadata(&file) {
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(None),
+            other => other.map_err(failed)?,
+        };
+        if !metadata.is_file() {
+            return Err(model_error(file.display(), "is not a regular file"));
+        }
+        if metadata.len() > MAX_TEXT {
+            return Err(model_error(file.display(), format!("has {} bytes, too many for a configuration file", metadata.len())));
+        }
+        let mut text = Vec::new();
+        std::fs::File::open(&file).map_err(failed)?.take(MAX_TEXT).read_to_end(&mut text).map_err(failed)?;
+        Ok(Some(text))
+    }
+
+    /// The JSON object in the file `path`, or `None` where there is none.
+    pub(crate) fn json(&self, path: &str) -> Result<Option<Fields>> {
+        self.text(path)?.map(|text| Fields::parse(self.shown(path), &text)).transpose()
+    }
+
+    /// The JSON object in the file `path`, which must be there.
+    pub(crate) fn required_json(&self, path: &str) -> Result<Fields> {
+        self.json(path)?.ok_or_else(|| model_error(self.shown(path), "is missing"))
+    }
+
+    fn weight_file(&self, path: &str) -> Result<Arc<WeightFile>> {
+        let blob = match self {
+            Folder::Disk(root) => Blob::map(&root.join(path))?,
+            Folder::Embedded(_, files) => match files.iter().find(|(p, _)| *p == path) {
+                Some((_, bytes)) => Blob::Static(bytes),
+                None => return Err(model_error(self.shown(path), "is missing")),
+            },
+            Folder::Texts(..) => return Err(model_error(self.shown(path), "is missing")),
+        };
+        WeightFile::new(self.shown(path), blob).map(Arc::new)
+    }
+
+    /// The weight files of the component in `dir`.
+    ///
+    /// Full precision is taken where it is there; `prefer` names a variant to take instead, such as `fp16`.
+    pub(crate) fn weights(&self, dir: &str, prefer: Option<&str>) -> Result<Vec<Arc<WeightFile>>> {
+        let names = self.names(dir);
+        let mut choices: Vec<(Option<&str>, &str)> = names.iter().filter_map(|name| Some((variant(name)?, name.as_str()))).collect();
+        // After the variant that was asked for: no variant, then half precision, then any other by its name. Of a whole file
+        // and an index of shards of the same variant the whole file comes first.
+        choices.sort_by_key(|(variant, name)| {
+            let rank = match variant {
+                Some(_) if *variant == prefer => 0,
+                None => 1,
+                Some("fp16") => 2,
+                Some(_) => 3,
+            };
+            (rank, name.contains(".index."), *name)
+        });
+        let Some((_, chosen)) = choices.first() else {
+            let dir_shown = self.shown(dir);
+            if let Some(pickle) = names.iter().find(|name| PICKLE_EXTENSIONS.iter().any(|e| name.ends_with(&format!(".{e}")))) {
+                return Err(model_error(self.shown(&format!("{dir}/{pickle}")), PICKLE));
+            }
+            return Err(model_error(dir_shown, "has no weights: neither model.safetensors nor diffusion_pytorch_model.safetensors"));
+        };
+        let path = format!("{dir}/{chosen}");
+        if !chosen.ends_with(".json") {
+            return Ok(vec![self.weight_file(&path)?]);
+        }
+        let shards = self.shards(&path)?;
+        shards.iter().map(|shard| self.weight_file(&format!("{dir}/{shard}"))).collect()
+    }
+
+    /// The files that an index of shards names, sorted.
+    fn shards(&self, path: &str) -> Result<Vec<String>> {
+        let index = self.required_json(path)?;
+        let map = index.object("weight_map").ok_or_else(|| index.wrong("weight_map", "is missing or not an object"))?.value();
+        let mut shards = Vec::new();
+        for (key, file) in map.as_object().into_iter().flatten() {
+            let file = file.as_str().ok_or_else(|| index.wrong("weight_map", format!("{} has no file name", quoted(key))))?;
+            // A shard lies beside its index: nothing else may be opened because a downloaded file says so.
+            if file.is_empty() || file.starts_with('.') || file.contains(['/', '\\', ':', '\0']) || !file.ends_with(".safetensors") {
+                return Err(
+                    index.wrong("weight_map", format!("{} is not the name of a .safetensors file in the same folder", quoted(file)))
+                );
+            }
+            shards.push(file.to_owned());
+        }
+        shards.sort_unstable();
+        shards.dedup();
+        match shards.is_empty() {
+            true => Err(index.wrong("weight_map", "names no file")),
+            false => Ok(shards),
+        }
+    }
+}
+
+/// For a weight file's name its variant, if it has one: `None` where it is no weight file, `Some(None)` at full precision.
+fn variant(name: &str) -> Option<Option<&str>> {
+    let rest = ["diffusion_pytorch_model", "model"].iter().find_map(|stem| name.strip_prefix(stem))?;
+    let middle = match rest.strip_suffix(".safetensors") {
+        Some(middle) => middle,
+        // `model.fp16.safetensors.index.json` or `model.safetensors.index.fp16.json`.
+        None => match rest.strip_suffix(".safetensors.index.json") {
+            Some(middle) => middle,
+            None => rest.strip_prefix(".safetensors.index")?.strip_suffix(".json")?,
+        },
+    };
+    match middle {
+        "" => Some(None),
+        // `-00001-of-00002` is a shard, which its index names.
+        _ => middle.strip_prefix('.').filter(|v| !v.is_empty() && !v.contains("-of-")).map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_are_read_off_file_names() {
+        let cases = [
+            ("model.safetensors", Some(None)),
+            ("diffusion_pytorch_model.safetensors", Some(None)),
+            ("diffusion_pytorch_model.fp16.safetensors", Some(Some("fp16"))),
+            ("diffusion_pytorch_model.non_ema.safetensors", Some(Some("non_ema"))),
+            ("model.safetensors.index.json", Some(None)),
+            ("model.fp16.safetensors.index.json", Some(Some("fp16"))),
+            ("model.safetensors.index.fp16.json", Some(Some("fp16"))),
+            ("model-00001-of-00002.safetensors", None),
+            ("model.fp16-00001-of-00002.safetensors", None),
+            ("config.json", None),
+            ("pytorch_model.bin", None),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(variant(name), expected, "{name}");
+        }
+    }
+}

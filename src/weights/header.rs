@@ -1,0 +1,193 @@
+//! Reads the header of a safetensors file from bytes that nobody vouches for.
+//!
+//! Every number is compared with the bytes that are really there before it is used, and nothing is allocated by a number
+//! that the file claims: what this module allocates is bounded by the length of the header text itself.
+//!
+//! The `safetensors` crate's own reader accepts a name that occurs twice (the last one wins) and reports a bad shape without
+//! its tensor's name, so that the entries are read here, with that crate's [`Dtype`].
+
+use super::{model_error, quoted};
+use crate::Result;
+use safetensors::Dtype;
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+
+/// The longest header text that is read, in bytes; the format's reference implementation has the same limit.
+const MAX_HEADER: usize = 100_000_000;
+/// The most dimensions of one tensor; a network's have at most four.
+const MAX_RANK: usize = 16;
+
+/// One tensor as the header describes it.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    /// Where its bytes lie, counted from the beginning of the file.
+    pub(crate) range: Range<usize>,
+}
+
+/// A header whose every range lies inside the file.
+#[derive(Debug, Default)]
+pub(crate) struct Header {
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+/// Reads the header of `bytes`, which are the whole file called `file`.
+///
+/// # Errors
+/// [`crate::Error::Model`] that names the file and, where there is one, the tensor.
+pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Header> {
+    if let Some(what) = recognise(bytes) {
+        return Err(model_error(file, what));
+    }
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(model_error(file, format!("is only {} bytes long, too short for a safetensors file", bytes.len())));
+    };
+    let claimed = u64::from_le_bytes(*length);
+    let length = match usize::try_from(claimed) {
+        Ok(length) if length <= MAX_HEADER && length <= rest.len() => length,
+        _ => {
+            return Err(model_error(
+                file,
+                format!("claims a header of {claimed} bytes but has {} bytes left: it is truncated or no safetensors file", rest.len()),
+            ));
+        }
+    };
+    let (text, data) = rest.split_at(length);
+    let text = std::str::from_utf8(text).map_err(|_| model_error(file, "has a header that is not UTF-8 text: it is damaged"))?;
+    let raw: RawHeader = serde_json::from_str(text.trim_end_matches(['\0', ' ']))
+        .map_err(|e| model_error(file, format!("has a header that cannot be read: {}", quoted_tail(&e.to_string()))))?;
+    check(file, raw, data.len(), 8 + length)
+}
+
+/// Compares shapes, ranges and the file's length, and moves the ranges to where the data begin.
+fn check(file: &str, raw: RawHeader, data_len: usize, data_start: usize) -> Result<Header> {
+    let mut tensors = raw.tensors;
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut entries = Vec::with_capacity(tensors.len());
+    let mut end = 0;
+    for (name, info) in tensors {
+        let (from, to) = info.data_offsets;
+        let shown = quoted(&name);
+        if info.shape.len() > MAX_RANK {
+            return Err(model_error(file, format!("gives tensor {shown} {} dimensions", info.shape.len())));
+        }
+        if from > to {
+            return Err(model_error(file, format!("has tensor {shown} end at byte {to} before its begin {from}")));
+        }
+        if to > data_len {
+            return Err(model_error(
+                file,
+                format!("has tensor {shown} end at byte {to} of {data_len}: the file is truncated; download or copy it again"),
+            ));
+        }
+        if from != end {
+            let what = if from < end { "overlaps the tensor before it" } else { "leaves a gap before it" };
+            return Err(model_error(file, format!("has tensor {shown} at bytes {from} to {to}, which {what} (ends at {end})")));
+        }
+        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |product, &size| product.checked_mul(size));
+        if bits.is_none_or(|bits| bits % 8 != 0 || bits / 8 != to - from) {
+            return Err(model_error(
+                file,
+                format!("gives tensor {shown} the shape {:?} of {} in {} bytes, which do not agree", info.shape, info.dtype, to - from),
+            ));
+        }
+        end = to;
+        entries.push(Entry { name, dtype: info.dtype, shape: info.shape, range: data_start + from..data_start + to });
+    }
+    if end != data_len {
+        return Err(model_error(file, format!("has {} bytes after its last tensor: it is damaged", data_len - end)));
+    }
+    Ok(Header { entries, metadata: raw.metadata })
+}
+
+/// Says what a file is that people take for a safetensors file, by its first bytes.
+fn recognise(bytes: &[u8]) -> Option<&'static str> {
+    const PICKLE: &str = "is a pickle (PyTorch's .ckpt format), which runs code when it is read; \
+                          convert it to safetensors in a sandbox, or download the .safetensors file of the same model";
+    const KNOWN: [(&[u8], &str); 8] = [
+        (b"version https://git-lfs", "is a Git LFS pointer, not the model itself; run `git lfs pull` in its repository"),
+        (b"PK\x03\x04", PICKLE),
+        (b"\x80\x02", PICKLE),
+        (b"\x80\x04", PICKLE),
+        (b"GGUF", "is a GGUF file; only safetensors files are read"),
+        (b"\x89HDF", "is an HDF5 file; only safetensors files are read"),
+        (b"\x1f\x8b", "is compressed with gzip; unpack it first"),
+        (b"\x08\0\0\0TFL3", "is a TensorFlow Lite file; only safetensors files are read"),
+    ];
+    if bytes.is_empty() {
+        return Some("is empty: the download did not finish");
+    }
+    // A pickle's first bytes could in theory be a header's length, but then a `{` follows at byte 8.
+    if bytes.get(8) == Some(&b'{') {
+        return None;
+    }
+    if let Some((_, what)) = KNOWN.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        return Some(what);
+    }
+    let start: Vec<u8> =
+        bytes.iter().copied().take(512).skip_while(u8::is_ascii_whitespace).take(14).map(|b| b.to_ascii_lowercase()).collect();
+    if start.starts_with(b"<!doctype") || start.starts_with(b"<html") || start.starts_with(b"<?xml") {
+        return Some("is a web page, not a model: the download answered with an error or asks for a login");
+    }
+    // Eight letters as a little-endian length would be a header of 2^60 bytes.
+    let text = bytes.get(..8).unwrap_or(bytes).iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+    text.then_some("is a text file, not a safetensors file")
+}
+
+/// The JSON decoder's message, without control characters that a file could have put there.
+fn quoted_tail(message: &str) -> String {
+    message.chars().take(300).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// One value of the header's object. Other fields are ignored, as the format's readers do.
+#[derive(serde::Deserialize)]
+struct RawInfo {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
+#[derive(Default)]
+struct RawHeader {
+    tensors: Vec<(String, RawInfo)>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl<'de> Deserialize<'de> for RawHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = RawHeader;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+                let mut header = RawHeader::default();
+                let mut seen = HashSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if !seen.insert(name.clone()) {
+                        return Err(A::Error::custom(format!("the name {} occurs twice", quoted(&name))));
+                    }
+                    let wrong = |e: A::Error| A::Error::custom(format!("tensor {}: {e}", quoted(&name)));
+                    if name == "__metadata__" {
+                        let values: BTreeMap<String, serde_json::Value> = map.next_value().map_err(wrong)?;
+                        // The format wants strings; what else is there cannot change a tensor.
+                        header.metadata = values.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))).collect();
+                    } else {
+                        let info = map.next_value::<RawInfo>().map_err(wrong)?;
+                        header.tensors.push((name, info));
+                    }
+                }
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(header)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}

@@ -1,0 +1,79 @@
+//! The scheduler that a model asks for, and what each family has where nothing says so.
+
+use super::json::Fields;
+use crate::Result;
+use crate::schedulers::SchedulerConfig;
+use crate::spec::{Defaults, Family};
+use serde_json::{Value, json};
+
+/// Parses `scheduler_config.json`. The only place that knows how.
+pub(crate) fn parse(_fields: &Fields) -> Result<SchedulerConfig> {
+    Ok(SchedulerConfig::default())
+}
+
+/// What the network predicts, when a single file had to be read for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Prediction {
+    /// v-prediction instead of epsilon.
+    pub(crate) v: bool,
+    /// The noise schedule ends in pure noise.
+    pub(crate) zero_snr: bool,
+}
+
+/// The `scheduler_config.json` that the family's first model has in diffusers.
+pub(crate) fn of_family(family: Family, prediction: Prediction) -> Value {
+    let mut config = json!({
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "num_train_timesteps": 1000,
+        "prediction_type": if prediction.v { "v_prediction" } else { "epsilon" },
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "trained_betas": null,
+    });
+    let own = match family {
+        Family::Sd1 => json!({ "_class_name": "PNDMScheduler", "set_alpha_to_one": false, "skip_prk_steps": true }),
+        Family::Sd2 => json!({ "_class_name": "DDIMScheduler", "set_alpha_to_one": false, "clip_sample": false }),
+        Family::Sdxl | Family::SdxlRefiner => json!({ "_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": false }),
+    };
+    if let (Value::Object(config), Value::Object(own)) = (&mut config, own) {
+        config.extend(own);
+        if prediction.zero_snr {
+            config.insert("rescale_betas_zero_snr".into(), Value::Bool(true));
+            // Leading timesteps never visit the last one, which is the one that the rescaling is about.
+            config.insert("timestep_spacing".into(), "trailing".into());
+            if matches!(family, Family::Sd1) {
+                // PNDM has no such option.
+                config.remove("skip_prk_steps");
+                config.insert("_class_name".into(), "DDIMScheduler".into());
+                config.insert("clip_sample".into(), Value::Bool(false));
+            }
+        }
+    }
+    config
+}
+
+/// Schedulers that only distilled models ask for: class, timestep spacing where it matters, steps, guidance scale.
+const DISTILLED: &[(&str, Option<&str>, usize, f64)] = &[
+    ("EulerAncestralDiscreteScheduler", Some("trailing"), 1, 0.0),
+    ("EulerDiscreteScheduler", Some("trailing"), 1, 0.0),
+    ("LCMScheduler", None, 4, 1.0),
+    ("TCDScheduler", None, 4, 0.0),
+];
+
+/// Steps and guidance that diffusers takes for the family, or those of a distilled model with the reason.
+pub(crate) fn defaults(family: Family, fields: &Fields) -> Result<(Defaults, Option<String>)> {
+    let class = fields.word("_class_name")?.unwrap_or_default();
+    let spacing = fields.word("timestep_spacing")?;
+    // Zero-terminal-SNR models use trailing timesteps too, and are not distilled.
+    let plain = fields.word("prediction_type")?.is_none_or(|p| p == "epsilon") && !fields.flag("rescale_betas_zero_snr", false)?;
+    let row = DISTILLED.iter().find(|(name, only, ..)| *name == class && (only.is_none() || *only == spacing)).filter(|_| plain);
+    if let Some((_, _, steps, guidance_scale)) = row {
+        let spacing = spacing.map_or(String::new(), |spacing| format!(" with {spacing} timesteps"));
+        let reason = format!("{} asks for {class}{spacing}, as distilled models do.", fields.file);
+        return Ok((Defaults { steps: *steps, guidance_scale: *guidance_scale }, Some(reason)));
+    }
+    let guidance_scale = if matches!(family, Family::Sdxl | Family::SdxlRefiner) { 5.0 } else { 7.5 };
+    Ok((Defaults { steps: 50, guidance_scale }, None))
+}
