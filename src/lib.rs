@@ -1,6 +1,7 @@
 //! Stable Diffusion as a library and a command line.
 
 mod error;
+pub mod noise;
 pub mod ops;
 pub mod schedulers;
 pub mod spec;
