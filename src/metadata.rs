@@ -3,6 +3,7 @@
 //! # Source
 //! `create_infotext` in stable-diffusion-webui@v1.10:modules/processing.py.
 
+use crate::Result;
 use crate::noise::Rng;
 use crate::request::GenerationRequest;
 
@@ -10,12 +11,15 @@ use crate::request::GenerationRequest;
 pub const KEYWORD: &str = "parameters";
 
 /// What made a picture: prompt, negative prompt, and one line of `Key: value` pairs.
-pub fn parameters(request: &GenerationRequest, seed: u64, model: &str) -> String {
+///
+/// # Errors
+/// The scheduler's configuration names something that is not implemented.
+pub fn parameters(request: &GenerationRequest, seed: u64, model: &str) -> Result<String> {
     let scheduler = &request.scheduler;
     let mut pairs = vec![
         ("Steps", request.steps.to_string()),
-        ("Sampler", scheduler.sampler.a1111_name().to_owned()),
-        ("Schedule type", scheduler.a1111_schedule_name().to_owned()),
+        ("Sampler", scheduler.sampler()?.a1111_name().to_owned()),
+        ("Schedule type", scheduler.a1111_schedule_name()?.to_owned()),
         ("CFG scale", request.guidance_scale.to_string()),
         ("Seed", seed.to_string()),
         ("Size", format!("{}x{}", request.width, request.height)),
@@ -37,7 +41,7 @@ pub fn parameters(request: &GenerationRequest, seed: u64, model: &str) -> String
     let line: Vec<String> = pairs.iter().map(|(key, value)| format!("{key}: {}", quoted(value))).collect();
     let negative = request.negative_prompt.as_deref().filter(|n| !n.is_empty());
     let negative = negative.map(|n| format!("\nNegative prompt: {n}")).unwrap_or_default();
-    format!("{}{negative}\n{}", request.prompt, line.join(", "))
+    Ok(format!("{}{negative}\n{}", request.prompt, line.join(", ")))
 }
 
 /// A value that would be mistaken for more than one is written as a JSON string.

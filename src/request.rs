@@ -1,7 +1,7 @@
 //! What is to be painted: a draft in which everything may be missing, and a request in which everything is decided.
 
 use crate::noise::Rng;
-use crate::schedulers::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::schedulers::{PredictionType, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 
@@ -25,8 +25,8 @@ pub struct RequestDraft {
     pub guidance_scale: Option<f64>,
     /// How much of the guided prediction's contrast is taken back, 0 to 1.
     pub guidance_rescale: Option<f64>,
-    /// The solver.
-    pub sampler: Option<Sampler>,
+    /// The solver, however a peer spells it; a schedule word may end the name.
+    pub sampler: Option<String>,
     /// Which noise levels.
     pub schedule: Option<SigmaSchedule>,
     /// How the trained timesteps are thinned out.
@@ -117,23 +117,23 @@ impl RequestDraft {
         let guidance_rescale = finite("--guidance-rescale", self.guidance_rescale.unwrap_or(0.0), 0.0, 1.0)?;
 
         let mut scheduler = self.scheduler_config.clone().unwrap_or_else(|| spec.scheduler.clone());
-        if let Some(sampler) = self.sampler {
-            scheduler = scheduler.with_sampler(sampler);
+        if let Some(sampler) = &self.sampler {
+            scheduler = scheduler.with_sampler(sampler)?;
         }
         if let Some(schedule) = self.schedule {
-            scheduler = scheduler.with_schedule(schedule)?;
+            scheduler = scheduler.with_schedule(schedule);
         }
         if let Some(spacing) = self.timestep_spacing {
-            scheduler.timestep_spacing = spacing;
+            scheduler = scheduler.with_spacing(spacing);
         }
         if let Some(prediction) = self.prediction {
-            scheduler.prediction_type = prediction;
+            scheduler = scheduler.with_prediction(prediction);
         }
         if self.zero_snr {
-            scheduler.rescale_betas_zero_snr = true;
+            scheduler = scheduler.with_zero_snr(true);
         }
         if let Some(eta) = self.eta {
-            scheduler.eta = Some(finite("--eta", eta, 0.0, 100.0)?);
+            scheduler = scheduler.with_eta(finite("--eta", eta, 0.0, 100.0)?);
         }
         let steps = at_least_one("--steps", self.steps.unwrap_or(spec.defaults.steps))?;
         // Planning finds out whether sampler, schedule and steps go together, before a weight is read.

@@ -3,7 +3,7 @@
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
 use crate::request::RequestDraft;
-use crate::schedulers::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::schedulers::{PredictionType, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::Read;
@@ -104,7 +104,7 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "DIR", env = "SD_GEN_MODELS", hide_env_values = true, help_heading = "The model")]
     pub(super) models_dir: Option<PathBuf>,
     /// What the UNet predicts: epsilon or v [default: as detected]
-    #[arg(long, value_name = "WHAT", value_parser = PredictionType::from_name, help_heading = "The model")]
+    #[arg(long, value_name = "WHAT", value_parser = parse_prediction, help_heading = "The model")]
     pub(super) prediction: Option<PredictionType>,
     /// Rescale the noise schedule to zero terminal SNR
     #[arg(long, help_heading = "The model")]
@@ -123,8 +123,8 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "X", help_heading = "Sampling")]
     pub(super) guidance_rescale: Option<f64>,
     /// However a peer spells it: "DPM++ 2M Karras", euler_a, DDIMScheduler [default: the model's own]
-    #[arg(long, visible_aliases = ["scheduler", "sampling-method"], value_name = "NAME", value_parser = Sampler::from_name, help_heading = "Sampling")]
-    pub(super) sampler: Option<(Sampler, Option<SigmaSchedule>)>,
+    #[arg(long, visible_aliases = ["scheduler", "sampling-method"], value_name = "NAME", help_heading = "Sampling")]
+    pub(super) sampler: Option<String>,
     /// Which noise levels: normal or karras [default: the model's own]
     #[arg(long, value_name = "NAME", value_parser = SigmaSchedule::from_name, help_heading = "Sampling")]
     pub(super) schedule: Option<SigmaSchedule>,
@@ -192,6 +192,14 @@ fn parse_seed(text: &str) -> Result<Seed, String> {
     }
 }
 
+fn parse_prediction(text: &str) -> Result<PredictionType, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "epsilon" | "eps" => Ok(PredictionType::Epsilon),
+        "v" | "v_prediction" | "v-prediction" => Ok(PredictionType::VPrediction),
+        _ => Err("give epsilon or v".into()),
+    }
+}
+
 fn parse_size(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once(['x', 'X', '×']);
     let parsed = parts.and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
@@ -227,7 +235,6 @@ impl GenerateArgs {
                 Some(config.map_err(|e| Error::Input(format!("--scheduler-config {e}")))?)
             }
         };
-        let (sampler, named_with_sampler) = self.sampler.map_or((None, None), |(sampler, schedule)| (Some(sampler), schedule));
         let (width, height) = self.size.map_or((self.width, self.height), |(w, h)| (Some(w), Some(h)));
         Ok(RequestDraft {
             prompt,
@@ -237,8 +244,8 @@ impl GenerateArgs {
             steps: self.steps,
             guidance_scale: self.guidance_scale,
             guidance_rescale: self.guidance_rescale,
-            sampler,
-            schedule: self.schedule.or(named_with_sampler),
+            sampler: self.sampler.clone(),
+            schedule: self.schedule,
             timestep_spacing: self.timestep_spacing,
             scheduler_config,
             prediction: self.prediction,

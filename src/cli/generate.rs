@@ -122,7 +122,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn write(&mut self, painted: Painted, request: &GenerationRequest, progress: &Progress) -> Result<()> {
-        let texts = [(KEYWORD, Cow::from(parameters(request, painted.seed, self.model)))];
+        let texts = [(KEYWORD, Cow::from(parameters(request, painted.seed, self.model)?))];
         let name = PictureName { request, model: self.model, seed: painted.seed, index: self.index };
         self.index += 1;
         let path = self.output.path(&name)?;

@@ -158,7 +158,7 @@ fn fill(piece: &Piece, picture: &PictureName<'_>) -> String {
         "prompt" => request.prompt.clone(),
         "negative" => request.negative_prompt.clone().unwrap_or_default(),
         "model" => picture.model.to_owned(),
-        "sampler" => request.scheduler.sampler.name().to_owned(),
+        "sampler" => request.scheduler.sampler().map(|s| s.name().to_owned()).unwrap_or_default(),
         "steps" => request.steps.to_string(),
         "guidance" => request.guidance_scale.to_string(),
         "width" => request.width.to_string(),

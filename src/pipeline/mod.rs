@@ -64,10 +64,10 @@ impl Pipeline {
         for (i, encoder) in spec.text_encoders.iter().enumerate() {
             observer.stage(Stage::Load { component: "text encoder" })?;
             let length = encoder.clip.max_positions;
-            let tokenizer = match checkpoint.tokenizer(i)? {
+            let tokenizer = match checkpoint.tokenizer(i) {
                 Some(files) => {
                     let length = files.model_max_length.unwrap_or(length).min(length);
-                    ClipTokenizer::from_files(&files.origin, &files.vocab_json, &files.merges, &encoder.pad_token, length)?
+                    ClipTokenizer::from_files(checkpoint.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)?
                 }
                 None => ClipTokenizer::clip(&encoder.pad_token, length)?,
             };
@@ -106,9 +106,9 @@ impl Pipeline {
         let mut noise = SeededNoise::new(request.rng, seeds);
         let latents = noise.noise_like(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: seeds })?;
-        let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, request, prompt.repeat(seeds.len())?);
+        let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, schedule.prediction, request, prompt.repeat(seeds.len())?);
         let steps = schedule.steps.len();
-        let latents = sample(&schedule, latents, &mut denoiser, &mut noise, &mut |step, _| {
+        let latents = sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, _| {
             observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: seeds })
         })?;
         observer.stage(Stage::Decode)?;

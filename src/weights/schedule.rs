@@ -7,8 +7,8 @@ use crate::spec::{Defaults, Family};
 use serde_json::{Value, json};
 
 /// Parses `scheduler_config.json`. The only place that knows how.
-pub(crate) fn parse(_fields: &Fields) -> Result<SchedulerConfig> {
-    Ok(SchedulerConfig::default())
+pub(crate) fn parse(fields: &Fields) -> Result<SchedulerConfig> {
+    SchedulerConfig::from_json(&fields.value().to_string(), &fields.file)
 }
 
 /// What the network predicts, when a single file had to be read for it.
