@@ -1,9 +1,42 @@
-//! Stable Diffusion as a library and a command line.
+//! Stable Diffusion as a library: a checkpoint becomes a pipeline, a pipeline paints requests.
+//!
+//! ```no_run
+//! use sd_gen::{candle_core::{DType, Device}, pipeline::{Pipeline, Silent}, request::RequestDraft, weights::Checkpoint};
+//!
+//! let checkpoint = Checkpoint::open("models/emoji".as_ref())?;
+//! let pipeline = Pipeline::load(&checkpoint, &Device::Cpu, DType::F32, DType::F32, &mut Silent)?;
+//! let draft = RequestDraft { prompt: "a red apple".into(), ..RequestDraft::default() };
+//! let request = draft.resolve(pipeline.spec())?;
+//! let prompt = pipeline.encode_prompt(&request, &mut Silent)?;
+//! for seeds in request.batches() {
+//!     for painted in pipeline.paint(&request, &prompt, &seeds, &mut Silent)? {
+//!         painted.picture.save(format!("apple-{}.png", painted.seed)).map_err(|e| sd_gen::Error::Picture(e.to_string()))?;
+//!     }
+//! }
+//! # Ok::<(), sd_gen::Error>(())
+//! ```
+//!
+//! The dependencies point one way:
+//!
+//! ```text
+//! main → cli → pipeline → weights → spec → {models, text} → ops
+//!                 └→ schedulers, request, noise, image, metadata      error: leaf
+//! ```
 
+pub mod cli;
+pub mod device;
 mod error;
+pub mod image;
+pub mod metadata;
+pub mod models;
+pub mod noise;
 pub mod ops;
+pub mod pipeline;
+pub mod request;
 pub mod schedulers;
 pub mod spec;
+pub mod text;
 pub mod weights;
 
+pub use candle_core;
 pub use error::{Error, Result};

@@ -1,7 +1,42 @@
 //! The denoising loop's mathematics: which noise levels, and how to step from one to the next.
 //!
 //! One coordinate (sigma: latents are `x0 + sigma · noise`), one contract ([`Denoiser`]), and three independent axes:
-//! which levels, how to step, and what the network predicts. Schedulers never see a model, a device or a seed.
+//! which levels ([`plan`]), how to step ([`Scheduler`]), and what the network predicts ([`PredictionType`]).
+//! Schedulers never see a model, a device or a seed.
+//!
+//! ```text
+//! SchedulerConfig ──plan(steps)──▶ Schedule ──sample(latents, denoiser, noise)──▶ clean latents
+//! ```
+//!
+//! Half of the field's samplers (DDIM, DDPM, PNDM, DPM-Solver) are written for variance-preserving latents,
+//! `x / sqrt(1 + sigma²)`. Here they run in sigma space too, where most of them become shorter; the two ends convert
+//! ([`Schedule::initial_scale`], [`Schedule::final_scale`]). Timesteps, sigmas and the order in which noise is drawn are those
+//! of diffusers 0.36, so a trajectory can be laid beside its.
+//!
+//! **Zero terminal SNR.** A rescaled schedule ends in pure noise: ᾱ = 0, sigma infinite. Every sampler here floors that last ᾱ at
+//! 2⁻²⁴ (sigma 4096), as diffusers does for Euler and DPM-Solver. Its DDIM and DDPM keep the 0, so their first step differs from
+//! ours by about 2⁻¹² of the noise.
+//!
+//! # Source
+//! The formulation is that of Karras et al. 2022 (arXiv:2206.00364); each solver's file names its own paper.
+
+mod config;
+mod dpm_solver;
+mod euler;
+mod heun;
+mod levels;
+mod plan;
+mod pndm;
+mod prediction;
+mod sampler;
+#[cfg(test)]
+mod tests;
+
+pub use config::{SchedulerConfig, SchedulerFile};
+pub use levels::{SigmaSchedule, TimestepSpacing};
+pub use plan::{Schedule, plan, sample};
+pub use prediction::PredictionType;
+pub use sampler::Sampler;
 
 use crate::Result;
 use candle_core::Tensor;
@@ -45,6 +80,15 @@ pub trait Scheduler: Send {
     fn step(&mut self, step: Step, latents: &Tensor, denoiser: &mut dyn Denoiser, noise: &mut dyn NoiseSource) -> Result<Tensor>;
 }
 
-/// What `scheduler_config.json` says; see the helper's implementation.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct SchedulerConfig {}
+/// `a · x + b · y`.
+fn blend(a: f64, x: &Tensor, b: f64, y: &Tensor) -> Result<Tensor> {
+    Ok((x.affine(a, 0.0)? + y.affine(b, 0.0)?)?)
+}
+
+/// Clamps to `[-range, range]` where a configuration asks for it.
+fn clip(x: &Tensor, range: Option<f64>) -> Result<Tensor> {
+    Ok(match range {
+        Some(range) => x.clamp(-range, range)?,
+        None => x.clone(),
+    })
+}

@@ -5,6 +5,7 @@
 
 use super::checkpoint::{Checkpoint, Component, TokenizerFiles};
 use super::component::{Part, Raw};
+use super::json::Fields;
 use super::keys::{self, Form, Pair, TextLayout};
 use super::single::{self, CONFIGURATION};
 use super::{decode, export, model_error, quoted};
@@ -87,7 +88,7 @@ pub fn convert(
 struct Item<'a> {
     key: String,
     form: Form,
-    /// The tensors of `part` that it is made of.
+    /// The tensors of `part` that it is made of. None: it is a mark, which says something by its name and holds no number.
     names: Vec<String>,
     part: &'a Part,
 }
@@ -108,7 +109,15 @@ fn original(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, report: &mut Rep
         items.extend(backwards(part, pairs));
     }
     let texts = export::carried(from)?;
-    let mut metadata = metadata(spec, &from.scheduler, to)?;
+    let scheduler = Fields::parse("the scheduler's configuration", from.scheduler.as_bytes())?;
+    let v = scheduler.word("prediction_type")? == Some("v_prediction");
+    let zero_snr = scheduler.flag("rescale_betas_zero_snr", false)?;
+    let mut metadata = metadata(spec, v, to);
+    if let (Family::Sdxl | Family::SdxlRefiner, Some((_, part))) = (spec.family, from.parts.first()) {
+        // Other programs look for these tensors in XL models.
+        let marks = [("v_pred", v), ("ztsnr", v && zero_snr)].into_iter().filter(|(_, is)| *is);
+        items.extend(marks.map(|(key, _)| Item { key: key.to_owned(), form: Form::Same, names: Vec::new(), part }));
+    }
     metadata.insert(CONFIGURATION.into(), json!(serde_json::to_string(&texts).map_err(|e| unexpected(&e))?));
 
     let partial = Partial::beside(to)?;
@@ -186,9 +195,7 @@ fn backwards(part: &Part, pairs: Vec<Pair>) -> Vec<Item<'_>> {
 }
 
 /// What other programs look for in a single file.
-fn metadata(spec: &ModelSpec, scheduler: &str, to: &Path) -> Result<Map<String, Value>> {
-    let scheduler = super::json::Fields::parse("the scheduler's configuration", scheduler.as_bytes())?;
-    let v = scheduler.word("prediction_type")? == Some("v_prediction");
+fn metadata(spec: &ModelSpec, v: bool, to: &Path) -> Map<String, Value> {
     let architecture = match spec.family {
         Family::Sd1 => "stable-diffusion-v1",
         Family::Sd2 if v => "stable-diffusion-v2-768-v",
@@ -212,7 +219,7 @@ fn metadata(spec: &ModelSpec, scheduler: &str, to: &Path) -> Result<Map<String, 
     ] {
         metadata.insert(key.into(), Value::String(value));
     }
-    Ok(metadata)
+    metadata
 }
 
 /// Writes one safetensors file.
@@ -262,6 +269,10 @@ struct Planned<'a> {
 fn plan<'a>(items: &'a [Item<'a>], wanted: Option<Dtype>) -> Result<Vec<Planned<'a>>> {
     let mut plan = Vec::with_capacity(items.len());
     for item in items {
+        if item.names.is_empty() {
+            plan.push(Planned { item, dtype: Dtype::F32, shape: vec![0], bytes: 0 });
+            continue;
+        }
         let shapes: Vec<Vec<usize>> = item.names.iter().filter_map(|name| item.part.shape(name)).collect();
         let cannot =
             || model_error(item.part.file_of(&item.names), format!("has tensors {:?} that do not fit together as one", item.names));
@@ -279,6 +290,9 @@ fn plan<'a>(items: &'a [Item<'a>], wanted: Option<Dtype>) -> Result<Vec<Planned<
 
 impl Item<'_> {
     fn read(&self, dtype: Dtype) -> Result<Raw<'_>> {
+        if self.names.is_empty() {
+            return Ok(Raw { dtype, shape: vec![0], bytes: [].as_slice().into() });
+        }
         let read = |name: &String| -> Result<Raw<'_>> {
             let raw = self.part.raw(name)?;
             if raw.dtype == dtype {

@@ -4,7 +4,7 @@ use super::checkpoint::TokenizerFiles;
 use super::folder::Folder;
 use super::json::Fields;
 use super::schedule::{self, Prediction};
-use super::{config, model_error};
+use super::{config, model_error, quoted};
 use crate::Result;
 use crate::spec::{Activation, Family, ModelSpec, TextEncoderSpec, UNetSpec, VaeSpec};
 use serde_json::Value;
@@ -47,7 +47,7 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
     if let Some(index) = &index
         && let Some(class) = index.word("_class_name")?
     {
-        evidence.push(format!("{} names the pipeline {class}.", index.file));
+        evidence.push(format!("{} names the pipeline {}.", index.file, quoted(class)));
     }
     for (component, what) in FOREIGN {
         if present(folder, index.as_ref(), component) {
@@ -120,7 +120,7 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
     };
     let scheduler = Fields::parse(&scheduler_file, scheduler_text.as_bytes())?;
     if let Some(prediction) = scheduler.word("prediction_type")? {
-        evidence.push(format!("{} says that the UNet predicts {prediction}.", scheduler.file));
+        evidence.push(format!("{} says that the UNet predicts {}.", scheduler.file, quoted(prediction)));
     }
     let (defaults, distilled) = schedule::defaults(family, &scheduler)?;
     evidence.extend(distilled);
@@ -195,7 +195,7 @@ pub(crate) fn finish_conditioning(file: &str, unet: &UNetSpec, text: &mut [TextE
     last.pooled = true;
     // Original size, crop and target size; or, for a refiner, original size, crop and score.
     let ids = |aesthetic: bool| pooled + added.time_embed_dim * if aesthetic { 5 } else { 6 };
-    let fits = |aesthetic: &bool| ids(*aesthetic) == added.projection_input_dim;
+    let fits = |aesthetic: &bool| added.time_embed_dim > 0 && ids(*aesthetic) == added.projection_input_dim;
     let candidates = aesthetic.map_or(vec![false, true], |said| vec![said]);
     candidates.into_iter().find(fits).ok_or_else(|| {
         let (wanted, dim) = (added.projection_input_dim, added.time_embed_dim);

@@ -159,8 +159,8 @@ impl Attention {
     fn heads(&self, probe: Probe<'_>, site: &str, channels: usize) -> Result<usize> {
         let (heads, rule) = match self.linear {
             // A tensor's shape does not tell heads apart. Linear projections came together with heads of a fixed size.
-            true => ((channels % HEAD == 0).then_some(channels / HEAD), "heads of 64 channels"),
-            false => ((channels % SD1_HEADS == 0).then_some(SD1_HEADS), "8 heads"),
+            true => (channels.is_multiple_of(HEAD).then_some(channels / HEAD), "heads of 64 channels"),
+            false => (channels.is_multiple_of(SD1_HEADS).then_some(SD1_HEADS), "8 heads"),
         };
         heads.ok_or_else(|| probe.wrong(site, format!("has {channels} channels, which {rule} do not divide")))
     }

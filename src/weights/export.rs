@@ -204,6 +204,15 @@ fn unet(model: &str, spec: &UNetSpec, sample_size: usize) -> Result<Value> {
         config.insert("addition_time_embed_dim".into(), json!(added.time_embed_dim));
         config.insert("projection_class_embeddings_input_dim".into(), json!(added.projection_input_dim));
     }
+    for value in config.as_object_mut().into_iter().flat_map(|config| config.values_mut()) {
+        // As people write it: one number where all levels have the same.
+        if let Some([first, rest @ ..]) = value.as_array().map(Vec::as_slice)
+            && first.is_u64()
+            && rest.iter().all(|other| other == first)
+        {
+            *value = first.clone();
+        }
+    }
     let read = config::unet(&Fields::parse(format!("{model}'s UNet"), config.to_string().as_bytes())?)?;
     match without_idle_heads(read) == without_idle_heads(spec.clone()) {
         true => Ok(config),

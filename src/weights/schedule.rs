@@ -7,8 +7,8 @@ use crate::spec::{Defaults, Family};
 use serde_json::{Value, json};
 
 /// Parses the text of a `scheduler_config.json`. The only place that knows how.
-pub(crate) fn parse(_file: &str, _text: &str) -> Result<SchedulerConfig> {
-    Ok(SchedulerConfig::default())
+pub(crate) fn parse(file: &str, text: &str) -> Result<SchedulerConfig> {
+    SchedulerConfig::from_json(text, file)
 }
 
 /// What the network predicts, when a single file had to be read for it.

@@ -225,7 +225,8 @@ fn detected_description(file: &WeightFile, vae_prefix: &'static str, text: &[Tex
 fn resolution(file: &WeightFile, evidence: &mut Vec<String>) -> Option<usize> {
     let text = file.metadata().get("modelspec.resolution")?;
     let (width, height) = text.split_once('x')?;
-    let side = width.trim().parse::<usize>().ok()?.max(height.trim().parse().ok()?);
+    let (width, height): (usize, usize) = (width.trim().parse().ok()?, height.trim().parse().ok()?);
+    let side = width.max(height);
     if !(64..=4096).contains(&side) || side % 8 != 0 {
         return None;
     }

@@ -1,0 +1,261 @@
+//! What was typed: flags as clap reads them, in the order of `--help`.
+
+use crate::device::{DTypeChoice, DeviceChoice};
+use crate::noise::Rng;
+use crate::request::RequestDraft;
+use crate::schedulers::{PredictionType, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::{Error, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::io::Read;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  sd-gen --prompt \"a red apple\"                          the built-in model, or the one in ./models
+  sd-gen -p \"a lighthouse at dusk\" -m sd15.safetensors --sampler \"DPM++ 2M Karras\" --steps 25
+  sd-gen -p \"a lighthouse\" -m ./models --images 4 --batch-size 2 -o \"out/{date}/{seed}.png\"
+  echo \"a green apple\" | sd-gen -p - -o - > apple.png
+  sd-gen convert models/sd15 sd15.safetensors --dtype f16
+
+Exit codes: 0 all written, 1 some picture failed, 2 bad usage or input, 3 the model cannot be loaded, 130 cancelled.";
+
+/// Stable Diffusion: paints what a prompt says and writes PNGs.
+#[derive(Debug, Parser)]
+#[command(name = "sd-gen", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+    #[command(flatten)]
+    pub(super) generate: GenerateArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Write a model in the other layout: a diffusers folder as one file in the original layout, or back
+    Convert(ConvertArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConvertArgs {
+    /// The model: a folder, a .safetensors file, or a name in the models folder
+    pub(super) from: String,
+    /// What to write: a name that ends in .safetensors is one file, any other a folder
+    pub(super) to: PathBuf,
+    /// Convert the weights too
+    #[arg(long, value_name = "DTYPE", value_parser = ["f32", "f16", "bf16"])]
+    pub(super) dtype: Option<String>,
+    /// Where models are looked for by name
+    #[arg(long, value_name = "DIR", env = "SD_GEN_MODELS", hide_env_values = true)]
+    pub(super) models_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PromptSyntax {
+    /// the text as it stands, as diffusers takes it
+    Plain,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ProgressStyle {
+    /// a bar on a terminal, else nothing
+    Auto,
+    /// a bar
+    Bar,
+    /// one event a line on standard error
+    Json,
+    /// nothing
+    None,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// What to paint; repeat for more pictures; "-" reads standard input
+    #[arg(short, long = "prompt", value_name = "TEXT", required = true, help_heading = "What to paint", allow_hyphen_values = true)]
+    pub(super) prompts: Vec<String>,
+    /// What not to paint
+    #[arg(short, long, value_name = "TEXT", help_heading = "What to paint", allow_hyphen_values = true)]
+    pub(super) negative_prompt: Option<String>,
+    /// How the prompt is read
+    #[arg(long, value_enum, default_value = "plain", value_name = "SYNTAX", help_heading = "What to paint")]
+    pub(super) prompt_syntax: PromptSyntax,
+    /// Pixels, a multiple of 8 [default: the model's own]
+    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "What to paint", conflicts_with = "size")]
+    pub(super) width: Option<usize>,
+    /// Pixels, a multiple of 8 [default: the model's own]
+    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "What to paint", conflicts_with = "size")]
+    pub(super) height: Option<usize>,
+    /// Width and height at once
+    #[arg(long, value_name = "WxH", help_heading = "What to paint", value_parser = parse_size)]
+    pub(super) size: Option<(usize, usize)>,
+    /// Picture i has seed + i; negative means random [default: random, and always reported]
+    #[arg(short, long, value_name = "N", help_heading = "What to paint", allow_hyphen_values = true, value_parser = parse_seed)]
+    pub(super) seed: Option<Seed>,
+    /// Pictures for each prompt
+    #[arg(long, alias = "count", value_name = "N", default_value = "1", help_heading = "What to paint")]
+    pub(super) images: usize,
+    /// Pictures painted at once; does not change them
+    #[arg(short, long, value_name = "N", default_value = "1", help_heading = "What to paint")]
+    pub(super) batch_size: usize,
+
+    /// A path (folder or .safetensors file), a folder of models, or a name in the models folder
+    #[arg(short, long, value_name = "WHAT", help_heading = "The model")]
+    pub(super) model: Option<String>,
+    /// Where models are looked for by name [default: ./models]
+    #[arg(long, value_name = "DIR", env = "SD_GEN_MODELS", hide_env_values = true, help_heading = "The model")]
+    pub(super) models_dir: Option<PathBuf>,
+    /// What the UNet predicts: epsilon or v [default: as detected]
+    #[arg(long, value_name = "WHAT", value_parser = parse_prediction, help_heading = "The model")]
+    pub(super) prediction: Option<PredictionType>,
+    /// Rescale the noise schedule to zero terminal SNR
+    #[arg(long, help_heading = "The model")]
+    pub(super) zero_snr: bool,
+    /// Stop at an earlier layer of the text encoder: 1 is the last that the model uses, 2 the one before
+    #[arg(long, value_name = "N", help_heading = "The model")]
+    pub(super) clip_skip: Option<usize>,
+
+    /// Denoising steps [default: by model]
+    #[arg(long, visible_alias = "num-inference-steps", value_name = "N", help_heading = "Sampling")]
+    pub(super) steps: Option<usize>,
+    /// How strongly the prompt is followed; 1 and less turns guidance off [default: by model]
+    #[arg(short, long, visible_alias = "cfg-scale", value_name = "X", help_heading = "Sampling")]
+    pub(super) guidance_scale: Option<f64>,
+    /// Takes back contrast that guidance adds, 0 to 1 [default: 0]
+    #[arg(long, value_name = "X", help_heading = "Sampling")]
+    pub(super) guidance_rescale: Option<f64>,
+    /// However a peer spells it: "DPM++ 2M Karras", euler_a, DDIMScheduler [default: the model's own]
+    #[arg(long, visible_aliases = ["scheduler", "sampling-method"], value_name = "NAME", help_heading = "Sampling")]
+    pub(super) sampler: Option<String>,
+    /// Which noise levels: normal or karras [default: the model's own]
+    #[arg(long, value_name = "NAME", value_parser = SigmaSchedule::from_name, help_heading = "Sampling")]
+    pub(super) schedule: Option<SigmaSchedule>,
+    /// leading, linspace or trailing, as diffusers means it [default: the model's own]
+    #[arg(long, value_name = "SPACING", value_parser = TimestepSpacing::from_name, help_heading = "Sampling")]
+    pub(super) timestep_spacing: Option<TimestepSpacing>,
+    /// A diffusers scheduler_config.json in place of the model's; the flags here still win
+    #[arg(long, value_name = "FILE", help_heading = "Sampling")]
+    pub(super) scheduler_config: Option<PathBuf>,
+    /// Noise of ancestral samplers (1) and DDIM (0)
+    #[arg(long, value_name = "X", help_heading = "Sampling")]
+    pub(super) eta: Option<f64>,
+    /// Whose random numbers: torch-cpu or torch-cuda
+    #[arg(long, value_name = "RNG", default_value = "torch-cpu", value_parser = Rng::from_name, help_heading = "Sampling")]
+    pub(super) rng: Rng,
+
+    /// auto, cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "The machine")]
+    pub(super) device: DeviceChoice,
+    /// What UNet and text encoders compute in: auto, f32, f16 or bf16
+    #[arg(long, visible_alias = "precision", value_name = "DTYPE", default_value = "auto", help_heading = "The machine")]
+    pub(super) dtype: DTypeChoice,
+    /// What the VAE computes in [default: as --dtype, f32 where f16 would overflow]
+    #[arg(long, value_name = "DTYPE", default_value = "auto", help_heading = "The machine")]
+    pub(super) vae_dtype: DTypeChoice,
+    /// Threads [default: as many as the machine has]
+    #[arg(short, long, value_name = "N", help_heading = "The machine")]
+    pub(super) threads: Option<usize>,
+
+    /// A file, or a template such as "{date}/{seed}-{prompt:.40}.png"; "-" is standard output
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    pub(super) output: Option<String>,
+    /// Where pictures go [default: here]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(super) output_dir: Option<PathBuf>,
+    /// Replace existing files
+    #[arg(long, help_heading = "Output")]
+    pub(super) overwrite: bool,
+    /// Final latents as safetensors, f32, unscaled
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(super) save_latents: Option<PathBuf>,
+    /// How progress is shown on standard error
+    #[arg(long, value_enum, default_value = "auto", value_name = "STYLE", help_heading = "Output")]
+    pub(super) progress: ProgressStyle,
+    /// Only errors, and the pictures' paths
+    #[arg(short, long, help_heading = "Output", conflicts_with = "verbose")]
+    pub(super) quiet: bool,
+    /// What was concluded and chosen, and why
+    #[arg(short, long, help_heading = "Output")]
+    pub(super) verbose: bool,
+}
+
+/// A seed as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seed {
+    Random,
+    Is(u64),
+}
+
+fn parse_seed(text: &str) -> Result<Seed, String> {
+    match text.parse::<i128>() {
+        Ok(n) if n < 0 => Ok(Seed::Random),
+        Ok(n) => u64::try_from(n).map(Seed::Is).map_err(|_| format!("at most {}", u64::MAX)),
+        Err(_) => Err("give a whole number; a negative one means random".into()),
+    }
+}
+
+fn parse_prediction(text: &str) -> Result<PredictionType, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "epsilon" | "eps" => Ok(PredictionType::Epsilon),
+        "v" | "v_prediction" | "v-prediction" => Ok(PredictionType::VPrediction),
+        _ => Err("give epsilon or v".into()),
+    }
+}
+
+fn parse_size(text: &str) -> Result<(usize, usize), String> {
+    let parts = text.split_once(['x', 'X', '×']);
+    let parsed = parts.and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
+    parsed.ok_or_else(|| "give width and height like 768x512".into())
+}
+
+impl GenerateArgs {
+    /// The prompts, standard input read.
+    pub(super) fn read_prompts(&self) -> Result<Vec<String>> {
+        let mut prompts = Vec::new();
+        for prompt in &self.prompts {
+            if prompt != "-" {
+                prompts.push(prompt.clone());
+                continue;
+            }
+            let mut text = String::new();
+            let read = std::io::stdin().read_to_string(&mut text);
+            read.map_err(|e| Error::Input(format!("--prompt -: standard input cannot be read as UTF-8 text: {e}")))?;
+            prompts.push(text.trim_end_matches(['\n', '\r']).to_owned());
+        }
+        Ok(prompts)
+    }
+
+    /// The draft for one prompt.
+    pub(super) fn draft(&self, prompt: String, seed: u64) -> Result<RequestDraft> {
+        let scheduler_config = match &self.scheduler_config {
+            None => None,
+            Some(path) => {
+                let wrong = |what: String| Error::Input(format!("--scheduler-config {}: {what}", path.display()));
+                let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+                let config = SchedulerConfig::from_json(&text, &path.display().to_string());
+                // The file was named on the command line: bad usage, not a bad model.
+                Some(config.map_err(|e| Error::Input(format!("--scheduler-config {e}")))?)
+            }
+        };
+        let (width, height) = self.size.map_or((self.width, self.height), |(w, h)| (Some(w), Some(h)));
+        Ok(RequestDraft {
+            prompt,
+            negative_prompt: self.negative_prompt.clone(),
+            width,
+            height,
+            steps: self.steps,
+            guidance_scale: self.guidance_scale,
+            guidance_rescale: self.guidance_rescale,
+            sampler: self.sampler.clone(),
+            schedule: self.schedule,
+            timestep_spacing: self.timestep_spacing,
+            scheduler_config,
+            prediction: self.prediction,
+            zero_snr: self.zero_snr,
+            eta: self.eta,
+            seed,
+            rng: self.rng,
+            images: Some(self.images),
+            batch_size: Some(self.batch_size),
+            clip_skip: self.clip_skip,
+        })
+    }
+}

@@ -1,0 +1,52 @@
+//! The command line: what was typed, and what it means. Together with `main`, the only part that prints.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line is where printing belongs")]
+
+mod args;
+mod generate;
+mod model;
+mod output;
+mod progress;
+
+use crate::{Error, Result};
+use args::{Cli, Command};
+use clap::Parser;
+use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Set by the first Ctrl-C; the work stops at the next step. The second stops the process.
+static CANCELLED: AtomicBool = AtomicBool::new(false);
+
+/// Runs the program.
+///
+/// # Errors
+/// What stopped it; [`Error::exit_code`] is the process's exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        // Help and version are answers, not errors; clap prints both kinds in its own way and knows the code.
+        Err(answer) => answer.exit(),
+    };
+    let handler = ctrlc::set_handler(|| {
+        if CANCELLED.swap(true, Ordering::SeqCst) {
+            std::process::exit(i32::from(Error::Cancelled.exit_code()));
+        }
+    });
+    handler.map_err(|e| Error::Input(format!("Ctrl-C cannot be listened to: {e}")))?;
+    match cli.command {
+        None => generate::run(cli.generate),
+        Some(Command::Convert(_)) => Ok(()),
+    }
+}
+
+/// Whether the user asked to stop.
+fn cancelled() -> bool {
+    CANCELLED.load(Ordering::SeqCst)
+}
+
+/// Says on standard error what went wrong.
+pub fn report(error: &Error) {
+    match error {
+        Error::Cancelled => eprintln!("cancelled; what was finished is kept"),
+        _ => eprintln!("error: {error}"),
+    }
+}

@@ -1,0 +1,127 @@
+//! Which model `--model` names.
+
+use crate::weights::Checkpoint;
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// The name of the model that is compiled in.
+const BUILTIN: &str = "emoji";
+
+#[cfg(feature = "builtin-model")]
+macro_rules! builtin_files {
+    ($($path:literal),* $(,)?) => { &[$(($path, include_bytes!(concat!("../../models/emoji/", $path)))),*] };
+}
+
+/// The compiled-in model's folder.
+#[cfg(feature = "builtin-model")]
+static BUILTIN_FILES: &[(&str, &[u8])] = builtin_files![
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+];
+#[cfg(not(feature = "builtin-model"))]
+static BUILTIN_FILES: &[(&str, &[u8])] = &[];
+
+/// Opens what `--model` names: a path, a folder of models, a name in the models folder, or nothing at all.
+///
+/// # Errors
+/// Nothing of that name, or more than one; the message lists what there is.
+pub(super) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Checkpoint> {
+    let folder = models_dir.map_or_else(|| PathBuf::from("models"), Path::to_owned);
+    let Some(what) = what else {
+        return match candidates(&folder).as_slice() {
+            [] if models_dir.is_none() => builtin(),
+            [] => Err(Error::Input(format!(
+                "the models folder {} holds no model; put a .safetensors file or a diffusers folder there",
+                folder.display()
+            ))),
+            several => only_one(several, &folder),
+        };
+    };
+    let path = Path::new(what);
+    if path.is_dir() && !is_model_folder(path) {
+        return match candidates(path).as_slice() {
+            [] => Err(Error::Input(format!(
+                "--model {what}: the folder holds no model; a model is a .safetensors file or a folder with unet/, vae/ and text_encoder/"
+            ))),
+            several => only_one(several, path),
+        };
+    }
+    if path.exists() {
+        return Checkpoint::open(path);
+    }
+    by_name(what, &folder)
+}
+
+/// The one model of a folder; the built-in model's own folder steps back where there is another.
+fn only_one(found: &[PathBuf], folder: &Path) -> Result<Checkpoint> {
+    let others: Vec<&PathBuf> = found.iter().filter(|path| name_of(path) != BUILTIN).collect();
+    match (found, others.as_slice()) {
+        ([only], _) => Checkpoint::open(only),
+        (_, [only]) => Checkpoint::open(only),
+        _ => Err(Error::Input(format!("{} holds several models; say which with --model: {}", folder.display(), names(found)))),
+    }
+}
+
+fn by_name(what: &str, folder: &Path) -> Result<Checkpoint> {
+    let looks_like_a_path = what.ends_with(".safetensors") || what.starts_with(['.', '/', '~']) || what.contains('\\');
+    if looks_like_a_path {
+        return Err(Error::Input(format!("--model {what}: there is no such file or folder")));
+    }
+    let found = candidates(folder);
+    let wanted = what.to_lowercase();
+    let matching =
+        |test: &dyn Fn(&str) -> bool| found.iter().filter(|path| test(&name_of(path).to_lowercase())).cloned().collect::<Vec<_>>();
+    let exact = matching(&|name| name == wanted);
+    let chosen = if exact.is_empty() { matching(&|name| name.starts_with(&wanted)) } else { exact };
+    match chosen.as_slice() {
+        [only] => Checkpoint::open(only),
+        [] if wanted == BUILTIN => builtin(),
+        [] if what.matches('/').count() == 1 => Err(Error::Input(format!(
+            "--model {what}: there is no such file, and this version does not download from a hub; download the model and give its path"
+        ))),
+        [] => {
+            let there = if found.is_empty() { format!("{BUILTIN} (built in)") } else { names(&found) };
+            Err(Error::Input(format!("--model {what}: no file, folder or model of that name; in {}: {there}", folder.display())))
+        }
+        several => Err(Error::Input(format!("--model {what}: several models start so; say which: {}", names(several)))),
+    }
+}
+
+fn builtin() -> Result<Checkpoint> {
+    if BUILTIN_FILES.is_empty() {
+        return Err(Error::Input("no model: this program was built without its built-in one; give a file or folder with --model".into()));
+    }
+    Checkpoint::from_embedded(BUILTIN, BUILTIN_FILES)
+}
+
+/// The models of a folder, sorted by name.
+fn candidates(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_model = |path: &PathBuf| is_model_folder(path) || (path.is_file() && path.extension().is_some_and(|e| e == "safetensors"));
+    let mut found: Vec<PathBuf> = entries.filter(is_model).collect();
+    found.sort();
+    found
+}
+
+fn is_model_folder(path: &Path) -> bool {
+    path.join("model_index.json").is_file() || path.join("unet").is_dir()
+}
+
+fn name_of(path: &Path) -> String {
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| name_of(path)).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,238 @@
+//! Where a picture goes: file names from templates, and never over an existing file.
+
+use crate::request::GenerationRequest;
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// Where pictures go when nobody says.
+const DEFAULT_TEMPLATE: &str = "{prompt:.40}-{seed}.png";
+
+/// What a template may hold.
+const FIELDS: &str = "date, time, seed, index, prompt, negative, model, sampler, steps, guidance, width, height";
+
+/// One piece of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Field { name: String, most: Option<usize> },
+}
+
+/// Decides on a path for every picture.
+#[derive(Debug)]
+pub(super) struct Output {
+    /// `None` is standard output.
+    template: Option<Vec<Piece>>,
+    folder: PathBuf,
+    /// The user named one very file, so a taken name is an error and not a reason to count on.
+    exact: bool,
+    overwrite: bool,
+}
+
+/// What distinguishes one picture of a request.
+pub(super) struct PictureName<'a> {
+    pub(super) request: &'a GenerationRequest,
+    pub(super) model: &'a str,
+    pub(super) seed: u64,
+    pub(super) index: usize,
+}
+
+impl Output {
+    /// Reads `--output` and `--output-dir`.
+    ///
+    /// # Errors
+    /// An unknown field, or a file ending that is not PNG's.
+    pub(super) fn new(output: Option<&str>, folder: Option<&Path>, overwrite: bool) -> Result<Self> {
+        let folder = folder.map_or_else(PathBuf::new, Path::to_owned);
+        if output == Some("-") {
+            return Ok(Self { template: None, folder, exact: true, overwrite });
+        }
+        let text = output.unwrap_or(DEFAULT_TEMPLATE);
+        let wrong = |what: String| Error::Input(format!("--output {text}: {what}"));
+        if text.ends_with(['/', '\\']) || Path::new(text).is_dir() {
+            return Err(wrong("is a folder; name a folder with --output-dir".into()));
+        }
+        match Path::new(text).extension().and_then(|e| e.to_str()) {
+            Some(e) if e.eq_ignore_ascii_case("png") => {}
+            _ => return Err(wrong("pictures are written as PNG; give a name that ends in .png".into())),
+        }
+        let pieces = parse(text).map_err(wrong)?;
+        let exact = pieces.iter().all(|piece| matches!(piece, Piece::Text(_)));
+        Ok(Self { template: Some(pieces), folder, exact, overwrite })
+    }
+
+    /// Checks before any work that the pictures can be written.
+    ///
+    /// # Errors
+    /// One file for several pictures, a taken name, or a folder that cannot be made.
+    pub(super) fn check(&self, pictures: usize) -> Result<()> {
+        let Some(template) = &self.template else {
+            return match pictures {
+                1 => Ok(()),
+                _ => Err(Error::Input(format!("--output -: standard output takes one picture, and {pictures} were asked for"))),
+            };
+        };
+        let fixed: PathBuf = self
+            .folder
+            .join(template.iter().map_while(|p| if let Piece::Text(t) = p { Some(t.as_str()) } else { None }).collect::<String>());
+        if self.exact {
+            if pictures > 1 {
+                return Err(Error::Input(format!(
+                    "--output {}: {pictures} pictures cannot go into one file; use a template such as \"{{seed}}.png\"",
+                    fixed.display()
+                )));
+            }
+            if fixed.exists() && !self.overwrite {
+                return Err(Error::Input(format!("{} exists; give another --output, or --overwrite", fixed.display())));
+            }
+        }
+        let folder =
+            if self.exact || !fixed.as_os_str().to_string_lossy().ends_with(['/', '\\']) { fixed.parent() } else { Some(fixed.as_path()) };
+        if let Some(folder) = folder.filter(|f| !f.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder)
+                .map_err(|e| Error::Input(format!("the output folder {} cannot be made: {e}", folder.display())))?;
+        }
+        Ok(())
+    }
+
+    /// The path of a picture; `None` is standard output.
+    ///
+    /// # Errors
+    /// Its folder cannot be made.
+    pub(super) fn path(&self, picture: &PictureName<'_>) -> Result<Option<PathBuf>> {
+        let Some(template) = &self.template else { return Ok(None) };
+        let name: String = template.iter().map(|piece| fill(piece, picture)).collect();
+        let path = self.folder.join(name);
+        if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        Ok(Some(path))
+    }
+
+    /// The same name with a count, for a name that is taken: `apple.png`, `apple-2.png`, ….
+    pub(super) fn counted(path: &Path, count: usize) -> PathBuf {
+        let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        path.with_file_name(format!("{stem}-{count}.png"))
+    }
+
+    /// A taken name may be counted on.
+    pub(super) fn may_count(&self) -> bool {
+        !self.exact && !self.overwrite
+    }
+
+    /// Existing files are replaced.
+    pub(super) fn overwrites(&self) -> bool {
+        self.overwrite
+    }
+}
+
+fn parse(text: &str) -> Result<Vec<Piece>, String> {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while let Some(open) = rest.find('{') {
+        if open > 0 {
+            pieces.push(Piece::Text(rest[..open].to_owned()));
+        }
+        let after = &rest[open + 1..];
+        let close = after.find('}').ok_or("a \"{\" has no \"}\"")?;
+        let (name, most) = after[..close].split_once(":.").map_or((&after[..close], None), |(name, n)| (name, Some(n)));
+        let most =
+            most.map(|n| n.parse().map_err(|_| format!("{{{}}}: the length after \":.\" is no number", &after[..close]))).transpose()?;
+        if !FIELDS.split(", ").any(|field| field == name) {
+            return Err(format!("{{{name}}} is not known; there are {FIELDS}"));
+        }
+        pieces.push(Piece::Field { name: name.to_owned(), most });
+        rest = &after[close + 1..];
+    }
+    if !rest.is_empty() {
+        pieces.push(Piece::Text(rest.to_owned()));
+    }
+    Ok(pieces)
+}
+
+fn fill(piece: &Piece, picture: &PictureName<'_>) -> String {
+    let (name, most) = match piece {
+        Piece::Text(text) => return text.clone(),
+        Piece::Field { name, most } => (name.as_str(), *most),
+    };
+    let request = picture.request;
+    let value = match name {
+        "date" => jiff::Zoned::now().strftime("%Y-%m-%d").to_string(),
+        "time" => jiff::Zoned::now().strftime("%H%M%S").to_string(),
+        "seed" => picture.seed.to_string(),
+        "index" => picture.index.to_string(),
+        "prompt" => request.prompt.clone(),
+        "negative" => request.negative_prompt.clone().unwrap_or_default(),
+        "model" => picture.model.to_owned(),
+        "sampler" => request.scheduler.sampler().map(|s| s.name().to_owned()).unwrap_or_default(),
+        "steps" => request.steps.to_string(),
+        "guidance" => request.guidance_scale.to_string(),
+        "width" => request.width.to_string(),
+        "height" => request.height.to_string(),
+        _ => String::new(),
+    };
+    file_name_part(&value, most.unwrap_or(100))
+}
+
+/// Text as a part of a file name on every system: no separators, no control characters, not hidden, not too long.
+fn file_name_part(text: &str, most: usize) -> String {
+    let allowed = |c: char| if c.is_control() || "/\\:*?\"<>|".contains(c) { ' ' } else { c };
+    let cleaned: String = text.chars().map(allowed).collect();
+    let words = cleaned.split_whitespace().collect::<Vec<_>>().join("-");
+    // A name may have 255 bytes on common file systems; a letter may take four.
+    let mut part = String::new();
+    for c in words.trim_matches(['.', '-']).chars().take(most) {
+        if part.len() + c.len_utf8() > 180 {
+            break;
+        }
+        part.push(c);
+    }
+    let part = part.trim_end_matches(['.', '-']);
+    if part.is_empty() { "picture".to_owned() } else { part.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_read() {
+        let field = |name: &str, most| Piece::Field { name: name.into(), most };
+        assert_eq!(
+            parse("{date}/a-{prompt:.40}.png").unwrap(),
+            [field("date", None), Piece::Text("/a-".into()), field("prompt", Some(40)), Piece::Text(".png".into())]
+        );
+        for (bad, word) in [("{sed}.png", "sed"), ("{seed.png", "no \"}\""), ("{seed:.x}.png", "no number")] {
+            assert!(parse(bad).unwrap_err().contains(word), "{bad}");
+        }
+    }
+
+    #[test]
+    fn prompts_become_harmless_names() {
+        for (text, most, wanted) in [
+            ("a red apple", 40, "a-red-apple"),
+            ("../../etc/passwd", 40, "etc-passwd"),
+            ("  .hidden", 40, "hidden"),
+            ("", 40, "picture"),
+            ("con:trol\u{7}*?", 40, "con-trol"),
+            ("a red apple", 3, "a-r"),
+            ("a red apple", 2, "a"),
+        ] {
+            assert_eq!(file_name_part(text, most), wanted, "{text:?}");
+        }
+        assert!(file_name_part(&"🍎".repeat(500), 500).len() <= 180);
+    }
+
+    #[test]
+    fn one_file_takes_one_picture() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = Output::new(Some("a.png"), Some(folder.path()), false).unwrap();
+        output.check(1).unwrap();
+        assert!(output.check(2).unwrap_err().to_string().contains("one file"));
+        std::fs::write(folder.path().join("a.png"), "taken").unwrap();
+        assert!(output.check(1).unwrap_err().to_string().contains("--overwrite"));
+        Output::new(Some("a.png"), Some(folder.path()), true).unwrap().check(1).unwrap();
+        for bad in ["a.jpg", "a", "{nope}.png"] {
+            assert_eq!(Output::new(Some(bad), None, false).unwrap_err().exit_code(), 2);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Progress on standard error: a bar for people, events for programs.
+
+use super::args::ProgressStyle;
+use super::cancelled;
+use crate::pipeline::{Observer, Stage};
+use crate::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle as BarStyle};
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// Shows what the pipeline does, and stops it when the user asks.
+pub(super) struct Progress {
+    style: ProgressStyle,
+    quiet: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    pub(super) fn new(style: ProgressStyle, quiet: bool) -> Self {
+        let style = match style {
+            ProgressStyle::Auto if !quiet && std::io::stderr().is_terminal() => ProgressStyle::Bar,
+            ProgressStyle::Auto => ProgressStyle::None,
+            chosen => chosen,
+        };
+        Self { style, quiet, bar: None }
+    }
+
+    fn event(&self, event: &serde_json::Value) {
+        if self.style == ProgressStyle::Json {
+            eprintln!("{event}");
+        }
+    }
+
+    fn draw(&mut self, message: String, done: usize, all: usize) {
+        if self.style != ProgressStyle::Bar {
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::new(0);
+            let style = BarStyle::with_template("{msg} {wide_bar} {pos}/{len} [{elapsed} < {eta}]")
+                .or_else(|_| BarStyle::with_template("{msg} {pos}/{len}"));
+            bar.set_style(style.unwrap_or_else(|_| BarStyle::default_bar()));
+            bar.enable_steady_tick(Duration::from_millis(250));
+            bar
+        });
+        if done == 0 {
+            bar.reset();
+        }
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        bar.set_message(message);
+    }
+
+    /// Something that the user may want to know.
+    pub(super) fn say(&self, message: &str) {
+        if self.quiet {
+            return;
+        }
+        self.event(&serde_json::json!({ "event": "message", "message": message }));
+        match (&self.bar, self.style) {
+            (_, ProgressStyle::Json) => {}
+            (Some(bar), _) => bar.suspend(|| eprintln!("{message}")),
+            (None, _) => eprintln!("{message}"),
+        }
+    }
+
+    /// A picture was written.
+    pub(super) fn written(&self, path: Option<&std::path::Path>, seed: u64) {
+        self.event(&serde_json::json!({ "event": "picture", "path": path, "seed": seed }));
+        if let Some(path) = path {
+            let print = || println!("{}", path.display());
+            match &self.bar {
+                Some(bar) => bar.suspend(print),
+                None => print(),
+            }
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn stage(&mut self, stage: Stage<'_>) -> Result<()> {
+        if cancelled() {
+            return Err(Error::Cancelled);
+        }
+        match stage {
+            Stage::Load { component } => {
+                self.event(&serde_json::json!({ "event": "load", "component": component }));
+                self.draw(format!("loading the {component}"), 0, 1);
+            }
+            Stage::EncodePrompt => self.event(&serde_json::json!({ "event": "encode" })),
+            Stage::Denoise { step, steps, pictures } => {
+                self.event(&serde_json::json!({ "event": "step", "step": step, "steps": steps, "seeds": pictures }));
+                let seeds = pictures.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+                self.draw(format!("seed {seeds}"), step, steps);
+            }
+            Stage::Decode => {
+                self.event(&serde_json::json!({ "event": "decode" }));
+                if let Some(bar) = &self.bar {
+                    bar.set_message("decoding");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.say(&format!("warning: {message}"));
+    }
+}

@@ -1,0 +1,113 @@
+//! Which device computes, and in which dtype.
+//!
+//! The only place beside `ops` that knows which backends were compiled in.
+
+use crate::{Error, Result};
+use candle_core::{DType, Device};
+use std::str::FromStr;
+
+/// What `--device` may say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The best backend that was compiled in and is there.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU by its number.
+    Cuda(usize),
+    /// An Apple GPU.
+    Metal,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, number) = text.split_once(':').map_or((text, None), |(name, number)| (name, Some(number)));
+        let number = number.map(|n| n.parse().map_err(|_| format!("{n:?} is no device number"))).transpose()?;
+        match (name.to_ascii_lowercase().as_str(), number) {
+            ("auto", None) => Ok(DeviceChoice::Auto),
+            ("cpu", None) => Ok(DeviceChoice::Cpu),
+            ("cuda" | "gpu", n) => Ok(DeviceChoice::Cuda(n.unwrap_or(0))),
+            ("metal" | "mps", None) => Ok(DeviceChoice::Metal),
+            _ => Err("give auto, cpu, cuda, cuda:N or metal".into()),
+        }
+    }
+}
+
+/// Opens the device; the second value is a remark for the user, when the choice needs one.
+///
+/// # Errors
+/// The backend is not compiled in, or there is no such device.
+pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
+    match choice {
+        DeviceChoice::Cpu => Ok((Device::Cpu, None)),
+        DeviceChoice::Cuda(number) => {
+            if !cfg!(feature = "cuda") {
+                return Err(Error::Input(
+                    "--device cuda: this program was built without CUDA; build it with --features cuda, or use --device cpu".into(),
+                ));
+            }
+            let device = Device::new_cuda(number);
+            let device =
+                device.map_err(|e| Error::Input(format!("--device cuda:{number}: the GPU cannot be opened ({e}); see --device cpu")))?;
+            Ok((device, None))
+        }
+        DeviceChoice::Metal => {
+            if !cfg!(feature = "metal") {
+                return Err(Error::Input(
+                    "--device metal: this program was built without Metal; build it with --features metal, or use --device cpu".into(),
+                ));
+            }
+            let device = Device::new_metal(0);
+            let device = device.map_err(|e| Error::Input(format!("--device metal: the GPU cannot be opened ({e}); see --device cpu")))?;
+            Ok((device, None))
+        }
+        DeviceChoice::Auto => {
+            let compiled_in = [(cfg!(feature = "cuda"), DeviceChoice::Cuda(0)), (cfg!(feature = "metal"), DeviceChoice::Metal)];
+            match compiled_in.into_iter().find(|(there, _)| *there) {
+                None => Ok((Device::Cpu, None)),
+                Some((_, gpu)) => open(gpu).or_else(|e| Ok((Device::Cpu, Some(format!("no GPU in use, the CPU paints: {e}"))))),
+            }
+        }
+    }
+}
+
+/// What `--dtype` may say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DTypeChoice {
+    /// f32 on the CPU, f16 on a GPU.
+    Auto,
+    /// The one named.
+    Is(DType),
+}
+
+impl DTypeChoice {
+    /// The dtype on `device`.
+    pub fn on(self, device: &Device) -> DType {
+        match self {
+            DTypeChoice::Is(dtype) => dtype,
+            DTypeChoice::Auto if device.is_cpu() => DType::F32,
+            DTypeChoice::Auto => DType::F16,
+        }
+    }
+}
+
+impl FromStr for DTypeChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(DTypeChoice::Auto),
+            "f32" | "fp32" | "float32" => Ok(DTypeChoice::Is(DType::F32)),
+            "f16" | "fp16" | "float16" | "half" => Ok(DTypeChoice::Is(DType::F16)),
+            "bf16" | "bfloat16" => Ok(DTypeChoice::Is(DType::BF16)),
+            _ => Err("give auto, f32, f16 or bf16".into()),
+        }
+    }
+}
+
+/// A dtype's name as `--dtype` takes it.
+pub fn dtype_name(dtype: DType) -> &'static str {
+    dtype.as_str()
+}

@@ -1,0 +1,64 @@
+//! From the network's numbers to a PNG file with the request inside.
+
+use crate::{Error, Result};
+use ::image::RgbImage;
+use candle_core::Tensor;
+use std::borrow::Cow;
+use std::io::Write;
+use std::path::Path;
+
+/// A decoded picture, `(1, 3, height, width)` with values nominally in [-1, 1], as 8-bit RGB.
+///
+/// # Errors
+/// The tensor has another shape.
+pub fn to_rgb(decoded: &Tensor) -> Result<RgbImage> {
+    let (_, channels, height, width) = decoded.dims4()?;
+    if channels != 3 {
+        return Err(Error::Picture(format!("the VAE made {channels} channels where a picture has 3")));
+    }
+    let values: Vec<f32> = decoded.squeeze(0)?.permute((1, 2, 0))?.contiguous()?.flatten_all()?.to_vec1()?;
+    let bytes = values.into_iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
+    let (width, height) = (width as u32, height as u32);
+    RgbImage::from_raw(width, height, bytes).ok_or_else(|| Error::Picture("the picture's size and its values do not agree".into()))
+}
+
+/// Writes a PNG with text chunks; a keyword or text beyond Latin-1 goes into an international chunk.
+///
+/// # Errors
+/// The picture cannot be encoded or written.
+pub fn write_png(picture: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn Write) -> Result<(), png::EncodingError> {
+    let mut encoder = png::Encoder::new(to, picture.width(), picture.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    for (keyword, text) in texts {
+        if text.chars().all(|c| (c as u32) < 256) {
+            encoder.add_text_chunk((*keyword).into(), text.clone().into_owned())?;
+        } else {
+            encoder.add_itxt_chunk((*keyword).into(), text.clone().into_owned())?;
+        }
+    }
+    encoder.write_header()?.write_image_data(picture.as_raw())
+}
+
+/// Writes a file under a temporary name beside its place, and gives it its name when it is whole.
+///
+/// An existing file is only replaced with `overwrite`.
+///
+/// # Errors
+/// The folder cannot be written, the disk is full, or the file exists.
+pub fn write_whole(path: &Path, overwrite: bool, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let failed = |e: std::io::Error| Error::Io { path: path.to_owned(), source: e };
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".sd-gen-").suffix(".part");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(failed)?;
+    let mut buffered = std::io::BufWriter::new(file.as_file_mut());
+    write(&mut buffered).map_err(failed)?;
+    buffered.flush().map_err(failed)?;
+    drop(buffered);
+    file.as_file().sync_all().map_err(failed)?;
+    let named = if overwrite { file.persist(path) } else { file.persist_noclobber(path) };
+    named.map(drop).map_err(|e| failed(e.error))
+}

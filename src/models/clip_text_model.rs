@@ -1,0 +1,144 @@
+//! CLIP's text transformer, in the names that transformers gives it; OpenCLIP's towers are the same network.
+
+use super::Scope;
+use crate::Result;
+use crate::ops::{Epilogue, LayerNorm, Linear, attention, gelu, quick_gelu};
+use crate::spec::{Activation, ClipTextSpec};
+use candle_core::{DType, Tensor};
+
+#[derive(Debug)]
+struct EncoderLayer {
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl EncoderLayer {
+    fn load(scope: &Scope<'_>, spec: &ClipTextSpec) -> Result<Self> {
+        let (width, wide) = (spec.hidden_size, spec.intermediate_size);
+        let attention = scope.at("self_attn");
+        let projection = |name: &str| attention.at(name).linear(width, width);
+        Ok(Self {
+            layer_norm1: scope.at("layer_norm1").layer_norm(width, spec.layer_norm_eps)?,
+            q_proj: projection("q_proj")?,
+            k_proj: projection("k_proj")?,
+            v_proj: projection("v_proj")?,
+            out_proj: projection("out_proj")?,
+            layer_norm2: scope.at("layer_norm2").layer_norm(width, spec.layer_norm_eps)?,
+            fc1: scope.at("mlp.fc1").linear(width, wide)?,
+            fc2: scope.at("mlp.fc2").linear(wide, width)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, spec: &ClipTextSpec) -> Result<Tensor> {
+        let normed = self.layer_norm1.forward(x)?;
+        let (q, k, v) = (self.q_proj.forward(&normed)?, self.k_proj.forward(&normed)?, self.v_proj.forward(&normed)?);
+        let mixed = attention(&q, &k, &v, spec.heads, true)?;
+        let x = self.out_proj.forward_with(&mixed, Epilogue { residual: Some(x), ..Epilogue::default() })?;
+        let hidden = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
+        let hidden = match spec.activation {
+            Activation::QuickGelu => quick_gelu(&hidden)?,
+            Activation::Gelu => gelu(&hidden)?,
+        };
+        Ok(self.fc2.forward_with(&hidden, Epilogue { residual: Some(&x), ..Epilogue::default() })?)
+    }
+}
+
+/// What a text encoder says about a text.
+#[derive(Debug)]
+pub struct ClipTextOutput {
+    /// The hidden states that were asked for, `(batch, tokens, hidden)`.
+    pub hidden: Tensor,
+    /// The last layer's state at the end of the text, normed and projected, `(batch, projection)`.
+    pub pooled: Option<Tensor>,
+}
+
+/// CLIPTextModel, with or without projection.
+#[derive(Debug)]
+pub struct ClipTextModel {
+    spec: ClipTextSpec,
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<EncoderLayer>,
+    final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
+}
+
+impl ClipTextModel {
+    /// Reads the weights that `spec` calls for.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn load(root: &Scope<'_>, spec: &ClipTextSpec) -> Result<Self> {
+        let scope = root.at("text_model");
+        let embedding = |name: &str, rows| scope.at("embeddings").at(name).tensor("weight", &[rows, spec.hidden_size]);
+        let layers = (0..spec.layers).map(|i| EncoderLayer::load(&scope.at("encoder.layers").at(i), spec));
+        let projection = spec.projection_dim.map(|output| root.at("text_projection").linear_without_bias(spec.hidden_size, output));
+        Ok(Self {
+            token_embedding: embedding("token_embedding", spec.vocab_size)?,
+            position_embedding: embedding("position_embedding", spec.max_positions)?,
+            layers: layers.collect::<Result<_>>()?,
+            final_layer_norm: scope.at("final_layer_norm").layer_norm(spec.hidden_size, spec.layer_norm_eps)?,
+            text_projection: projection.transpose()?,
+            spec: spec.clone(),
+        })
+    }
+
+    /// Encodes token rows of equal length.
+    ///
+    /// The state after all but the last `skip_layers` layers is returned, with the final norm if `final_norm`.
+    /// The pooled output always comes from the last layer.
+    pub fn forward(&self, ids: &[Vec<u32>], skip_layers: usize, final_norm: bool, pooled: bool) -> Result<ClipTextOutput> {
+        let device = self.token_embedding.device();
+        let tokens = ids.first().map_or(0, Vec::len);
+        let flat: Vec<u32> = ids.iter().flatten().copied().collect();
+        let embedded = self.token_embedding.index_select(&Tensor::new(flat, device)?, 0)?;
+        let embedded = embedded.reshape((ids.len(), tokens, self.spec.hidden_size))?;
+        let mut x = embedded.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
+        let taken = self.layers.len().saturating_sub(skip_layers);
+        let mut hidden = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            if i >= taken && !pooled {
+                break;
+            }
+            x = layer.forward(&x, &self.spec)?;
+            if i + 1 == taken {
+                hidden = x.clone();
+            }
+        }
+        let hidden = if final_norm { self.final_layer_norm.forward(&hidden)? } else { hidden };
+        let pooled = if pooled { Some(self.pool(&self.final_layer_norm.forward(&x)?, ids)?) } else { None };
+        Ok(ClipTextOutput { hidden, pooled })
+    }
+
+    /// The state at the first end-of-text token of each row, projected.
+    fn pool(&self, last: &Tensor, ids: &[Vec<u32>]) -> Result<Tensor> {
+        let rows: Result<Vec<Tensor>> = ids.iter().enumerate().map(|(i, row)| Ok(last.get(i)?.get(self.end_of_text(row))?)).collect();
+        let ends = Tensor::stack(&rows?, 0)?;
+        Ok(match &self.text_projection {
+            Some(projection) => projection.forward(&ends)?,
+            None => ends,
+        })
+    }
+
+    fn end_of_text(&self, row: &[u32]) -> usize {
+        // Configurations from before transformers 4.24 say 2 and mean the largest id of the vocabulary.
+        let wanted = if self.spec.eos_token_id == 2 { row.iter().copied().max().unwrap_or(0) } else { self.spec.eos_token_id };
+        row.iter().position(|&id| id == wanted).unwrap_or(0)
+    }
+
+    /// Tokens of one text, with start and end.
+    pub fn max_positions(&self) -> usize {
+        self.spec.max_positions
+    }
+
+    /// The dtype that it computes in.
+    pub fn dtype(&self) -> DType {
+        self.token_embedding.dtype()
+    }
+}

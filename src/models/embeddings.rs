@@ -1,0 +1,53 @@
+//! Numbers as vectors: sinusoids, and the two-layer network behind them.
+
+use super::Scope;
+use crate::Result;
+use crate::ops::{Linear, silu};
+use candle_core::{Device, Tensor};
+
+/// Sines and cosines of `values` at geometrically falling frequencies, in f32.
+///
+/// Computed on the host: there are a handful of values, and every device then sees the same bits.
+///
+/// # Shapes
+/// `n` values to `(n, width)`; an odd width ends in a zero.
+///
+/// # Source
+/// "Attention Is All You Need", section 3.5; `get_timestep_embedding` in diffusers@v0.36:src/diffusers/models/embeddings.py.
+pub fn sinusoidal_embedding(values: &[f64], width: usize, cosines_first: bool, freq_shift: f64, device: &Device) -> Result<Tensor> {
+    let half = width / 2;
+    let mut rows = Vec::with_capacity(values.len() * width);
+    for value in values {
+        let angle = |i: usize| {
+            // The reference keeps exponent, frequency and product in f32; so do we, to land on the same angles.
+            let exponent = -(10000f32.ln()) * i as f32 / (half as f32 - freq_shift as f32);
+            f64::from(*value as f32 * exponent.exp())
+        };
+        let (sines, cosines) = ((0..half).map(|i| angle(i).sin() as f32), (0..half).map(|i| angle(i).cos() as f32));
+        if cosines_first {
+            rows.extend(cosines.chain(sines));
+        } else {
+            rows.extend(sines.chain(cosines));
+        }
+        rows.extend(std::iter::repeat_n(0f32, width % 2));
+    }
+    Ok(Tensor::from_vec(rows, (values.len(), width), device)?)
+}
+
+/// Two linear layers with SiLU between them: diffusers' `TimestepEmbedding`.
+#[derive(Debug)]
+pub(super) struct TimestepEmbedding {
+    linear_1: Linear,
+    linear_2: Linear,
+}
+
+impl TimestepEmbedding {
+    pub(super) fn load(scope: &Scope<'_>, input: usize, output: usize) -> Result<Self> {
+        Ok(Self { linear_1: scope.at("linear_1").linear(input, output)?, linear_2: scope.at("linear_2").linear(output, output)? })
+    }
+
+    /// `(batch, input)` to `(batch, output)`.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.linear_2.forward(&silu(&self.linear_1.forward(x)?)?)?)
+    }
+}

@@ -1,0 +1,108 @@
+//! The residual block of UNet and autoencoder, and the layers that change the resolution.
+
+use super::Scope;
+use crate::Result;
+use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, silu, upsample_nearest_2x};
+use candle_core::{Device, Tensor};
+
+/// What all residual blocks of one network share.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ResnetConfig {
+    pub(super) norm_groups: usize,
+    pub(super) norm_eps: f64,
+    /// Width of the time embedding; `None` in the autoencoder.
+    pub(super) time_embedding: Option<usize>,
+}
+
+/// diffusers' `ResnetBlock2D`.
+#[derive(Debug)]
+pub(super) struct ResnetBlock2D {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time_emb_proj: Option<Linear>,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Linear>,
+}
+
+impl ResnetBlock2D {
+    pub(super) fn load(scope: &Scope<'_>, config: ResnetConfig, input: usize, output: usize) -> Result<Self> {
+        Ok(Self {
+            norm1: scope.at("norm1").group_norm(input, config.norm_groups, config.norm_eps)?,
+            conv1: scope.at("conv1").conv3x3(input, output, 1, Padding::same(1))?,
+            time_emb_proj: config.time_embedding.map(|width| scope.at("time_emb_proj").linear(width, output)).transpose()?,
+            norm2: scope.at("norm2").group_norm(output, config.norm_groups, config.norm_eps)?,
+            conv2: scope.at("conv2").conv3x3(output, output, 1, Padding::same(1))?,
+            conv_shortcut: (input != output).then(|| scope.at("conv_shortcut").pointwise(input, output)).transpose()?,
+        })
+    }
+
+    /// `(batch, height, width, input)` to `(batch, height, width, output)`; `time` is the activated time embedding.
+    pub(super) fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+        let bias = match (&self.time_emb_proj, time) {
+            (Some(projection), Some(time)) => Some(projection.forward(time)?),
+            _ => None,
+        };
+        let h = self.conv1.forward_with(&self.norm1.forward_silu(x)?, Epilogue { row_bias: bias.as_ref(), residual: None })?;
+        let h = self.norm2.forward_silu(&h)?;
+        let shortcut = match &self.conv_shortcut {
+            Some(conv) => conv.forward(x)?,
+            None => x.clone(),
+        };
+        Ok(self.conv2.forward_with(&h, Epilogue { row_bias: None, residual: Some(&shortcut) })?)
+    }
+}
+
+/// Halves the resolution with a strided convolution.
+#[derive(Debug)]
+pub(super) struct Downsample2D {
+    conv: Conv2d,
+}
+
+impl Downsample2D {
+    /// `padding` is symmetric in the UNet, and right and below only in the autoencoder.
+    pub(super) fn load(scope: &Scope<'_>, channels: usize, padding: Padding) -> Result<Self> {
+        Ok(Self { conv: scope.at("conv").conv3x3(channels, channels, 2, padding)? })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.conv.forward(x)?)
+    }
+}
+
+/// Doubles the resolution and convolves.
+#[derive(Debug)]
+pub(super) struct Upsample2D {
+    conv: Conv2d,
+}
+
+impl Upsample2D {
+    pub(super) fn load(scope: &Scope<'_>, channels: usize) -> Result<Self> {
+        Ok(Self { conv: scope.at("conv").conv3x3(channels, channels, 1, Padding::same(1))? })
+    }
+
+    /// `size` is the height and width to reach: twice the input's, or one less where an odd size was halved on the way down.
+    pub(super) fn forward(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+        Ok(self.conv.forward(&upsample_nearest(x, size)?)?)
+    }
+}
+
+fn upsample_nearest(x: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
+    let (_, from_height, from_width, _) = x.dims4()?;
+    if (height, width) == (2 * from_height, 2 * from_width) {
+        return Ok(upsample_nearest_2x(x)?);
+    }
+    Ok(x.index_select(&nearest(from_height, height, x.device())?, 1)?.index_select(&nearest(from_width, width, x.device())?, 2)?)
+}
+
+/// Which of `from` positions each of `to` positions repeats, rounded as torch's nearest interpolation rounds.
+fn nearest(from: usize, to: usize, device: &Device) -> Result<Tensor> {
+    let scale = from as f32 / to as f32;
+    let indices: Vec<u32> = (0..to).map(|i| ((i as f32 * scale) as usize).min(from - 1) as u32).collect();
+    Ok(Tensor::new(indices, device)?)
+}
+
+/// The time embedding as the residual blocks take it.
+pub(super) fn activated(time: &Tensor) -> Result<Tensor> {
+    Ok(silu(time)?)
+}

@@ -1,0 +1,141 @@
+//! The whole way from a request to pictures: encode the prompt, draw noise, denoise, decode.
+//!
+//! The pipeline knows no family: it obeys the spec. It neither reads files nor prints; an [`Observer`] hears what is
+//! going on and may stop it.
+
+mod guided_denoiser;
+mod observer;
+mod prompt;
+
+pub use observer::{Observer, Silent, Stage};
+pub use prompt::Conditioning;
+
+use crate::image::to_rgb;
+use crate::models::{AutoencoderKLDecoder, Scope, UNet2DCondition};
+use crate::noise::SeededNoise;
+use crate::request::GenerationRequest;
+use crate::schedulers::{NoiseSource, plan, sample};
+use crate::spec::ModelSpec;
+use crate::text::{ClipTokenizer, TextEncoder};
+use crate::weights::{Checkpoint, Component};
+use crate::{Error, Result};
+use ::image::RgbImage;
+use candle_core::{DType, Device, Tensor};
+use guided_denoiser::GuidedDenoiser;
+
+/// A loaded model, ready to paint.
+#[derive(Debug)]
+pub struct Pipeline {
+    spec: ModelSpec,
+    device: Device,
+    dtype: DType,
+    vae_dtype: DType,
+    text_encoders: Vec<TextEncoder>,
+    unet: UNet2DCondition,
+    vae: AutoencoderKLDecoder,
+}
+
+/// A finished picture.
+#[derive(Debug)]
+pub struct Painted {
+    /// The seed that made it.
+    pub seed: u64,
+    /// The picture.
+    pub picture: RgbImage,
+    /// The final latents, `(1, channels, height, width)`, f32, unscaled.
+    pub latents: Tensor,
+}
+
+impl Pipeline {
+    /// Reads a checkpoint's weights onto `device`.
+    ///
+    /// # Errors
+    /// A tensor is missing or wrong, a tokenizer is unusable, or the observer stops it.
+    pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
+        let spec = checkpoint.spec().clone();
+        if spec.unet.in_channels != spec.vae.latent_channels {
+            return Err(Error::Model(format!(
+                "{}: the UNet takes {} channels; models that repaint (9) or edit (8) need a picture to start from, which this version cannot give yet",
+                checkpoint.name(),
+                spec.unet.in_channels
+            )));
+        }
+        let mut text_encoders = Vec::new();
+        for (i, encoder) in spec.text_encoders.iter().enumerate() {
+            observer.stage(Stage::Load { component: "text encoder" })?;
+            let length = encoder.clip.max_positions;
+            let tokenizer = match checkpoint.tokenizer(i) {
+                Some(files) => {
+                    let length = files.model_max_length.unwrap_or(length).min(length);
+                    ClipTokenizer::from_files(checkpoint.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)?
+                }
+                None => ClipTokenizer::clip(&encoder.pad_token, length)?,
+            };
+            let source = checkpoint.component(Component::TextEncoder(i));
+            text_encoders.push(TextEncoder::load(&Scope::root(&source, dtype, device), encoder, tokenizer)?);
+        }
+        observer.stage(Stage::Load { component: "UNet" })?;
+        let unet = UNet2DCondition::load(&Scope::root(&checkpoint.component(Component::UNet), dtype, device), &spec.unet)?;
+        observer.stage(Stage::Load { component: "VAE" })?;
+        let vae = AutoencoderKLDecoder::load(&Scope::root(&checkpoint.component(Component::Vae), vae_dtype, device), &spec.vae)?;
+        Ok(Self { spec, device: device.clone(), dtype, vae_dtype, text_encoders, unet, vae })
+    }
+
+    /// What the model is.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Encodes a request's texts, once for all of its pictures.
+    ///
+    /// # Errors
+    /// The observer stops it, or a value stops being finite.
+    pub fn encode_prompt(&self, request: &GenerationRequest, observer: &mut dyn Observer) -> Result<Conditioning> {
+        observer.stage(Stage::EncodePrompt)?;
+        prompt::encode(self, request, observer)
+    }
+
+    /// Paints one picture for each seed, all at once.
+    ///
+    /// # Errors
+    /// The observer stops it, or a value stops being finite; the message names the stage.
+    pub fn paint(
+        &self,
+        request: &GenerationRequest,
+        prompt: &Conditioning,
+        seeds: &[u64],
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Painted>> {
+        let schedule = plan(&request.scheduler, request.steps)?;
+        let factor = self.spec.vae.factor();
+        let shape = (seeds.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
+        let mut noise = SeededNoise::new(request.rng, seeds);
+        let latents = noise.noise_like(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
+        observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: seeds })?;
+        let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, schedule.prediction, request, prompt.repeat(seeds.len())?);
+        let steps = schedule.steps.len();
+        let latents = sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, _| {
+            observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: seeds })
+        })?;
+        observer.stage(Stage::Decode)?;
+        let mut painted = Vec::new();
+        for (i, &seed) in seeds.iter().enumerate() {
+            // One picture at a time: the decoder's working memory is the largest of all.
+            let latents = latents.narrow(0, i, 1)?;
+            let decoded = self.vae.decode(&latents.to_dtype(self.vae_dtype)?)?.to_dtype(DType::F32)?;
+            check_finite(&decoded, || format!("the VAE's picture in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
+            painted.push(Painted { seed, picture: to_rgb(&decoded)?, latents: latents.to_device(&Device::Cpu)? });
+        }
+        Ok(painted)
+    }
+}
+
+/// Fails when a value is NaN or infinite; `stage` says where, and what to try.
+fn check_finite(tensor: &Tensor, stage: impl FnOnce() -> String) -> Result<()> {
+    // One bad value makes the sum bad. The mean keeps large but finite values from overflowing.
+    let mean = tensor.to_dtype(DType::F32)?.affine(1.0 / tensor.elem_count().max(1) as f64, 0.0)?.sum_all()?.to_scalar::<f32>()?;
+    if mean.is_finite() {
+        return Ok(());
+    }
+    Err(Error::Picture(format!("values that are not numbers (NaN or infinity) arose in {}", stage())))
+}

@@ -1,0 +1,50 @@
+//! Who hears what the pipeline does.
+
+use crate::Result;
+
+/// Where the work is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage<'a> {
+    /// Weights are being read.
+    Load {
+        /// Which network.
+        component: &'static str,
+    },
+    /// The text encoders are at work.
+    EncodePrompt,
+    /// `step` of `steps` denoising steps are done.
+    Denoise {
+        /// Steps done.
+        step: usize,
+        /// Steps in all.
+        steps: usize,
+        /// The seeds of the pictures at work.
+        pictures: &'a [u64],
+    },
+    /// The autoencoder is at work.
+    Decode,
+}
+
+/// Hears of every stage, and of what the user should know.
+pub trait Observer {
+    /// A stage begins, or a step is done.
+    ///
+    /// # Errors
+    /// [`crate::Error::Cancelled`] stops the work.
+    fn stage(&mut self, stage: Stage<'_>) -> Result<()>;
+
+    /// Something that the user should know although the work goes on.
+    fn warn(&mut self, message: &str);
+}
+
+/// Hears nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn stage(&mut self, _: Stage<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn warn(&mut self, _: &str) {}
+}

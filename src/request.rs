@@ -1,0 +1,172 @@
+//! What is to be painted: a draft in which everything may be missing, and a request in which everything is decided.
+
+use crate::noise::Rng;
+use crate::schedulers::{PredictionType, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::spec::ModelSpec;
+use crate::{Error, Result};
+
+/// Pixels along one side that nobody means seriously.
+const LARGEST_SIDE: usize = 16_384;
+
+/// What the user said; the rest is left to the model.
+#[derive(Debug, Clone, Default)]
+pub struct RequestDraft {
+    /// What to paint.
+    pub prompt: String,
+    /// What not to paint; `None` is not the same as an empty text for SDXL.
+    pub negative_prompt: Option<String>,
+    /// Pixels.
+    pub width: Option<usize>,
+    /// Pixels.
+    pub height: Option<usize>,
+    /// Denoising steps.
+    pub steps: Option<usize>,
+    /// Classifier-free guidance; 1 and less turns it off.
+    pub guidance_scale: Option<f64>,
+    /// How much of the guided prediction's contrast is taken back, 0 to 1.
+    pub guidance_rescale: Option<f64>,
+    /// The solver, however a peer spells it; a schedule word may end the name.
+    pub sampler: Option<String>,
+    /// Which noise levels.
+    pub schedule: Option<SigmaSchedule>,
+    /// How the trained timesteps are thinned out.
+    pub timestep_spacing: Option<TimestepSpacing>,
+    /// Takes the place of the model's own.
+    pub scheduler_config: Option<SchedulerConfig>,
+    /// Overrides what was detected.
+    pub prediction: Option<PredictionType>,
+    /// Rescale the schedule to zero terminal SNR.
+    pub zero_snr: bool,
+    /// Noise of ancestral samplers and DDIM.
+    pub eta: Option<f64>,
+    /// The first picture's seed.
+    pub seed: u64,
+    /// Which generator's numbers.
+    pub rng: Rng,
+    /// Pictures.
+    pub images: Option<usize>,
+    /// Pictures at once.
+    pub batch_size: Option<usize>,
+    /// 1 is the layer that the family takes, 2 the one before.
+    pub clip_skip: Option<usize>,
+}
+
+/// What is painted, everything decided and checked.
+#[derive(Debug, Clone)]
+pub struct GenerationRequest {
+    /// What to paint.
+    pub prompt: String,
+    /// What not to paint.
+    pub negative_prompt: Option<String>,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Classifier-free guidance scale.
+    pub guidance_scale: f64,
+    /// 0 to 1.
+    pub guidance_rescale: f64,
+    /// Noise schedule and solver.
+    pub scheduler: SchedulerConfig,
+    /// The first picture's seed; picture i has this plus i.
+    pub seed: u64,
+    /// Which generator's numbers.
+    pub rng: Rng,
+    /// Pictures.
+    pub images: usize,
+    /// Pictures at once.
+    pub batch_size: usize,
+    /// Text encoder layers left out beyond what the family leaves out.
+    pub skip_layers: usize,
+}
+
+impl RequestDraft {
+    /// Decides what the draft leaves open by what the model is, and checks all of it.
+    ///
+    /// # Errors
+    /// A value is out of its range; the message names the flag.
+    pub fn resolve(&self, spec: &ModelSpec) -> Result<GenerationRequest> {
+        let factor = spec.vae.factor();
+        // A model with fewer resolutions than SD's takes smaller steps; the flag's contract is a multiple of 8.
+        let multiple = factor.max(8);
+        let side = |flag: &str, pixels: Option<usize>| {
+            let pixels = pixels.unwrap_or(spec.default_size);
+            if pixels == 0 || pixels % multiple != 0 {
+                let near = (pixels + multiple / 2) / multiple * multiple;
+                return Err(Error::Input(format!("{flag} {pixels}: must be a multiple of {multiple}; {} is near", near.max(multiple))));
+            }
+            if pixels > LARGEST_SIDE {
+                return Err(Error::Input(format!("{flag} {pixels}: at most {LARGEST_SIDE} pixels a side; paint smaller and enlarge")));
+            }
+            Ok(pixels)
+        };
+        let (width, height) = (side("--width", self.width)?, side("--height", self.height)?);
+        let at_least_one = |flag: &str, value: usize| match value {
+            0 => Err(Error::Input(format!("{flag} 0: must be at least 1"))),
+            _ => Ok(value),
+        };
+        let finite = |flag: &str, value: f64, least: f64, most: f64| {
+            if value.is_finite() && (least..=most).contains(&value) {
+                return Ok(value);
+            }
+            Err(Error::Input(format!("{flag} {value}: must be a number from {least} to {most}")))
+        };
+        let guidance_scale = finite("--guidance-scale", self.guidance_scale.unwrap_or(spec.defaults.guidance_scale), 0.0, 1000.0)?;
+        let guidance_rescale = finite("--guidance-rescale", self.guidance_rescale.unwrap_or(0.0), 0.0, 1.0)?;
+
+        let mut scheduler = self.scheduler_config.clone().unwrap_or_else(|| spec.scheduler.clone());
+        if let Some(sampler) = &self.sampler {
+            scheduler = scheduler.with_sampler(sampler)?;
+        }
+        if let Some(schedule) = self.schedule {
+            scheduler = scheduler.with_schedule(schedule);
+        }
+        if let Some(spacing) = self.timestep_spacing {
+            scheduler = scheduler.with_spacing(spacing);
+        }
+        if let Some(prediction) = self.prediction {
+            scheduler = scheduler.with_prediction(prediction);
+        }
+        if self.zero_snr {
+            scheduler = scheduler.with_zero_snr(true);
+        }
+        if let Some(eta) = self.eta {
+            scheduler = scheduler.with_eta(finite("--eta", eta, 0.0, 100.0)?);
+        }
+        let steps = at_least_one("--steps", self.steps.unwrap_or(spec.defaults.steps))?;
+        // Planning finds out whether sampler, schedule and steps go together, before a weight is read.
+        crate::schedulers::plan(&scheduler, steps)?;
+
+        let images = at_least_one("--images", self.images.unwrap_or(1))?;
+        Ok(GenerationRequest {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            width,
+            height,
+            steps,
+            guidance_scale,
+            guidance_rescale,
+            scheduler,
+            seed: self.seed,
+            rng: self.rng,
+            images,
+            batch_size: at_least_one("--batch-size", self.batch_size.unwrap_or(1))?.min(images),
+            skip_layers: at_least_one("--clip-skip", self.clip_skip.unwrap_or(1))? - 1,
+        })
+    }
+}
+
+impl GenerationRequest {
+    /// Classifier-free guidance is on: the UNet sees two rows a picture.
+    pub fn is_guided(&self) -> bool {
+        self.guidance_scale > 1.0
+    }
+
+    /// The seeds of the pictures, batch by batch.
+    pub fn batches(&self) -> impl Iterator<Item = Vec<u64>> + '_ {
+        let first_of_batches = (0..self.images).step_by(self.batch_size);
+        first_of_batches.map(|first| (first..self.images.min(first + self.batch_size)).map(|i| self.seed.wrapping_add(i as u64)).collect())
+    }
+}

@@ -1,0 +1,405 @@
+//! `scheduler_config.json`: what a model's folder says about its noise and its sampler.
+
+use super::levels::{BetaSchedule, NoiseTable, betas};
+use super::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing, dpm_solver::SolverType};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// The keys of a diffusers `scheduler_config.json`; `None` is an absent key, whose default depends on the class.
+///
+/// Keys that are not here do not change what is painted.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "diffusers' documentation of the scheduler classes defines every key")]
+pub struct SchedulerFile {
+    #[serde(rename = "_class_name", skip_serializing_if = "Option::is_none")]
+    pub class_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_train_timesteps: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_start: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_end: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_schedule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trained_betas: Option<Vec<f64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rescale_betas_zero_snr: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestep_spacing: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestep_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps_offset: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set_alpha_to_one: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_prk_steps: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_sample: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_sample_range: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thresholding: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub variance_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interpolation_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_karras_sigmas: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_exponential_sigmas: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_beta_sigmas: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_lu_lambdas: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_flow_sigmas: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigma_min: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigma_max: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_sigmas_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solver_order: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solver_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lower_order_final: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub euler_at_final: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda_min_clipped: Option<f64>,
+}
+
+/// A model's noise schedule and sampler, and what the user put in their place.
+///
+/// A key means what it means to the sampler that is used in the end, so values are judged by [`SchedulerConfig::check`] and by
+/// [`super::plan`], after all overrides; a value that sd-gen does not implement is an error there, never ignored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SchedulerConfig {
+    /// The keys of the file.
+    pub file: SchedulerFile,
+    /// The file's name, for messages; `None` where there is no file.
+    pub source: Option<String>,
+    /// A schedule that takes the place of the file's.
+    pub schedule: Option<SigmaSchedule>,
+    /// How much noise DDIM (0 by default) and Euler ancestral (1 by default) add.
+    pub eta: Option<f64>,
+}
+
+impl Default for SchedulerConfig {
+    /// Stable Diffusion 1.5: PNDM without the Runge-Kutta start.
+    fn default() -> Self {
+        let file = SchedulerFile {
+            class_name: Some("PNDMScheduler".into()),
+            num_train_timesteps: Some(1000),
+            beta_start: Some(0.00085),
+            beta_end: Some(0.012),
+            beta_schedule: Some("scaled_linear".into()),
+            clip_sample: Some(false),
+            set_alpha_to_one: Some(false),
+            skip_prk_steps: Some(true),
+            steps_offset: Some(1),
+            ..SchedulerFile::default()
+        };
+        Self { file, source: None, schedule: None, eta: None }
+    }
+}
+
+impl Serialize for SchedulerConfig {
+    /// As a `scheduler_config.json` that diffusers reads.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut file = self.file.clone();
+        if let Some(schedule) = self.schedule {
+            file.use_karras_sigmas = Some(schedule == SigmaSchedule::Karras);
+            file.use_exponential_sigmas = Some(schedule == SigmaSchedule::Exponential);
+            file.use_lu_lambdas = Some(schedule == SigmaSchedule::Lu);
+            file.use_beta_sigmas = Some(false);
+        }
+        file.serialize(serializer)
+    }
+}
+
+impl SchedulerConfig {
+    /// Reads a `scheduler_config.json`; `where_` names the file in messages.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where the text is not JSON, or a key's value has the wrong type.
+    pub fn from_json(text: &str, where_: &str) -> Result<Self> {
+        let file: SchedulerFile = serde_json::from_str(&without_infinities(text))
+            .map_err(|e| Error::Model(format!("{where_} is not a scheduler's configuration: {e}")))?;
+        Ok(Self { file, source: Some(where_.into()), schedule: None, eta: None })
+    }
+
+    /// With a sampler by name, as `--sampler` takes it; a schedule word in the name is obeyed.
+    ///
+    /// Keys of the file go on to mean what they meant. Where the file does not say, latents are not clipped and PNDM does not start
+    /// with Runge-Kutta steps, whatever the class's defaults: those are for networks that paint pixels.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a name that is not available.
+    pub fn with_sampler(mut self, name: &str) -> Result<Self> {
+        let (sampler, schedule) = Sampler::from_name(name)?;
+        self.file.class_name = Some(sampler.class_name().into());
+        self.file.clip_sample = self.file.clip_sample.or(Some(false));
+        self.file.skip_prk_steps = self.file.skip_prk_steps.or(Some(true));
+        match sampler {
+            Sampler::Dpmpp2m => self.file.algorithm_type = Some("dpmsolver++".into()),
+            Sampler::Dpmpp2mSde => self.file.algorithm_type = Some("sde-dpmsolver++".into()),
+            _ => {}
+        }
+        self.schedule = schedule.or(self.schedule);
+        Ok(self)
+    }
+
+    /// With another spacing of the timesteps.
+    pub fn with_spacing(mut self, spacing: TimestepSpacing) -> Self {
+        self.file.timestep_spacing = Some(spacing.name().into());
+        self
+    }
+
+    /// With another schedule of the sigmas.
+    pub fn with_schedule(mut self, schedule: SigmaSchedule) -> Self {
+        self.schedule = Some(schedule);
+        self
+    }
+
+    /// With another meaning of the network's output.
+    pub fn with_prediction(mut self, prediction: PredictionType) -> Self {
+        self.file.prediction_type = Some(prediction.name().into());
+        self
+    }
+
+    /// With betas rescaled to zero terminal SNR, or not.
+    pub fn with_zero_snr(mut self, zero_snr: bool) -> Self {
+        self.file.rescale_betas_zero_snr = Some(zero_snr);
+        self
+    }
+
+    /// With another amount of noise; see [`Sampler::takes_eta`].
+    pub fn with_eta(mut self, eta: f64) -> Self {
+        self.eta = Some(eta);
+        self
+    }
+
+    /// The sampler that the configuration asks for.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for a class or an algorithm that is not implemented.
+    pub fn sampler(&self) -> Result<Sampler> {
+        let class = self.file.class_name.as_deref().unwrap_or("");
+        let Some(sampler) = Sampler::from_class(class) else {
+            let known: Vec<&str> = Sampler::all().map(Sampler::class_name).collect();
+            return Err(self.refuse("_class_name", &format!("\"{class}\""), &format!("{}; name another with --sampler", known.join(", "))));
+        };
+        if sampler != Sampler::Dpmpp2m {
+            return Ok(sampler);
+        }
+        let algorithms = [("dpmsolver++", Sampler::Dpmpp2m), ("sde-dpmsolver++", Sampler::Dpmpp2mSde), ("deis", Sampler::Dpmpp2m)];
+        self.choice("algorithm_type", &self.file.algorithm_type, sampler, &algorithms)
+    }
+
+    /// What the network predicts.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for a type that is not implemented.
+    pub fn prediction(&self) -> Result<PredictionType> {
+        use PredictionType::{Epsilon, Sample, VPrediction};
+        let all = [Epsilon, VPrediction, Sample].map(|p| (p.name(), p));
+        self.choice("prediction_type", &self.file.prediction_type, Epsilon, &all)
+    }
+
+    /// How timesteps are spread.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for a spacing that is not implemented.
+    pub fn spacing(&self) -> Result<TimestepSpacing> {
+        let default = match self.sampler()? {
+            Sampler::Pndm | Sampler::Ddim | Sampler::Ddpm => TimestepSpacing::Leading,
+            _ => TimestepSpacing::Linspace,
+        };
+        self.choice("timestep_spacing", &self.file.timestep_spacing, default, TimestepSpacing::NAMES)
+    }
+
+    /// How sigmas are laid. A file's flags are obeyed where diffusers obeys them: not by the samplers that walk whole timesteps, nor by
+    /// Euler ancestral.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for a schedule that is not implemented; [`Error::Input`] where the user asked for one that the sampler cannot take.
+    pub fn sigma_schedule(&self) -> Result<SigmaSchedule> {
+        let sampler = self.sampler()?;
+        if let Some(schedule) = self.schedule {
+            if schedule != SigmaSchedule::Discrete && !sampler.takes_sigma_schedule() {
+                let able: Vec<&str> = Sampler::all().filter(|s| s.takes_sigma_schedule()).map(Sampler::name).collect();
+                let (schedule, name) = (schedule.name(), sampler.name());
+                return Err(Error::Input(format!(
+                    "--schedule {schedule} does not go with --sampler {name}; it goes with {}",
+                    able.join(", ")
+                )));
+            }
+            return Ok(schedule);
+        }
+        if !sampler.takes_sigma_schedule() || sampler == Sampler::EulerAncestral {
+            return Ok(SigmaSchedule::Discrete);
+        }
+        let is_dpm = matches!(sampler, Sampler::Dpmpp2m | Sampler::Dpmpp2mSde);
+        self.refuse_true("use_beta_sigmas", self.file.use_beta_sigmas)?;
+        self.refuse_true("use_flow_sigmas", self.file.use_flow_sigmas.filter(|_| is_dpm))?;
+        let flags = [
+            (self.file.use_karras_sigmas, SigmaSchedule::Karras),
+            (self.file.use_lu_lambdas.filter(|_| is_dpm), SigmaSchedule::Lu),
+            (self.file.use_exponential_sigmas, SigmaSchedule::Exponential),
+        ];
+        Ok(flags.into_iter().find(|(flag, _)| *flag == Some(true)).map_or(SigmaSchedule::Discrete, |(_, s)| s))
+    }
+
+    /// A1111's "Schedule type" for these choices.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::sigma_schedule`].
+    pub fn a1111_schedule_name(&self) -> Result<&'static str> {
+        Ok(match (self.sigma_schedule()?, self.spacing()?) {
+            (SigmaSchedule::Karras, _) => "Karras",
+            (SigmaSchedule::Exponential | SigmaSchedule::Lu, _) => "Exponential",
+            (SigmaSchedule::Discrete, TimestepSpacing::Trailing) => "SGM Uniform",
+            (SigmaSchedule::Discrete, _) => "Uniform",
+        })
+    }
+
+    /// Judges every value in the light of the sampler that is used.
+    ///
+    /// # Errors
+    /// [`Error::Model`] (or [`Error::Input`], where the fault is not a file's) that names the file and the key.
+    pub fn check(&self) -> Result<()> {
+        super::plan(self, 1).map(|_| ())
+    }
+
+    pub(super) fn noise_table(&self) -> Result<NoiseTable> {
+        let file = &self.file;
+        let schedules =
+            [("linear", BetaSchedule::Linear), ("scaled_linear", BetaSchedule::ScaledLinear), ("squaredcos_cap_v2", BetaSchedule::Cosine)];
+        // Heun alone has Stable Diffusion's betas as its defaults.
+        let (start, end) = if self.sampler()? == Sampler::Heun { (0.00085, 0.012) } else { (0.0001, 0.02) };
+        let count = file.num_train_timesteps.unwrap_or(1000);
+        let betas = match &file.trained_betas {
+            Some(betas) => betas.iter().map(|b| *b as f32).collect(),
+            None => {
+                let schedule = self.choice("beta_schedule", &file.beta_schedule, BetaSchedule::Linear, &schedules)?;
+                betas(schedule, file.beta_start.unwrap_or(start), file.beta_end.unwrap_or(end), count)
+            }
+        };
+        if betas.len() != count || count < 2 {
+            let found = format!("{} for {count} timesteps", betas.len());
+            return Err(self.refuse("trained_betas", &found, "one for each of `num_train_timesteps`, at least 2"));
+        }
+        // `!(…)` so that a NaN is refused too.
+        if betas.iter().any(|b| !(*b > 0.0 && *b < 1.0)) {
+            return Err(self.refuse("beta_start", &format!("{start} with `beta_end` {end}"), "betas between 0 and 1"));
+        }
+        Ok(NoiseTable::new(&betas, file.rescale_betas_zero_snr.unwrap_or(false)))
+    }
+
+    /// The bound on denoised latents, for the samplers that have one.
+    pub(super) fn clip_range(&self) -> Result<Option<f64>> {
+        let default = matches!(self.sampler()?, Sampler::Ddim | Sampler::Ddpm);
+        Ok(self.file.clip_sample.unwrap_or(default).then(|| self.file.clip_sample_range.unwrap_or(1.0)))
+    }
+
+    /// DDPM's variance: true is `fixed_large`.
+    pub(super) fn large_variance(&self) -> Result<bool> {
+        // The logarithm is undone where it is used, so `fixed_small_log` is `fixed_small`.
+        let types = [("fixed_small", false), ("fixed_small_log", false), ("fixed_large", true)];
+        self.choice("variance_type", &self.file.variance_type, false, &types)
+    }
+
+    pub(super) fn solver_type(&self) -> Result<SolverType> {
+        // The last three are other classes' values, which diffusers' DPM-Solver reads as its own default.
+        use SolverType::{Heun, Midpoint};
+        let types = [("midpoint", Midpoint), ("heun", Heun), ("bh1", Midpoint), ("bh2", Midpoint), ("logrho", Midpoint)];
+        self.choice("solver_type", &self.file.solver_type, Midpoint, &types)
+    }
+
+    pub(super) fn solver_order(&self) -> Result<usize> {
+        match self.file.solver_order.unwrap_or(2) {
+            order @ 1..=3 => Ok(order),
+            order => Err(self.refuse("solver_order", &order.to_string(), "1, 2, 3")),
+        }
+    }
+
+    /// Whether the last sigma is 0 and not the smallest trained one.
+    pub(super) fn ends_at_zero(&self) -> Result<bool> {
+        self.choice("final_sigmas_type", &self.file.final_sigmas_type, true, &[("zero", true), ("sigma_min", false)])
+    }
+
+    /// Refuses what only some classes read and none of ours implements.
+    pub(super) fn refuse_unimplemented(&self) -> Result<()> {
+        let file = &self.file;
+        match self.sampler()? {
+            Sampler::Ddim | Sampler::Ddpm => self.refuse_true("thresholding", file.thresholding),
+            Sampler::Dpmpp2m | Sampler::Dpmpp2mSde => {
+                self.choice("variance_type", &file.variance_type, (), &[])?;
+                self.refuse_true("thresholding", file.thresholding)
+            }
+            Sampler::Euler => {
+                self.choice("interpolation_type", &file.interpolation_type, (), &[("linear", ())])?;
+                // diffusers reads `timestep_type` for v-prediction only.
+                let read = self.prediction()? == PredictionType::VPrediction;
+                let timestep_type = file.timestep_type.clone().filter(|_| read);
+                self.choice("timestep_type", &timestep_type, (), &[("discrete", ())])
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn choice<T: Copy>(&self, key: &str, value: &Option<String>, default: T, choices: &[(&str, T)]) -> Result<T> {
+        let Some(value) = value else { return Ok(default) };
+        choices.iter().find(|(name, _)| name == value).map(|(_, choice)| *choice).ok_or_else(|| {
+            let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+            self.refuse(key, &format!("\"{value}\""), &names.join(", "))
+        })
+    }
+
+    fn refuse_true(&self, key: &str, value: Option<bool>) -> Result<()> {
+        if value == Some(true) { Err(self.refuse(key, "true", "false")) } else { Ok(()) }
+    }
+
+    fn refuse(&self, key: &str, value: &str, choices: &str) -> Error {
+        let choices = if choices.is_empty() { "absent" } else { choices };
+        match &self.source {
+            Some(file) => Error::Model(format!("{file}: `{key}` is {value}, which sd-gen does not implement; it can be {choices}")),
+            None => Error::Input(format!("the scheduler's `{key}` is {value}, which sd-gen does not implement; it can be {choices}")),
+        }
+    }
+}
+
+/// Python writes `-Infinity` and `NaN` into JSON (diffusers does, for `lambda_min_clipped`); outside strings they become `null`.
+fn without_infinities(text: &str) -> String {
+    let (mut out, mut rest, mut in_string) = (String::with_capacity(text.len()), text, false);
+    while let Some(c) = rest.chars().next() {
+        let word = ["-Infinity", "Infinity", "NaN"].into_iter().find(|w| !in_string && rest.starts_with(w));
+        let taken = match (word, c) {
+            (Some(word), _) => {
+                out.push_str("null");
+                rest = &rest[word.len()..];
+                continue;
+            }
+            (None, '\\') if in_string => rest.chars().take(2).map(char::len_utf8).sum(),
+            (None, '"') => {
+                in_string = !in_string;
+                1
+            }
+            (None, c) => c.len_utf8(),
+        };
+        let (head, tail) = rest.split_at(taken);
+        out.push_str(head);
+        rest = tail;
+    }
+    out
+}

@@ -1,0 +1,67 @@
+//! A text encoder with its tokenizer: what turns prompts into embeddings.
+
+use super::{ClipTokenizer, Tokens};
+use crate::models::{ClipTextModel, Scope};
+use crate::spec::TextEncoderSpec;
+use crate::{Error, Result};
+use candle_core::Tensor;
+
+/// What the UNet is told about a batch of texts.
+#[derive(Debug, Clone)]
+pub struct PromptEmbeds {
+    /// `(texts, tokens, cross attention width)`
+    pub hidden: Tensor,
+    /// `(texts, pooled width)`, where the family uses it.
+    pub pooled: Option<Tensor>,
+}
+
+/// One text encoder.
+#[derive(Debug)]
+pub struct TextEncoder {
+    tokenizer: ClipTokenizer,
+    model: ClipTextModel,
+    spec: TextEncoderSpec,
+}
+
+impl TextEncoder {
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// A tensor is missing or wrong, or the vocabulary is larger than the embedding.
+    pub fn load(scope: &Scope<'_>, spec: &TextEncoderSpec, tokenizer: ClipTokenizer) -> Result<Self> {
+        let largest = tokenizer.largest_id() as usize;
+        if largest >= spec.clip.vocab_size {
+            return Err(Error::Model(format!(
+                "the vocabulary has {} tokens and the text encoder knows {}; give the model as a folder with its own tokenizer files",
+                largest + 1,
+                spec.clip.vocab_size
+            )));
+        }
+        Ok(Self { tokenizer, model: ClipTextModel::load(scope, &spec.clip)?, spec: spec.clone() })
+    }
+
+    /// The token row of a text.
+    ///
+    /// # Errors
+    /// The text cannot be tokenized.
+    pub fn tokenize(&self, text: &str) -> Result<Tokens> {
+        self.tokenizer.encode(text)
+    }
+
+    /// Encodes token rows; `more_skipped` layers are left out beyond those that the family leaves out.
+    ///
+    /// # Errors
+    /// There are not so many layers, or a tensor operation fails.
+    pub fn encode(&self, rows: &[Vec<u32>], more_skipped: usize) -> Result<PromptEmbeds> {
+        let skip = self.spec.skip_layers + more_skipped;
+        if skip >= self.spec.clip.layers {
+            return Err(Error::Input(format!(
+                "--clip-skip {}: the text encoder has {} layers to choose from; give a smaller number",
+                more_skipped + 1,
+                self.spec.clip.layers - self.spec.skip_layers
+            )));
+        }
+        let output = self.model.forward(rows, skip, self.spec.final_norm, self.spec.pooled)?;
+        Ok(PromptEmbeds { hidden: output.hidden, pooled: output.pooled })
+    }
+}

@@ -1,0 +1,151 @@
+//! CLIP's byte-pair tokenizer, from the compiled-in vocabulary or from a model folder's own files.
+
+use super::clip_vocabulary::{END_OF_TEXT, START_OF_TEXT, clip_merges, clip_vocab_json};
+use super::tidy::tidy;
+use crate::{Error, Result};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::NFC;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+
+/// How CLIP cuts a text into words.
+const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// A text as a text encoder takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokens {
+    /// Start, text, end and padding: always as many as the encoder has positions.
+    pub ids: Vec<u32>,
+    /// The end of the text that did not fit, as tidied.
+    pub left_out: Option<String>,
+}
+
+/// Texts to token rows of one length.
+pub struct ClipTokenizer {
+    inner: Tokenizer,
+    start: u32,
+    end: u32,
+    pad: u32,
+    length: usize,
+}
+
+impl std::fmt::Debug for ClipTokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { start, end, pad, length, .. } = self;
+        write!(f, "ClipTokenizer {{ start: {start}, end: {end}, pad: {pad}, length: {length} }}")
+    }
+}
+
+impl ClipTokenizer {
+    /// The public CLIP vocabulary.
+    ///
+    /// # Errors
+    /// `pad_token` is not in it.
+    pub fn clip(pad_token: &str, length: usize) -> Result<Self> {
+        let merges = clip_merges()?;
+        Self::from_files("the compiled-in CLIP vocabulary", &clip_vocab_json(&merges), &merges, pad_token, length)
+    }
+
+    /// A vocabulary from the texts of `vocab.json` and `merges.txt`; `origin` names them in errors.
+    ///
+    /// # Errors
+    /// The files are not a byte-pair vocabulary with CLIP's special tokens, or lack `pad_token`.
+    pub fn from_files(origin: &str, vocab_json: &str, merges: &str, pad_token: &str, length: usize) -> Result<Self> {
+        let wrong = |what: String| Error::Model(format!("{origin}: {what}; take the tokenizer files that came with the model"));
+        let vocab: Vocab = serde_json::from_str::<std::collections::HashMap<String, u32>>(vocab_json)
+            .map_err(|e| wrong(format!("vocab.json is not a map from tokens to numbers ({e})")))?
+            .into_iter()
+            .collect();
+        let id = |token: &str| vocab.get(token).copied().ok_or_else(|| wrong(format!("the vocabulary has no token {token:?}")));
+        let (start, end, pad) = (id(START_OF_TEXT)?, id(END_OF_TEXT)?, id(pad_token)?);
+        let pairs = merges.lines().filter(|line| !line.starts_with("#version") && !line.trim().is_empty());
+        let pairs: Result<Vec<(String, String)>> = pairs
+            .map(|line| {
+                let pair = line.split_once(' ').ok_or_else(|| wrong(format!("merges.txt has a line that is no pair: {line:?}")))?;
+                Ok((pair.0.to_owned(), pair.1.trim_end().to_owned()))
+            })
+            .collect();
+        let unusable = |e: tokenizers::Error| wrong(format!("the byte-pair merges cannot be used ({e})"));
+        let model = BPE::builder().vocab_and_merges(vocab, pairs?).unk_token(END_OF_TEXT.into()).end_of_word_suffix("</w>".into()).build();
+        let mut inner = Tokenizer::new(model.map_err(unusable)?);
+        inner.with_normalizer(Some(NFC)).map_err(unusable)?;
+        let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true).map_err(unusable)?;
+        inner.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), ByteLevel::new(false, false, false).into()])));
+        // transformers takes the padding token out of the text before it splits words, so that with "!" as padding
+        // every exclamation mark is a token of its own.
+        let special = [START_OF_TEXT, END_OF_TEXT, pad_token].map(|token| AddedToken::from(token, true));
+        inner.add_special_tokens(special).map_err(unusable)?;
+        if length < 3 {
+            return Err(wrong(format!("a text encoder with {length} positions has no room for a text")));
+        }
+        Ok(Self { inner, start, end, pad, length })
+    }
+
+    /// One row for one text.
+    ///
+    /// # Errors
+    /// The text cannot be tokenized at all.
+    pub fn encode(&self, text: &str) -> Result<Tokens> {
+        let tidied = tidy(text);
+        let encoding = self.inner.encode(tidied.as_str(), false);
+        let encoding = encoding.map_err(|e| Error::Input(format!("the prompt cannot be split into tokens: {e}")))?;
+        let room = self.length - 2;
+        let words = encoding.get_ids();
+        let left_out = encoding.get_offsets().get(room).map(|&(from, _)| tidied.get(from..).unwrap_or_default().trim().to_owned());
+        let mut ids = Vec::with_capacity(self.length);
+        ids.push(self.start);
+        ids.extend(words.iter().take(room));
+        ids.push(self.end);
+        ids.resize(self.length, self.pad);
+        Ok(Tokens { ids, left_out })
+    }
+
+    /// The largest id that the vocabulary can give.
+    pub fn largest_id(&self) -> u32 {
+        self.inner.get_vocab(true).values().copied().max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_transformers_own() {
+        // Made by tests/data/text/make_clip_tokens.py.
+        let cases: Vec<(String, Vec<u32>, Vec<u32>)> =
+            serde_json::from_str(include_str!("../../tests/data/text/clip_tokens.json")).unwrap();
+        assert!(cases.len() >= 20);
+        let (ends, exclamations) = (ClipTokenizer::clip(END_OF_TEXT, 77).unwrap(), ClipTokenizer::clip("!", 77).unwrap());
+        for (text, padded_with_ends, padded_with_exclamations) in cases {
+            for (clip, mut wanted, pad) in [(&ends, padded_with_ends, 49407), (&exclamations, padded_with_exclamations, 0)] {
+                wanted.resize(77, pad);
+                assert_eq!(clip.encode(&text).unwrap().ids, wanted, "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let clip = ClipTokenizer::clip("<|endoftext|>", 77).unwrap();
+        let tokens = clip.encode(&format!("{} the last words", "a ".repeat(74))).unwrap();
+        assert_eq!(tokens.ids.len(), 77);
+        assert_eq!(tokens.left_out.as_deref(), Some("last words"));
+        assert_eq!(clip.encode("short").unwrap().left_out, None);
+    }
+
+    #[test]
+    fn broken_files_are_named() {
+        for (vocab, merges, word) in [
+            ("[]", "", "vocab.json"),
+            ("{}", "", "<|startoftext|>"),
+            (r#"{"<|startoftext|>":0,"<|endoftext|>":1}"#, "lonely", "merges.txt"),
+            (r#"{"<|startoftext|>":0,"<|endoftext|>":1}"#, "a b", "merges"),
+        ] {
+            let said = ClipTokenizer::from_files("here", vocab, merges, END_OF_TEXT, 77).unwrap_err().to_string();
+            assert!(said.contains(word) && said.starts_with("here"), "{said}");
+        }
+    }
+}
