@@ -131,6 +131,8 @@ fn diffusers(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, tokenizers: &[(
     let spec = from.spec();
     let texts = export::texts(from, tokenizers)?;
     let partial = Partial::beside(to)?;
+    std::fs::create_dir(&partial.path).map_err(Error::io(to))?;
+    // Every network has a configuration, so that this makes all folders.
     for (path, text) in &texts {
         let path = partial.path.join(path);
         path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(Error::io(&path))?;
@@ -237,7 +239,6 @@ fn write(path: &Path, metadata: Map<String, Value>, items: &[Item<'_>], dtype: O
     // Readers that cast the data in place want them aligned.
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(Error::io(path))?;
     let file = File::create_new(path).map_err(Error::io(path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io(path));

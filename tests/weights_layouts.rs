@@ -1,0 +1,441 @@
+//! The same model in every layout: what is concluded, that every key is used, and that no bit is lost on the way.
+
+mod weights_models;
+
+use candle_core::{DType, Device};
+use safetensors::SafeTensors;
+use sd_gen::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, ClipTextModel, Scope, UNet2DCondition};
+use sd_gen::spec::{Activation, Family, ModelSpec};
+use sd_gen::weights::{Checkpoint, Component, Layout, OpenOptions, TensorSource, TokenizerFiles, convert};
+use std::collections::BTreeMap;
+use std::path::Path;
+use weights_models::{Plan, Shapes, file, file_of_size, original, refiner, sd1, sd2, sdxl};
+
+type Stored = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
+
+/// All tensors of a file, read by the format's own reader.
+fn stored(bytes: &[u8]) -> Stored {
+    let tensors = SafeTensors::deserialize(bytes).unwrap();
+    tensors.iter().map(|(name, t)| (name.to_owned(), (t.dtype().to_string(), t.shape().to_vec(), t.data().to_vec()))).collect()
+}
+
+/// All tensors of a folder's components.
+fn stored_in(folder: &Path) -> Stored {
+    let mut all = Stored::new();
+    for component in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
+        for path in std::fs::read_dir(&component).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.extension().is_some_and(|e| e == "safetensors") {
+                let name = component.file_name().unwrap().to_str().unwrap().to_owned();
+                all.extend(stored(&std::fs::read(path).unwrap()).into_iter().map(|(key, tensor)| (format!("{name}/{key}"), tensor)));
+            }
+        }
+    }
+    all
+}
+
+/// Loads all networks with the program's own models, which checks every shape.
+fn load_everything(model: &Checkpoint) {
+    let spec = model.spec();
+    let (unet, vae) = (model.component(Component::UNet), model.component(Component::Vae));
+    UNet2DCondition::load(&Scope::root(&unet, DType::F32, &Device::Cpu), &spec.unet).unwrap();
+    AutoencoderKLEncoder::load(&Scope::root(&vae, DType::F32, &Device::Cpu), &spec.vae).unwrap();
+    AutoencoderKLDecoder::load(&Scope::root(&vae, DType::F32, &Device::Cpu), &spec.vae).unwrap();
+    for (i, text) in spec.text_encoders.iter().enumerate() {
+        let source = model.component(Component::TextEncoder(i));
+        ClipTextModel::load(&Scope::root(&source, DType::F32, &Device::Cpu), &text.clip).unwrap();
+    }
+}
+
+fn comparable(model: &Checkpoint) -> ModelSpec {
+    let mut spec = model.spec().clone();
+    spec.evidence.clear();
+    spec.scheduler.source = None;
+    spec
+}
+
+fn open(plan: &Plan, metadata: &[(&str, &str)]) -> Checkpoint {
+    Checkpoint::from_bytes("test model", file(&original(plan), metadata)).unwrap()
+}
+
+fn prediction(model: &Checkpoint) -> &str {
+    model.spec().scheduler.file.prediction_type.as_deref().unwrap()
+}
+
+fn evidence(model: &Checkpoint, part: &str) -> bool {
+    model.spec().evidence.iter().any(|sentence| sentence.contains(part))
+}
+
+const FAMILIES: [(Family, fn() -> Plan); 4] =
+    [(Family::Sd1, sd1), (Family::Sd2, sd2), (Family::Sdxl, sdxl), (Family::SdxlRefiner, refiner)];
+
+#[test]
+fn every_family_is_recognised_and_every_key_of_it_is_used() {
+    for (family, plan) in FAMILIES {
+        let model = open(&plan(), &[]);
+        assert_eq!(model.spec().family, family);
+        assert_eq!(model.unknown(), Vec::<String>::new(), "{family:?}");
+        assert!(!model.unused().is_empty());
+        load_everything(&model);
+        assert_eq!(model.unused(), Vec::<String>::new(), "{family:?}");
+    }
+}
+
+#[test]
+fn sd1_is_read_off_its_tensors() {
+    let model = open(&sd1(), &[]);
+    let spec = model.spec();
+    assert_eq!(
+        spec.unet.down.iter().map(|l| (l.channels, l.depths.clone(), l.resample)).collect::<Vec<_>>(),
+        [(32, vec![1, 1], true), (64, vec![1, 1], true), (64, vec![1, 1], true), (64, vec![0, 0], false)]
+    );
+    assert_eq!(
+        spec.unet.up.iter().map(|l| (l.channels, l.depths.clone(), l.resample)).collect::<Vec<_>>(),
+        [(64, vec![0, 0, 0], true), (64, vec![1, 1, 1], true), (64, vec![1, 1, 1], true), (32, vec![1, 1, 1], false)]
+    );
+    assert_eq!((spec.unet.down[0].heads, spec.unet.mid.as_ref().unwrap().heads), (8, 8));
+    assert!(!spec.unet.linear_projection && spec.unet.text_time.is_none());
+    assert_eq!(spec.unet.cross_attention_dim, 768);
+    assert_eq!(
+        (spec.vae.scaling_factor, spec.vae.block_out_channels.as_slice(), spec.vae.layers_per_block),
+        (0.18215, &[32, 32, 64, 64][..], 2)
+    );
+    let text = &spec.text_encoders[0];
+    assert_eq!((text.clip.heads, text.clip.layers, text.clip.activation), (12, 2, Activation::QuickGelu));
+    assert_eq!((text.skip_layers, text.final_norm, text.pooled, text.pad_token.as_str()), (0, true, false, "<|endoftext|>"));
+    assert_eq!(text.clip.eos_token_id as usize, weights_models::VOCABULARY - 1);
+    assert_eq!((spec.default_size, spec.zero_missing_negative, spec.aesthetic_score), (512, false, false));
+    assert_eq!(spec.scheduler.file.class_name.as_deref(), Some("PNDMScheduler"));
+    assert_eq!((spec.scheduler.file.skip_prk_steps, spec.scheduler.file.steps_offset), (Some(true), Some(1)));
+    assert_eq!((spec.defaults.steps, spec.defaults.guidance_scale), (50, 7.5));
+}
+
+#[test]
+fn sd2_takes_the_penultimate_layer_with_the_final_norm() {
+    let model = open(&sd2(), &[]);
+    let spec = model.spec();
+    let text = &spec.text_encoders[0];
+    assert_eq!((text.skip_layers, text.final_norm, text.pad_token.as_str(), text.clip.activation), (1, true, "!", Activation::Gelu));
+    assert_eq!((text.clip.projection_dim, text.clip.heads), (None, 16));
+    assert_eq!(spec.unet.down.iter().map(|l| l.heads).collect::<Vec<_>>(), [1, 2, 2, 1]);
+    assert_eq!(spec.scheduler.file.class_name.as_deref(), Some("DDIMScheduler"));
+}
+
+#[test]
+fn a_tower_of_23_layers_has_nothing_to_skip() {
+    let mut plan = sd2();
+    plan.text[0].layers = 23;
+    let model = open(&plan, &[]);
+    assert_eq!((model.spec().text_encoders[0].clip.layers, model.spec().text_encoders[0].skip_layers), (23, 0));
+    assert!(evidence(&model, "23 layers"));
+}
+
+#[test]
+fn sdxl_takes_penultimate_layers_without_norm_and_the_second_pooled() {
+    let model = open(&sdxl(), &[]);
+    let spec = model.spec();
+    for text in &spec.text_encoders {
+        assert_eq!((text.skip_layers, text.final_norm), (1, false));
+    }
+    assert_eq!(
+        spec.text_encoders.iter().map(|t| (t.pooled, t.clip.projection_dim)).collect::<Vec<_>>(),
+        [(false, None), (true, Some(1280))]
+    );
+    let added = spec.unet.text_time.as_ref().unwrap();
+    assert_eq!((added.time_embed_dim, added.projection_input_dim), (256, 2816));
+    assert_eq!((spec.vae.scaling_factor, spec.vae.force_upcast), (0.13025, true));
+    assert_eq!((spec.default_size, spec.zero_missing_negative, spec.aesthetic_score), (1024, true, false));
+    assert_eq!(spec.scheduler.file.timestep_spacing.as_deref(), Some("leading"));
+    assert_eq!(spec.defaults.guidance_scale, 5.0);
+}
+
+#[test]
+fn the_refiner_takes_an_aesthetic_score() {
+    let model = open(&refiner(), &[]);
+    let spec = model.spec();
+    assert!(spec.aesthetic_score && !spec.zero_missing_negative);
+    assert_eq!(spec.unet.text_time.as_ref().unwrap().time_embed_dim, 256);
+    assert_eq!(spec.unet.down.iter().map(|l| l.depths[0]).collect::<Vec<_>>(), [0, 2, 2, 0]);
+}
+
+#[test]
+fn inpainting_and_editing_inputs_are_read_off_the_first_layer() {
+    for in_channels in [8, 9] {
+        assert_eq!(open(&Plan { in_channels, ..sd1() }, &[]).spec().unet.in_channels, in_channels);
+    }
+}
+
+#[test]
+fn a_turbo_file_has_sd2_behind_xl_prefixes() {
+    let mut plan = sd2();
+    plan.text[0].prefix = "conditioner.embedders.0.model.";
+    let model = open(&plan, &[]);
+    assert_eq!(model.spec().family, Family::Sd2);
+    load_everything(&model);
+    assert_eq!(model.unused(), Vec::<String>::new());
+}
+
+#[test]
+fn an_old_file_lacks_text_model() {
+    let mut plan = sd1();
+    plan.text[0].prefix = "cond_stage_model.transformer.";
+    let model = open(&plan, &[]);
+    load_everything(&model);
+    assert_eq!(model.unused(), Vec::<String>::new());
+}
+
+#[test]
+fn distilled_unets_load_too() {
+    // Fewer blocks, no attention in the middle, no middle, uneven depths.
+    for plan in [
+        Plan { blocks: 1, ..sd1() },
+        Plan { mid_depth: Some(0), ..sd1() },
+        Plan { mid_depth: None, ..sd1() },
+        Plan { levels: vec![(32, 1), (64, 1), (64, 1)], mid_depth: None, ..sd1() },
+        Plan { levels: vec![(64, 0), (128, 1), (192, 2)], mid_depth: Some(0), ..sdxl() },
+    ] {
+        let model = open(&plan, &[]);
+        assert_eq!(model.spec().unet.down.len(), plan.levels.len());
+        assert_eq!(model.spec().unet.mid.as_ref().map(|mid| mid.depth), plan.mid_depth);
+        assert_eq!(model.unknown(), Vec::<String>::new());
+        if plan.mid_depth != Some(0) {
+            load_everything(&model);
+            assert_eq!(model.unused(), Vec::<String>::new());
+        }
+    }
+}
+
+#[test]
+fn what_the_network_predicts_is_found_out_in_order() {
+    assert_eq!(prediction(&open(&sd1(), &[])), "epsilon");
+    assert_eq!(prediction(&open(&sd1(), &[("modelspec.prediction_type", "v")])), "v_prediction");
+
+    let mut marked = original(&sdxl());
+    marked.push(("v_pred".into(), vec![0]));
+    let model = Checkpoint::from_bytes("marked", file(&marked, &[])).unwrap();
+    assert_eq!((prediction(&model), model.spec().scheduler.file.rescale_betas_zero_snr), ("v_prediction", None));
+    assert_eq!(model.unknown(), Vec::<String>::new());
+    marked.push(("ztsnr".into(), vec![1]));
+    let model = Checkpoint::from_bytes("marked", file(&marked, &[])).unwrap();
+    assert_eq!((prediction(&model), model.spec().scheduler.file.rescale_betas_zero_snr), ("v_prediction", Some(true)));
+    let model = Checkpoint::from_bytes("marked", file(&marked, &[("modelspec.prediction_type", "epsilon")])).unwrap();
+    assert_eq!(prediction(&model), "epsilon");
+    assert!(evidence(&model, "modelspec.prediction_type"));
+
+    // Numbers around ±0.05, and around ±0.2.
+    for (exponent, expected) in [(0x2800, ("epsilon", 512)), (0x3000, ("v_prediction", 768))] {
+        let model = Checkpoint::from_bytes("spread", file_of_size(&original(&sd2()), &[], exponent)).unwrap();
+        assert_eq!((prediction(&model), model.spec().default_size), expected);
+        assert!(evidence(&model, "norm1.bias"));
+        // What the metadata say wins over the statistic.
+        let said = file_of_size(&original(&sd2()), &[("modelspec.prediction_type", "epsilon")], exponent);
+        assert_eq!(prediction(&Checkpoint::from_bytes("said", said).unwrap()), "epsilon");
+    }
+    assert_eq!(open(&sd1(), &[("modelspec.resolution", "640x576")]).spec().default_size, 640);
+    assert_eq!(open(&sd1(), &[("modelspec.resolution", "99999999999999999999x1")]).spec().default_size, 512);
+}
+
+/// Original → folder → original → folder: tensors are bit-equal, and the spec stays what it was.
+#[test]
+fn no_bit_is_lost_between_the_layouts() {
+    for (family, plan) in FAMILIES {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes = file(&original(&plan()), &[("modelspec.prediction_type", "epsilon")]);
+        let first = Checkpoint::from_bytes("first", bytes.clone()).unwrap();
+        let folder = dir.path().join("folder");
+        let report = convert(&first, &folder, Layout::Diffusers, None, &[]).unwrap();
+        let second = Checkpoint::open(&folder).unwrap();
+        assert_eq!(second.spec().family, family);
+        assert_eq!(second.unknown(), Vec::<String>::new());
+        load_everything(&second);
+        assert_eq!(second.unused(), Vec::<String>::new());
+
+        let single = dir.path().join("single.safetensors");
+        convert(&second, &single, Layout::Original, None, &[]).unwrap();
+        let third = Checkpoint::open(&single).unwrap();
+        assert_eq!(comparable(&second), comparable(&third));
+        let again = dir.path().join("again");
+        convert(&third, &again, Layout::Diffusers, None, &[]).unwrap();
+        assert!(stored_in(&folder) == stored_in(&again), "{family:?}");
+        assert_eq!(comparable(&Checkpoint::open(&again).unwrap()), comparable(&second));
+
+        let (before, after) = (stored(&bytes), stored(&std::fs::read(&single).unwrap()));
+        for (key, tensor) in &after {
+            assert!(before[key] == *tensor, "{family:?} {key}");
+        }
+        let lost: Vec<&String> = before.keys().filter(|key| !after.contains_key(*key)).collect();
+        if family == Family::Sd2 {
+            // diffusers has no use for the last layer and the projection.
+            assert!(lost.iter().all(|key| key.contains("resblocks.2") || key.ends_with("text_projection") || key.ends_with("logit_scale")));
+            assert!(report.notes.iter().any(|note| note.contains("layers were left out")));
+            assert_eq!((second.spec().text_encoders[0].clip.layers, second.spec().text_encoders[0].skip_layers), (2, 0));
+        } else {
+            assert!(lost.iter().all(|key| key.ends_with("logit_scale")), "{lost:?}");
+        }
+
+        // Without what the file carries, the tensors alone say the same.
+        let metadata: Vec<(&str, &str)> = vec![("modelspec.prediction_type", "epsilon")];
+        let shapes: Shapes = after.iter().map(|(key, (_, shape, _))| (key.clone(), shape.clone())).collect();
+        let bare = Checkpoint::from_bytes("bare", file(&shapes, &metadata)).unwrap();
+        let text = |model: &Checkpoint| model.spec().text_encoders.clone();
+        assert_eq!((bare.spec().unet.clone(), &bare.spec().vae), (first.spec().unet.clone(), &first.spec().vae));
+        if family != Family::Sd2 {
+            assert_eq!(text(&bare), text(&first));
+        }
+    }
+}
+
+#[test]
+fn an_xl_that_predicts_v_is_marked_for_other_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut marked = original(&sdxl());
+    marked.extend([("v_pred".into(), vec![0]), ("ztsnr".into(), vec![0])]);
+    let model = Checkpoint::from_bytes("marked", file(&marked, &[])).unwrap();
+    let single = dir.path().join("single.safetensors");
+    convert(&model, &single, Layout::Original, Some(DType::BF16), &[]).unwrap();
+    let written = stored(&std::fs::read(&single).unwrap());
+    assert!(written.contains_key("v_pred") && written.contains_key("ztsnr"));
+    assert!(written.values().all(|(dtype, shape, _)| dtype == "BF16" || shape == &[0]));
+    assert_eq!(prediction(&Checkpoint::open(&single).unwrap()), "v_prediction");
+}
+
+#[test]
+fn a_conversion_never_overwrites_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = open(&sd1(), &[]);
+    for (layout, name) in [(Layout::Original, "a.safetensors"), (Layout::Diffusers, "a")] {
+        let to = dir.path().join(name);
+        std::fs::write(&to, "mine").unwrap();
+        let error = convert(&model, &to, layout, None, &[]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("exists already"), "{error}");
+        assert_eq!(std::fs::read_to_string(&to).unwrap(), "mine");
+    }
+    assert!(convert(&model, &dir.path().join("b"), Layout::Original, Some(DType::U8), &[]).is_err());
+    assert!(convert(&model, &dir.path().join("none/b"), Layout::Original, None, &[]).is_err());
+    let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["a", "a.safetensors"]);
+}
+
+#[test]
+fn tokenizers_travel_with_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = TokenizerFiles {
+        vocab_json: "{\"a\": 0}".into(),
+        merges: "#version: 0.2\na b\n".into(),
+        pad_token: Some("!".into()),
+        model_max_length: Some(77),
+    };
+    let model = open(&sd2(), &[]);
+    assert_eq!(model.tokenizer(0), None);
+    let folder = dir.path().join("folder");
+    convert(&model, &folder, Layout::Diffusers, None, &[("tokenizer", files.clone())]).unwrap();
+    let model = Checkpoint::open(&folder).unwrap();
+    assert_eq!(model.tokenizer(0), Some(&files));
+    let single = dir.path().join("single.safetensors");
+    convert(&model, &single, Layout::Original, None, &[]).unwrap();
+    assert_eq!(Checkpoint::open(&single).unwrap().tokenizer(0), Some(&files));
+}
+
+#[test]
+fn variants_shards_and_old_names_are_served_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("folder");
+    convert(&open(&sd1(), &[]), &folder, Layout::Diffusers, None, &[]).unwrap();
+    let expected = stored_in(&folder);
+    let (unet, vae, text) = (folder.join("unet"), folder.join("vae"), folder.join("text_encoder"));
+    let write = |path: &Path, tensors: &Stored| {
+        let views = tensors.iter().map(|(key, (_, shape, data))| {
+            (key.as_str(), safetensors::tensor::TensorView::new(safetensors::Dtype::F16, shape.clone(), data).unwrap())
+        });
+        safetensors::serialize_to_file(views, None, path).unwrap();
+    };
+    let read = |path: &Path| stored(&std::fs::read(path).unwrap());
+
+    // The UNet in two shards of a variant.
+    let whole = unet.join("diffusion_pytorch_model.safetensors");
+    let all = read(&whole);
+    let (one, two): (Stored, Stored) = all.clone().into_iter().partition(|(key, _)| key.len() % 2 == 0);
+    let mut map = serde_json::Map::new();
+    for (i, shard) in [&one, &two].into_iter().enumerate() {
+        let name = format!("diffusion_pytorch_model.fp16-0000{}-of-00002.safetensors", i + 1);
+        write(&unet.join(&name), shard);
+        map.extend(shard.keys().map(|key| (key.clone(), name.clone().into())));
+    }
+    std::fs::remove_file(&whole).unwrap();
+    let index = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string();
+    std::fs::write(unet.join("diffusion_pytorch_model.safetensors.index.fp16.json"), index).unwrap();
+
+    // The autoencoder with the names and the shapes that its attention once had.
+    let path = vae.join("diffusion_pytorch_model.safetensors");
+    let old = read(&path).into_iter().map(|(key, (dtype, mut shape, data))| {
+        let mut new = key.clone();
+        for (now, then) in [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")] {
+            new = new.replace(&format!("attentions.0.{now}."), &format!("attentions.0.{then}."));
+        }
+        if new != key && new.ends_with("weight") {
+            shape.extend([1, 1]);
+        }
+        (new, (dtype, shape, data))
+    });
+    let old: Stored = old.collect();
+    std::fs::remove_file(&path).unwrap();
+    write(&path, &old);
+
+    // The text encoder without `text_model.`, and with positions.
+    let path = text.join("model.safetensors");
+    let mut old: Stored = read(&path).into_iter().map(|(key, tensor)| (key.trim_start_matches("text_model.").to_owned(), tensor)).collect();
+    old.insert("embeddings.position_ids".into(), ("F16".into(), vec![1], vec![0, 0]));
+    std::fs::remove_file(&path).unwrap();
+    write(&path, &old);
+
+    let model = Checkpoint::open(&folder).unwrap();
+    load_everything(&model);
+    assert_eq!(model.unused(), Vec::<String>::new());
+    let again = dir.path().join("again");
+    convert(&model, &again, Layout::Diffusers, None, &[]).unwrap();
+    assert!(stored_in(&again) == expected);
+}
+
+#[test]
+fn full_precision_is_taken_unless_a_variant_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("folder");
+    let model = open(&sd1(), &[]);
+    convert(&model, &folder, Layout::Diffusers, None, &[]).unwrap();
+    let single = dir.path().join("wide");
+    convert(&model, &single, Layout::Diffusers, Some(DType::F32), &[]).unwrap();
+    let name = "diffusion_pytorch_model";
+    std::fs::rename(folder.join(format!("unet/{name}.safetensors")), folder.join(format!("unet/{name}.fp16.safetensors"))).unwrap();
+    let file_of = |options: &OpenOptions| {
+        let model = Checkpoint::open_with(&folder, options).unwrap();
+        let error = model.component(Component::UNet).tensor("none", &[1], DType::F32, &Device::Cpu).unwrap_err();
+        error.to_string()
+    };
+    assert!(file_of(&OpenOptions::default()).contains("fp16"));
+    std::fs::copy(single.join(format!("unet/{name}.safetensors")), folder.join(format!("unet/{name}.safetensors"))).unwrap();
+    assert!(!file_of(&OpenOptions::default()).contains("fp16"));
+    assert!(file_of(&OpenOptions { prefer_variant: Some("fp16".into()) }).contains("fp16"));
+}
+
+#[test]
+fn stored_types_become_the_type_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = open(&sd1(), &[]);
+    let name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    let read = |model: &Checkpoint, dtype| {
+        let tensor = model.component(Component::UNet).tensor(name, &[32, 768], dtype, &Device::Cpu).unwrap();
+        assert_eq!(tensor.dtype(), dtype);
+        tensor.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap()
+    };
+    let expected = read(&model, DType::F32);
+    assert!(read(&model, DType::F16) == expected);
+    for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+        let path = dir.path().join(format!("{dtype:?}.safetensors"));
+        convert(&model, &path, Layout::Original, Some(dtype), &[]).unwrap();
+        let again = read(&Checkpoint::open(&path).unwrap(), DType::F32);
+        for (a, b) in expected.iter().flatten().zip(again.iter().flatten()) {
+            assert!((a - b).abs() <= if dtype == DType::BF16 { a.abs() / 128.0 } else { 0.0 }, "{dtype:?} {a} {b}");
+        }
+    }
+}
