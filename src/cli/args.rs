@@ -109,7 +109,7 @@ pub(super) struct GenerateArgs {
     /// Rescale the noise schedule to zero terminal SNR
     #[arg(long, help_heading = "The model")]
     pub(super) zero_snr: bool,
-    /// Stop at an earlier layer of the text encoder: 1 is the last that the model uses, 2 the one before
+    /// Take the prompt from an earlier layer of the text encoder: 1 is the one that the model uses, 2 the one before
     #[arg(long, value_name = "N", help_heading = "The model")]
     pub(super) clip_skip: Option<usize>,
 
