@@ -202,8 +202,7 @@ impl SchedulerConfig {
         if sampler != Sampler::Dpmpp2m {
             return Ok(sampler);
         }
-        let algorithms =
-            [("dpmsolver++", Sampler::Dpmpp2m), ("sde-dpmsolver++", Sampler::Dpmpp2mSde), ("deis", Sampler::Dpmpp2m)];
+        let algorithms = [("dpmsolver++", Sampler::Dpmpp2m), ("sde-dpmsolver++", Sampler::Dpmpp2mSde), ("deis", Sampler::Dpmpp2m)];
         self.choice("algorithm_type", &self.file.algorithm_type, sampler, &algorithms)
     }
 
@@ -240,7 +239,10 @@ impl SchedulerConfig {
             if schedule != SigmaSchedule::Discrete && !sampler.takes_sigma_schedule() {
                 let able: Vec<&str> = Sampler::all().filter(|s| s.takes_sigma_schedule()).map(Sampler::name).collect();
                 let (schedule, name) = (schedule.name(), sampler.name());
-                return Err(Error::Input(format!("--schedule {schedule} does not go with --sampler {name}; it goes with {}", able.join(", "))));
+                return Err(Error::Input(format!(
+                    "--schedule {schedule} does not go with --sampler {name}; it goes with {}",
+                    able.join(", ")
+                )));
             }
             return Ok(schedule);
         }

@@ -130,10 +130,17 @@ impl Planner<'_> {
     fn pndm(self) -> Result<Schedule> {
         let timesteps = self.whole_timesteps();
         let ratio = self.ratio();
-        let mut calls = Calls { runge_kutta: vec![], multistep: vec![], ratio, table: self.table.clone(), final_sigma: self.final_sigma(false) };
+        let mut calls =
+            Calls { runge_kutta: vec![], multistep: vec![], ratio, table: self.table.clone(), final_sigma: self.final_sigma(false) };
         if self.config.file.skip_prk_steps.unwrap_or(false) {
             // The second timestep is called twice: by the correction of the first step, and by the second step.
-            calls.multistep = timesteps.iter().copied().take(1).chain(timesteps.iter().copied().skip(1).take(1)).chain(timesteps.iter().copied().skip(1)).collect();
+            calls.multistep = timesteps
+                .iter()
+                .copied()
+                .take(1)
+                .chain(timesteps.iter().copied().skip(1).take(1))
+                .chain(timesteps.iter().copied().skip(1))
+                .collect();
         } else {
             let (start, rest) = timesteps.split_at_checked(3).filter(|(_, rest)| !rest.is_empty()).ok_or_else(|| {
                 Error::Input(format!("--steps {} is too few for PNDM with its Runge-Kutta start; it takes 4 or more", self.steps))
@@ -148,7 +155,8 @@ impl Planner<'_> {
     /// Euler, Euler ancestral and Heun.
     fn sigma_space(self) -> Result<Schedule> {
         let trained = self.table.len();
-        let timesteps: Vec<f64> = spaced(self.spacing, trained, trained, self.steps, self.steps, self.offset()).into_iter().map(single).collect();
+        let timesteps: Vec<f64> =
+            spaced(self.spacing, trained, trained, self.steps, self.steps, self.offset()).into_iter().map(single).collect();
         let sigmas: Vec<f64> = timesteps.iter().map(|t| self.table.sigma(*t)).collect();
         let (mut max, mut min) = (sigmas.first().copied().unwrap_or(0.0), sigmas.last().copied().unwrap_or(0.0));
         if self.sampler == Sampler::Euler {
@@ -190,7 +198,11 @@ impl Planner<'_> {
         let mut levels: Vec<NoiseLevel> = match self.schedule {
             SigmaSchedule::Discrete => {
                 let whole = spaced(self.spacing, trained, usable, self.steps, self.steps + 1, self.offset());
-                whole.into_iter().map(f64::round_ties_even).map(|t| NoiseLevel { sigma: single(self.table.sigma(t)), timestep: t }).collect()
+                whole
+                    .into_iter()
+                    .map(f64::round_ties_even)
+                    .map(|t| NoiseLevel { sigma: single(self.table.sigma(t)), timestep: t })
+                    .collect()
             }
             schedule => {
                 // The timesteps are whole numbers: rounded for Karras and Lu, except on a cosine schedule, and cut off otherwise.
