@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 
-/// The smallest ᾱ: what a zero-terminal-SNR schedule ends in, so that its sigma (4096) stays finite.
+/// What a zero-terminal-SNR schedule ends in instead of ᾱ = 0, so that its sigma (4096) stays finite.
 const ALPHA_FLOOR: f32 = 1.0 / 16_777_216.0;
 
 /// How the timesteps of a run are spread over the trained ones.
@@ -141,8 +141,11 @@ impl NoiseTable {
         let mut alphas_bar = cumulative_product(betas.iter().map(|b| 1.0 - b));
         if zero_terminal_snr {
             alphas_bar = rescaled_to_zero_snr(&alphas_bar);
+            if let Some(last) = alphas_bar.last_mut() {
+                *last = ALPHA_FLOOR;
+            }
         }
-        let sigmas = alphas_bar.iter().map(|a| a.max(ALPHA_FLOOR)).map(|a| f64::from(((1.0 - a) / a).sqrt())).collect();
+        let sigmas = alphas_bar.iter().map(|a| f64::from(((1.0 - a) / a).sqrt())).collect();
         Self { sigmas }
     }
 
