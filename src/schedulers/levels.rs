@@ -164,10 +164,17 @@ impl NoiseTable {
     }
 
     /// The timestep of a sigma, interpolated in log sigma (k-diffusion `external.py`, `sigma_to_t`).
+    ///
+    /// The table's logarithms are f32, as numpy has them: where DPM-Solver cuts the fraction off, that decides between 998 and 999.
     pub(super) fn timestep(&self, sigma: f64) -> f64 {
         let log = sigma.max(1e-10).ln();
-        let low = self.sigmas.partition_point(|s| s.ln() <= log).saturating_sub(1).min(self.sigmas.len() - 2);
-        let (a, b) = (self.sigmas[low].ln(), self.sigmas[low + 1].ln());
+        let table_log = |i: usize| f64::from((self.sigmas[i] as f32).ln());
+        let (mut low, mut high) = (0, self.sigmas.len() - 1);
+        while high - low > 1 {
+            let middle = (low + high) / 2;
+            if table_log(middle) <= log { low = middle } else { high = middle }
+        }
+        let (a, b) = (table_log(low), table_log(high));
         low as f64 + ((log - a) / (b - a)).clamp(0.0, 1.0)
     }
 
