@@ -132,7 +132,7 @@ impl TorchCpuGenerator {
         }
         let mut values: Vec<f32> = (0..n).map(|_| self.uniform()).collect();
         values.chunks_exact_mut(16).for_each(box_muller);
-        if n % 16 != 0 {
+        if !n.is_multiple_of(16) {
             // The last 16 values are drawn afresh, over those that the blocks before have already made.
             let tail = &mut values[n - 16..];
             tail.iter_mut().for_each(|v| *v = self.uniform());
@@ -214,9 +214,9 @@ fn ln(x: f32) -> f32 {
         -1.242_014_1e-1,
         1.424_932_3e-1,
         -1.666_805_8e-1,
-        2.000_071_48e-1,
+        2.000_071_4e-1,
         -2.499_999_4e-1,
-        3.333_333_1e-1,
+        3.333_333e-1,
     ];
     let bits = x.to_bits();
     let mut exponent = (bits >> 23) as i32 as f32 - 126.0;
@@ -306,6 +306,7 @@ fn cuda_normal([x, y, ..]: [u32; 4]) -> f32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -208,7 +208,8 @@ fn rescaled_to_zero_snr(alphas_bar: &[f32]) -> Vec<f32> {
 /// The timesteps of a run, descending and not rounded, before a solver's own rounding.
 ///
 /// `trained` is the table's length and `last` how many of its timesteps may be used. DPM-Solver spreads `points = steps + 1` and
-/// leaves out the cleanest one; the others have `points = steps`.
+/// leaves out the cleanest one; the others have `points = steps`. (For 62 of the 1000 step counts diffusers' trailing list is one too
+/// long, for want of a last bit, and ends in timestep -1; this one is not.)
 pub(super) fn spaced(spacing: TimestepSpacing, trained: usize, last: usize, steps: usize, points: usize, offset: f64) -> Vec<f64> {
     let ascending: Vec<f64> = match spacing {
         TimestepSpacing::Linspace => {

@@ -52,8 +52,8 @@ struct Calls {
 /// [`Error::Input`] where `steps` is 0 or more than the model was trained on; [`Error::Model`] (or [`Error::Input`] where there is no
 /// file) for a value of the configuration that is not implemented.
 pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
+    config.check()?;
     let sampler = config.sampler()?;
-    config.refuse_unimplemented()?;
     let planner = Planner {
         config,
         sampler,
@@ -66,9 +66,6 @@ pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
     let trained = planner.table.len();
     if steps == 0 || steps > trained {
         return Err(Error::Input(format!("--steps {steps} is out of range; this model takes 1 to {trained}")));
-    }
-    if let Some(eta) = config.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
-        return Err(Error::Input(format!("--eta {eta} is out of range; it goes from 0 to 1")));
     }
     match sampler {
         Sampler::Pndm => planner.pndm(),
@@ -178,12 +175,10 @@ impl Planner<'_> {
             _ => Solver::Euler(Euler { eta, ..Euler::default() }),
         };
         let steps = levels.windows(2).map(|pair| (pair[0], pair[1])).collect();
-        let mut schedule = self.variance_preserving(steps, solver);
-        schedule.variance_preserving = false;
-        schedule.final_scale = 1.0;
         // The latents' own variance is left out where the run starts from the noisiest level.
-        schedule.initial_scale = if self.spacing == TimestepSpacing::Leading { (largest * largest + 1.0).sqrt() } else { largest };
-        Ok(schedule)
+        let initial_scale = if self.spacing == TimestepSpacing::Leading { (largest * largest + 1.0).sqrt() } else { largest };
+        let schedule = self.variance_preserving(steps, solver);
+        Ok(Schedule { initial_scale, final_scale: 1.0, variance_preserving: false, ..schedule })
     }
 
     fn dpm_solver(self) -> Result<Schedule> {
@@ -303,6 +298,7 @@ impl Schedule {
     pub fn evaluations(&self, step: &Step) -> usize {
         match &self.solver {
             Solver::Heun(_) if step.to.sigma > 0.0 => 2,
+            Solver::Dpm(_) if step.from.sigma == step.to.sigma => 0,
             Solver::Pndm { kinds, .. } => kinds.get(step.index).map_or(1, |k| k.evaluations()),
             _ => 1,
         }
