@@ -306,7 +306,7 @@ fn cuda_normal([x, y, ..]: [u32; 4]) -> f32 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::excessive_precision)]
 mod tests {
     use super::*;
 

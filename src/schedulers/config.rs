@@ -185,9 +185,7 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] for a type that is not implemented.
     pub fn prediction(&self) -> Result<PredictionType> {
-        use PredictionType::{Epsilon, Sample, VPrediction};
-        let all = [Epsilon, VPrediction, Sample].map(|p| (p.name(), p));
-        self.choice("prediction_type", &self.file.prediction_type, Epsilon, &all)
+        self.choice("prediction_type", &self.file.prediction_type, PredictionType::Epsilon, &PredictionType::NAMES[..3])
     }
 
     /// How timesteps are spread.

@@ -89,11 +89,13 @@ impl SigmaSchedule {
     }
 }
 
-fn name_of<T: Copy + PartialEq>(names: &[(&'static str, T)], value: T) -> &'static str {
+/// The first name of a value.
+pub(super) fn name_of<T: Copy + PartialEq>(names: &[(&'static str, T)], value: T) -> &'static str {
     names.iter().find(|(_, v)| *v == value).map_or("", |(n, _)| n)
 }
 
-fn by_name<T: Copy>(flag: &str, names: &[(&str, T)], name: &str) -> Result<T> {
+/// The value of a name, which a flag gave.
+pub(super) fn by_name<T: Copy>(flag: &str, names: &[(&str, T)], name: &str) -> Result<T> {
     names.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.trim())).map(|(_, v)| *v).ok_or_else(|| {
         let all: Vec<&str> = names.iter().map(|(n, _)| *n).collect();
         Error::Input(format!("{flag} `{name}` is not available; it can be {}", all.join(", ")))

@@ -15,7 +15,7 @@
 //!
 //! **Zero terminal SNR.** A rescaled schedule ends in pure noise: ᾱ = 0, sigma infinite. Every sampler here floors that last ᾱ at
 //! 2⁻²⁴ (sigma 4096), as diffusers does for Euler and DPM-Solver. Its DDIM and DDPM keep the 0, so their first step differs from
-//! ours by about 2⁻¹² of the noise.
+//! ours by about 2⁻¹² of the noise. Its PNDM and Heun do not know `rescale_betas_zero_snr`; ours obey it.
 //!
 //! # Source
 //! The formulation is that of Karras et al. 2022 (arXiv:2206.00364); each solver's file names its own paper.
