@@ -50,7 +50,7 @@ pub struct SchedulerFile {
 /// A model's noise schedule and sampler, and what the user put in their place.
 ///
 /// A key means what it means to the sampler that is used in the end, so values are judged by [`SchedulerConfig::check`] and by
-/// [`super::plan`], after all overrides; a value that sd-gen does not implement is an error there, never ignored.
+/// [`super::plan()`], after all overrides; a value that sd-gen does not implement is an error there, never ignored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
     /// The keys of the file.

@@ -1,7 +1,7 @@
 //! The denoising loop's mathematics: which noise levels, and how to step from one to the next.
 //!
 //! One coordinate (sigma: latents are `x0 + sigma · noise`), one contract ([`Denoiser`]), and three independent axes:
-//! which levels ([`plan`]), how to step ([`Scheduler`]), and what the network predicts ([`PredictionType`]).
+//! which levels ([`plan()`]), how to step ([`Scheduler`]), and what the network predicts ([`PredictionType`]).
 //! Schedulers never see a model, a device or a seed.
 //!
 //! ```text
