@@ -12,76 +12,45 @@ use serde::{Deserialize, Serialize};
 #[serde(default)]
 #[expect(missing_docs, reason = "diffusers' documentation of the scheduler classes defines every key")]
 pub struct SchedulerFile {
-    #[serde(rename = "_class_name", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "_class_name")]
     pub class_name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub num_train_timesteps: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_start: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_end: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_schedule: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub trained_betas: Option<Vec<f64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub rescale_betas_zero_snr: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub prediction_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub timestep_spacing: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub timestep_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_offset: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub set_alpha_to_one: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_prk_steps: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_sample: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_sample_range: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub thresholding: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub variance_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub interpolation_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub use_karras_sigmas: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub use_exponential_sigmas: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub use_beta_sigmas: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub use_lu_lambdas: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub use_flow_sigmas: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_min: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_max: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub final_sigmas_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub solver_order: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub solver_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub lower_order_final: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub euler_at_final: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub lambda_min_clipped: Option<f64>,
 }
 
 /// A model's noise schedule and sampler, and what the user put in their place.
 ///
 /// A key means what it means to the sampler that is used in the end, so values are judged by [`SchedulerConfig::check`] and by
-/// [`super::plan`], after all overrides; a value that sd-gen does not implement is an error there, never ignored.
+/// [`super::plan()`], after all overrides; a value that sd-gen does not implement is an error there, never ignored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
     /// The keys of the file.
@@ -123,7 +92,12 @@ impl Serialize for SchedulerConfig {
             file.use_lu_lambdas = Some(schedule == SigmaSchedule::Lu);
             file.use_beta_sigmas = Some(false);
         }
-        file.serialize(serializer)
+        // diffusers takes a null for a value; an absent key is what we mean.
+        let mut keys = serde_json::to_value(file).map_err(serde::ser::Error::custom)?;
+        if let Some(keys) = keys.as_object_mut() {
+            keys.retain(|_, value| !value.is_null());
+        }
+        keys.serialize(serializer)
     }
 }
 
@@ -202,8 +176,7 @@ impl SchedulerConfig {
         if sampler != Sampler::Dpmpp2m {
             return Ok(sampler);
         }
-        let algorithms =
-            [("dpmsolver++", Sampler::Dpmpp2m), ("sde-dpmsolver++", Sampler::Dpmpp2mSde), ("deis", Sampler::Dpmpp2m)];
+        let algorithms = [("dpmsolver++", Sampler::Dpmpp2m), ("sde-dpmsolver++", Sampler::Dpmpp2mSde), ("deis", Sampler::Dpmpp2m)];
         self.choice("algorithm_type", &self.file.algorithm_type, sampler, &algorithms)
     }
 
@@ -212,9 +185,7 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] for a type that is not implemented.
     pub fn prediction(&self) -> Result<PredictionType> {
-        use PredictionType::{Epsilon, Sample, VPrediction};
-        let all = [Epsilon, VPrediction, Sample].map(|p| (p.name(), p));
-        self.choice("prediction_type", &self.file.prediction_type, Epsilon, &all)
+        self.choice("prediction_type", &self.file.prediction_type, PredictionType::Epsilon, &PredictionType::NAMES[..3])
     }
 
     /// How timesteps are spread.
@@ -229,8 +200,8 @@ impl SchedulerConfig {
         self.choice("timestep_spacing", &self.file.timestep_spacing, default, TimestepSpacing::NAMES)
     }
 
-    /// How sigmas are laid. A file's flags are obeyed where diffusers obeys them: not by the samplers that walk whole timesteps, nor by
-    /// Euler ancestral.
+    /// How sigmas are laid. A file's flags are obeyed where diffusers obeys them: not by the samplers that walk whole timesteps,
+    /// nor by Euler ancestral.
     ///
     /// # Errors
     /// [`Error::Model`] for a schedule that is not implemented; [`Error::Input`] where the user asked for one that the sampler cannot take.
@@ -240,7 +211,10 @@ impl SchedulerConfig {
             if schedule != SigmaSchedule::Discrete && !sampler.takes_sigma_schedule() {
                 let able: Vec<&str> = Sampler::all().filter(|s| s.takes_sigma_schedule()).map(Sampler::name).collect();
                 let (schedule, name) = (schedule.name(), sampler.name());
-                return Err(Error::Input(format!("--schedule {schedule} does not go with --sampler {name}; it goes with {}", able.join(", "))));
+                return Err(Error::Input(format!(
+                    "--schedule {schedule} does not go with --sampler {name}; it goes with {}",
+                    able.join(", ")
+                )));
             }
             return Ok(schedule);
         }
@@ -276,7 +250,44 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] (or [`Error::Input`], where the fault is not a file's) that names the file and the key.
     pub fn check(&self) -> Result<()> {
-        super::plan(self, 1).map(|_| ())
+        let sampler = self.sampler()?;
+        self.prediction()?;
+        self.spacing()?;
+        self.sigma_schedule()?;
+        self.noise_table()?;
+        if let Some(eta) = self.eta {
+            if !sampler.takes_eta() {
+                let able: Vec<&str> = Sampler::all().filter(|s| s.takes_eta()).map(Sampler::name).collect();
+                return Err(Error::Input(format!("--eta does not go with --sampler {}; it goes with {}", sampler.name(), able.join(", "))));
+            }
+            if !(0.0..=1.0).contains(&eta) {
+                return Err(Error::Input(format!("--eta {eta} is out of range; it goes from 0 to 1")));
+            }
+        }
+        let file = &self.file;
+        match sampler {
+            Sampler::Ddim => self.refuse_true("thresholding", file.thresholding),
+            Sampler::Ddpm => {
+                self.large_variance()?;
+                self.refuse_true("thresholding", file.thresholding)
+            }
+            Sampler::Dpmpp2m | Sampler::Dpmpp2mSde => {
+                self.solver_order()?;
+                self.solver_type()?;
+                self.ends_at_zero()?;
+                self.choice("variance_type", &file.variance_type, (), &[])?;
+                self.refuse_true("thresholding", file.thresholding)
+            }
+            Sampler::Euler => {
+                self.ends_at_zero()?;
+                self.choice("interpolation_type", &file.interpolation_type, (), &[("linear", ())])?;
+                // diffusers reads `timestep_type` for v-prediction only.
+                let is_v = self.prediction()? == PredictionType::VPrediction;
+                let timestep_type = file.timestep_type.clone().filter(|_| is_v);
+                self.choice("timestep_type", &timestep_type, (), &[("discrete", ())])
+            }
+            Sampler::Pndm | Sampler::EulerAncestral | Sampler::Heun => Ok(()),
+        }
     }
 
     pub(super) fn noise_table(&self) -> Result<NoiseTable> {
@@ -334,26 +345,6 @@ impl SchedulerConfig {
     /// Whether the last sigma is 0 and not the smallest trained one.
     pub(super) fn ends_at_zero(&self) -> Result<bool> {
         self.choice("final_sigmas_type", &self.file.final_sigmas_type, true, &[("zero", true), ("sigma_min", false)])
-    }
-
-    /// Refuses what only some classes read and none of ours implements.
-    pub(super) fn refuse_unimplemented(&self) -> Result<()> {
-        let file = &self.file;
-        match self.sampler()? {
-            Sampler::Ddim | Sampler::Ddpm => self.refuse_true("thresholding", file.thresholding),
-            Sampler::Dpmpp2m | Sampler::Dpmpp2mSde => {
-                self.choice("variance_type", &file.variance_type, (), &[])?;
-                self.refuse_true("thresholding", file.thresholding)
-            }
-            Sampler::Euler => {
-                self.choice("interpolation_type", &file.interpolation_type, (), &[("linear", ())])?;
-                // diffusers reads `timestep_type` for v-prediction only.
-                let read = self.prediction()? == PredictionType::VPrediction;
-                let timestep_type = file.timestep_type.clone().filter(|_| read);
-                self.choice("timestep_type", &timestep_type, (), &[("discrete", ())])
-            }
-            _ => Ok(()),
-        }
     }
 
     fn choice<T: Copy>(&self, key: &str, value: &Option<String>, default: T, choices: &[(&str, T)]) -> Result<T> {

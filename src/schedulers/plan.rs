@@ -52,8 +52,8 @@ struct Calls {
 /// [`Error::Input`] where `steps` is 0 or more than the model was trained on; [`Error::Model`] (or [`Error::Input`] where there is no
 /// file) for a value of the configuration that is not implemented.
 pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
+    config.check()?;
     let sampler = config.sampler()?;
-    config.refuse_unimplemented()?;
     let planner = Planner {
         config,
         sampler,
@@ -66,9 +66,6 @@ pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
     let trained = planner.table.len();
     if steps == 0 || steps > trained {
         return Err(Error::Input(format!("--steps {steps} is out of range; this model takes 1 to {trained}")));
-    }
-    if let Some(eta) = config.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
-        return Err(Error::Input(format!("--eta {eta} is out of range; it goes from 0 to 1")));
     }
     match sampler {
         Sampler::Pndm => planner.pndm(),
@@ -130,10 +127,17 @@ impl Planner<'_> {
     fn pndm(self) -> Result<Schedule> {
         let timesteps = self.whole_timesteps();
         let ratio = self.ratio();
-        let mut calls = Calls { runge_kutta: vec![], multistep: vec![], ratio, table: self.table.clone(), final_sigma: self.final_sigma(false) };
+        let mut calls =
+            Calls { runge_kutta: vec![], multistep: vec![], ratio, table: self.table.clone(), final_sigma: self.final_sigma(false) };
         if self.config.file.skip_prk_steps.unwrap_or(false) {
             // The second timestep is called twice: by the correction of the first step, and by the second step.
-            calls.multistep = timesteps.iter().copied().take(1).chain(timesteps.iter().copied().skip(1).take(1)).chain(timesteps.iter().copied().skip(1)).collect();
+            calls.multistep = timesteps
+                .iter()
+                .copied()
+                .take(1)
+                .chain(timesteps.iter().copied().skip(1).take(1))
+                .chain(timesteps.iter().copied().skip(1))
+                .collect();
         } else {
             let (start, rest) = timesteps.split_at_checked(3).filter(|(_, rest)| !rest.is_empty()).ok_or_else(|| {
                 Error::Input(format!("--steps {} is too few for PNDM with its Runge-Kutta start; it takes 4 or more", self.steps))
@@ -148,7 +152,8 @@ impl Planner<'_> {
     /// Euler, Euler ancestral and Heun.
     fn sigma_space(self) -> Result<Schedule> {
         let trained = self.table.len();
-        let timesteps: Vec<f64> = spaced(self.spacing, trained, trained, self.steps, self.steps, self.offset()).into_iter().map(single).collect();
+        let timesteps: Vec<f64> =
+            spaced(self.spacing, trained, trained, self.steps, self.steps, self.offset()).into_iter().map(single).collect();
         let sigmas: Vec<f64> = timesteps.iter().map(|t| self.table.sigma(*t)).collect();
         let (mut max, mut min) = (sigmas.first().copied().unwrap_or(0.0), sigmas.last().copied().unwrap_or(0.0));
         if self.sampler == Sampler::Euler {
@@ -170,12 +175,10 @@ impl Planner<'_> {
             _ => Solver::Euler(Euler { eta, ..Euler::default() }),
         };
         let steps = levels.windows(2).map(|pair| (pair[0], pair[1])).collect();
-        let mut schedule = self.variance_preserving(steps, solver);
-        schedule.variance_preserving = false;
-        schedule.final_scale = 1.0;
         // The latents' own variance is left out where the run starts from the noisiest level.
-        schedule.initial_scale = if self.spacing == TimestepSpacing::Leading { (largest * largest + 1.0).sqrt() } else { largest };
-        Ok(schedule)
+        let initial_scale = if self.spacing == TimestepSpacing::Leading { (largest * largest + 1.0).sqrt() } else { largest };
+        let schedule = self.variance_preserving(steps, solver);
+        Ok(Schedule { initial_scale, final_scale: 1.0, variance_preserving: false, ..schedule })
     }
 
     fn dpm_solver(self) -> Result<Schedule> {
@@ -190,7 +193,11 @@ impl Planner<'_> {
         let mut levels: Vec<NoiseLevel> = match self.schedule {
             SigmaSchedule::Discrete => {
                 let whole = spaced(self.spacing, trained, usable, self.steps, self.steps + 1, self.offset());
-                whole.into_iter().map(f64::round_ties_even).map(|t| NoiseLevel { sigma: single(self.table.sigma(t)), timestep: t }).collect()
+                whole
+                    .into_iter()
+                    .map(f64::round_ties_even)
+                    .map(|t| NoiseLevel { sigma: single(self.table.sigma(t)), timestep: t })
+                    .collect()
             }
             schedule => {
                 // The timesteps are whole numbers: rounded for Karras and Lu, except on a cosine schedule, and cut off otherwise.
@@ -291,6 +298,7 @@ impl Schedule {
     pub fn evaluations(&self, step: &Step) -> usize {
         match &self.solver {
             Solver::Heun(_) if step.to.sigma > 0.0 => 2,
+            Solver::Dpm(_) if step.from.sigma == step.to.sigma => 0,
             Solver::Pndm { kinds, .. } => kinds.get(step.index).map_or(1, |k| k.evaluations()),
             _ => 1,
         }

@@ -5,12 +5,8 @@ use crate::Result;
 use candle_core::Tensor;
 
 /// Adams-Bashforth weights over the newest outputs, newest first, by how many there are.
-const ADAMS_BASHFORTH: [&[f64]; 4] = [
-    &[1.0],
-    &[3.0 / 2.0, -1.0 / 2.0],
-    &[23.0 / 12.0, -16.0 / 12.0, 5.0 / 12.0],
-    &[55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0],
-];
+const ADAMS_BASHFORTH: [&[f64]; 4] =
+    [&[1.0], &[3.0 / 2.0, -1.0 / 2.0], &[23.0 / 12.0, -16.0 / 12.0, 5.0 / 12.0], &[55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0]];
 
 /// What happens in one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
