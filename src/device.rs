@@ -44,15 +44,20 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
         DeviceChoice::Cpu => Ok((Device::Cpu, None)),
         DeviceChoice::Cuda(number) => {
             if !cfg!(feature = "cuda") {
-                return Err(Error::Input("--device cuda: this program was built without CUDA; build it with --features cuda, or use --device cpu".into()));
+                return Err(Error::Input(
+                    "--device cuda: this program was built without CUDA; build it with --features cuda, or use --device cpu".into(),
+                ));
             }
             let device = Device::new_cuda(number);
-            let device = device.map_err(|e| Error::Input(format!("--device cuda:{number}: the GPU cannot be opened ({e}); see --device cpu")))?;
+            let device =
+                device.map_err(|e| Error::Input(format!("--device cuda:{number}: the GPU cannot be opened ({e}); see --device cpu")))?;
             Ok((device, None))
         }
         DeviceChoice::Metal => {
             if !cfg!(feature = "metal") {
-                return Err(Error::Input("--device metal: this program was built without Metal; build it with --features metal, or use --device cpu".into()));
+                return Err(Error::Input(
+                    "--device metal: this program was built without Metal; build it with --features metal, or use --device cpu".into(),
+                ));
             }
             let device = Device::new_metal(0);
             let device = device.map_err(|e| Error::Input(format!("--device metal: the GPU cannot be opened ({e}); see --device cpu")))?;

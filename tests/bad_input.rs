@@ -112,7 +112,9 @@ fn models() {
     };
     // A safetensors file is a length in 8 bytes, a JSON header of that length, and the tensors.
     let file = |header: &str, data: usize| [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat();
-    let entry = |name: &str, dtype: &str, shape: &str, from: usize, to: usize| format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}"#);
+    let entry = |name: &str, dtype: &str, shape: &str, from: usize, to: usize| {
+        format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}"#)
+    };
     let one = |entry: String, data: usize| file(&format!("{{{entry}}}"), data);
     write("empty.safetensors", b"");
     write("short.safetensors", b"1234");

@@ -163,7 +163,9 @@ fn check_latents_path(path: &Path, overwrite: bool) -> Result<()> {
     }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
     match folder {
-        Some(folder) if !folder.is_dir() => Err(Error::Input(format!("--save-latents {}: there is no folder {}", path.display(), folder.display()))),
+        Some(folder) if !folder.is_dir() => {
+            Err(Error::Input(format!("--save-latents {}: there is no folder {}", path.display(), folder.display())))
+        }
         _ => Ok(()),
     }
 }
@@ -171,6 +173,7 @@ fn check_latents_path(path: &Path, overwrite: bool) -> Result<()> {
 fn save_latents(path: &Path, latents: &[Tensor], overwrite: bool) -> Result<()> {
     // Pictures of one run may differ in nothing but their prompt and seed, so they stack.
     let stacked = HashMap::from([("latents".to_owned(), Tensor::cat(latents, 0)?)]);
-    let bytes = safetensors::serialize(&stacked, None).map_err(|e| Error::Picture(format!("the latents cannot be written as safetensors: {e}")))?;
+    let bytes =
+        safetensors::serialize(&stacked, None).map_err(|e| Error::Picture(format!("the latents cannot be written as safetensors: {e}")))?;
     write_whole(path, overwrite, |to| to.write_all(&bytes))
 }

@@ -40,14 +40,19 @@ pub(super) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Chec
     let Some(what) = what else {
         return match candidates(&folder).as_slice() {
             [] if models_dir.is_none() => builtin(),
-            [] => Err(Error::Input(format!("the models folder {} holds no model; put a .safetensors file or a diffusers folder there", folder.display()))),
+            [] => Err(Error::Input(format!(
+                "the models folder {} holds no model; put a .safetensors file or a diffusers folder there",
+                folder.display()
+            ))),
             several => only_one(several, &folder),
         };
     };
     let path = Path::new(what);
     if path.is_dir() && !is_model_folder(path) {
         return match candidates(path).as_slice() {
-            [] => Err(Error::Input(format!("--model {what}: the folder holds no model; a model is a .safetensors file or a folder with unet/, vae/ and text_encoder/"))),
+            [] => Err(Error::Input(format!(
+                "--model {what}: the folder holds no model; a model is a .safetensors file or a folder with unet/, vae/ and text_encoder/"
+            ))),
             several => only_one(several, path),
         };
     }
@@ -74,7 +79,8 @@ fn by_name(what: &str, folder: &Path) -> Result<Checkpoint> {
     }
     let found = candidates(folder);
     let wanted = what.to_lowercase();
-    let matching = |test: &dyn Fn(&str) -> bool| found.iter().filter(|path| test(&name_of(path).to_lowercase())).cloned().collect::<Vec<_>>();
+    let matching =
+        |test: &dyn Fn(&str) -> bool| found.iter().filter(|path| test(&name_of(path).to_lowercase())).cloned().collect::<Vec<_>>();
     let exact = matching(&|name| name == wanted);
     let chosen = if exact.is_empty() { matching(&|name| name.starts_with(&wanted)) } else { exact };
     match chosen.as_slice() {

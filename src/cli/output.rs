@@ -71,7 +71,9 @@ impl Output {
                 _ => Err(Error::Input(format!("--output -: standard output takes one picture, and {pictures} were asked for"))),
             };
         };
-        let fixed: PathBuf = self.folder.join(template.iter().map_while(|p| if let Piece::Text(t) = p { Some(t.as_str()) } else { None }).collect::<String>());
+        let fixed: PathBuf = self
+            .folder
+            .join(template.iter().map_while(|p| if let Piece::Text(t) = p { Some(t.as_str()) } else { None }).collect::<String>());
         if self.exact {
             if pictures > 1 {
                 return Err(Error::Input(format!(
@@ -83,9 +85,11 @@ impl Output {
                 return Err(Error::Input(format!("{} exists; give another --output, or --overwrite", fixed.display())));
             }
         }
-        let folder = if self.exact || !fixed.as_os_str().to_string_lossy().ends_with(['/', '\\']) { fixed.parent() } else { Some(fixed.as_path()) };
+        let folder =
+            if self.exact || !fixed.as_os_str().to_string_lossy().ends_with(['/', '\\']) { fixed.parent() } else { Some(fixed.as_path()) };
         if let Some(folder) = folder.filter(|f| !f.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|e| Error::Input(format!("the output folder {} cannot be made: {e}", folder.display())))?;
+            std::fs::create_dir_all(folder)
+                .map_err(|e| Error::Input(format!("the output folder {} cannot be made: {e}", folder.display())))?;
         }
         Ok(())
     }
@@ -131,7 +135,8 @@ fn parse(text: &str) -> Result<Vec<Piece>, String> {
         let after = &rest[open + 1..];
         let close = after.find('}').ok_or("a \"{\" has no \"}\"")?;
         let (name, most) = after[..close].split_once(":.").map_or((&after[..close], None), |(name, n)| (name, Some(n)));
-        let most = most.map(|n| n.parse().map_err(|_| format!("{{{}}}: the length after \":.\" is no number", &after[..close]))).transpose()?;
+        let most =
+            most.map(|n| n.parse().map_err(|_| format!("{{{}}}: the length after \":.\" is no number", &after[..close]))).transpose()?;
         if !FIELDS.split(", ").any(|field| field == name) {
             return Err(format!("{{{name}}} is not known; there are {FIELDS}"));
         }
@@ -192,7 +197,10 @@ mod tests {
     #[test]
     fn templates_are_read() {
         let field = |name: &str, most| Piece::Field { name: name.into(), most };
-        assert_eq!(parse("{date}/a-{prompt:.40}.png").unwrap(), [field("date", None), Piece::Text("/a-".into()), field("prompt", Some(40)), Piece::Text(".png".into())]);
+        assert_eq!(
+            parse("{date}/a-{prompt:.40}.png").unwrap(),
+            [field("date", None), Piece::Text("/a-".into()), field("prompt", Some(40)), Piece::Text(".png".into())]
+        );
         for (bad, word) in [("{sed}.png", "sed"), ("{seed.png", "no \"}\""), ("{seed:.x}.png", "no number")] {
             assert!(parse(bad).unwrap_err().contains(word), "{bad}");
         }

@@ -37,7 +37,8 @@ impl Progress {
         }
         let bar = self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::new(0);
-            let style = BarStyle::with_template("{msg} {wide_bar} {pos}/{len} [{elapsed} < {eta}]").or_else(|_| BarStyle::with_template("{msg} {pos}/{len}"));
+            let style = BarStyle::with_template("{msg} {wide_bar} {pos}/{len} [{elapsed} < {eta}]")
+                .or_else(|_| BarStyle::with_template("{msg} {pos}/{len}"));
             bar.set_style(style.unwrap_or_else(|_| BarStyle::default_bar()));
             bar.enable_steady_tick(Duration::from_millis(250));
             bar

@@ -23,7 +23,13 @@ struct Guidance {
 }
 
 impl<'a> GuidedDenoiser<'a> {
-    pub(super) fn new(unet: &'a UNet2DCondition, dtype: DType, prediction: PredictionType, request: &GenerationRequest, conditioning: Conditioning) -> Self {
+    pub(super) fn new(
+        unet: &'a UNet2DCondition,
+        dtype: DType,
+        prediction: PredictionType,
+        request: &GenerationRequest,
+        conditioning: Conditioning,
+    ) -> Self {
         let guidance = request.is_guided().then_some(Guidance { scale: request.guidance_scale, rescale: request.guidance_rescale });
         Self { unet, dtype, prediction, guidance, conditioning }
     }

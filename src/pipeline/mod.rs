@@ -99,7 +99,13 @@ impl Pipeline {
     ///
     /// # Errors
     /// The observer stops it, or a value stops being finite; the message names the stage.
-    pub fn paint(&self, request: &GenerationRequest, prompt: &Conditioning, seeds: &[u64], observer: &mut dyn Observer) -> Result<Vec<Painted>> {
+    pub fn paint(
+        &self,
+        request: &GenerationRequest,
+        prompt: &Conditioning,
+        seeds: &[u64],
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Painted>> {
         let schedule = plan(&request.scheduler, request.steps)?;
         let factor = self.spec.vae.factor();
         let shape = (seeds.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);

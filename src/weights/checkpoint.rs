@@ -4,10 +4,10 @@ use super::component::{ComponentTensors, Part};
 use super::describe::{self, Description};
 use super::file::{Blob, WeightFile};
 use super::folder::{Folder, PICKLE, PICKLE_EXTENSIONS};
+use super::single::{self, Single};
 use super::{ignorable, keys, model_error};
 use crate::Result;
 use crate::spec::ModelSpec;
-use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,8 +50,8 @@ pub struct Checkpoint {
     pub(crate) files: Vec<Arc<WeightFile>>,
     pub(crate) parts: Vec<(Component, Part)>,
     pub(crate) tokenizers: Vec<Option<TokenizerFiles>>,
-    /// `scheduler_config.json`, the model's or its family's.
-    pub(crate) scheduler: Value,
+    /// The text of `scheduler_config.json`, the model's or its family's.
+    pub(crate) scheduler: String,
     concluded: String,
     nothing: Part,
 }
@@ -121,10 +121,12 @@ impl Checkpoint {
     }
 
     fn from_file(file: WeightFile) -> Result<Checkpoint> {
-        Err(model_error(&file.name, "is a single file"))
+        let file = Arc::new(file);
+        let Single { description, parts, concluded } = single::read(&file)?;
+        Ok(Checkpoint::assemble(file.name.clone(), description, vec![file], parts, concluded))
     }
 
-    pub(crate) fn assemble(
+    fn assemble(
         name: String,
         description: Description,
         files: Vec<Arc<WeightFile>>,

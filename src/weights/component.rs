@@ -70,6 +70,16 @@ impl Part {
         Some(form.shape(&entry.shape))
     }
 
+    /// The type in which the tensor is stored.
+    pub(crate) fn dtype(&self, name: &str) -> Option<safetensors::Dtype> {
+        self.find(name).map(|(_, entry, _)| entry.dtype)
+    }
+
+    /// The name of the file that has the first of `names`.
+    pub(crate) fn file_of(&self, names: &[String]) -> &str {
+        names.iter().find_map(|name| self.find(name)).map_or("the model", |(file, ..)| &file.name)
+    }
+
     fn find(&self, name: &str) -> Option<(&WeightFile, &Entry, Form)> {
         let place = self.places.get(name)?;
         let file = self.files.get(place.file)?;
@@ -145,28 +155,41 @@ impl Form {
         Some(Raw { dtype, shape, bytes })
     }
 
-    /// From diffusers' tensors to the stored one: the inverse of [`Form::apply`] for all parts together, in order.
-    pub(crate) fn invert<'a>(self, mut parts: Vec<Raw<'a>>) -> Option<Raw<'a>> {
-        match self {
-            Form::Third(_) => {
-                let [q, k, v] = <[Raw<'a>; 3]>::try_from(parts).ok()?;
-                if q.shape != k.shape || k.shape != v.shape || q.dtype != k.dtype || k.dtype != v.dtype {
-                    return None;
-                }
-                let mut shape = q.shape.clone();
-                *shape.first_mut()? *= 3;
-                Some(Raw { dtype: q.dtype, shape, bytes: [q.bytes, k.bytes, v.bytes].concat().into() })
-            }
-            Form::Same => parts.pop(),
-            Form::Transposed => Form::Transposed.apply(parts.pop()?),
-            Form::Squeezed => {
-                let mut raw = parts.pop()?;
-                if raw.shape.len() == 2 {
-                    raw.shape.extend([1, 1]);
-                }
-                Some(raw)
-            }
+    /// The stored tensor's shape, from the shapes of all of its parts in diffusers: the inverse of [`Form::shape`].
+    pub(crate) fn stored_shape(self, parts: &[Vec<usize>]) -> Option<Vec<usize>> {
+        match (self, parts) {
+            (Form::Third(_), [q, k, v]) if q == k && k == v => match q.as_slice() {
+                [rows, rest @ ..] => Some([&[rows * 3], rest].concat()),
+                [] => None,
+            },
+            (Form::Third(_), _) => None,
+            (Form::Squeezed, [part]) if part.len() == 2 => Some([part.as_slice(), &[1, 1]].concat()),
+            (Form::Transposed, [part]) => match part.as_slice() {
+                [rows, columns] => Some(vec![*columns, *rows]),
+                _ => None,
+            },
+            (_, [part]) => Some(part.clone()),
+            _ => None,
         }
+    }
+
+    /// The stored tensor, from all of its parts in diffusers, in order: the inverse of [`Form::apply`].
+    pub(crate) fn invert(self, mut parts: Vec<Raw<'_>>) -> Option<Raw<'_>> {
+        let shapes: Vec<Vec<usize>> = parts.iter().map(|part| part.shape.clone()).collect();
+        let shape = self.stored_shape(&shapes)?;
+        let dtype = parts.first()?.dtype;
+        if parts.iter().any(|part| part.dtype != dtype) {
+            return None;
+        }
+        let bytes = match self {
+            Form::Third(_) => parts.iter().map(|part| part.bytes.as_ref()).collect::<Vec<_>>().concat().into(),
+            Form::Same | Form::Squeezed => parts.pop()?.bytes,
+            Form::Transposed => {
+                let part = parts.pop()?;
+                transpose(&part.bytes, &part.shape, dtype.bitsize() / 8)?.into()
+            }
+        };
+        Some(Raw { dtype, shape, bytes })
     }
 }
 

@@ -4,7 +4,7 @@ use super::checkpoint::TokenizerFiles;
 use super::folder::Folder;
 use super::json::Fields;
 use super::schedule::{self, Prediction};
-use super::{config, model_error};
+use super::{config, model_error, quoted};
 use crate::Result;
 use crate::spec::{Activation, Family, ModelSpec, TextEncoderSpec, UNetSpec, VaeSpec};
 use serde_json::Value;
@@ -15,6 +15,9 @@ pub(crate) const TEXT_ENCODERS: [(&str, &str); 2] = [("text_encoder", "tokenizer
 pub(crate) const PAD_CLIP: &str = "<|endoftext|>";
 /// The same where OpenCLIP was trained: the token 0.
 pub(crate) const PAD_OPEN_CLIP: &str = "!";
+
+/// What messages call a scheduler configuration that no file has.
+pub(crate) const USUAL_SCHEDULER: &str = "the family's usual scheduler";
 
 /// Components of other architectures, with what they are.
 const FOREIGN: &[(&str, &str)] = &[
@@ -33,8 +36,8 @@ pub(crate) struct Description {
     /// The text encoders' folders.
     pub(crate) text_folders: Vec<&'static str>,
     pub(crate) tokenizers: Vec<Option<TokenizerFiles>>,
-    /// `scheduler_config.json`, the model's or its family's.
-    pub(crate) scheduler: Value,
+    /// The text of `scheduler_config.json`, the model's or its family's.
+    pub(crate) scheduler: String,
 }
 
 /// Reads the texts of `folder`.
@@ -44,7 +47,7 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
     if let Some(index) = &index
         && let Some(class) = index.word("_class_name")?
     {
-        evidence.push(format!("{} names the pipeline {class}.", index.file));
+        evidence.push(format!("{} names the pipeline {}.", index.file, quoted(class)));
     }
     for (component, what) in FOREIGN {
         if present(folder, index.as_ref(), component) {
@@ -107,16 +110,17 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
         _ => zeros,
     };
 
-    let scheduler = match folder.json("scheduler/scheduler_config.json")? {
-        Some(fields) => fields,
+    let path = "scheduler/scheduler_config.json";
+    let (scheduler_file, scheduler_text) = match folder.text(path)? {
+        Some(text) => (folder.shown(path), String::from_utf8(text).map_err(|_| model_error(folder.shown(path), "is not UTF-8 text"))?),
         None => {
             evidence.push("There is no scheduler/scheduler_config.json: the family's usual one is taken.".to_owned());
-            let usual = schedule::of_family(family, Prediction { v: false, zero_snr: false });
-            Fields::parse("the family's scheduler", usual.to_string().as_bytes())?
+            (USUAL_SCHEDULER.to_owned(), schedule::of_family(family, Prediction { v: false, zero_snr: false }))
         }
     };
+    let scheduler = Fields::parse(&scheduler_file, scheduler_text.as_bytes())?;
     if let Some(prediction) = scheduler.word("prediction_type")? {
-        evidence.push(format!("{} says that the UNet predicts {prediction}.", scheduler.file));
+        evidence.push(format!("{} says that the UNet predicts {}.", scheduler.file, quoted(prediction)));
     }
     let (defaults, distilled) = schedule::defaults(family, &scheduler)?;
     evidence.extend(distilled);
@@ -128,12 +132,12 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
         unet,
         vae,
         text_encoders,
-        scheduler: schedule::parse(&scheduler)?,
+        scheduler: schedule::parse(&scheduler_file, &scheduler_text)?,
         zero_missing_negative,
         aesthetic_score,
         defaults,
     };
-    Ok(Description { spec, text_folders, tokenizers, scheduler: scheduler.value() })
+    Ok(Description { spec, text_folders, tokenizers, scheduler: scheduler_text })
 }
 
 /// The family whose text encoders these are.
@@ -191,7 +195,7 @@ pub(crate) fn finish_conditioning(file: &str, unet: &UNetSpec, text: &mut [TextE
     last.pooled = true;
     // Original size, crop and target size; or, for a refiner, original size, crop and score.
     let ids = |aesthetic: bool| pooled + added.time_embed_dim * if aesthetic { 5 } else { 6 };
-    let fits = |aesthetic: &bool| ids(*aesthetic) == added.projection_input_dim;
+    let fits = |aesthetic: &bool| added.time_embed_dim > 0 && ids(*aesthetic) == added.projection_input_dim;
     let candidates = aesthetic.map_or(vec![false, true], |said| vec![said]);
     candidates.into_iter().find(fits).ok_or_else(|| {
         let (wanted, dim) = (added.projection_input_dim, added.time_embed_dim);

@@ -21,8 +21,11 @@
 mod checkpoint;
 mod component;
 mod config;
+mod convert;
 mod decode;
 mod describe;
+mod detect;
+mod export;
 mod file;
 mod folder;
 mod header;
@@ -30,9 +33,11 @@ mod ignorable;
 mod json;
 mod keys;
 mod schedule;
+mod single;
 
 pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
 pub use component::ComponentTensors;
+pub use convert::{Layout, Report, convert};
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};

@@ -6,9 +6,9 @@ use crate::schedulers::SchedulerConfig;
 use crate::spec::{Defaults, Family};
 use serde_json::{Value, json};
 
-/// Parses `scheduler_config.json`. The only place that knows how.
-pub(crate) fn parse(fields: &Fields) -> Result<SchedulerConfig> {
-    SchedulerConfig::from_json(&fields.value().to_string(), &fields.file)
+/// Parses the text of a `scheduler_config.json`. The only place that knows how.
+pub(crate) fn parse(file: &str, text: &str) -> Result<SchedulerConfig> {
+    SchedulerConfig::from_json(text, file)
 }
 
 /// What the network predicts, when a single file had to be read for it.
@@ -21,7 +21,7 @@ pub(crate) struct Prediction {
 }
 
 /// The `scheduler_config.json` that the family's first model has in diffusers.
-pub(crate) fn of_family(family: Family, prediction: Prediction) -> Value {
+pub(crate) fn of_family(family: Family, prediction: Prediction) -> String {
     let mut config = json!({
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
@@ -51,7 +51,7 @@ pub(crate) fn of_family(family: Family, prediction: Prediction) -> Value {
             }
         }
     }
-    config
+    format!("{config:#}\n")
 }
 
 /// Schedulers that only distilled models ask for: class, timestep spacing where it matters, steps, guidance scale.

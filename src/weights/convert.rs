@@ -1,0 +1,340 @@
+//! Writes a model in another layout.
+//!
+//! Tensors go from the map to the file one after the other; nothing else of the weights is in memory. An existing file or
+//! folder is never touched: the result grows under a temporary name beside its own and is renamed when it is complete.
+
+use super::checkpoint::{Checkpoint, Component, TokenizerFiles};
+use super::component::{Part, Raw};
+use super::json::Fields;
+use super::keys::{self, Form, Pair, TextLayout};
+use super::single::{self, CONFIGURATION};
+use super::{decode, export, model_error, quoted};
+use crate::spec::{Family, ModelSpec};
+use crate::{Error, Result};
+use candle_core::DType;
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// A layout of a whole model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// A folder as diffusers has it.
+    Diffusers,
+    /// One file as the first Stable Diffusion had it.
+    Original,
+}
+
+/// What [`convert`] wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The file or the folder.
+    pub path: PathBuf,
+    /// Tensors written.
+    pub tensors: usize,
+    /// Bytes of numbers written.
+    pub bytes: u64,
+    /// What the user should know: what was left out, what is missing.
+    pub notes: Vec<String>,
+}
+
+/// Where the text encoders of a family are in the original layout.
+const TEXT: &[(Family, &[(&str, TextLayout)])] = &[
+    (Family::Sd1, &[("cond_stage_model.transformer.", TextLayout::Clip)]),
+    (Family::Sd2, &[("cond_stage_model.model.", TextLayout::OpenClip)]),
+    (Family::Sdxl, &[("conditioner.embedders.0.transformer.", TextLayout::Clip), ("conditioner.embedders.1.model.", TextLayout::OpenClip)]),
+    (Family::SdxlRefiner, &[("conditioner.embedders.0.model.", TextLayout::OpenClip)]),
+];
+
+/// Writes `from` as `to`, which must not exist, with weights of type `dtype` or as they are.
+///
+/// `tokenizers` are files by folder (`tokenizer`, `tokenizer_2`) for text encoders that bring none, which a folder needs.
+///
+/// # Errors
+/// [`Error::Input`] where `to` exists or `dtype` is no type of weights, [`Error::Model`] where `from` cannot be expressed in the
+/// layout, [`Error::Io`] where writing fails.
+pub fn convert(
+    from: &Checkpoint,
+    to: &Path,
+    layout: Layout,
+    dtype: Option<DType>,
+    tokenizers: &[(&str, TokenizerFiles)],
+) -> Result<Report> {
+    let dtype = match dtype {
+        None => None,
+        Some(dtype) => Some(decode::stored_as(dtype).ok_or_else(|| Error::Input(format!("weights cannot be written as {dtype:?}")))?),
+    };
+    if to.symlink_metadata().is_ok() {
+        return Err(Error::Input(format!("{} exists already; name a file or folder that does not", to.display())));
+    }
+    let mut report = Report { path: to.to_owned(), ..Report::default() };
+    match layout {
+        Layout::Original => original(from, to, dtype, &mut report)?,
+        Layout::Diffusers => diffusers(from, to, dtype, tokenizers, &mut report)?,
+    }
+    let left_out = from.unknown();
+    if !left_out.is_empty() {
+        let shown: Vec<String> = left_out.iter().take(5).map(|key| quoted(key)).collect();
+        let more = if left_out.len() > shown.len() { ", …" } else { "" };
+        report.notes.push(format!("{} tensors that belong to no network were left out: {}{more}", left_out.len(), shown.join(", ")));
+    }
+    Ok(report)
+}
+
+/// A tensor to be written.
+struct Item<'a> {
+    key: String,
+    form: Form,
+    /// The tensors of `part` that it is made of. None: it is a mark, which says something by its name and holds no number.
+    names: Vec<String>,
+    part: &'a Part,
+}
+
+fn original(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, report: &mut Report) -> Result<()> {
+    let spec = from.spec();
+    let mut items = Vec::new();
+    let slots = TEXT.iter().find(|(family, _)| *family == spec.family).map_or(&[][..], |(_, slots)| slots);
+    for (component, part) in &from.parts {
+        let pairs = match component {
+            Component::UNet => keys::unet(&spec.unet, single::UNET),
+            Component::Vae => keys::vae(&spec.vae, single::VAE[0]),
+            Component::TextEncoder(i) => match (spec.text_encoders.get(*i), slots.get(*i)) {
+                (Some(text), Some((prefix, layout))) => keys::text(&text.clip, *layout, prefix),
+                _ => return Err(model_error(from.name(), format!("has a text encoder {i}, for which the original layout has no place"))),
+            },
+        };
+        items.extend(backwards(part, pairs));
+    }
+    let texts = export::carried(from)?;
+    let scheduler = Fields::parse("the scheduler's configuration", from.scheduler.as_bytes())?;
+    let v = scheduler.word("prediction_type")? == Some("v_prediction");
+    let zero_snr = scheduler.flag("rescale_betas_zero_snr", false)?;
+    let mut metadata = metadata(spec, v, to);
+    if let (Family::Sdxl | Family::SdxlRefiner, Some((_, part))) = (spec.family, from.parts.first()) {
+        // Other programs look for these tensors in XL models.
+        let marks = [("v_pred", v), ("ztsnr", v && zero_snr)].into_iter().filter(|(_, is)| *is);
+        items.extend(marks.map(|(key, _)| Item { key: key.to_owned(), form: Form::Same, names: Vec::new(), part }));
+    }
+    metadata.insert(CONFIGURATION.into(), json!(serde_json::to_string(&texts).map_err(|e| unexpected(&e))?));
+
+    let partial = Partial::beside(to)?;
+    write(&partial.path, metadata, &items, dtype, report)?;
+    // Claims the name: whoever was faster keeps it.
+    File::create_new(to).map_err(Error::io(to))?;
+    partial.become_(to)
+}
+
+fn diffusers(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, tokenizers: &[(&str, TokenizerFiles)], report: &mut Report) -> Result<()> {
+    let spec = from.spec();
+    let texts = export::texts(from, tokenizers)?;
+    let partial = Partial::beside(to)?;
+    for (path, text) in &texts {
+        let path = partial.path.join(path);
+        path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(Error::io(&path))?;
+        std::fs::write(&path, text).map_err(Error::io(&path))?;
+    }
+    let folders = export::text_folders(spec);
+    for (component, part) in &from.parts {
+        let (folder, file, clip) = match component {
+            Component::UNet => ("unet", "diffusion_pytorch_model.safetensors", None),
+            Component::Vae => ("vae", "diffusion_pytorch_model.safetensors", None),
+            Component::TextEncoder(i) => match folders.get(*i) {
+                Some(text) => (text.folder, "model.safetensors", Some(text)),
+                None => return Err(model_error(from.name(), format!("has a text encoder {i}, for which diffusers has no folder"))),
+            },
+        };
+        let kept: Option<std::collections::HashSet<String>> =
+            clip.map(|text| keys::diffusers_text(&text.clip).into_iter().map(|pair| pair.name).collect());
+        let projected = clip.is_none_or(|text| text.clip.projection_dim.is_some());
+        let wanted = |name: &str| kept.as_ref().is_none_or(|kept| kept.contains(name)) && (projected || name != "text_projection.weight");
+        let names = part.names().into_iter().filter(|name| wanted(name));
+        let items: Vec<Item> =
+            names.map(|name| Item { key: name.to_owned(), form: Form::Same, names: vec![name.to_owned()], part }).collect();
+        let mut metadata = Map::new();
+        // transformers refuses files that do not say so.
+        metadata.insert("format".into(), json!("pt"));
+        write(&partial.path.join(folder).join(file), metadata, &items, dtype, report)?;
+    }
+    for ((i, text), folder) in spec.text_encoders.iter().enumerate().zip(&folders) {
+        if folder.clip.layers < text.clip.layers {
+            report.notes.push(format!(
+                "the last {} of text encoder {}'s layers were left out: nothing uses them",
+                text.clip.layers - folder.clip.layers,
+                i + 1
+            ));
+        }
+        if !texts.contains_key(&format!("{}/vocab.json", folder.tokenizer)) {
+            report.notes.push(format!("{} has no vocabulary: diffusers needs vocab.json and merges.txt there", folder.tokenizer));
+        }
+    }
+    partial.become_(to)
+}
+
+/// The stored tensors that `pairs` make of those of `part`: the table, read from right to left.
+fn backwards(part: &Part, pairs: Vec<Pair>) -> Vec<Item<'_>> {
+    let mut items: Vec<Item> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut written = std::collections::HashSet::new();
+    for Pair { stored, name, form } in pairs {
+        // Of several spellings the first is today's.
+        if part.shape(&name).is_none() || !written.insert(name.clone()) {
+            continue;
+        }
+        match places.get(&stored).and_then(|i| items.get_mut(*i)) {
+            Some(item) => item.names.push(name),
+            None => {
+                places.insert(stored.clone(), items.len());
+                items.push(Item { key: stored, form, names: vec![name], part });
+            }
+        }
+    }
+    items
+}
+
+/// What other programs look for in a single file.
+fn metadata(spec: &ModelSpec, v: bool, to: &Path) -> Map<String, Value> {
+    let architecture = match spec.family {
+        Family::Sd1 => "stable-diffusion-v1",
+        Family::Sd2 if v => "stable-diffusion-v2-768-v",
+        Family::Sd2 => "stable-diffusion-v2-512",
+        Family::Sdxl => "stable-diffusion-xl-v1-base",
+        Family::SdxlRefiner => "stable-diffusion-xl-v1-refiner",
+    };
+    let kind = match spec.unet.in_channels {
+        n if n == spec.vae.latent_channels => "",
+        n if n == 2 * spec.vae.latent_channels => "/instruct-pix2pix",
+        _ => "/inpainting",
+    };
+    let mut metadata = Map::new();
+    for (key, value) in [
+        ("format", "pt".to_owned()),
+        ("modelspec.sai_model_spec", "1.0.0".to_owned()),
+        ("modelspec.architecture", format!("{architecture}{kind}")),
+        ("modelspec.prediction_type", if v { "v" } else { "epsilon" }.to_owned()),
+        ("modelspec.resolution", format!("{0}x{0}", spec.default_size)),
+        ("modelspec.title", to.file_stem().unwrap_or_default().to_string_lossy().into_owned()),
+    ] {
+        metadata.insert(key.into(), Value::String(value));
+    }
+    metadata
+}
+
+/// Writes one safetensors file.
+fn write(path: &Path, metadata: Map<String, Value>, items: &[Item<'_>], dtype: Option<Dtype>, report: &mut Report) -> Result<()> {
+    let plan = plan(items, dtype)?;
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), Value::Object(metadata));
+    let mut end = 0;
+    for Planned { item, dtype, shape, bytes } in &plan {
+        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes] });
+        end += bytes;
+        header.insert(item.key.clone(), entry);
+    }
+    let mut header = serde_json::to_vec(&header).map_err(|e| unexpected(&e))?;
+    // Readers that cast the data in place want them aligned.
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(Error::io(path))?;
+    let file = File::create_new(path).map_err(Error::io(path))?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io(path));
+    put(&(header.len() as u64).to_le_bytes())?;
+    put(&header)?;
+    for Planned { item, dtype, shape, bytes } in &plan {
+        let raw = item.read(*dtype)?;
+        if raw.shape != *shape || raw.bytes.len() != *bytes || raw.dtype != *dtype {
+            return Err(unexpected(&format!("{} changed while it was written", item.key)));
+        }
+        put(&raw.bytes)?;
+    }
+    let file = out.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
+    file.sync_all().map_err(Error::io(path))?;
+    report.tensors += plan.len();
+    report.bytes += end as u64;
+    Ok(())
+}
+
+/// A tensor to be written, with its size.
+struct Planned<'a> {
+    item: &'a Item<'a>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: usize,
+}
+
+/// Sizes of all tensors, in the order in which the format's own writer has them: wide types first, for alignment.
+fn plan<'a>(items: &'a [Item<'a>], wanted: Option<Dtype>) -> Result<Vec<Planned<'a>>> {
+    let mut plan = Vec::with_capacity(items.len());
+    for item in items {
+        if item.names.is_empty() {
+            plan.push(Planned { item, dtype: Dtype::F32, shape: vec![0], bytes: 0 });
+            continue;
+        }
+        let shapes: Vec<Vec<usize>> = item.names.iter().filter_map(|name| item.part.shape(name)).collect();
+        let cannot =
+            || model_error(item.part.file_of(&item.names), format!("has tensors {:?} that do not fit together as one", item.names));
+        let shape = item.form.stored_shape(&shapes).ok_or_else(cannot)?;
+        let dtype = match wanted {
+            Some(dtype) => dtype,
+            None => item.names.first().and_then(|name| item.part.dtype(name)).ok_or_else(cannot)?,
+        };
+        let bytes = shape.iter().product::<usize>() * (dtype.bitsize() / 8);
+        plan.push(Planned { item, dtype, shape, bytes });
+    }
+    plan.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.item.key.cmp(&b.item.key)));
+    Ok(plan)
+}
+
+impl Item<'_> {
+    fn read(&self, dtype: Dtype) -> Result<Raw<'_>> {
+        if self.names.is_empty() {
+            return Ok(Raw { dtype, shape: vec![0], bytes: [].as_slice().into() });
+        }
+        let read = |name: &String| -> Result<Raw<'_>> {
+            let raw = self.part.raw(name)?;
+            if raw.dtype == dtype {
+                return Ok(raw);
+            }
+            let bytes = decode::bytes_as(&raw.bytes, raw.dtype, dtype);
+            let bytes = bytes.ok_or_else(|| unexpected(&format!("{} has no way from {} to {dtype}", self.key, raw.dtype)))?;
+            Ok(Raw { dtype, shape: raw.shape, bytes: bytes.into() })
+        };
+        let parts = self.names.iter().map(read).collect::<Result<Vec<_>>>()?;
+        self.form.invert(parts).ok_or_else(|| unexpected(&format!("{} cannot be put together", self.key)))
+    }
+}
+
+fn unexpected(what: &dyn std::fmt::Display) -> Error {
+    Error::Model(format!("the model cannot be written: {what}"))
+}
+
+/// A file or folder under a temporary name, which is gone if nothing becomes of it.
+struct Partial {
+    path: PathBuf,
+}
+
+impl Partial {
+    fn beside(to: &Path) -> Result<Partial> {
+        let Some(name) = to.file_name() else {
+            return Err(Error::Input(format!("{} is not a name for a file or folder", to.display())));
+        };
+        let mut partial = std::ffi::OsString::from(".");
+        partial.push(name);
+        partial.push(format!(".{}.partial", std::process::id()));
+        Ok(Partial { path: to.with_file_name(partial) })
+    }
+
+    fn become_(self, to: &Path) -> Result<()> {
+        std::fs::rename(&self.path, to).map_err(Error::io(to))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Nothing is there any more after success; after a failure, its own error is the one to report.
+        let _ = if self.path.is_dir() { std::fs::remove_dir_all(&self.path) } else { std::fs::remove_file(&self.path) };
+    }
+}

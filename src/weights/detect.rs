@@ -1,0 +1,313 @@
+//! Reads architectures off the names and shapes of a single file's tensors.
+//!
+//! Only what shapes cannot say follows from the family: the number of attention heads, epsilons, and what is done with a
+//! text encoder's output.
+
+use super::config::limit;
+use super::file::WeightFile;
+use super::keys::TextLayout;
+use super::{model_error, quoted};
+use crate::Result;
+use crate::spec::{Activation, ClipTextSpec, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
+
+/// Groups of every group norm; nothing in a file says it.
+const GROUPS: usize = 32;
+/// Channels of one attention head of Stable Diffusion 2.x and XL, and of every CLIP.
+const HEAD: usize = 64;
+/// Attention heads of Stable Diffusion 1.x.
+const SD1_HEADS: usize = 8;
+
+/// The tensors of one network in a file, by their names behind `prefix`.
+#[derive(Clone, Copy)]
+pub(crate) struct Probe<'a> {
+    pub(crate) file: &'a WeightFile,
+    pub(crate) prefix: &'static str,
+}
+
+impl<'a> Probe<'a> {
+    pub(crate) fn shape(&self, key: &str) -> Option<&'a [usize]> {
+        self.file.shape(&format!("{}{key}", self.prefix))
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.shape(key).is_some()
+    }
+
+    /// How many of `site.0.leaf`, `site.1.leaf`, … there are.
+    fn count(&self, site: &str, leaf: &str) -> usize {
+        (0..).take_while(|i| self.has(&format!("{site}.{i}.{leaf}"))).count()
+    }
+
+    fn wrong(&self, key: &str, what: impl std::fmt::Display) -> crate::Error {
+        model_error(&self.file.name, format!("tensor {} {what}", quoted(&format!("{}{key}", self.prefix))))
+    }
+
+    /// The shape of a tensor that must be there with `N` dimensions, none of them absurd.
+    fn need<const N: usize>(&self, key: &str) -> Result<[usize; N]> {
+        let shape = self.shape(key).ok_or_else(|| self.wrong(key, "is missing"))?;
+        let sane = shape.iter().all(|size| (1..=limit::VOCABULARY).contains(size));
+        <[usize; N]>::try_from(shape)
+            .ok()
+            .filter(|_| sane)
+            .ok_or_else(|| self.wrong(key, format!("has shape {shape:?}, where {N} dimensions of sensible sizes were expected")))
+    }
+
+    /// Channels that a group norm can divide.
+    fn channels(&self, key: &str, channels: usize) -> Result<usize> {
+        match channels % GROUPS {
+            0 => Ok(channels),
+            _ => Err(self.wrong(key, format!("has {channels} channels, which {GROUPS} groups do not divide"))),
+        }
+    }
+
+    /// How many transformer blocks are at `site`.
+    fn depth(&self, site: &str) -> usize {
+        self.count(&format!("{site}.transformer_blocks"), "norm1.weight")
+    }
+}
+
+/// The UNet in the original layout.
+pub(crate) fn unet(probe: Probe<'_>) -> Result<UNetSpec> {
+    let [first, in_channels, ..] = probe.need::<4>("input_blocks.0.0.weight")?;
+    let [out_channels, ..] = probe.need::<4>("out.2.weight")?;
+    let attention = Attention::find(probe)?;
+    let mut down = Levels { probe, attention, levels: Vec::new(), open: false };
+    for n in 1.. {
+        let site = format!("input_blocks.{n}");
+        if probe.has(&format!("{site}.0.op.weight")) {
+            down.close();
+        } else if !down.block(&site)? {
+            break;
+        }
+    }
+    let mut up = Levels { probe, attention, levels: Vec::new(), open: false };
+    for n in 0.. {
+        let site = format!("output_blocks.{n}");
+        if !up.block(&site)? {
+            break;
+        }
+        if probe.has(&format!("{site}.1.conv.weight")) || probe.has(&format!("{site}.2.conv.weight")) {
+            up.close();
+        }
+    }
+    let (down, up) = (down.levels, up.levels);
+    let (fine, coarse): (Vec<_>, Vec<_>) = (down.iter().map(|l| l.channels).collect(), up.iter().rev().map(|l| l.channels).collect());
+    if fine != coarse || fine.first() != Some(&first) {
+        let what = format!("has {first} channels, but the levels have {fine:?} on the way down and {coarse:?} on the way up");
+        return Err(probe.wrong("input_blocks.0.0.weight", what));
+    }
+    let ends_well = |levels: &[UNetLevel]| levels.iter().rev().skip(1).all(|l| l.resample) && levels.last().is_some_and(|l| !l.resample);
+    if !ends_well(&down) || !ends_well(&up) {
+        return Err(probe.wrong("input_blocks.0.0.weight", "begins levels whose resampling layers are not between them"));
+    }
+    let mid = match probe.has("middle_block.0.in_layers.0.weight") {
+        false => None,
+        true => {
+            let depth = probe.depth("middle_block.1");
+            let resnets = if depth > 0 { 2 } else { 1 };
+            Some(UNetMid { heads: attention.heads(probe, "middle_block.1", fine.last().copied().unwrap_or(first))?, depth, resnets })
+        }
+    };
+    let text_time = match probe.shape("label_emb.0.0.weight") {
+        None => None,
+        Some(_) => {
+            let [_, projection_input_dim] = probe.need::<2>("label_emb.0.0.weight")?;
+            // What of it is pooled text is known when the text encoders are.
+            Some(TextTimeSpec { time_embed_dim: 0, projection_input_dim })
+        }
+    };
+    Ok(UNetSpec {
+        in_channels,
+        out_channels,
+        down,
+        mid,
+        up,
+        cross_attention_dim: attention.context,
+        linear_projection: attention.linear,
+        norm_groups: GROUPS,
+        norm_eps: 1e-5,
+        text_time,
+        flip_sin_to_cos: true,
+        freq_shift: 0.0,
+    })
+}
+
+/// What all transformers of a UNet have in common.
+#[derive(Clone, Copy)]
+struct Attention {
+    context: usize,
+    linear: bool,
+}
+
+impl Attention {
+    /// Reads it off the first transformer on the way down.
+    fn find(probe: Probe<'_>) -> Result<Attention> {
+        const TO_K: &str = "1.transformer_blocks.0.attn2.to_k.weight";
+        let blocks = (1..).take_while(|n| {
+            let site = format!("input_blocks.{n}.0");
+            probe.has(&format!("{site}.op.weight")) || probe.has(&format!("{site}.in_layers.0.weight"))
+        });
+        let mut sites = blocks.map(|n| format!("input_blocks.{n}")).filter(|site| probe.has(&format!("{site}.{TO_K}")));
+        let site =
+            sites.next().ok_or_else(|| probe.wrong("input_blocks.1.0.in_layers.0.weight", "begins a UNet without cross-attention"))?;
+        let [_, context] = probe.need::<2>(&format!("{site}.{TO_K}"))?;
+        let proj_in = format!("{site}.1.proj_in.weight");
+        let linear = probe.shape(&proj_in).ok_or_else(|| probe.wrong(&proj_in, "is missing"))?.len() == 2;
+        Ok(Attention { context, linear })
+    }
+
+    fn heads(&self, probe: Probe<'_>, site: &str, channels: usize) -> Result<usize> {
+        let (heads, rule) = match self.linear {
+            // A tensor's shape does not tell heads apart. Linear projections came together with heads of a fixed size.
+            true => (channels.is_multiple_of(HEAD).then_some(channels / HEAD), "heads of 64 channels"),
+            false => (channels.is_multiple_of(SD1_HEADS).then_some(SD1_HEADS), "8 heads"),
+        };
+        heads.ok_or_else(|| probe.wrong(site, format!("has {channels} channels, which {rule} do not divide")))
+    }
+}
+
+/// Collects the levels of one side of a UNet.
+struct Levels<'a> {
+    probe: Probe<'a>,
+    attention: Attention,
+    levels: Vec<UNetLevel>,
+    /// The last level goes on.
+    open: bool,
+}
+
+impl Levels<'_> {
+    /// Adds the residual block at `site` and its transformer; false where there is none.
+    fn block(&mut self, site: &str) -> Result<bool> {
+        let Levels { probe, attention, .. } = *self;
+        if !probe.has(&format!("{site}.0.in_layers.0.weight")) {
+            return Ok(false);
+        }
+        let key = format!("{site}.0.out_layers.3.weight");
+        let [channels, ..] = probe.need::<4>(&key)?;
+        let channels = probe.channels(&key, channels)?;
+        let depth = probe.depth(&format!("{site}.1"));
+        let heads = match depth {
+            0 => 1,
+            _ => attention.heads(probe, &format!("{site}.1"), channels)?,
+        };
+        match self.levels.last_mut().filter(|_| self.open) {
+            Some(level) if level.channels == channels => {
+                level.depths.push(depth);
+                level.heads = level.heads.max(heads);
+            }
+            Some(level) => {
+                let what = format!("has {channels} channels in a level of {}", level.channels);
+                return Err(probe.wrong(&key, what));
+            }
+            None => self.levels.push(UNetLevel { channels, heads, depths: vec![depth], resample: false }),
+        }
+        self.open = true;
+        Ok(true)
+    }
+
+    /// A layer that changes the resolution ends the level.
+    fn close(&mut self) {
+        if let Some(level) = self.levels.last_mut() {
+            level.resample = true;
+        }
+        self.open = false;
+    }
+}
+
+/// The autoencoder in the original layout. Its scale is the family's.
+pub(crate) fn vae(probe: Probe<'_>, scaling_factor: f64, force_upcast: bool) -> Result<VaeSpec> {
+    let [_, picture_channels, ..] = probe.need::<4>("encoder.conv_in.weight")?;
+    let [_, latent_channels, ..] = probe.need::<4>("decoder.conv_in.weight")?;
+    let levels = probe.count("encoder.down", "block.0.conv1.weight");
+    let mut block_out_channels = Vec::new();
+    for i in 0..levels {
+        let key = format!("encoder.down.{i}.block.0.conv1.weight");
+        let [channels, ..] = probe.need::<4>(&key)?;
+        block_out_channels.push(probe.channels(&key, channels)?);
+    }
+    if levels == 0 || levels > limit::LEVELS {
+        return Err(probe.wrong("encoder.conv_in.weight", format!("begins an encoder of {levels} levels")));
+    }
+    Ok(VaeSpec {
+        picture_channels,
+        latent_channels,
+        block_out_channels,
+        layers_per_block: probe.count("encoder.down.0.block", "conv1.weight"),
+        norm_groups: GROUPS,
+        scaling_factor,
+        shift_factor: 0.0,
+        force_upcast,
+        quant_conv: probe.has("quant_conv.weight"),
+        post_quant_conv: probe.has("post_quant_conv.weight"),
+        mid_attention: probe.has("decoder.mid.attn_1.q.weight"),
+    })
+}
+
+/// A text encoder; `projected` is whether its projection is used.
+pub(crate) fn clip_text(probe: Probe<'_>, layout: TextLayout, projected: bool) -> Result<ClipTextSpec> {
+    let names = match layout {
+        TextLayout::Clip if probe.has("text_model.embeddings.token_embedding.weight") => &CLIP,
+        TextLayout::Clip => &OLD_CLIP,
+        TextLayout::OpenClip => &OPEN_CLIP,
+    };
+    let [vocab_size, hidden_size] = probe.need::<2>(names.tokens)?;
+    let [max_positions, _] = probe.need::<2>(names.positions)?;
+    let layers = probe.count(names.layers, names.norm);
+    let fc1 = format!("{}.0.{}", names.layers, names.fc1);
+    let [intermediate_size, _] = probe.need::<2>(&fc1)?;
+    if hidden_size % HEAD != 0 {
+        return Err(probe.wrong(names.tokens, format!("has a width of {hidden_size}, which heads of {HEAD} do not divide")));
+    }
+    let projection_dim = match (projected, layout) {
+        (false, _) => None,
+        (true, TextLayout::OpenClip) => Some(probe.need::<2>("text_projection")?[1]),
+        (true, TextLayout::Clip) => Some(probe.need::<2>("text_projection.weight")?[0]),
+    };
+    Ok(ClipTextSpec {
+        vocab_size,
+        hidden_size,
+        intermediate_size,
+        layers,
+        heads: hidden_size / HEAD,
+        max_positions,
+        activation: match layout {
+            TextLayout::Clip => Activation::QuickGelu,
+            TextLayout::OpenClip => Activation::Gelu,
+        },
+        projection_dim,
+        layer_norm_eps: 1e-5,
+        // CLIP's vocabularies end in the start and the end of a text.
+        eos_token_id: (vocab_size - 1) as u32,
+    })
+}
+
+/// Where a text encoder's sizes are read.
+struct TextNames {
+    tokens: &'static str,
+    positions: &'static str,
+    layers: &'static str,
+    norm: &'static str,
+    fc1: &'static str,
+}
+
+const CLIP: TextNames = TextNames {
+    tokens: "text_model.embeddings.token_embedding.weight",
+    positions: "text_model.embeddings.position_embedding.weight",
+    layers: "text_model.encoder.layers",
+    norm: "layer_norm1.weight",
+    fc1: "mlp.fc1.weight",
+};
+const OLD_CLIP: TextNames = TextNames {
+    tokens: "embeddings.token_embedding.weight",
+    positions: "embeddings.position_embedding.weight",
+    layers: "encoder.layers",
+    norm: "layer_norm1.weight",
+    fc1: "mlp.fc1.weight",
+};
+const OPEN_CLIP: TextNames = TextNames {
+    tokens: "token_embedding.weight",
+    positions: "positional_embedding",
+    layers: "transformer.resblocks",
+    norm: "ln_1.weight",
+    fc1: "mlp.c_fc.weight",
+};

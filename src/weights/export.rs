@@ -1,0 +1,281 @@
+//! Specs → the configuration files of a diffusers folder.
+//!
+//! What is written is read back and compared, so that a network that diffusers' configuration cannot express is an error.
+
+use super::checkpoint::{Checkpoint, TokenizerFiles};
+use super::describe::TEXT_ENCODERS;
+use super::json::Fields;
+use super::{config, model_error};
+use crate::Result;
+use crate::spec::{Activation, ClipTextSpec, Family, ModelSpec, TextEncoderSpec, UNetLevel, UNetSpec, VaeSpec};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// The version of diffusers whose fields are written.
+const DIFFUSERS: &str = "0.36.0";
+/// Entries of CLIP's own vocabulary, which nobody has to be given.
+const CLIP_VOCABULARY: usize = 49408;
+
+/// Pipelines by whether the UNet is an XL's, by the family's being the refiner, and by the kind of the UNet's input.
+const PIPELINES: &[(&str, bool, bool, Input)] = &[
+    ("StableDiffusionPipeline", false, false, Input::Latents),
+    ("StableDiffusionInpaintPipeline", false, false, Input::MaskAndPicture),
+    ("StableDiffusionInstructPix2PixPipeline", false, false, Input::Picture),
+    ("StableDiffusionXLPipeline", true, false, Input::Latents),
+    ("StableDiffusionXLInpaintPipeline", true, false, Input::MaskAndPicture),
+    ("StableDiffusionXLInstructPix2PixPipeline", true, false, Input::Picture),
+    ("StableDiffusionXLImg2ImgPipeline", true, true, Input::Latents),
+];
+
+/// What the UNet sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    Latents,
+    Picture,
+    MaskAndPicture,
+}
+
+/// A text encoder's folder, its tokenizer's, and the spec as the folder has it.
+pub(crate) struct TextFolder {
+    pub(crate) folder: &'static str,
+    pub(crate) tokenizer: &'static str,
+    pub(crate) clip: ClipTextSpec,
+}
+
+/// The folders of a model's text encoders.
+pub(crate) fn text_folders(spec: &ModelSpec) -> Vec<TextFolder> {
+    // The refiner has only the second one.
+    let first = usize::from(spec.family == Family::SdxlRefiner);
+    let folders = TEXT_ENCODERS.into_iter().skip(first).zip(&spec.text_encoders);
+    folders.map(|((folder, tokenizer), text)| TextFolder { folder, tokenizer, clip: in_folder(text) }).collect()
+}
+
+/// As a folder has it: SD 2.x's folders leave out the layers that are never used.
+fn in_folder(text: &TextEncoderSpec) -> ClipTextSpec {
+    let unused = if text.final_norm { text.skip_layers } else { 0 };
+    ClipTextSpec { layers: text.clip.layers.saturating_sub(unused), ..text.clip.clone() }
+}
+
+/// All texts of the folder of `model`, by path; `usual` are tokenizers by folder for encoders that bring none.
+pub(crate) fn texts(model: &Checkpoint, usual: &[(&str, TokenizerFiles)]) -> Result<BTreeMap<String, String>> {
+    let spec = model.spec();
+    let mut texts = BTreeMap::new();
+    let mut put = |path: String, value: &Value| texts.insert(path, format!("{value:#}\n"));
+    put("model_index.json".into(), &model_index(model)?);
+    put("unet/config.json".into(), &unet(model.name(), &spec.unet, spec.default_size / spec.vae.factor())?);
+    put("vae/config.json".into(), &vae(&spec.vae, spec.default_size));
+    for (i, TextFolder { folder, tokenizer, clip }) in text_folders(spec).iter().enumerate() {
+        put(format!("{folder}/config.json"), &clip_text(clip));
+        let pad = spec.text_encoders.get(i).map_or(super::describe::PAD_CLIP, |text| &text.pad_token);
+        let longest = model.tokenizer(i).and_then(|files| files.model_max_length).unwrap_or(clip.max_positions);
+        let words = json!({ "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": pad, "unk_token": "<|endoftext|>" });
+        put(format!("{tokenizer}/special_tokens_map.json"), &words);
+        let mut config = json!({ "do_lower_case": true, "model_max_length": longest, "tokenizer_class": "CLIPTokenizer" });
+        if let (Value::Object(config), Value::Object(words)) = (&mut config, words) {
+            config.extend(words);
+        }
+        put(format!("{tokenizer}/tokenizer_config.json"), &config);
+    }
+    texts.insert("scheduler/scheduler_config.json".into(), model.scheduler.clone());
+    for (i, TextFolder { tokenizer, .. }) in text_folders(spec).iter().enumerate() {
+        let own = model.tokenizer(i).or_else(|| usual.iter().find(|(folder, _)| folder == tokenizer).map(|(_, files)| files));
+        if let Some(files) = own {
+            texts.insert(format!("{tokenizer}/vocab.json"), files.vocab_json.clone());
+            texts.insert(format!("{tokenizer}/merges.txt"), files.merges.clone());
+        }
+    }
+    Ok(texts)
+}
+
+/// Those of [`texts`] that a single file has to carry: all but CLIP's own vocabulary.
+pub(crate) fn carried(model: &Checkpoint) -> Result<BTreeMap<String, String>> {
+    let mut texts = texts(model, &[])?;
+    for TextFolder { tokenizer, clip, .. } in text_folders(model.spec()) {
+        if clip.vocab_size == CLIP_VOCABULARY {
+            texts.remove(&format!("{tokenizer}/vocab.json"));
+            texts.remove(&format!("{tokenizer}/merges.txt"));
+        }
+    }
+    Ok(texts)
+}
+
+fn model_index(model: &Checkpoint) -> Result<Value> {
+    let spec = model.spec();
+    let latents = spec.vae.latent_channels;
+    let input = match spec.unet.in_channels {
+        n if n == latents => Input::Latents,
+        n if n == 2 * latents => Input::Picture,
+        _ => Input::MaskAndPicture,
+    };
+    let xl = spec.unet.text_time.is_some();
+    let refiner = spec.family == Family::SdxlRefiner;
+    let row = PIPELINES.iter().find(|(_, x, r, i)| (*x, *r, *i) == (xl, refiner, input));
+    let (class, ..) = row.ok_or_else(|| model_error(model.name(), "is a kind of model for which diffusers has no pipeline"))?;
+    let mut index = Map::new();
+    index.insert("_class_name".into(), json!(class));
+    index.insert("_diffusers_version".into(), json!(DIFFUSERS));
+    if xl {
+        index.insert("force_zeros_for_empty_prompt".into(), json!(spec.zero_missing_negative));
+        if refiner {
+            index.insert("requires_aesthetics_score".into(), json!(spec.aesthetic_score));
+        }
+    } else {
+        index.insert("requires_safety_checker".into(), json!(false));
+        index.insert("safety_checker".into(), json!([null, null]));
+    }
+    for absent in ["feature_extractor", "image_encoder"] {
+        index.insert(absent.into(), json!([null, null]));
+    }
+    let scheduler: Value = Fields::parse(model.name(), model.scheduler.as_bytes())?.value();
+    let scheduler = scheduler.get("_class_name").cloned().unwrap_or_else(|| json!("PNDMScheduler"));
+    index.insert("scheduler".into(), json!(["diffusers", scheduler]));
+    let folders = text_folders(spec);
+    for (folder, tokenizer) in TEXT_ENCODERS.into_iter().take(if xl { 2 } else { 1 }) {
+        let text = folders.iter().find(|text| text.folder == folder);
+        let class = text.map(|text| if text.clip.projection_dim.is_some() { "CLIPTextModelWithProjection" } else { "CLIPTextModel" });
+        index.insert(folder.into(), class.map_or(json!([null, null]), |class| json!(["transformers", class])));
+        index.insert(tokenizer.into(), class.map_or(json!([null, null]), |_| json!(["transformers", "CLIPTokenizer"])));
+    }
+    index.insert("unet".into(), json!(["diffusers", "UNet2DConditionModel"]));
+    index.insert("vae".into(), json!(["diffusers", "AutoencoderKL"]));
+    Ok(Value::Object(index))
+}
+
+/// `unet/config.json`.
+fn unet(model: &str, spec: &UNetSpec, sample_size: usize) -> Result<Value> {
+    let attention = |level: &UNetLevel| level.depths.iter().any(|depth| *depth > 0);
+    let types = |levels: &[UNetLevel], side: &str| -> Vec<String> {
+        levels.iter().map(|level| format!("{}{side}Block2D", if attention(level) { "CrossAttn" } else { "" })).collect()
+    };
+    // One number where all blocks of a level have the same depth; a level without attention may have any.
+    let depth = |level: &UNetLevel, any: usize| match level.depths.as_slice() {
+        [first, rest @ ..] if attention(level) && rest.iter().all(|depth| depth == first) => json!(first),
+        depths if attention(level) => json!(depths),
+        _ => json!(any),
+    };
+    let mid_depth = spec.mid.as_ref().map_or(1, |mid| mid.depth.max(1));
+    let down: Vec<Value> = spec.down.iter().map(|level| depth(level, mid_depth)).collect();
+    let up: Vec<Value> =
+        spec.up.iter().zip(spec.down.iter().rev()).map(|(up, down)| depth(up, if attention(down) { 1 } else { mid_depth })).collect();
+    let mirrored = spec.up.iter().zip(&up).zip(down.iter().rev()).all(|((level, up), down)| !attention(level) || up == down);
+    let nested = down.iter().any(Value::is_array);
+    let heads: Vec<usize> = spec
+        .down
+        .iter()
+        .zip(spec.up.iter().rev())
+        .enumerate()
+        .map(|(i, (down, up))| {
+            let mid = spec.mid.as_ref().filter(|_| i + 1 == spec.down.len());
+            if attention(down) {
+                down.heads
+            } else if attention(up) {
+                up.heads
+            } else {
+                mid.map_or(down.heads, |mid| mid.heads)
+            }
+        })
+        .collect();
+    let mut config = json!({
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": DIFFUSERS,
+        "act_fn": "silu",
+        "attention_head_dim": heads,
+        "block_out_channels": spec.down.iter().map(|level| level.channels).collect::<Vec<_>>(),
+        "center_input_sample": false,
+        "cross_attention_dim": spec.cross_attention_dim,
+        "down_block_types": types(&spec.down, "Down"),
+        "downsample_padding": 1,
+        "flip_sin_to_cos": spec.flip_sin_to_cos,
+        "freq_shift": spec.freq_shift,
+        "in_channels": spec.in_channels,
+        "layers_per_block": spec.down.iter().map(|level| level.depths.len()).collect::<Vec<_>>(),
+        "mid_block_type": spec.mid.as_ref().map(|mid| if mid.depth > 0 { "UNetMidBlock2DCrossAttn" } else { "UNetMidBlock2D" }),
+        "norm_eps": spec.norm_eps,
+        "norm_num_groups": spec.norm_groups,
+        "out_channels": spec.out_channels,
+        "reverse_transformer_layers_per_block": if mirrored && !nested { Value::Null } else { json!(up) },
+        "sample_size": sample_size,
+        "transformer_layers_per_block": down,
+        "up_block_types": types(&spec.up, "Up"),
+        "use_linear_projection": spec.linear_projection,
+    });
+    if let (Some(added), Value::Object(config)) = (&spec.text_time, &mut config) {
+        config.insert("addition_embed_type".into(), json!("text_time"));
+        config.insert("addition_time_embed_dim".into(), json!(added.time_embed_dim));
+        config.insert("projection_class_embeddings_input_dim".into(), json!(added.projection_input_dim));
+    }
+    for value in config.as_object_mut().into_iter().flat_map(|config| config.values_mut()) {
+        // As people write it: one number where all levels have the same.
+        if let Some([first, rest @ ..]) = value.as_array().map(Vec::as_slice)
+            && first.is_u64()
+            && rest.iter().all(|other| other == first)
+        {
+            *value = first.clone();
+        }
+    }
+    let read = config::unet(&Fields::parse(format!("{model}'s UNet"), config.to_string().as_bytes())?)?;
+    match without_idle_heads(read) == without_idle_heads(spec.clone()) {
+        true => Ok(config),
+        false => Err(model_error(model, "has a UNet whose shape diffusers' configuration cannot express")),
+    }
+}
+
+/// With the heads of levels that have no attention at zero: they mean nothing.
+fn without_idle_heads(mut spec: UNetSpec) -> UNetSpec {
+    for level in spec.down.iter_mut().chain(&mut spec.up) {
+        if level.depths.iter().all(|depth| *depth == 0) {
+            level.heads = 0;
+        }
+    }
+    if let Some(mid) = spec.mid.as_mut().filter(|mid| mid.depth == 0) {
+        mid.heads = 0;
+    }
+    spec
+}
+
+fn vae(spec: &VaeSpec, sample_size: usize) -> Value {
+    let levels = spec.block_out_channels.len();
+    json!({
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": DIFFUSERS,
+        "act_fn": "silu",
+        "block_out_channels": spec.block_out_channels,
+        "down_block_types": vec!["DownEncoderBlock2D"; levels],
+        "force_upcast": spec.force_upcast,
+        "in_channels": spec.picture_channels,
+        "latent_channels": spec.latent_channels,
+        "layers_per_block": spec.layers_per_block,
+        "mid_block_add_attention": spec.mid_attention,
+        "norm_num_groups": spec.norm_groups,
+        "out_channels": spec.picture_channels,
+        "sample_size": sample_size,
+        "scaling_factor": spec.scaling_factor,
+        "shift_factor": if spec.shift_factor == 0.0 { Value::Null } else { json!(spec.shift_factor) },
+        "up_block_types": vec!["UpDecoderBlock2D"; levels],
+        "use_post_quant_conv": spec.post_quant_conv,
+        "use_quant_conv": spec.quant_conv,
+    })
+}
+
+fn clip_text(spec: &ClipTextSpec) -> Value {
+    json!({
+        "architectures": [if spec.projection_dim.is_some() { "CLIPTextModelWithProjection" } else { "CLIPTextModel" }],
+        "attention_dropout": 0.0,
+        "bos_token_id": spec.vocab_size.saturating_sub(2),
+        "eos_token_id": spec.eos_token_id,
+        "hidden_act": match spec.activation {
+            Activation::QuickGelu => "quick_gelu",
+            Activation::Gelu => "gelu",
+        },
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "layer_norm_eps": spec.layer_norm_eps,
+        "max_position_embeddings": spec.max_positions,
+        "model_type": "clip_text_model",
+        "num_attention_heads": spec.heads,
+        "num_hidden_layers": spec.layers,
+        "pad_token_id": 1,
+        "projection_dim": spec.projection_dim.unwrap_or(spec.hidden_size),
+        "vocab_size": spec.vocab_size,
+    })
+}
