@@ -5,6 +5,7 @@ use crate::noise::Rng;
 use crate::request::RequestDraft;
 use crate::schedulers::{PredictionType, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::{Error, Result};
+use candle_core::DType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::Read;
 use std::path::PathBuf;
@@ -42,8 +43,8 @@ pub(super) struct ConvertArgs {
     /// What to write: a name that ends in .safetensors is one file, any other a folder
     pub(super) to: PathBuf,
     /// Convert the weights too
-    #[arg(long, value_name = "DTYPE", value_parser = ["f32", "f16", "bf16"])]
-    pub(super) dtype: Option<String>,
+    #[arg(long, value_name = "DTYPE", value_parser = parse_dtype)]
+    pub(super) dtype: Option<DType>,
     /// Where models are looked for by name
     #[arg(long, value_name = "DIR", env = "SD_GEN_MODELS", hide_env_values = true)]
     pub(super) models_dir: Option<PathBuf>,
@@ -189,6 +190,13 @@ fn parse_seed(text: &str) -> Result<Seed, String> {
         Ok(n) if n < 0 => Ok(Seed::Random),
         Ok(n) => u64::try_from(n).map(Seed::Is).map_err(|_| format!("at most {}", u64::MAX)),
         Err(_) => Err("give a whole number; a negative one means random".into()),
+    }
+}
+
+fn parse_dtype(text: &str) -> Result<DType, String> {
+    match text.parse::<DTypeChoice>() {
+        Ok(DTypeChoice::Is(dtype)) => Ok(dtype),
+        _ => Err("give f32, f16 or bf16".into()),
     }
 }
 
