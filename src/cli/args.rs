@@ -22,7 +22,7 @@ Exit codes: 0 all written, 1 some picture failed, 2 bad usage or input, 3 the mo
 
 /// Stable Diffusion: paints what a prompt says and writes PNGs.
 #[derive(Debug, Parser)]
-#[command(name = "sd-gen", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(name = "sd-gen", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, allow_negative_numbers = true, arg_required_else_help = true)]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Option<Command>,

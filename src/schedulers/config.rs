@@ -63,6 +63,9 @@ pub struct SchedulerConfig {
     pub eta: Option<f64>,
 }
 
+/// No network was trained on more; a table of as many betas as a file says must not fill the memory.
+const MOST_TIMESTEPS: usize = 100_000;
+
 impl Default for SchedulerConfig {
     /// Stable Diffusion 1.5: PNDM without the Runge-Kutta start.
     fn default() -> Self {
@@ -170,7 +173,8 @@ impl SchedulerConfig {
     pub fn sampler(&self) -> Result<Sampler> {
         let class = self.file.class_name.as_deref().unwrap_or("");
         let Some(sampler) = Sampler::from_class(class) else {
-            let known: Vec<&str> = Sampler::all().map(Sampler::class_name).collect();
+            let mut known: Vec<&str> = Sampler::all().map(Sampler::class_name).collect();
+            known.dedup();
             return Err(self.refuse("_class_name", &format!("\"{class}\""), &format!("{}; name another with --sampler", known.join(", "))));
         };
         if sampler != Sampler::Dpmpp2m {
@@ -297,16 +301,20 @@ impl SchedulerConfig {
         // Heun alone has Stable Diffusion's betas as its defaults.
         let (start, end) = if self.sampler()? == Sampler::Heun { (0.00085, 0.012) } else { (0.0001, 0.02) };
         let count = file.num_train_timesteps.unwrap_or(1000);
+        if !(2..=MOST_TIMESTEPS).contains(&count) {
+            return Err(self.refuse("num_train_timesteps", &count.to_string(), &format!("2 to {MOST_TIMESTEPS}")));
+        }
+        let (start, end) = (file.beta_start.unwrap_or(start), file.beta_end.unwrap_or(end));
         let betas = match &file.trained_betas {
             Some(betas) => betas.iter().map(|b| *b as f32).collect(),
             None => {
                 let schedule = self.choice("beta_schedule", &file.beta_schedule, BetaSchedule::Linear, &schedules)?;
-                betas(schedule, file.beta_start.unwrap_or(start), file.beta_end.unwrap_or(end), count)
+                betas(schedule, start, end, count)
             }
         };
-        if betas.len() != count || count < 2 {
+        if betas.len() != count {
             let found = format!("{} for {count} timesteps", betas.len());
-            return Err(self.refuse("trained_betas", &found, "one for each of `num_train_timesteps`, at least 2"));
+            return Err(self.refuse("trained_betas", &found, "one for each of `num_train_timesteps`"));
         }
         // `!(…)` so that a NaN is refused too.
         if betas.iter().any(|b| !(*b > 0.0 && *b < 1.0)) {
