@@ -83,7 +83,9 @@ impl SigmaSchedule {
         (0..steps)
             .map(|i| match self {
                 SigmaSchedule::Karras => between(max.powf(1.0 / rho), min.powf(1.0 / rho), ramp(i)).powf(rho),
-                _ => between(max.ln(), min.ln(), ramp(i)).exp(),
+                // From the f32 logarithms of the table, as in diffusers.
+                SigmaSchedule::Lu => between((max as f32).ln().into(), (min as f32).ln().into(), ramp(i)).exp(),
+                SigmaSchedule::Exponential | SigmaSchedule::Discrete => between(max.ln(), min.ln(), ramp(i)).exp(),
             })
             .collect()
     }

@@ -80,7 +80,7 @@ def cases():
 
     yield from every("DDPMScheduler", clip_sample=False)
     yield from one("DDPMScheduler")
-    yield from one("DDPMScheduler", 5, clip_sample=False, variance_type="fixed_large")
+    for offset in (0, 1): yield from one("DDPMScheduler", 5, clip_sample=False, variance_type="fixed_large", steps_offset=offset)
     yield from one("DDPMScheduler", 5, clip_sample=False, variance_type="fixed_small_log")
     yield from every("DDPMScheduler", steps=[5], predictions=["v_prediction"], spacings=["trailing"], clip_sample=False, rescale_betas_zero_snr=True)
 
