@@ -16,6 +16,8 @@ mod product;
 mod upsample;
 
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod tests;
 
 pub(super) use activation::{geglu, gelu, quick_gelu, silu};

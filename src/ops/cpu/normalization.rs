@@ -230,13 +230,12 @@ impl LayerNorm {
     fn row<T: Element>(&self, math: Math, x: &[T], y: &mut [MaybeUninit<T>]) {
         let count = x.len() as f32;
         let mean = sum(x, #[inline(always)] |x| x) / count;
-        // Of the rounded mean's own error the second sum is told, and the variance is about the true mean.
+        // What the mean lost when it was rounded.
         let rest = sum(x, #[inline(always)] |x| x - mean) / count;
-        let mean = mean + rest;
-        let variance = sum(x, #[inline(always)] |x| (x - mean) * (x - mean)) / count;
+        let variance = sum(x, #[inline(always)] |x| (x - mean - rest) * (x - mean - rest)) / count;
         let inverse = (1.0 / (f64::from(variance) + self.eps).sqrt()) as f32;
         for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(&self.weight).zip(&self.bias) {
-            y.write(T::narrow(math.mul_add((x.widen() - mean) * inverse, *weight, *bias)));
+            y.write(T::narrow(math.mul_add((x.widen() - mean - rest) * inverse, *weight, *bias)));
         }
     }
 }
