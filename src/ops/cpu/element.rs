@@ -145,10 +145,30 @@ pub(super) unsafe fn build<T: Element>(shape: &[usize], fill: impl FnOnce(&mut [
 /// `fill` must write every element.
 pub(super) unsafe fn build_vec<T: Copy>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
     let mut data = Vec::with_capacity(len);
-    fill(&mut data.spare_capacity_mut()[..len]);
+    let spare = &mut data.spare_capacity_mut()[..len];
+    ask_for_huge_pages(spare);
+    fill(spare);
     // SAFETY: the capacity is there, and the caller promises that `fill` wrote all of it.
     unsafe { data.set_len(len) };
     data
+}
+
+/// A large picture of activations is fresh memory on every op, and entering it page by page costs more than filling it:
+/// asks the kernel for pages of 2 MiB.
+fn ask_for_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
+    #[cfg(target_os = "linux")]
+    {
+        const HUGE: usize = 2 << 20;
+        let range = memory.as_mut_ptr_range();
+        let (start, end) = (range.start.addr().next_multiple_of(HUGE), range.end.addr() / HUGE * HUGE);
+        if end > start {
+            // SAFETY: the whole pages are within memory that this function borrows, and the advice does not change it.
+            // Where it is not taken, nothing is lost.
+            let _ = unsafe { libc::madvise(memory.as_mut_ptr().with_addr(start).cast(), end - start, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
 }
 
 #[cfg(test)]
