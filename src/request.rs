@@ -93,7 +93,7 @@ impl RequestDraft {
         let multiple = factor.max(8);
         let side = |flag: &str, pixels: Option<usize>| {
             let pixels = pixels.unwrap_or(spec.default_size);
-            if pixels == 0 || pixels % multiple != 0 {
+            if pixels == 0 || !pixels.is_multiple_of(multiple) {
                 let near = (pixels + multiple / 2) / multiple * multiple;
                 return Err(Error::Input(format!("{flag} {pixels}: must be a multiple of {multiple}; {} is near", near.max(multiple))));
             }

@@ -1,5 +1,7 @@
 //! Broken and hostile input through the program itself: each gets one sentence, its exit code, and no panic.
 
+#![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -157,7 +157,14 @@ impl Shape {
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "the body of a parallel loop")]
     fn block<T: Element>(
-        &self, math: Math, q: &[T], packed: &Head, head: usize, range: std::ops::Range<usize>, scratch: &mut Scratch, out: &SharedOutput<T>,
+        &self,
+        math: Math,
+        q: &[T],
+        packed: &Head,
+        head: usize,
+        range: std::ops::Range<usize>,
+        scratch: &mut Scratch,
+        out: &SharedOutput<T>,
     ) {
         let count = range.len();
         let padded = self.size.next_multiple_of(self.kernels.lanes);

@@ -100,9 +100,25 @@ impl GroupNorm {
                         #[inline(always)]
                         |math| {
                             if with_silu {
-                                apply(math, x, y, scale, shift, #[inline(always)] |x| math.silu(x));
+                                apply(
+                                    math,
+                                    x,
+                                    y,
+                                    scale,
+                                    shift,
+                                    #[inline(always)]
+                                    |x| math.silu(x),
+                                );
                             } else {
-                                apply(math, x, y, scale, shift, #[inline(always)] |x| x);
+                                apply(
+                                    math,
+                                    x,
+                                    y,
+                                    scale,
+                                    shift,
+                                    #[inline(always)]
+                                    |x| x,
+                                );
                             }
                         },
                     );
@@ -229,10 +245,22 @@ impl LayerNorm {
     #[inline(always)]
     fn row<T: Element>(&self, math: Math, x: &[T], y: &mut [MaybeUninit<T>]) {
         let count = x.len() as f32;
-        let mean = sum(x, #[inline(always)] |x| x) / count;
+        let mean = sum(
+            x,
+            #[inline(always)]
+            |x| x,
+        ) / count;
         // What the mean lost when it was rounded.
-        let rest = sum(x, #[inline(always)] |x| x - mean) / count;
-        let variance = sum(x, #[inline(always)] |x| (x - mean - rest) * (x - mean - rest)) / count;
+        let rest = sum(
+            x,
+            #[inline(always)]
+            |x| x - mean,
+        ) / count;
+        let variance = sum(
+            x,
+            #[inline(always)]
+            |x| (x - mean - rest) * (x - mean - rest),
+        ) / count;
         let inverse = (1.0 / (f64::from(variance) + self.eps).sqrt()) as f32;
         for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(&self.weight).zip(&self.bias) {
             y.write(T::narrow(math.mul_add((x.widen() - mean - rest) * inverse, *weight, *bias)));
