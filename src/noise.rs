@@ -132,7 +132,7 @@ impl TorchCpuGenerator {
         }
         let mut values: Vec<f32> = (0..n).map(|_| self.uniform()).collect();
         values.chunks_exact_mut(16).for_each(box_muller);
-        if n % 16 != 0 {
+        if !n.is_multiple_of(16) {
             // The last 16 values are drawn afresh, over those that the blocks before have already made.
             let tail = &mut values[n - 16..];
             tail.iter_mut().for_each(|v| *v = self.uniform());
@@ -192,7 +192,8 @@ fn box_muller(values: &mut [f32]) {
     for (a, b) in radii.iter_mut().zip(angles) {
         let radius = (-2.0 * ln(1.0 - *a)).sqrt();
         let (sin, cos) = sin_cos(2.0 * PI * *b);
-        (*a, *b) = (radius * cos, radius * sin);
+        // The sum turns -0 into 0, as scaling by the deviation and the mean does in torch.
+        (*a, *b) = (radius * cos + 0.0, radius * sin + 0.0);
     }
 }
 
@@ -209,13 +210,13 @@ fn ln(x: f32) -> f32 {
     const P: [f32; 9] = [
         7.037_683_6e-2,
         -1.151_461e-1,
-        1.167_699_9e-1,
+        1.167_699_87e-1,
         -1.242_014_1e-1,
         1.424_932_3e-1,
         -1.666_805_8e-1,
-        2.000_071_5e-1,
+        2.000_071_4e-1,
         -2.499_999_4e-1,
-        3.333_333_1e-1,
+        3.333_333e-1,
     ];
     let bits = x.to_bits();
     let mut exponent = (bits >> 23) as i32 as f32 - 126.0;
@@ -228,7 +229,7 @@ fn ln(x: f32) -> f32 {
     }
     let z = m * m;
     let p = P.into_iter().reduce(|y, c| fma(y, m, c)).unwrap_or(0.0) * m;
-    let y = fma(exponent, -2.121_944_4e-4, p * z);
+    let y = fma(p, z, exponent * -2.121_944_4e-4);
     let y = fma(-0.5, z, y);
     fma(exponent, 0.693_359_4, m + y)
 }
@@ -295,15 +296,17 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// The first value of curand's Box-Muller pair.
+/// The first value of curand's Box-Muller pair, from its f32 constants, in f64 until the end (a GPU's f32 logarithm and sine differ
+/// from this, and from each other, in the last bits).
 fn cuda_normal([x, y, ..]: [u32; 4]) -> f32 {
     const UNIT: f32 = 2.328_306_4e-10;
-    let u = fma(x as f32, UNIT, UNIT / 2.0);
-    let v = fma(y as f32, UNIT * 2.0 * PI, UNIT * PI);
-    (-2.0 * u.ln()).sqrt() * v.sin()
+    const ANGLE: f32 = UNIT * 2.0 * PI;
+    let scaled = |x: u32, unit: f32| f64::from(x) * f64::from(unit) + f64::from(unit / 2.0);
+    ((-2.0 * scaled(x, UNIT).ln()).sqrt() * scaled(y, ANGLE).sin()) as f32
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::excessive_precision)]
 mod tests {
     use super::*;
 
@@ -324,6 +327,71 @@ mod tests {
     #[test]
     fn torch_cpu_numbers_are_torchs() {
         assert_eq!(TorchCpuGenerator::new(42).randn(37), floats(&golden()["seed_42"]));
+    }
+
+    #[test]
+    fn torch_cuda_numbers_are_those_of_the_published_vector() {
+        // The docstring of A1111's modules/rng_philox.py: seed 0, randn(3, 4).
+        let expected = [
+            -0.92466259,
+            -0.42534415,
+            -2.6438457,
+            0.14518388,
+            -0.12086647,
+            -0.57972564,
+            -0.62285122,
+            -0.32838709,
+            -1.07454231,
+            -0.36314407,
+            -1.67105067,
+            2.26550497f32,
+        ];
+        for (got, want) in TorchCudaGenerator::new(0).randn(12).into_iter().zip(expected) {
+            // The vector was printed from f32 arithmetic; the last bits are its own.
+            assert!((got - want).abs() < 3e-7, "{got} {want}");
+        }
+    }
+
+    #[test]
+    fn philox_is_random123s() {
+        // The known answers of Random123's kat_vectors for philox4x32 with 10 rounds.
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
+    }
+
+    #[test]
+    fn a_second_draw_goes_on() {
+        for rng in [Rng::TorchCpu, Rng::TorchCuda] {
+            let mut noise = SeededNoise::new(rng, &[3]);
+            let mut draw = || noise.randn((1, 4, 4, 4), &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_ne!(draw(), draw());
+        }
+    }
+
+    #[test]
+    fn a_picture_does_not_depend_on_its_batch() {
+        for rng in [Rng::TorchCpu, Rng::TorchCuda] {
+            let mut batch = SeededNoise::new(rng, &[5, 6]);
+            let mut alone = SeededNoise::new(rng, &[6]);
+            for _ in 0..2 {
+                let second = batch.randn((2, 4, 3, 3), &Device::Cpu).unwrap().get(1).unwrap();
+                let single = alone.randn((1, 4, 3, 3), &Device::Cpu).unwrap().get(0).unwrap();
+                assert_eq!(second.to_vec3::<f32>().unwrap(), single.to_vec3::<f32>().unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_read_back_and_others_are_refused() {
+        for rng in [Rng::TorchCpu, Rng::TorchCuda] {
+            assert_eq!(Rng::from_name(rng.name()).unwrap(), rng);
+        }
+        assert!(matches!(Rng::from_name("numpy"), Err(Error::Input(m)) if m.contains("torch-cuda")));
+    }
+
+    #[test]
+    fn as_many_seeds_as_pictures() {
+        assert!(SeededNoise::new(Rng::TorchCpu, &[1]).randn((2, 4, 2, 2), &Device::Cpu).is_err());
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl RequestDraft {
         let multiple = factor.max(8);
         let side = |flag: &str, pixels: Option<usize>| {
             let pixels = pixels.unwrap_or(spec.default_size);
-            if pixels == 0 || pixels % multiple != 0 {
+            if pixels == 0 || !pixels.is_multiple_of(multiple) {
                 let near = (pixels + multiple / 2) / multiple * multiple;
                 return Err(Error::Input(format!("{flag} {pixels}: must be a multiple of {multiple}; {} is near", near.max(multiple))));
             }
@@ -137,7 +137,12 @@ impl RequestDraft {
         }
         let steps = at_least_one("--steps", self.steps.unwrap_or(spec.defaults.steps))?;
         // Planning finds out whether sampler, schedule and steps go together, before a weight is read.
-        crate::schedulers::plan(&scheduler, steps)?;
+        // A file named on the command line is input, however alike it is to a model's own.
+        let named_by_user = self.scheduler_config.is_some();
+        crate::schedulers::plan(&scheduler, steps).map_err(|error| match error {
+            Error::Model(what) if named_by_user => Error::Input(what),
+            other => other,
+        })?;
 
         let images = at_least_one("--images", self.images.unwrap_or(1))?;
         Ok(GenerationRequest {

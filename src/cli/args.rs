@@ -5,6 +5,7 @@ use crate::noise::Rng;
 use crate::request::RequestDraft;
 use crate::schedulers::{PredictionType, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::{Error, Result};
+use candle_core::DType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::Read;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ Exit codes: 0 all written, 1 some picture failed, 2 bad usage or input, 3 the mo
 
 /// Stable Diffusion: paints what a prompt says and writes PNGs.
 #[derive(Debug, Parser)]
-#[command(name = "sd-gen", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(name = "sd-gen", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, allow_negative_numbers = true, arg_required_else_help = true)]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Option<Command>,
@@ -42,8 +43,8 @@ pub(super) struct ConvertArgs {
     /// What to write: a name that ends in .safetensors is one file, any other a folder
     pub(super) to: PathBuf,
     /// Convert the weights too
-    #[arg(long, value_name = "DTYPE", value_parser = ["f32", "f16", "bf16"])]
-    pub(super) dtype: Option<String>,
+    #[arg(long, value_name = "DTYPE", value_parser = parse_dtype)]
+    pub(super) dtype: Option<DType>,
     /// Where models are looked for by name
     #[arg(long, value_name = "DIR", env = "SD_GEN_MODELS", hide_env_values = true)]
     pub(super) models_dir: Option<PathBuf>,
@@ -109,7 +110,7 @@ pub(super) struct GenerateArgs {
     /// Rescale the noise schedule to zero terminal SNR
     #[arg(long, help_heading = "The model")]
     pub(super) zero_snr: bool,
-    /// Stop at an earlier layer of the text encoder: 1 is the last that the model uses, 2 the one before
+    /// Take the prompt from an earlier layer of the text encoder: 1 is the one that the model uses, 2 the one before
     #[arg(long, value_name = "N", help_heading = "The model")]
     pub(super) clip_skip: Option<usize>,
 
@@ -189,6 +190,13 @@ fn parse_seed(text: &str) -> Result<Seed, String> {
         Ok(n) if n < 0 => Ok(Seed::Random),
         Ok(n) => u64::try_from(n).map(Seed::Is).map_err(|_| format!("at most {}", u64::MAX)),
         Err(_) => Err("give a whole number; a negative one means random".into()),
+    }
+}
+
+fn parse_dtype(text: &str) -> Result<DType, String> {
+    match text.parse::<DTypeChoice>() {
+        Ok(DTypeChoice::Is(dtype)) => Ok(dtype),
+        _ => Err("give f32, f16 or bf16".into()),
     }
 }
 

@@ -105,7 +105,7 @@ fn set_threads(threads: usize) -> Result<()> {
 }
 
 fn report_unused(checkpoint: &Checkpoint, progress: &Progress) {
-    let unused = checkpoint.unused();
+    let unused = checkpoint.unknown();
     if let Some(first) = unused.first() {
         let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
         progress.say(&format!("warning: {}: the model does not use \"{first}\"{more}", checkpoint.name()));

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line is where printing belongs")]
 
 mod args;
+mod convert;
 mod generate;
 mod model;
 mod output;
@@ -34,7 +35,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     handler.map_err(|e| Error::Input(format!("Ctrl-C cannot be listened to: {e}")))?;
     match cli.command {
         None => generate::run(cli.generate),
-        Some(Command::Convert(_)) => Ok(()),
+        Some(Command::Convert(args)) => convert::run(&args),
     }
 }
 

@@ -6,9 +6,17 @@
 //! device, and the fast paths that stand behind the same name (`cpu`).
 //! Weights are given in the layout of the files and packed once, at construction, for the device that they are on.
 
+mod cpu;
 mod reference;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
+
+/// A layer in the form for the device of its weights.
+#[derive(Debug, Clone)]
+enum Kind<R, C> {
+    Reference(R),
+    Cpu(C),
+}
 
 /// What is added to a matrix product before it is written.
 #[derive(Default, Clone, Copy)]
@@ -22,14 +30,18 @@ pub struct Epilogue<'a> {
 /// `y = x Wᵀ + b`
 #[derive(Debug, Clone)]
 pub struct Linear {
-    inner: reference::Linear,
+    inner: Kind<reference::Linear, cpu::Linear>,
 }
 
 impl Linear {
     /// # Shapes
     /// `weight` `(out, in)`, `bias` `(out)`.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        Ok(Self { inner: reference::Linear::new(weight, bias)? })
+        let inner = match weight.device() {
+            Device::Cpu => Kind::Cpu(cpu::Linear::new(&weight, bias.as_ref())?),
+            _ => Kind::Reference(reference::Linear::new(weight, bias)?),
+        };
+        Ok(Self { inner })
     }
 
     /// # Shapes
@@ -40,7 +52,10 @@ impl Linear {
 
     /// Like [`Linear::forward`], with additions before the result is written.
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
-        self.inner.forward(x, epilogue)
+        match &self.inner {
+            Kind::Cpu(inner) => inner.forward(x, epilogue),
+            Kind::Reference(inner) => inner.forward(x, epilogue),
+        }
     }
 }
 
@@ -63,14 +78,18 @@ impl Padding {
 /// A two-dimensional convolution.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    inner: reference::Conv2d,
+    inner: Kind<reference::Conv2d, cpu::Conv2d>,
 }
 
 impl Conv2d {
     /// # Shapes
     /// `weight` `(out, in, kernel height, kernel width)`, `bias` `(out)`.
     pub fn new(weight: Tensor, bias: Option<Tensor>, stride: usize, padding: Padding) -> Result<Self> {
-        Ok(Self { inner: reference::Conv2d::new(weight, bias, stride, padding)? })
+        let inner = match weight.device() {
+            Device::Cpu => Kind::Cpu(cpu::Conv2d::new(&weight, bias.as_ref(), stride, padding)?),
+            _ => Kind::Reference(reference::Conv2d::new(weight, bias, stride, padding)?),
+        };
+        Ok(Self { inner })
     }
 
     /// # Shapes
@@ -81,52 +100,72 @@ impl Conv2d {
 
     /// Like [`Conv2d::forward`], with additions before the result is written.
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
-        self.inner.forward(x, epilogue)
+        match &self.inner {
+            Kind::Cpu(inner) => inner.forward(x, epilogue),
+            Kind::Reference(inner) => inner.forward(x, epilogue),
+        }
     }
 }
 
 /// Normalisation over groups of channels and all positions.
 #[derive(Debug, Clone)]
 pub struct GroupNorm {
-    inner: reference::GroupNorm,
+    inner: Kind<reference::GroupNorm, cpu::GroupNorm>,
 }
 
 impl GroupNorm {
     /// # Shapes
     /// `weight` and `bias` `(channels)`.
     pub fn new(weight: Tensor, bias: Tensor, groups: usize, eps: f64) -> Result<Self> {
-        Ok(Self { inner: reference::GroupNorm::new(weight, bias, groups, eps)? })
+        let inner = match weight.device() {
+            Device::Cpu => Kind::Cpu(cpu::GroupNorm::new(&weight, &bias, groups, eps)?),
+            _ => Kind::Reference(reference::GroupNorm::new(weight, bias, groups, eps)?),
+        };
+        Ok(Self { inner })
     }
 
     /// # Shapes
     /// `(batch, height, width, channels)` or `(batch, tokens, channels)`, kept.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.inner.forward(x, false)
+        match &self.inner {
+            Kind::Cpu(inner) => inner.forward(x, false),
+            Kind::Reference(inner) => inner.forward(x, false),
+        }
     }
 
     /// [`GroupNorm::forward`] followed by [`silu`].
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        self.inner.forward(x, true)
+        match &self.inner {
+            Kind::Cpu(inner) => inner.forward(x, true),
+            Kind::Reference(inner) => inner.forward(x, true),
+        }
     }
 }
 
 /// Normalisation over the channels.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
-    inner: reference::LayerNorm,
+    inner: Kind<reference::LayerNorm, cpu::LayerNorm>,
 }
 
 impl LayerNorm {
     /// # Shapes
     /// `weight` and `bias` `(channels)`.
     pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Result<Self> {
-        Ok(Self { inner: reference::LayerNorm::new(weight, bias, eps)? })
+        let inner = match weight.device() {
+            Device::Cpu => Kind::Cpu(cpu::LayerNorm::new(&weight, &bias, eps)?),
+            _ => Kind::Reference(reference::LayerNorm::new(weight, bias, eps)?),
+        };
+        Ok(Self { inner })
     }
 
     /// # Shapes
     /// `(…, channels)`, kept.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.inner.forward(x)
+        match &self.inner {
+            Kind::Cpu(inner) => inner.forward(x),
+            Kind::Reference(inner) => inner.forward(x),
+        }
     }
 }
 
@@ -135,7 +174,10 @@ impl LayerNorm {
 /// # Shapes
 /// `q` `(batch, queries, heads × size)`, `k` and `v` `(batch, keys, heads × size)` to the shape of `q`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-    reference::attention(q, k, v, heads, causal)
+    match q.device() {
+        Device::Cpu => cpu::attention(q, k, v, heads, causal),
+        _ => reference::attention(q, k, v, heads, causal),
+    }
 }
 
 /// `a · gelu(b)` where `a` is the first half of the channels and `b` the second.
@@ -143,22 +185,34 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
 /// # Shapes
 /// `(…, 2n)` to `(…, n)`.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
-    reference::geglu(x)
+    match x.device() {
+        Device::Cpu => cpu::geglu(x),
+        _ => reference::geglu(x),
+    }
 }
 
 /// `x · sigmoid(x)`
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    reference::silu(x)
+    match x.device() {
+        Device::Cpu => cpu::silu(x),
+        _ => reference::silu(x),
+    }
 }
 
 /// `x · Φ(x)`, exact.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    reference::gelu(x)
+    match x.device() {
+        Device::Cpu => cpu::gelu(x),
+        _ => reference::gelu(x),
+    }
 }
 
 /// `x · sigmoid(1.702 x)`
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    reference::quick_gelu(x)
+    match x.device() {
+        Device::Cpu => cpu::quick_gelu(x),
+        _ => reference::quick_gelu(x),
+    }
 }
 
 /// Every pixel becomes two by two.
@@ -166,5 +220,8 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// `(batch, height, width, channels)` to `(batch, 2 height, 2 width, channels)`.
 pub fn upsample_nearest_2x(x: &Tensor) -> Result<Tensor> {
-    reference::upsample_nearest_2x(x)
+    match x.device() {
+        Device::Cpu => cpu::upsample_nearest_2x(x),
+        _ => reference::upsample_nearest_2x(x),
+    }
 }

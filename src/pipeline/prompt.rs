@@ -4,7 +4,6 @@ use super::{Observer, Pipeline, check_finite};
 use crate::Result;
 use crate::models::AddedCondition;
 use crate::request::GenerationRequest;
-use crate::text::PromptEmbeds;
 use candle_core::{D, Tensor};
 
 /// Aesthetic scores that SDXL's refiner is told: for the prompt, and for the negative prompt.
@@ -45,20 +44,24 @@ pub(super) fn encode(pipeline: &Pipeline, request: &GenerationRequest, observer:
     let guided = request.is_guided();
     // The reference zeroes the embeddings only where no negative prompt was given at all.
     let zero_negative = guided && request.negative_prompt.is_none() && spec.zero_missing_negative;
-    let mut texts = vec![request.prompt.as_str()];
+    // As in the reference, layers are skipped for the prompt only: the negative prompt keeps the family's own layer.
+    let mut texts = vec![(request.prompt.as_str(), request.skip_layers)];
     if guided {
-        texts.insert(0, request.negative_prompt.as_deref().unwrap_or(""));
+        texts.insert(0, (request.negative_prompt.as_deref().unwrap_or(""), 0));
     }
     warn_of_left_out_words(pipeline, request, observer)?;
 
     let mut hidden = Vec::new();
     let mut pooled = None;
     for encoder in &pipeline.text_encoders {
-        let rows: Result<Vec<Vec<u32>>> = texts.iter().map(|text| Ok(encoder.tokenize(text)?.ids)).collect();
-        let embeds: PromptEmbeds = encoder.encode(&rows?, request.skip_layers)?;
-        check_finite(&embeds.hidden, || format!("the text encoder in {}; try --dtype f32", pipeline.dtype.as_str()))?;
-        hidden.push(embeds.hidden);
-        pooled = embeds.pooled.or(pooled);
+        let embeds = texts.iter().map(|(text, skip)| encoder.encode(&[encoder.tokenize(text)?.ids], *skip)).collect::<Result<Vec<_>>>()?;
+        let rows = Tensor::cat(&embeds.iter().map(|e| &e.hidden).collect::<Vec<_>>(), 0)?;
+        check_finite(&rows, || format!("the text encoder in {}; try --dtype f32", pipeline.dtype.as_str()))?;
+        hidden.push(rows);
+        let poolings: Vec<&Tensor> = embeds.iter().filter_map(|e| e.pooled.as_ref()).collect();
+        if !poolings.is_empty() {
+            pooled = Some(Tensor::cat(&poolings, 0)?);
+        }
     }
     let mut context = Tensor::cat(&hidden, D::Minus1)?;
     if zero_negative {

@@ -12,76 +12,45 @@ use serde::{Deserialize, Serialize};
 #[serde(default)]
 #[expect(missing_docs, reason = "diffusers' documentation of the scheduler classes defines every key")]
 pub struct SchedulerFile {
-    #[serde(rename = "_class_name", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "_class_name")]
     pub class_name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub num_train_timesteps: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_start: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_end: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_schedule: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub trained_betas: Option<Vec<f64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub rescale_betas_zero_snr: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub prediction_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub timestep_spacing: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub timestep_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_offset: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub set_alpha_to_one: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_prk_steps: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_sample: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_sample_range: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub thresholding: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub variance_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub interpolation_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub use_karras_sigmas: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub use_exponential_sigmas: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub use_beta_sigmas: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub use_lu_lambdas: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub use_flow_sigmas: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_min: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_max: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub final_sigmas_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub solver_order: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub solver_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub lower_order_final: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub euler_at_final: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub lambda_min_clipped: Option<f64>,
 }
 
 /// A model's noise schedule and sampler, and what the user put in their place.
 ///
 /// A key means what it means to the sampler that is used in the end, so values are judged by [`SchedulerConfig::check`] and by
-/// [`super::plan`], after all overrides; a value that sd-gen does not implement is an error there, never ignored.
+/// [`super::plan()`], after all overrides; a value that sd-gen does not implement is an error there, never ignored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
     /// The keys of the file.
@@ -93,6 +62,9 @@ pub struct SchedulerConfig {
     /// How much noise DDIM (0 by default) and Euler ancestral (1 by default) add.
     pub eta: Option<f64>,
 }
+
+/// No network was trained on more; a table of as many betas as a file says must not fill the memory.
+const MOST_TIMESTEPS: usize = 100_000;
 
 impl Default for SchedulerConfig {
     /// Stable Diffusion 1.5: PNDM without the Runge-Kutta start.
@@ -123,7 +95,12 @@ impl Serialize for SchedulerConfig {
             file.use_lu_lambdas = Some(schedule == SigmaSchedule::Lu);
             file.use_beta_sigmas = Some(false);
         }
-        file.serialize(serializer)
+        // diffusers takes a null for a value; an absent key is what we mean.
+        let mut keys = serde_json::to_value(file).map_err(serde::ser::Error::custom)?;
+        if let Some(keys) = keys.as_object_mut() {
+            keys.retain(|_, value| !value.is_null());
+        }
+        keys.serialize(serializer)
     }
 }
 
@@ -196,7 +173,8 @@ impl SchedulerConfig {
     pub fn sampler(&self) -> Result<Sampler> {
         let class = self.file.class_name.as_deref().unwrap_or("");
         let Some(sampler) = Sampler::from_class(class) else {
-            let known: Vec<&str> = Sampler::all().map(Sampler::class_name).collect();
+            let mut known: Vec<&str> = Sampler::all().map(Sampler::class_name).collect();
+            known.dedup();
             return Err(self.refuse("_class_name", &format!("\"{class}\""), &format!("{}; name another with --sampler", known.join(", "))));
         };
         if sampler != Sampler::Dpmpp2m {
@@ -211,9 +189,7 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] for a type that is not implemented.
     pub fn prediction(&self) -> Result<PredictionType> {
-        use PredictionType::{Epsilon, Sample, VPrediction};
-        let all = [Epsilon, VPrediction, Sample].map(|p| (p.name(), p));
-        self.choice("prediction_type", &self.file.prediction_type, Epsilon, &all)
+        self.choice("prediction_type", &self.file.prediction_type, PredictionType::Epsilon, &PredictionType::NAMES[..3])
     }
 
     /// How timesteps are spread.
@@ -228,8 +204,8 @@ impl SchedulerConfig {
         self.choice("timestep_spacing", &self.file.timestep_spacing, default, TimestepSpacing::NAMES)
     }
 
-    /// How sigmas are laid. A file's flags are obeyed where diffusers obeys them: not by the samplers that walk whole timesteps, nor by
-    /// Euler ancestral.
+    /// How sigmas are laid. A file's flags are obeyed where diffusers obeys them: not by the samplers that walk whole timesteps,
+    /// nor by Euler ancestral.
     ///
     /// # Errors
     /// [`Error::Model`] for a schedule that is not implemented; [`Error::Input`] where the user asked for one that the sampler cannot take.
@@ -278,7 +254,44 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] (or [`Error::Input`], where the fault is not a file's) that names the file and the key.
     pub fn check(&self) -> Result<()> {
-        super::plan(self, 1).map(|_| ())
+        let sampler = self.sampler()?;
+        self.prediction()?;
+        self.spacing()?;
+        self.sigma_schedule()?;
+        self.noise_table()?;
+        if let Some(eta) = self.eta {
+            if !sampler.takes_eta() {
+                let able: Vec<&str> = Sampler::all().filter(|s| s.takes_eta()).map(Sampler::name).collect();
+                return Err(Error::Input(format!("--eta does not go with --sampler {}; it goes with {}", sampler.name(), able.join(", "))));
+            }
+            if !(0.0..=1.0).contains(&eta) {
+                return Err(Error::Input(format!("--eta {eta} is out of range; it goes from 0 to 1")));
+            }
+        }
+        let file = &self.file;
+        match sampler {
+            Sampler::Ddim => self.refuse_true("thresholding", file.thresholding),
+            Sampler::Ddpm => {
+                self.large_variance()?;
+                self.refuse_true("thresholding", file.thresholding)
+            }
+            Sampler::Dpmpp2m | Sampler::Dpmpp2mSde => {
+                self.solver_order()?;
+                self.solver_type()?;
+                self.ends_at_zero()?;
+                self.choice("variance_type", &file.variance_type, (), &[])?;
+                self.refuse_true("thresholding", file.thresholding)
+            }
+            Sampler::Euler => {
+                self.ends_at_zero()?;
+                self.choice("interpolation_type", &file.interpolation_type, (), &[("linear", ())])?;
+                // diffusers reads `timestep_type` for v-prediction only.
+                let is_v = self.prediction()? == PredictionType::VPrediction;
+                let timestep_type = file.timestep_type.clone().filter(|_| is_v);
+                self.choice("timestep_type", &timestep_type, (), &[("discrete", ())])
+            }
+            Sampler::Pndm | Sampler::EulerAncestral | Sampler::Heun => Ok(()),
+        }
     }
 
     pub(super) fn noise_table(&self) -> Result<NoiseTable> {
@@ -288,16 +301,20 @@ impl SchedulerConfig {
         // Heun alone has Stable Diffusion's betas as its defaults.
         let (start, end) = if self.sampler()? == Sampler::Heun { (0.00085, 0.012) } else { (0.0001, 0.02) };
         let count = file.num_train_timesteps.unwrap_or(1000);
+        if !(2..=MOST_TIMESTEPS).contains(&count) {
+            return Err(self.refuse("num_train_timesteps", &count.to_string(), &format!("2 to {MOST_TIMESTEPS}")));
+        }
+        let (start, end) = (file.beta_start.unwrap_or(start), file.beta_end.unwrap_or(end));
         let betas = match &file.trained_betas {
             Some(betas) => betas.iter().map(|b| *b as f32).collect(),
             None => {
                 let schedule = self.choice("beta_schedule", &file.beta_schedule, BetaSchedule::Linear, &schedules)?;
-                betas(schedule, file.beta_start.unwrap_or(start), file.beta_end.unwrap_or(end), count)
+                betas(schedule, start, end, count)
             }
         };
-        if betas.len() != count || count < 2 {
+        if betas.len() != count {
             let found = format!("{} for {count} timesteps", betas.len());
-            return Err(self.refuse("trained_betas", &found, "one for each of `num_train_timesteps`, at least 2"));
+            return Err(self.refuse("trained_betas", &found, "one for each of `num_train_timesteps`"));
         }
         // `!(…)` so that a NaN is refused too.
         if betas.iter().any(|b| !(*b > 0.0 && *b < 1.0)) {
@@ -336,26 +353,6 @@ impl SchedulerConfig {
     /// Whether the last sigma is 0 and not the smallest trained one.
     pub(super) fn ends_at_zero(&self) -> Result<bool> {
         self.choice("final_sigmas_type", &self.file.final_sigmas_type, true, &[("zero", true), ("sigma_min", false)])
-    }
-
-    /// Refuses what only some classes read and none of ours implements.
-    pub(super) fn refuse_unimplemented(&self) -> Result<()> {
-        let file = &self.file;
-        match self.sampler()? {
-            Sampler::Ddim | Sampler::Ddpm => self.refuse_true("thresholding", file.thresholding),
-            Sampler::Dpmpp2m | Sampler::Dpmpp2mSde => {
-                self.choice("variance_type", &file.variance_type, (), &[])?;
-                self.refuse_true("thresholding", file.thresholding)
-            }
-            Sampler::Euler => {
-                self.choice("interpolation_type", &file.interpolation_type, (), &[("linear", ())])?;
-                // diffusers reads `timestep_type` for v-prediction only.
-                let read = self.prediction()? == PredictionType::VPrediction;
-                let timestep_type = file.timestep_type.clone().filter(|_| read);
-                self.choice("timestep_type", &timestep_type, (), &[("discrete", ())])
-            }
-            _ => Ok(()),
-        }
     }
 
     fn choice<T: Copy>(&self, key: &str, value: &Option<String>, default: T, choices: &[(&str, T)]) -> Result<T> {

@@ -33,7 +33,8 @@ impl Scheduler for Euler {
         let (down, up) = ancestral(from, to, self.eta);
         let direction = ((latents - origin)? / from)?;
         let next = blend(1.0, &clipped, down, &direction)?;
-        if self.eta <= 0.0 {
+        // No trained chain adds noise at timestep 0, and `fixed_large` alone would add some there.
+        if self.eta <= 0.0 || (self.large_variance && step.from.timestep == 0.0) {
             return Ok(next);
         }
         // Drawn even where it is multiplied by 0: the next draw must be the one that diffusers makes there.
@@ -49,10 +50,7 @@ pub(super) fn ancestral(from: f64, to: f64, eta: f64) -> (f64, f64) {
     ((to * to - up * up).max(0.0).sqrt(), up)
 }
 
-/// Standard deviation, at `to` and in sigma space, of the forward step from `to` to `from` (DDPM's beta; 0 at the end).
+/// Standard deviation, at `to` and in sigma space, of the forward step from `to` to `from` (the square root of DDPM's beta).
 fn forward_deviation(from: f64, to: f64) -> f64 {
-    if to == 0.0 {
-        return 0.0;
-    }
     ((from * from - to * to).max(0.0) / (1.0 + from * from) * (1.0 + to * to)).sqrt()
 }

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 
-/// The smallest ᾱ: what a zero-terminal-SNR schedule ends in, so that its sigma (4096) stays finite.
+/// What a zero-terminal-SNR schedule ends in instead of ᾱ = 0, so that its sigma (4096) stays finite.
 const ALPHA_FLOOR: f32 = 1.0 / 16_777_216.0;
 
 /// How the timesteps of a run are spread over the trained ones.
@@ -83,17 +83,21 @@ impl SigmaSchedule {
         (0..steps)
             .map(|i| match self {
                 SigmaSchedule::Karras => between(max.powf(1.0 / rho), min.powf(1.0 / rho), ramp(i)).powf(rho),
-                _ => between(max.ln(), min.ln(), ramp(i)).exp(),
+                // From the f32 logarithms of the table, as in diffusers.
+                SigmaSchedule::Lu => between((max as f32).ln().into(), (min as f32).ln().into(), ramp(i)).exp(),
+                SigmaSchedule::Exponential | SigmaSchedule::Discrete => between(max.ln(), min.ln(), ramp(i)).exp(),
             })
             .collect()
     }
 }
 
-fn name_of<T: Copy + PartialEq>(names: &[(&'static str, T)], value: T) -> &'static str {
+/// The first name of a value.
+pub(super) fn name_of<T: Copy + PartialEq>(names: &[(&'static str, T)], value: T) -> &'static str {
     names.iter().find(|(_, v)| *v == value).map_or("", |(n, _)| n)
 }
 
-fn by_name<T: Copy>(flag: &str, names: &[(&str, T)], name: &str) -> Result<T> {
+/// The value of a name, which a flag gave.
+pub(super) fn by_name<T: Copy>(flag: &str, names: &[(&str, T)], name: &str) -> Result<T> {
     names.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.trim())).map(|(_, v)| *v).ok_or_else(|| {
         let all: Vec<&str> = names.iter().map(|(n, _)| *n).collect();
         Error::Input(format!("{flag} `{name}` is not available; it can be {}", all.join(", ")))
@@ -141,8 +145,11 @@ impl NoiseTable {
         let mut alphas_bar = cumulative_product(betas.iter().map(|b| 1.0 - b));
         if zero_terminal_snr {
             alphas_bar = rescaled_to_zero_snr(&alphas_bar);
+            if let Some(last) = alphas_bar.last_mut() {
+                *last = ALPHA_FLOOR;
+            }
         }
-        let sigmas = alphas_bar.iter().map(|a| a.max(ALPHA_FLOOR)).map(|a| f64::from(((1.0 - a) / a).sqrt())).collect();
+        let sigmas = alphas_bar.iter().map(|a| f64::from(((1.0 - a) / a).sqrt())).collect();
         Self { sigmas }
     }
 
@@ -161,10 +168,17 @@ impl NoiseTable {
     }
 
     /// The timestep of a sigma, interpolated in log sigma (k-diffusion `external.py`, `sigma_to_t`).
+    ///
+    /// The table's logarithms are f32, as numpy has them: where DPM-Solver cuts the fraction off, that decides between 998 and 999.
     pub(super) fn timestep(&self, sigma: f64) -> f64 {
         let log = sigma.max(1e-10).ln();
-        let low = self.sigmas.partition_point(|s| s.ln() <= log).saturating_sub(1).min(self.sigmas.len() - 2);
-        let (a, b) = (self.sigmas[low].ln(), self.sigmas[low + 1].ln());
+        let table_log = |i: usize| f64::from((self.sigmas[i] as f32).ln());
+        let (mut low, mut high) = (0, self.sigmas.len() - 1);
+        while high - low > 1 {
+            let middle = (low + high) / 2;
+            if table_log(middle) <= log { low = middle } else { high = middle }
+        }
+        let (a, b) = (table_log(low), table_log(high));
         low as f64 + ((log - a) / (b - a)).clamp(0.0, 1.0)
     }
 
@@ -198,7 +212,8 @@ fn rescaled_to_zero_snr(alphas_bar: &[f32]) -> Vec<f32> {
 /// The timesteps of a run, descending and not rounded, before a solver's own rounding.
 ///
 /// `trained` is the table's length and `last` how many of its timesteps may be used. DPM-Solver spreads `points = steps + 1` and
-/// leaves out the cleanest one; the others have `points = steps`.
+/// leaves out the cleanest one; the others have `points = steps`. (For 62 of the 1000 step counts diffusers' trailing list is one too
+/// long, for want of a last bit, and ends in timestep -1; this one is not.)
 pub(super) fn spaced(spacing: TimestepSpacing, trained: usize, last: usize, steps: usize, points: usize, offset: f64) -> Vec<f64> {
     let ascending: Vec<f64> = match spacing {
         TimestepSpacing::Linspace => {

@@ -1,7 +1,7 @@
 //! The denoising loop's mathematics: which noise levels, and how to step from one to the next.
 //!
 //! One coordinate (sigma: latents are `x0 + sigma · noise`), one contract ([`Denoiser`]), and three independent axes:
-//! which levels ([`plan`]), how to step ([`Scheduler`]), and what the network predicts ([`PredictionType`]).
+//! which levels ([`plan()`]), how to step ([`Scheduler`]), and what the network predicts ([`PredictionType`]).
 //! Schedulers never see a model, a device or a seed.
 //!
 //! ```text
@@ -15,7 +15,7 @@
 //!
 //! **Zero terminal SNR.** A rescaled schedule ends in pure noise: ᾱ = 0, sigma infinite. Every sampler here floors that last ᾱ at
 //! 2⁻²⁴ (sigma 4096), as diffusers does for Euler and DPM-Solver. Its DDIM and DDPM keep the 0, so their first step differs from
-//! ours by about 2⁻¹² of the noise.
+//! ours by about 2⁻¹² of the noise. Its PNDM and Heun do not know `rescale_betas_zero_snr`; ours obey it.
 //!
 //! # Source
 //! The formulation is that of Karras et al. 2022 (arXiv:2206.00364); each solver's file names its own paper.

@@ -52,8 +52,8 @@ struct Calls {
 /// [`Error::Input`] where `steps` is 0 or more than the model was trained on; [`Error::Model`] (or [`Error::Input`] where there is no
 /// file) for a value of the configuration that is not implemented.
 pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
+    config.check()?;
     let sampler = config.sampler()?;
-    config.refuse_unimplemented()?;
     let planner = Planner {
         config,
         sampler,
@@ -66,9 +66,6 @@ pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
     let trained = planner.table.len();
     if steps == 0 || steps > trained {
         return Err(Error::Input(format!("--steps {steps} is out of range; this model takes 1 to {trained}")));
-    }
-    if let Some(eta) = config.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
-        return Err(Error::Input(format!("--eta {eta} is out of range; it goes from 0 to 1")));
     }
     match sampler {
         Sampler::Pndm => planner.pndm(),
@@ -115,7 +112,7 @@ impl Planner<'_> {
         let euler = Euler { eta: self.config.eta.unwrap_or(0.0), clip: self.config.clip_range()?, ..Euler::default() };
         let (ratio, end) = (self.ratio(), self.final_sigma(true));
         let steps = self.whole_timesteps().into_iter().map(|t| (level(&self.table, t, end), level(&self.table, t - ratio, end))).collect();
-        Ok(self.variance_preserving(steps, Solver::Euler(euler)))
+        Ok(self.assemble(steps, Solver::Euler(euler)))
     }
 
     fn ddpm(self) -> Result<Schedule> {
@@ -124,7 +121,7 @@ impl Planner<'_> {
         let timesteps = self.whole_timesteps();
         let next = timesteps.iter().copied().skip(1).chain([-1]);
         let steps = timesteps.iter().zip(next).map(|(t, next)| (level(&self.table, *t, 0.0), level(&self.table, next, 0.0))).collect();
-        Ok(self.variance_preserving(steps, Solver::Euler(euler)))
+        Ok(self.assemble(steps, Solver::Euler(euler)))
     }
 
     fn pndm(self) -> Result<Schedule> {
@@ -134,13 +131,10 @@ impl Planner<'_> {
             Calls { runge_kutta: vec![], multistep: vec![], ratio, table: self.table.clone(), final_sigma: self.final_sigma(false) };
         if self.config.file.skip_prk_steps.unwrap_or(false) {
             // The second timestep is called twice: by the correction of the first step, and by the second step.
-            calls.multistep = timesteps
-                .iter()
-                .copied()
-                .take(1)
-                .chain(timesteps.iter().copied().skip(1).take(1))
-                .chain(timesteps.iter().copied().skip(1))
-                .collect();
+            calls.multistep = timesteps;
+            if let Some(second) = calls.multistep.get(1).copied() {
+                calls.multistep.insert(1, second);
+            }
         } else {
             let (start, rest) = timesteps.split_at_checked(3).filter(|(_, rest)| !rest.is_empty()).ok_or_else(|| {
                 Error::Input(format!("--steps {} is too few for PNDM with its Runge-Kutta start; it takes 4 or more", self.steps))
@@ -149,7 +143,7 @@ impl Planner<'_> {
             calls.multistep = rest.to_vec();
         }
         let (steps, kinds) = calls.steps();
-        Ok(self.variance_preserving(steps, Solver::Pndm { kinds, calls }))
+        Ok(self.assemble(steps, Solver::Pndm { kinds, calls }))
     }
 
     /// Euler, Euler ancestral and Heun.
@@ -178,12 +172,10 @@ impl Planner<'_> {
             _ => Solver::Euler(Euler { eta, ..Euler::default() }),
         };
         let steps = levels.windows(2).map(|pair| (pair[0], pair[1])).collect();
-        let mut schedule = self.variance_preserving(steps, solver);
-        schedule.variance_preserving = false;
-        schedule.final_scale = 1.0;
         // The latents' own variance is left out where the run starts from the noisiest level.
-        schedule.initial_scale = if self.spacing == TimestepSpacing::Leading { (largest * largest + 1.0).sqrt() } else { largest };
-        Ok(schedule)
+        let initial_scale = if self.spacing == TimestepSpacing::Leading { (largest * largest + 1.0).sqrt() } else { largest };
+        let schedule = self.assemble(steps, solver);
+        Ok(Schedule { initial_scale, final_scale: 1.0, variance_preserving: false, ..schedule })
     }
 
     fn dpm_solver(self) -> Result<Schedule> {
@@ -231,10 +223,11 @@ impl Planner<'_> {
             history: vec![],
         };
         let steps = levels.windows(2).map(|pair| (pair[0], pair[1])).collect();
-        Ok(self.variance_preserving(steps, Solver::Dpm(solver)))
+        Ok(self.assemble(steps, Solver::Dpm(solver)))
     }
 
-    fn variance_preserving(&self, pairs: Vec<(NoiseLevel, NoiseLevel)>, solver: Solver) -> Schedule {
+    /// The schedule of variance-preserving latents.
+    fn assemble(&self, pairs: Vec<(NoiseLevel, NoiseLevel)>, solver: Solver) -> Schedule {
         let (initial_scale, final_scale) = ends(&pairs);
         let steps = pairs.into_iter().enumerate().map(|(index, (from, to))| Step { index, from, to }).collect();
         let (prediction, sampler) = (self.prediction, self.sampler);
@@ -303,6 +296,7 @@ impl Schedule {
     pub fn evaluations(&self, step: &Step) -> usize {
         match &self.solver {
             Solver::Heun(_) if step.to.sigma > 0.0 => 2,
+            Solver::Dpm(_) if step.from.sigma == step.to.sigma => 0,
             Solver::Pndm { kinds, .. } => kinds.get(step.index).map_or(1, |k| k.evaluations()),
             _ => 1,
         }
@@ -310,7 +304,8 @@ impl Schedule {
 
     /// The schedule without its first `index` steps, as diffusers' picture-to-picture pipelines cut it; steps count from 0 again.
     ///
-    /// PNDM counts network calls there, of which its first step makes two, so that its run starts one timestep earlier.
+    /// A run from here starts at `x0 + steps[0].from.sigma · noise`. PNDM counts network calls there, of which its first step makes two,
+    /// so that its run starts one timestep earlier.
     ///
     /// # Errors
     /// [`Error::Input`] where no step would be left.

@@ -1,5 +1,8 @@
 //! What a network predicts, as two scalars.
 
+use super::levels::{by_name, name_of};
+use crate::Result;
+
 /// What the network's output means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum PredictionType {
@@ -30,12 +33,25 @@ impl PredictionType {
         1.0 / (sigma * sigma + 1.0).sqrt()
     }
 
+    /// Every type by its name in a `scheduler_config.json`; the aliases follow the names.
+    pub const NAMES: &[(&str, PredictionType)] = &[
+        ("epsilon", PredictionType::Epsilon),
+        ("v_prediction", PredictionType::VPrediction),
+        ("sample", PredictionType::Sample),
+        ("eps", PredictionType::Epsilon),
+        ("v", PredictionType::VPrediction),
+    ];
+
     /// The name in a `scheduler_config.json`.
     pub fn name(self) -> &'static str {
-        match self {
-            PredictionType::Epsilon => "epsilon",
-            PredictionType::VPrediction => "v_prediction",
-            PredictionType::Sample => "sample",
-        }
+        name_of(Self::NAMES, self)
+    }
+
+    /// Reads a name as `--prediction` takes it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] for any other name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        by_name("--prediction", Self::NAMES, name)
     }
 }

@@ -56,7 +56,9 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
     }
     for component in ["unet", "vae"] {
         if !present(folder, index.as_ref(), component) {
-            return Err(model_error(folder.shown(""), format!("lacks the component `{component}`")));
+            let said = evidence.first().map(|sentence| format!(" ({sentence})")).unwrap_or_default();
+            let what = format!("lacks the component `{component}`{said}; sd-gen paints with Stable Diffusion 1.x, 2.x and XL");
+            return Err(model_error(folder.shown(""), what));
         }
     }
     let unet_json = folder.required_json("unet/config.json")?;

@@ -1,0 +1,123 @@
+//! Functions of each element.
+#![expect(unsafe_code, reason = "the output is written once")]
+
+use super::element::{Element, Elements, build, with_element};
+use super::isa::Isa;
+use candle_core::{D, Result, Tensor};
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+
+/// Elements of a task: small enough to share, large enough to pay for the sharing.
+const TASK: usize = 16_384;
+
+/// Which function of an element.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Activation {
+    Silu,
+    Gelu,
+    QuickGelu,
+}
+
+impl Activation {
+    pub(super) fn apply(self, isa: Isa, x: &Tensor) -> Result<Tensor> {
+        with_element!("activation", x.dtype(), T => self.map::<T>(isa, x))
+    }
+
+    fn map<T: Element>(self, isa: Isa, x: &Tensor) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        let shape = x.dims();
+        let x = Elements::<T>::of(&x)?;
+        let fill = |y: &mut [MaybeUninit<T>]| {
+            y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| {
+                isa.vectorize(
+                    #[inline(always)]
+                    |math| match self {
+                        Self::Silu => each(
+                            x,
+                            y,
+                            #[inline(always)]
+                            |x| math.silu(x),
+                        ),
+                        Self::Gelu => each(
+                            x,
+                            y,
+                            #[inline(always)]
+                            |x| math.gelu(x),
+                        ),
+                        Self::QuickGelu => each(
+                            x,
+                            y,
+                            #[inline(always)]
+                            |x| math.quick_gelu(x),
+                        ),
+                    },
+                );
+            });
+        };
+        // SAFETY: the chunks are all of the output, and each is written in full.
+        unsafe { build(shape, fill) }
+    }
+}
+
+#[inline(always)]
+fn each<T: Element>(x: &[T], y: &mut [MaybeUninit<T>], f: impl Fn(f32) -> f32) {
+    for (y, x) in y.iter_mut().zip(x) {
+        y.write(T::narrow(f(x.widen())));
+    }
+}
+
+/// `x · sigmoid(x)`
+pub(in super::super) fn silu(x: &Tensor) -> Result<Tensor> {
+    Activation::Silu.apply(Isa::current()?, x)
+}
+
+/// `x · Φ(x)`
+pub(in super::super) fn gelu(x: &Tensor) -> Result<Tensor> {
+    Activation::Gelu.apply(Isa::current()?, x)
+}
+
+/// `x · sigmoid(1.702 x)`
+pub(in super::super) fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    Activation::QuickGelu.apply(Isa::current()?, x)
+}
+
+/// `a · gelu(b)` of the halves `a` and `b` of the channels.
+pub(in super::super) fn geglu(x: &Tensor) -> Result<Tensor> {
+    geglu_with(Isa::current()?, x)
+}
+
+pub(super) fn geglu_with(isa: Isa, x: &Tensor) -> Result<Tensor> {
+    with_element!("geglu", x.dtype(), T => halves::<T>(isa, x))
+}
+
+fn halves<T: Element>(isa: Isa, x: &Tensor) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    let channels = x.dim(D::Minus1)?;
+    if !channels.is_multiple_of(2) {
+        candle_core::bail!("geglu: an odd number of channels in {:?}", x.shape());
+    }
+    let half = channels / 2;
+    if let Some(last) = shape.last_mut() {
+        *last = half;
+    }
+    let x = x.contiguous()?;
+    let x = Elements::<T>::of(&x)?;
+    let rows = (TASK / channels.max(1)).max(1);
+    let fill = |y: &mut [MaybeUninit<T>]| {
+        y.par_chunks_mut((rows * half).max(1)).zip(x.par_chunks((rows * channels).max(1))).for_each(|(y, x)| {
+            isa.vectorize(
+                #[inline(always)]
+                |math| {
+                    for (y, x) in y.chunks_exact_mut(half).zip(x.chunks_exact(channels)) {
+                        let (a, b) = x.split_at(half);
+                        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                            y.write(T::narrow(a.widen() * math.gelu(b.widen())));
+                        }
+                    }
+                },
+            );
+        });
+    };
+    // SAFETY: the chunks are all of the output, and each is written in full.
+    unsafe { build(&shape, fill) }
+}

@@ -1,0 +1,156 @@
+//! Which instructions the kernels may use: found out once, when the program runs.
+#![expect(unsafe_code, reason = "calls functions compiled for instructions that were detected")]
+
+use super::math::Math;
+use super::microkernel::{self, Kernels};
+use candle_core::Result;
+use std::sync::OnceLock;
+
+/// Names the instruction set to use, to test or to compare; better ones are then left alone.
+const VARIABLE: &str = "SD_GEN_CPU_ISA";
+
+/// An instruction set that the kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Isa {
+    /// What every processor of the target has.
+    Portable,
+    /// aarch64 Advanced SIMD.
+    Neon,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// AVX-512 with BF16.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// From the plainest to the best.
+    const ALL: [Self; 5] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// The best that this processor has, or what the environment asks for.
+    ///
+    /// # Errors
+    /// When the environment asks for one that is unknown or not here.
+    pub(super) fn current() -> Result<Self> {
+        static CURRENT: OnceLock<std::result::Result<Isa, String>> = OnceLock::new();
+        match CURRENT.get_or_init(|| Self::choose(std::env::var(VARIABLE).ok().as_deref())) {
+            Ok(isa) => Ok(*isa),
+            Err(message) => candle_core::bail!("{message}"),
+        }
+    }
+
+    fn choose(wanted: Option<&str>) -> std::result::Result<Self, String> {
+        let available = Self::available();
+        let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) else {
+            return Ok(available.last().copied().unwrap_or(Self::Portable));
+        };
+        available.iter().copied().find(|isa| isa.name() == wanted).ok_or_else(|| {
+            let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
+            format!("{VARIABLE}={wanted}: this processor has {}", names.join(", "))
+        })
+    }
+
+    /// All that this processor has, the plainest first.
+    pub(super) fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Neon => "neon",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let avx2 = || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        #[cfg(target_arch = "x86_64")]
+        let avx512 = || {
+            avx2()
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+        };
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => avx512() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => false,
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 => false,
+        }
+    }
+
+    /// Products of f32.
+    pub(super) fn kernels(self) -> &'static Kernels {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => &microkernel::AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx512Bf16 => &microkernel::AVX512,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => &microkernel::NEON,
+            _ => &microkernel::PORTABLE,
+        }
+    }
+
+    /// Products of pairs of bf16, where there is an instruction for them.
+    pub(super) fn bf16_kernels(self) -> Option<&'static Kernels> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Some(&microkernel::AVX512_BF16),
+            _ => None,
+        }
+    }
+
+    /// Runs `body` compiled for these instructions: its loops become vectors of their width, as far as everything
+    /// in it is inlined. Mark the closure and what it calls `#[inline(always)]`.
+    #[inline]
+    pub(super) fn vectorize<R>(self, body: impl FnOnce(Math) -> R) -> R {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2")]
+            fn avx512<R>(body: impl FnOnce(Math) -> R) -> R {
+                body(Math { fused: true })
+            }
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2<R>(body: impl FnOnce(Math) -> R) -> R {
+                body(Math { fused: true })
+            }
+            match self {
+                // SAFETY: an `Isa` other than `Portable` comes from `available`, which asked the processor.
+                Self::Avx512 | Self::Avx512Bf16 => return unsafe { avx512(body) },
+                // SAFETY: as above.
+                Self::Avx2 => return unsafe { avx2(body) },
+                _ => {}
+            }
+        }
+        body(Math { fused: cfg!(target_arch = "aarch64") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_chooses_among_what_is_there() {
+        assert_eq!(Isa::choose(Some("portable")), Ok(Isa::Portable));
+        assert_eq!(Isa::choose(None).ok(), Isa::available().last().copied());
+        let message = Isa::choose(Some("avx1024")).unwrap_err();
+        assert!(message.contains("SD_GEN_CPU_ISA=avx1024") && message.contains("portable"), "{message}");
+    }
+}

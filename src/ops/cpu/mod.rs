@@ -1,0 +1,28 @@
+//! The fast paths on the CPU, for f32, bf16 and f16 storage; sums are always f32.
+//!
+//! One microkernel serves products, convolutions and attention (`microkernel`); the instruction set is chosen
+//! when the program runs (`isa`). See `NOTES.md` beside `ops` for what was measured.
+
+mod activation;
+mod attention;
+mod conv2d;
+mod element;
+mod isa;
+mod linear;
+mod math;
+mod microkernel;
+mod normalization;
+mod product;
+mod upsample;
+
+#[cfg(test)]
+mod bench;
+#[cfg(test)]
+mod tests;
+
+pub(super) use activation::{geglu, gelu, quick_gelu, silu};
+pub(super) use attention::attention;
+pub(super) use conv2d::Conv2d;
+pub(super) use linear::Linear;
+pub(super) use normalization::{GroupNorm, LayerNorm};
+pub(super) use upsample::upsample_nearest_2x;

@@ -1,0 +1,293 @@
+//! Group and layer normalisation with f32 arithmetic and statistics about the mean, in two readings of the input.
+#![expect(unsafe_code, reason = "the output is written once")]
+
+use super::element::{Element, Elements, build, to_f32, with_element};
+use super::isa::Isa;
+use super::math::Math;
+use candle_core::{D, Result, Tensor};
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+
+/// Elements of a task; their f32 fit L2, so that statistics about the mean cost one reading of memory.
+const TASK: usize = 32_768;
+
+/// Most positions in a task: what is summed in f32.
+const TASK_POSITIONS: usize = 256;
+
+/// Elements summed side by side.
+const LANES: usize = 16;
+
+#[derive(Debug, Clone)]
+pub(in super::super) struct GroupNorm {
+    isa: Isa,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    groups: usize,
+    eps: f64,
+}
+
+/// Count, mean and sum of squared distances from the mean.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moments {
+    count: f64,
+    mean: f64,
+    squares: f64,
+}
+
+impl Moments {
+    /// # Source
+    /// Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances", eq. 2.1.
+    fn merge(self, other: Self) -> Self {
+        let count = self.count + other.count;
+        if count == 0.0 {
+            return self;
+        }
+        let delta = other.mean - self.mean;
+        let mean = self.mean + delta * other.count / count;
+        let squares = self.squares + other.squares + delta * delta * self.count * other.count / count;
+        Self { count, mean, squares }
+    }
+}
+
+impl GroupNorm {
+    pub(in super::super) fn new(weight: &Tensor, bias: &Tensor, groups: usize, eps: f64) -> Result<Self> {
+        Self::with(Isa::current()?, weight, bias, groups, eps)
+    }
+
+    pub(super) fn with(isa: Isa, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64) -> Result<Self> {
+        let (channels, others) = (weight.dims1()?, bias.dims1()?);
+        if groups == 0 || !channels.is_multiple_of(groups) || channels != others {
+            candle_core::bail!("group_norm: {channels} weights and {others} biases cannot be normalised in {groups} groups");
+        }
+        Ok(Self { isa, weight: to_f32(weight)?, bias: to_f32(bias)?, groups, eps })
+    }
+
+    pub(in super::super) fn forward(&self, x: &Tensor, with_silu: bool) -> Result<Tensor> {
+        with_element!("group_norm", x.dtype(), T => self.run::<T>(x, with_silu))
+    }
+
+    fn run<T: Element>(&self, x: &Tensor, with_silu: bool) -> Result<Tensor> {
+        let channels = self.weight.len();
+        if x.rank() < 2 || x.dim(D::Minus1)? != channels {
+            candle_core::bail!("group_norm: {:?} is not (batch, …, {channels})", x.shape());
+        }
+        if x.elem_count() == 0 {
+            return Ok(x.clone());
+        }
+        let x = x.contiguous()?;
+        let shape = x.dims();
+        let picture = shape[1..].iter().product::<usize>();
+        let x = Elements::<T>::of(&x)?;
+        // The same parts whatever the batch and the threads, so that those do not change the result.
+        let task = (TASK / channels.max(1)).clamp(1, TASK_POSITIONS) * channels.max(1);
+        let parts: Vec<Vec<Moments>> = (0..shape[0] * picture.div_ceil(task))
+            .into_par_iter()
+            .map(|index| {
+                let (image, part) = (index / picture.div_ceil(task), index % picture.div_ceil(task));
+                let part = &x[image * picture..][..picture][part * task..];
+                let part = &part[..task.min(part.len())];
+                self.isa.vectorize(
+                    #[inline(always)]
+                    |_| moments(part, channels, self.groups),
+                )
+            })
+            .collect();
+        let affine: Vec<_> = parts.chunks(picture.div_ceil(task)).map(|parts| self.affine(parts)).collect();
+        let fill = |y: &mut [MaybeUninit<T>]| {
+            for ((y, x), (scale, shift)) in y.chunks_mut(picture).zip(x.chunks(picture)).zip(&affine) {
+                y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
+                    self.isa.vectorize(
+                        #[inline(always)]
+                        |math| {
+                            if with_silu {
+                                apply(
+                                    math,
+                                    x,
+                                    y,
+                                    scale,
+                                    shift,
+                                    #[inline(always)]
+                                    |x| math.silu(x),
+                                );
+                            } else {
+                                apply(
+                                    math,
+                                    x,
+                                    y,
+                                    scale,
+                                    shift,
+                                    #[inline(always)]
+                                    |x| x,
+                                );
+                            }
+                        },
+                    );
+                });
+            }
+        };
+        // SAFETY: the chunks are all of the output, and each is written in full.
+        unsafe { build(shape, fill) }
+    }
+
+    /// Scale and shift of every channel, from the moments of every group in all parts of one picture.
+    fn affine(&self, parts: &[Vec<Moments>]) -> (Vec<f32>, Vec<f32>) {
+        let size = self.weight.len() / self.groups;
+        let mut scale = Vec::with_capacity(self.weight.len());
+        let mut shift = Vec::with_capacity(self.weight.len());
+        for group in 0..self.groups {
+            let all = parts.iter().fold(Moments::default(), |all, part| all.merge(part[group]));
+            let inverse = 1.0 / (all.squares / all.count + self.eps).sqrt();
+            for channel in group * size..(group + 1) * size {
+                let weight = f64::from(self.weight[channel]) * inverse;
+                scale.push(weight as f32);
+                shift.push((f64::from(self.bias[channel]) - weight * all.mean) as f32);
+            }
+        }
+        (scale, shift)
+    }
+}
+
+/// The moments of every group over some positions.
+#[inline(always)]
+fn moments<T: Element>(x: &[T], channels: usize, groups: usize) -> Vec<Moments> {
+    let size = channels / groups;
+    let count = (x.len() / groups) as f64;
+    let mut sums = vec![0.0f32; channels];
+    for x in x.chunks_exact(channels) {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum += x.widen();
+        }
+    }
+    let group_sum = |sums: &[f32]| sums.iter().map(|&sum| f64::from(sum)).sum::<f64>();
+    let means: Vec<f32> = sums.chunks_exact(size).map(|sums| (group_sum(sums) / count) as f32).collect();
+    let centres: Vec<f32> = means.iter().flat_map(|&mean| std::iter::repeat_n(mean, size)).collect();
+    // The mean is rounded, so its rest is summed too.
+    let mut squares = vec![0.0f32; channels];
+    sums.fill(0.0);
+    for x in x.chunks_exact(channels) {
+        for (((square, sum), centre), x) in squares.iter_mut().zip(&mut sums).zip(&centres).zip(x) {
+            let distance = x.widen() - centre;
+            *sum += distance;
+            *square += distance * distance;
+        }
+    }
+    let rests = sums.chunks_exact(size).map(group_sum);
+    let squares = squares.chunks_exact(size).map(group_sum);
+    means
+        .iter()
+        .zip(rests.zip(squares))
+        .map(|(&mean, (rest, squares))| {
+            let rest = rest / count;
+            Moments { count, mean: f64::from(mean) + rest, squares: squares - rest * rest * count }
+        })
+        .collect()
+}
+
+#[inline(always)]
+fn apply<T: Element>(math: Math, x: &[T], y: &mut [MaybeUninit<T>], scale: &[f32], shift: &[f32], f: impl Fn(f32) -> f32) {
+    for (y, x) in y.chunks_exact_mut(scale.len()).zip(x.chunks_exact(scale.len())) {
+        for (((y, x), scale), shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
+            y.write(T::narrow(f(math.mul_add(x.widen(), *scale, *shift))));
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(in super::super) struct LayerNorm {
+    isa: Isa,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub(in super::super) fn new(weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Self> {
+        Self::with(Isa::current()?, weight, bias, eps)
+    }
+
+    pub(super) fn with(isa: Isa, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Self> {
+        let (channels, others) = (weight.dims1()?, bias.dims1()?);
+        if channels != others || channels == 0 {
+            candle_core::bail!("layer_norm: {channels} weights and {others} biases");
+        }
+        Ok(Self { isa, weight: to_f32(weight)?, bias: to_f32(bias)?, eps })
+    }
+
+    pub(in super::super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        with_element!("layer_norm", x.dtype(), T => self.run::<T>(x))
+    }
+
+    fn run<T: Element>(&self, x: &Tensor) -> Result<Tensor> {
+        let channels = self.weight.len();
+        if x.rank() == 0 || x.dim(D::Minus1)? != channels {
+            candle_core::bail!("layer_norm: {:?} does not end in {channels} channels", x.shape());
+        }
+        let x = x.contiguous()?;
+        let shape = x.dims();
+        let x = Elements::<T>::of(&x)?;
+        let task = (TASK / channels).max(1) * channels;
+        let fill = |y: &mut [MaybeUninit<T>]| {
+            y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
+                self.isa.vectorize(
+                    #[inline(always)]
+                    |math| {
+                        for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                            self.row(math, x, y);
+                        }
+                    },
+                );
+            });
+        };
+        // SAFETY: the chunks are all of the output, and each is written in full.
+        unsafe { build(shape, fill) }
+    }
+
+    #[inline(always)]
+    fn row<T: Element>(&self, math: Math, x: &[T], y: &mut [MaybeUninit<T>]) {
+        let count = x.len() as f32;
+        let mean = sum(
+            x,
+            #[inline(always)]
+            |x| x,
+        ) / count;
+        // What the mean lost when it was rounded.
+        let rest = sum(
+            x,
+            #[inline(always)]
+            |x| x - mean,
+        ) / count;
+        let variance = sum(
+            x,
+            #[inline(always)]
+            |x| (x - mean - rest) * (x - mean - rest),
+        ) / count;
+        let inverse = (1.0 / (f64::from(variance) + self.eps).sqrt()) as f32;
+        for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(&self.weight).zip(&self.bias) {
+            y.write(T::narrow(math.mul_add((x.widen() - mean - rest) * inverse, *weight, *bias)));
+        }
+    }
+}
+
+/// The sum of `f` over all elements, in [`LANES`] sums side by side.
+#[inline(always)]
+fn sum<T: Element>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for x in chunks {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum += f(x.widen());
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *sum += f(x.widen());
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}

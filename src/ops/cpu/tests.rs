@@ -1,0 +1,362 @@
+//! Every fast path against the portable reference, for every instruction set that this processor has.
+
+use super::super::{Epilogue, Padding, reference};
+use super::activation::{Activation, geglu_with};
+use super::isa::Isa;
+use super::{Conv2d, GroupNorm, LayerNorm, Linear, attention, upsample_nearest_2x};
+use candle_core::{DType, Device, Result, Tensor};
+
+const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+/// A small generator: the same shapes and numbers on every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.next() as usize % end
+    }
+
+    fn among(&mut self, from: usize, to: usize) -> usize {
+        from + self.below(to + 1 - from)
+    }
+
+    /// Numbers of about unit variance that the dtype holds exactly, as f32.
+    fn tensor(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let data: Vec<f32> = (0..shape.iter().product()).map(|_| (self.next() as f32 / (1u64 << 31) as f32 - 0.5) * 3.4).collect();
+        Tensor::from_vec(data, shape, &Device::Cpu)?.to_dtype(dtype)?.to_dtype(DType::F32)
+    }
+}
+
+fn values(x: &Tensor) -> Result<Vec<f32>> {
+    x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+/// Compares with the f32 reference of the same numbers: one rounding to the dtype, and `slack` of the greatest for the
+/// order of sums.
+fn agree(what: &str, fast: &Tensor, exact: &Tensor, dtype: DType, slack: f32) -> Result<()> {
+    assert_eq!(fast.dims(), exact.dims(), "{what}");
+    assert_eq!(fast.dtype(), dtype, "{what}");
+    let rounding = match dtype {
+        DType::BF16 => 2f32.powi(-8),
+        DType::F16 => 2f32.powi(-11),
+        _ => 2f32.powi(-24),
+    };
+    let (fast, exact) = (values(fast)?, values(exact)?);
+    let most = exact.iter().fold(1e-6f32, |most, x| most.max(x.abs()));
+    for (i, (a, b)) in fast.iter().zip(&exact).enumerate() {
+        let allowed = 1.01 * rounding * b.abs() + slack * most + if dtype == DType::F16 { 6e-8 } else { 0.0 };
+        assert!((a - b).abs() <= allowed, "{what}: element {i} is {a}, the reference {b}, allowed {allowed}");
+    }
+    Ok(())
+}
+
+fn each_isa_and_dtype(mut test: impl FnMut(Isa, DType) -> Result<()>) -> Result<()> {
+    for isa in Isa::available() {
+        for dtype in DTYPES {
+            test(isa, dtype)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn linear_is_the_reference() -> Result<()> {
+    let mut random = Random(1);
+    each_isa_and_dtype(|isa, dtype| {
+        for case in 0..40 {
+            let batch = random.among(1, 3);
+            let tokens = [1, 2, random.among(1, 40), random.among(1, 300)][case % 4];
+            // One larger than a block of a panel, now and then.
+            let (inputs, outputs) = match case {
+                5 => (6200, 20),
+                6 => (3201, 33),
+                _ => (random.among(1, 200), random.among(1, 150)),
+            };
+            let weight = random.tensor(&[outputs, inputs], dtype)?;
+            let bias = random.tensor(&[outputs], dtype)?;
+            let x = random.tensor(&[batch, tokens, inputs], dtype)?;
+            let row_bias = random.tensor(&[batch, outputs], dtype)?;
+            let residual = random.tensor(&[batch, tokens, outputs], dtype)?;
+            let bias = (case % 3 != 0).then_some(bias);
+            let plain = Epilogue { row_bias: (case % 2 == 0).then_some(&row_bias), residual: (case % 3 == 0).then_some(&residual) };
+            let exact = reference::Linear::new(weight.clone(), bias.clone())?.forward(&x, plain)?;
+            let (row_bias, residual) = (row_bias.to_dtype(dtype)?, residual.to_dtype(dtype)?);
+            let extra = Epilogue { row_bias: plain.row_bias.map(|_| &row_bias), residual: plain.residual.map(|_| &residual) };
+            let bias = bias.map(|bias| bias.to_dtype(dtype)).transpose()?;
+            let fast = Linear::with(isa, &weight.to_dtype(dtype)?, bias.as_ref())?.forward(&x.to_dtype(dtype)?, extra)?;
+            agree(&format!("{isa:?} {dtype:?} {batch}×{tokens} {inputs}→{outputs}"), &fast, &exact, dtype, 6e-6)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn weights_and_activations_may_differ_in_dtype() -> Result<()> {
+    let mut random = Random(2);
+    for isa in Isa::available() {
+        for weights in DTYPES {
+            for activations in DTYPES {
+                // What bf16 holds, so that no conversion rounds.
+                let (weight, x) = (random.tensor(&[37, 51], DType::BF16)?, random.tensor(&[2, 9, 51], DType::BF16)?);
+                let weight = weight.to_dtype(weights)?.to_dtype(DType::F32)?;
+                let x = x.to_dtype(activations)?.to_dtype(DType::F32)?;
+                let exact = reference::Linear::new(weight.clone(), None)?.forward(&x, Epilogue::default())?;
+                let layer = Linear::with(isa, &weight.to_dtype(weights)?, None)?;
+                let fast = layer.forward(&x.to_dtype(activations)?, Epilogue::default())?;
+                // Pairs of bf16 round other activations to bf16.
+                agree(&format!("{isa:?} {weights:?} {activations:?}"), &fast, &exact, activations, 3e-3)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn conv2d_is_the_reference() -> Result<()> {
+    let mut random = Random(3);
+    each_isa_and_dtype(|isa, dtype| {
+        for case in 0..40 {
+            let batch = random.among(1, 3);
+            let (height, width) = (random.among(4, 17), random.among(4, 17));
+            let (inputs, outputs) = if case == 7 { (400, 40) } else { (random.among(1, 40), random.among(1, 70)) };
+            let kernel = [(1, 1), (3, 3), (3, 3), (2, 4)][case % 4];
+            let stride = random.among(1, 2);
+            let padding = match case % 5 {
+                0 => Padding::default(),
+                1 => Padding { height: (0, 1), width: (0, 1) },
+                2 => Padding { height: (random.below(3), random.below(3)), width: (random.below(3), random.below(3)) },
+                _ => Padding::same(1),
+            };
+            let weight = random.tensor(&[outputs, inputs, kernel.0, kernel.1], dtype)?;
+            let bias = random.tensor(&[outputs], dtype)?;
+            let x = random.tensor(&[batch, height, width, inputs], dtype)?;
+            let plain = reference::Conv2d::new(weight.clone(), Some(bias.clone()), stride, padding)?;
+            let shape = plain.forward(&x, Epilogue::default())?.dims().to_vec();
+            let row_bias = random.tensor(&[batch, outputs], dtype)?;
+            let residual = random.tensor(&shape, dtype)?;
+            let exact = plain.forward(&x, Epilogue { row_bias: Some(&row_bias), residual: Some(&residual) })?;
+            let (row_bias, residual) = (row_bias.to_dtype(dtype)?, residual.to_dtype(dtype)?);
+            let extra = Epilogue { row_bias: Some(&row_bias), residual: Some(&residual) };
+            let fast = Conv2d::with(isa, &weight.to_dtype(dtype)?, Some(&bias.to_dtype(dtype)?), stride, padding)?;
+            let fast = fast.forward(&x.to_dtype(dtype)?, extra)?;
+            let what = format!("{isa:?} {dtype:?} {batch}×{height}×{width}×{inputs}→{outputs} {kernel:?}/{stride} {padding:?}");
+            agree(&what, &fast, &exact, dtype, 3e-6)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn attention_is_the_reference() -> Result<()> {
+    let mut random = Random(4);
+    each_isa_and_dtype(|isa, dtype| {
+        for case in 0..24 {
+            let (batch, heads) = (random.among(1, 3), random.among(1, 3));
+            let size = [8, 40, 64, 80, random.among(1, 130), 160][case % 6];
+            let causal = case % 2 == 1;
+            let queries = [1, random.among(1, 90), random.among(200, 600)][case % 3];
+            let keys = if causal { queries } else { [77, random.among(1, 90), random.among(250, 700)][case % 3] };
+            let q = random.tensor(&[batch, queries, heads * size], dtype)?;
+            let k = random.tensor(&[batch, keys, heads * size], dtype)?;
+            let v = random.tensor(&[batch, keys, heads * size], dtype)?;
+            let exact = reference::attention(&q, &k, &v, heads, causal)?;
+            let fast = super::attention::with(isa, &q.to_dtype(dtype)?, &k.to_dtype(dtype)?, &v.to_dtype(dtype)?, heads, causal)?;
+            agree(
+                &format!("{isa:?} {dtype:?} {batch}×{queries}×{keys} {heads}×{size} {causal}"),
+                &fast,
+                &exact,
+                dtype,
+                attention_slack(isa, dtype),
+            )?;
+        }
+        Ok(())
+    })
+}
+
+/// Pairs of bf16 also round the weights of the values.
+fn attention_slack(isa: Isa, dtype: DType) -> f32 {
+    if dtype == DType::BF16 && isa.bf16_kernels().is_some() { 6e-3 } else { 3e-6 }
+}
+
+#[test]
+fn attention_bears_large_scores() -> Result<()> {
+    let mut random = Random(5);
+    for isa in Isa::available() {
+        let q = (random.tensor(&[1, 20, 16], DType::F32)? * 30.0)?;
+        let (k, v) = ((random.tensor(&[1, 600, 16], DType::F32)? * 30.0)?, random.tensor(&[1, 600, 16], DType::F32)?);
+        let exact = reference::attention(&q, &k, &v, 2, false)?;
+        agree("large", &super::attention::with(isa, &q, &k, &v, 2, false)?, &exact, DType::F32, 2e-4)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn normalizations_are_the_reference() -> Result<()> {
+    let mut random = Random(6);
+    each_isa_and_dtype(|isa, dtype| {
+        for case in 0..20 {
+            let groups = random.among(1, 33);
+            let channels = groups * random.among(1, 11);
+            let shape = [random.among(1, 3), random.among(1, 40), random.among(1, 40), channels];
+            let x = (random.tensor(&shape, dtype)? + if case % 2 == 0 { 0.0 } else { 2.0 })?.to_dtype(dtype)?;
+            let (weight, bias) = (random.tensor(&[channels], dtype)?, random.tensor(&[channels], dtype)?);
+            let x32 = x.to_dtype(DType::F32)?;
+            let what = format!("{isa:?} {dtype:?} {shape:?} {groups}");
+            let plain = reference::GroupNorm::new(weight.clone(), bias.clone(), groups, 1e-5)?;
+            let fast = GroupNorm::with(isa, &weight.to_dtype(dtype)?, &bias.to_dtype(dtype)?, groups, 1e-5)?;
+            for silu in [false, true] {
+                agree(&what, &fast.forward(&x, silu)?, &plain.forward(&x32, silu)?, dtype, 3e-5)?;
+            }
+            let plain = reference::LayerNorm::new(weight.clone(), bias.clone(), 1e-5)?;
+            let fast = LayerNorm::with(isa, &weight.to_dtype(dtype)?, &bias.to_dtype(dtype)?, 1e-5)?;
+            agree(&what, &fast.forward(&x)?, &plain.forward(&x32)?, dtype, 3e-5)?;
+        }
+        Ok(())
+    })
+}
+
+/// A mean far from 0 is what statistics in one pass fail on, and the reference is not good at it either.
+#[test]
+fn statistics_bear_a_mean_far_from_zero() -> Result<()> {
+    let x = (Random(12).tensor(&[1, 40, 50, 24], DType::F32)? + 300.0)?;
+    let (ones, zeros) = (Tensor::ones(24, DType::F32, &Device::Cpu)?, Tensor::zeros(24, DType::F32, &Device::Cpu)?);
+    let exact = |x: &[f32]| -> Vec<f64> {
+        let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / x.len() as f64;
+        let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / x.len() as f64;
+        x.iter().map(|&x| (f64::from(x) - mean) / (variance + 1e-5).sqrt()).collect()
+    };
+    for isa in Isa::available() {
+        let rows = LayerNorm::with(isa, &ones, &zeros, 1e-5)?.forward(&x)?;
+        let all = GroupNorm::with(isa, &ones, &zeros, 1, 1e-5)?.forward(&x, false)?;
+        let expected = values(&x)?.chunks(24).flat_map(exact).collect::<Vec<_>>();
+        for (y, exact, allowed) in [(rows, expected, 2e-6), (all, exact(&values(&x)?), 1e-4)] {
+            let worst = values(&y)?.iter().zip(exact).map(|(&y, exact)| (f64::from(y) - exact).abs()).fold(0.0, f64::max);
+            assert!(worst < allowed, "{isa:?}: {worst}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn activations_are_the_reference() -> Result<()> {
+    let mut random = Random(7);
+    each_isa_and_dtype(|isa, dtype| {
+        for _ in 0..6 {
+            let shape = [random.among(1, 3), random.among(1, 90), 2 * random.among(1, 300)];
+            let x32 = (random.tensor(&shape, dtype)? * 4.0)?.to_dtype(dtype)?.to_dtype(DType::F32)?;
+            let x = x32.to_dtype(dtype)?;
+            agree("silu", &Activation::Silu.apply(isa, &x)?, &reference::silu(&x32)?, dtype, 3e-7)?;
+            agree("gelu", &Activation::Gelu.apply(isa, &x)?, &reference::gelu(&x32)?, dtype, 3e-7)?;
+            agree("quick_gelu", &Activation::QuickGelu.apply(isa, &x)?, &reference::quick_gelu(&x32)?, dtype, 3e-7)?;
+            agree("geglu", &geglu_with(isa, &x)?, &reference::geglu(&x32)?, dtype, 3e-7)?;
+            let picture = x.reshape((shape[0], 1, shape[1], shape[2]))?;
+            let (fast, exact) = (upsample_nearest_2x(&picture)?, reference::upsample_nearest_2x(&picture)?);
+            assert_eq!(values(&fast)?, values(&exact)?);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn views_are_read_where_they_are() -> Result<()> {
+    let mut random = Random(8);
+    let wide = random.tensor(&[3, 10, 48], DType::F32)?;
+    let part = wide.narrow(0, 1, 2)?;
+    let strided = part.narrow(2, 8, 32)?;
+    let copy = strided.contiguous()?;
+    let weight = random.tensor(&[24, 32], DType::F32)?;
+    let layer = super::super::Linear::new(weight, None)?;
+    assert_eq!(values(&layer.forward(&strided)?)?, values(&layer.forward(&copy)?)?);
+    assert_eq!(values(&super::silu(&strided)?)?, values(&super::silu(&copy)?)?);
+    assert_eq!(values(&super::silu(&part)?)?, values(&super::silu(&part.copy()?)?)?);
+    let transposed = part.transpose(1, 2)?;
+    assert_eq!(values(&super::silu(&transposed)?)?, values(&super::silu(&transposed.contiguous()?)?)?);
+    let heads = |x: &Tensor| attention(x, x, x, 4, true).and_then(|y| values(&y));
+    assert_eq!(heads(&strided)?, heads(&copy)?);
+    Ok(())
+}
+
+/// Every op on a batch, for the tests below.
+fn everything(isa: Isa, dtype: DType, x: &Tensor) -> Result<Vec<Tensor>> {
+    let mut random = Random(9);
+    let channels = x.dim(3)?;
+    let x = x.to_dtype(dtype)?;
+    let (batch, height, width, _) = x.dims4()?;
+    let tokens = x.reshape((batch, height * width, channels))?;
+    let norm = (random.tensor(&[channels], dtype)?.to_dtype(dtype)?, random.tensor(&[channels], dtype)?.to_dtype(dtype)?);
+    let conv = Conv2d::with(isa, &random.tensor(&[50, channels, 3, 3], dtype)?.to_dtype(dtype)?, None, 1, Padding::same(1))?;
+    let linear = Linear::with(isa, &random.tensor(&[70, channels], dtype)?.to_dtype(dtype)?, None)?;
+    Ok(vec![
+        conv.forward(&x, Epilogue::default())?,
+        linear.forward(&tokens, Epilogue::default())?,
+        super::attention::with(isa, &tokens, &tokens, &tokens, 2, false)?,
+        GroupNorm::with(isa, &norm.0, &norm.1, 4, 1e-6)?.forward(&x, true)?,
+        LayerNorm::with(isa, &norm.0, &norm.1, 1e-6)?.forward(&tokens)?,
+        geglu_with(isa, &tokens)?,
+    ])
+}
+
+#[test]
+fn a_picture_of_a_batch_is_that_picture_alone() -> Result<()> {
+    let x = Random(10).tensor(&[3, 19, 23, 32], DType::F32)?;
+    each_isa_and_dtype(|isa, dtype| {
+        let all = everything(isa, dtype, &x)?;
+        for picture in 0..3 {
+            for (op, (all, one)) in all.iter().zip(everything(isa, dtype, &x.narrow(0, picture, 1)?)?).enumerate() {
+                assert_eq!(values(&all.narrow(0, picture, 1)?)?, values(&one)?, "op {op} {isa:?} {dtype:?}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn threads_do_not_change_a_result() -> Result<()> {
+    let x = Random(11).tensor(&[2, 19, 23, 32], DType::F32)?;
+    let with = |threads: usize| -> Result<Vec<Vec<f32>>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
+        pool.install(|| everything(Isa::current()?, DType::F32, &x)?.iter().map(values).collect())
+    };
+    let one = with(1)?;
+    for threads in [2, 3, 7] {
+        assert!(one == with(threads)?, "{threads} threads");
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_shapes_are_errors_that_name_the_op() -> Result<()> {
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+    let message = |result: Result<Tensor>| result.map(|y| format!("{y}")).unwrap_err().to_string();
+    let linear = super::super::Linear::new(zeros(&[4, 3])?, None)?;
+    assert!(message(linear.forward(&zeros(&[2, 4])?)).contains("linear"));
+    let conv = super::super::Conv2d::new(zeros(&[4, 3, 3, 3])?, None, 1, Padding::default())?;
+    assert!(message(conv.forward(&zeros(&[1, 2, 5, 3])?)).contains("conv2d"));
+    assert!(message(conv.forward(&zeros(&[1, 5, 3])?)).contains("conv2d"));
+    let residual = zeros(&[1, 3, 3, 3])?;
+    assert!(
+        message(conv.forward_with(&zeros(&[1, 5, 5, 3])?, Epilogue { residual: Some(&residual), row_bias: None })).contains("residual")
+    );
+    let (q, k) = (zeros(&[1, 5, 8])?, zeros(&[1, 5, 6])?);
+    assert!(message(attention(&q, &k, &k, 2, false)).contains("attention"));
+    assert!(message(attention(&q, &q, &q, 3, false)).contains("attention"));
+    assert!(message(super::geglu(&zeros(&[1, 5])?)).contains("geglu"));
+    let norm = super::super::GroupNorm::new(zeros(&[8])?, zeros(&[8])?, 2, 1e-5)?;
+    assert!(message(norm.forward(&q.narrow(2, 0, 4)?)).contains("group_norm"));
+    assert!(super::super::GroupNorm::new(zeros(&[8])?, zeros(&[8])?, 3, 1e-5).is_err());
+    Ok(())
+}
+
+#[test]
+fn nothing_in_nothing_out() -> Result<()> {
+    let x = Tensor::zeros((0, 4, 4, 8), DType::F32, &Device::Cpu)?;
+    for y in everything(Isa::current()?, DType::F32, &x)? {
+        assert_eq!(y.elem_count(), 0);
+    }
+    Ok(())
+}
