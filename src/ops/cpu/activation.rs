@@ -32,9 +32,24 @@ impl Activation {
                 isa.vectorize(
                     #[inline(always)]
                     |math| match self {
-                        Self::Silu => each(x, y, #[inline(always)] |x| math.silu(x)),
-                        Self::Gelu => each(x, y, #[inline(always)] |x| math.gelu(x)),
-                        Self::QuickGelu => each(x, y, #[inline(always)] |x| math.quick_gelu(x)),
+                        Self::Silu => each(
+                            x,
+                            y,
+                            #[inline(always)]
+                            |x| math.silu(x),
+                        ),
+                        Self::Gelu => each(
+                            x,
+                            y,
+                            #[inline(always)]
+                            |x| math.gelu(x),
+                        ),
+                        Self::QuickGelu => each(
+                            x,
+                            y,
+                            #[inline(always)]
+                            |x| math.quick_gelu(x),
+                        ),
                     },
                 );
             });

@@ -118,7 +118,9 @@ impl<T: Element> Deref for Elements<'_, T> {
 
     fn deref(&self) -> &[T] {
         match &*self.storage {
-            Storage::Cpu(storage) => T::cpu_storage_as_slice(storage).ok().and_then(|all| all.get(self.start..self.start + self.len)).unwrap_or(&[]),
+            Storage::Cpu(storage) => {
+                T::cpu_storage_as_slice(storage).ok().and_then(|all| all.get(self.start..self.start + self.len)).unwrap_or(&[])
+            }
             _ => &[],
         }
     }

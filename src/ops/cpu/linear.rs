@@ -39,7 +39,12 @@ impl Linear {
 
 /// One product with its epilogue, as a tensor of `shape`, whose first dimension is the batch.
 pub(super) fn multiply<T: Element>(
-    op: &str, packed: &Packed, x: &Tensor, shape: &[usize], geometry: Geometry, extra: Epilogue<'_>,
+    op: &str,
+    packed: &Packed,
+    x: &Tensor,
+    shape: &[usize],
+    geometry: Geometry,
+    extra: Epilogue<'_>,
 ) -> Result<Tensor> {
     // Of a single row of features the batch is 1.
     let batch = if shape.len() > 1 { shape[0] } else { 1 };

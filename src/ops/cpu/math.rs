@@ -66,8 +66,7 @@ impl Math {
         let tail = self.polynomial(t, [-1.728_534_7e-5, 3.831_979_7e-4, -3.883_964_4e-3, 2.425_462_2e-2, -1.067_778_8e-1, -6.348_467e-1]);
         let tail = self.mul_add(self.mul_add(tail, t, -1.287_175_1e-1), t, -t);
         let tail = (1.0 - self.exp(tail)).copysign(x);
-        let near =
-            self.polynomial(s, [-5.967_617e-4, 4.991_192_3e-3, -2.676_813_5e-2, 1.128_199_2e-1, -3.761_253_4e-1, 1.283_791_7e-1]);
+        let near = self.polynomial(s, [-5.967_617e-4, 4.991_192_3e-3, -2.676_813_5e-2, 1.128_199_2e-1, -3.761_253_4e-1, 1.283_791_7e-1]);
         let near = self.mul_add(near, x, x);
         if t > 0.927_734_4 { tail } else { near }
     }
@@ -97,6 +96,22 @@ impl Math {
     }
 }
 
+/// Elements that a reduction takes side by side; the same everywhere, so that sums have one order.
+pub(super) const LANES: usize = 16;
+
+/// Folds the lanes in halves, which is shuffles of a vector and not a chain.
+#[inline(always)]
+pub(super) fn reduce(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 /// Adding it leaves a number's nearest integer in the low bits.
 const SHIFT: f32 = 12_582_912.0;
 
@@ -118,7 +133,15 @@ mod tests {
     fn functions_are_right_to_about_one_ulp() {
         for fused in [false, true] {
             let math = Math { fused };
-            let cut = |x: f64| if x < -87.3 { 0.0 } else if x > 88.3 { 1e300 } else { x.exp() };
+            let cut = |x: f64| {
+                if x < -87.3 {
+                    0.0
+                } else if x > 88.3 {
+                    1e300
+                } else {
+                    x.exp()
+                }
+            };
             let exp = |x: f32| if x > 88.3 { 1.0 } else { math.exp(x) };
             assert!(worst(exp, |x| if x > f64::from(88.3f32) { 1.0 } else { cut(x) }, 1e-37) < 2e-7);
             assert!(worst(|x| math.exp2(x), |x| if x < -126.0 { 0.0 } else { x.exp2() }, 1e-37) < 2e-7);

@@ -3,7 +3,7 @@
 
 use super::element::{Element, Elements, build, to_f32, with_element};
 use super::isa::Isa;
-use super::math::Math;
+use super::math::{LANES, Math, reduce};
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -13,9 +13,6 @@ const TASK: usize = 32_768;
 
 /// Most positions in a task: what is summed in f32.
 const TASK_POSITIONS: usize = 256;
-
-/// Elements summed side by side.
-const LANES: usize = 16;
 
 #[derive(Debug, Clone)]
 pub(in super::super) struct GroupNorm {
@@ -100,9 +97,25 @@ impl GroupNorm {
                         #[inline(always)]
                         |math| {
                             if with_silu {
-                                apply(math, x, y, scale, shift, #[inline(always)] |x| math.silu(x));
+                                apply(
+                                    math,
+                                    x,
+                                    y,
+                                    scale,
+                                    shift,
+                                    #[inline(always)]
+                                    |x| math.silu(x),
+                                );
                             } else {
-                                apply(math, x, y, scale, shift, #[inline(always)] |x| x);
+                                apply(
+                                    math,
+                                    x,
+                                    y,
+                                    scale,
+                                    shift,
+                                    #[inline(always)]
+                                    |x| x,
+                                );
                             }
                         },
                     );
@@ -229,10 +242,22 @@ impl LayerNorm {
     #[inline(always)]
     fn row<T: Element>(&self, math: Math, x: &[T], y: &mut [MaybeUninit<T>]) {
         let count = x.len() as f32;
-        let mean = sum(x, #[inline(always)] |x| x) / count;
+        let mean = sum(
+            x,
+            #[inline(always)]
+            |x| x,
+        ) / count;
         // What the mean lost when it was rounded.
-        let rest = sum(x, #[inline(always)] |x| x - mean) / count;
-        let variance = sum(x, #[inline(always)] |x| (x - mean - rest) * (x - mean - rest)) / count;
+        let rest = sum(
+            x,
+            #[inline(always)]
+            |x| x - mean,
+        ) / count;
+        let variance = sum(
+            x,
+            #[inline(always)]
+            |x| (x - mean - rest) * (x - mean - rest),
+        ) / count;
         let inverse = (1.0 / (f64::from(variance) + self.eps).sqrt()) as f32;
         for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(&self.weight).zip(&self.bias) {
             y.write(T::narrow(math.mul_add((x.widen() - mean - rest) * inverse, *weight, *bias)));
@@ -254,12 +279,9 @@ fn sum<T: Element>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
     for (sum, x) in sums.iter_mut().zip(rest) {
         *sum += f(x.widen());
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
-        }
-        width /= 2;
-    }
-    sums[0]
+    reduce(
+        sums,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }

@@ -182,7 +182,13 @@ impl Packed {
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "the body of a parallel loop")]
     fn task<T: Element>(
-        &self, math: Math, rows: Rows, zeros: &[u32], out: &Output<'_, T>, chunk: std::ops::Range<usize>, panels: std::ops::Range<usize>,
+        &self,
+        math: Math,
+        rows: Rows,
+        zeros: &[u32],
+        out: &Output<'_, T>,
+        chunk: std::ops::Range<usize>,
+        panels: std::ops::Range<usize>,
         scratch: &mut Scratch,
     ) {
         let kernels = self.kernels();
@@ -205,7 +211,9 @@ impl Packed {
                 let start = first_column * self.taps * self.steps + (block.tap * self.steps + block.offset) * width;
                 let (panel, tap_stride) = match &self.panels {
                     // SAFETY: `start` is within the panels by their construction.
-                    Panels::F32(lines) | Panels::Bf16Pairs(lines) => (unsafe { lines.as_ptr().cast::<u32>().add(start) }, self.steps * width),
+                    Panels::F32(lines) | Panels::Bf16Pairs(lines) => {
+                        (unsafe { lines.as_ptr().cast::<u32>().add(start) }, self.steps * width)
+                    }
                     Panels::Bf16(halves) => widen_block(math, halves, start, self.steps * width, *block, width, widened),
                     Panels::F16(halves) => widen_block(math, halves, start, self.steps * width, *block, width, widened),
                 };
@@ -259,7 +267,15 @@ fn blocks(taps: usize, steps: usize) -> Vec<Block> {
 
 /// Widens one block of a panel into `to`; gives its address and the words between its taps.
 #[inline(always)]
-fn widen_block<H: Element>(_: Math, from: &[H], start: usize, tap_stride: usize, block: Block, width: usize, to: &mut Vec<Line>) -> (*const u32, usize) {
+fn widen_block<H: Element>(
+    _: Math,
+    from: &[H],
+    start: usize,
+    tap_stride: usize,
+    block: Block,
+    width: usize,
+    to: &mut Vec<Line>,
+) -> (*const u32, usize) {
     let len = block.steps * width;
     reserve(to, block.taps * len);
     // SAFETY: a line is sixteen words, and every bit pattern is an f32.
@@ -399,8 +415,7 @@ impl Rows {
                         for kx in 0..kernel.1 {
                             let x = (x * stride + kx).wrapping_sub(padding.1);
                             let inside = y < input.0 && x < input.1;
-                            to[ky * kernel.1 + kx][i] =
-                                if inside { pixel((image * input.0 + y) * input.1 + x) } else { zeros.as_ptr() };
+                            to[ky * kernel.1 + kx][i] = if inside { pixel((image * input.0 + y) * input.1 + x) } else { zeros.as_ptr() };
                         }
                     }
                 }
@@ -425,7 +440,13 @@ unsafe impl<T: Sync> Sync for Output<'_, T> {}
 
 impl<'a, T: Element> Output<'a, T> {
     /// The lengths are those of `to`, of whole rows of `outputs`.
-    pub(super) fn new(to: &mut [MaybeUninit<T>], outputs: usize, batch: usize, row_bias: Option<&'a [T]>, residual: Option<&'a [T]>) -> Self {
+    pub(super) fn new(
+        to: &mut [MaybeUninit<T>],
+        outputs: usize,
+        batch: usize,
+        row_bias: Option<&'a [T]>,
+        residual: Option<&'a [T]>,
+    ) -> Self {
         let rows_per_bias = (to.len() / (outputs * batch).max(1)).max(1);
         Self { to: to.as_mut_ptr().cast(), outputs, row_bias, rows_per_bias, residual }
     }

@@ -166,7 +166,13 @@ fn attention_is_the_reference() -> Result<()> {
             let v = random.tensor(&[batch, keys, heads * size], dtype)?;
             let exact = reference::attention(&q, &k, &v, heads, causal)?;
             let fast = super::attention::with(isa, &q.to_dtype(dtype)?, &k.to_dtype(dtype)?, &v.to_dtype(dtype)?, heads, causal)?;
-            agree(&format!("{isa:?} {dtype:?} {batch}×{queries}×{keys} {heads}×{size} {causal}"), &fast, &exact, dtype, attention_slack(isa, dtype))?;
+            agree(
+                &format!("{isa:?} {dtype:?} {batch}×{queries}×{keys} {heads}×{size} {causal}"),
+                &fast,
+                &exact,
+                dtype,
+                attention_slack(isa, dtype),
+            )?;
         }
         Ok(())
     })
@@ -333,7 +339,9 @@ fn wrong_shapes_are_errors_that_name_the_op() -> Result<()> {
     assert!(message(conv.forward(&zeros(&[1, 2, 5, 3])?)).contains("conv2d"));
     assert!(message(conv.forward(&zeros(&[1, 5, 3])?)).contains("conv2d"));
     let residual = zeros(&[1, 3, 3, 3])?;
-    assert!(message(conv.forward_with(&zeros(&[1, 5, 5, 3])?, Epilogue { residual: Some(&residual), row_bias: None })).contains("residual"));
+    assert!(
+        message(conv.forward_with(&zeros(&[1, 5, 5, 3])?, Epilogue { residual: Some(&residual), row_bias: None })).contains("residual")
+    );
     let (q, k) = (zeros(&[1, 5, 8])?, zeros(&[1, 5, 6])?);
     assert!(message(attention(&q, &k, &k, 2, false)).contains("attention"));
     assert!(message(attention(&q, &q, &q, 3, false)).contains("attention"));
