@@ -8,7 +8,7 @@
 
 use super::element::{Element, Elements, build, with_element};
 use super::isa::Isa;
-use super::math::Math;
+use super::math::{LANES, Math, reduce};
 use super::microkernel::{Kernels, MAX_ROWS, Tile};
 use super::product::{Line, lines, reserve};
 use candle_core::{Result, Tensor};
@@ -21,9 +21,6 @@ const BLOCK_KEYS: usize = 256;
 
 /// Tiles of queries in a block.
 const BLOCK_TILES: usize = 4;
-
-/// Scores folded side by side.
-const LANES: usize = 16;
 
 /// See [`crate::ops::attention`].
 pub(in super::super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
@@ -284,7 +281,11 @@ impl State {
                 *most = if *score > *most { *score } else { *most };
             }
         }
-        let greatest = most.iter().fold(self.greatest, |a, &b| a.max(b));
+        let greatest = reduce(
+            most,
+            #[inline(always)]
+            |a, b| if a > b { a } else { b },
+        );
         let mut sums = [0.0f32; LANES];
         for scores in scores.chunks_exact_mut(LANES) {
             for (sum, score) in sums.iter_mut().zip(scores) {
@@ -293,7 +294,15 @@ impl State {
             }
         }
         let factor = math.exp2(self.greatest - greatest);
-        *self = Self { greatest, sum: self.sum * factor + sums.iter().sum::<f32>() };
+        *self = Self {
+            greatest,
+            sum: self.sum * factor
+                + reduce(
+                    sums,
+                    #[inline(always)]
+                    |a, b| a + b,
+                ),
+        };
         factor
     }
 }

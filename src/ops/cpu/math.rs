@@ -96,6 +96,22 @@ impl Math {
     }
 }
 
+/// Elements that a reduction takes side by side; the same everywhere, so that sums have one order.
+pub(super) const LANES: usize = 16;
+
+/// Folds the lanes in halves, which is shuffles of a vector and not a chain.
+#[inline(always)]
+pub(super) fn reduce(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 /// Adding it leaves a number's nearest integer in the low bits.
 const SHIFT: f32 = 12_582_912.0;
 
