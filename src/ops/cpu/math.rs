@@ -39,8 +39,8 @@ impl Math {
     pub(super) fn exp(self, x: f32) -> f32 {
         let shifted = self.mul_add(x, std::f32::consts::LOG2_E, SHIFT);
         let n = shifted - SHIFT;
-        // ln 2 in two parts, the first short enough that its product with n is exact.
-        let f = self.mul_add(n, 2.121_944_4e-4, self.mul_add(n, -0.693_359_375, x));
+        // ln 2 in two parts, the first (355/512) short enough that its product with n is exact.
+        let f = self.mul_add(n, 2.121_944_4e-4, self.mul_add(n, -0.693_359_4, x));
         let y = self.scaled_exp(f, shifted);
         let y = if x < -87.3 { 0.0 } else { y };
         if x > 88.3 { f32::INFINITY } else { y }
