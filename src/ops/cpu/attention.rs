@@ -51,7 +51,7 @@ pub(super) fn with(isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, c
     };
     let pairs = !std::ptr::eq(kernels, isa.kernels());
     let size = width / heads;
-    let shape = Shape { batch, queries, keys, heads, size, causal, kernels, depth: if pairs { 2 } else { 1 } };
+    let shape = Shape { batch, queries, keys, heads, size, causal, kernels };
     with_element!("attention", q.dtype(), T => match pairs {
         true => shape.run::<T, bf16>(isa, q, k, v),
         false => shape.run::<T, f32>(isa, q, k, v),
@@ -68,8 +68,6 @@ struct Shape {
     size: usize,
     causal: bool,
     kernels: &'static Kernels,
-    /// Elements in a word of the kernels: an f32, or two bf16.
-    depth: usize,
 }
 
 /// Keys and values of one head in panels of words.
@@ -130,14 +128,9 @@ impl Shape {
         (columns - column).next_multiple_of(self.kernels.lanes).min(self.kernels.columns())
     }
 
-    /// Words in all of `elements`.
-    fn words(&self, elements: usize) -> usize {
-        elements.div_ceil(self.depth)
-    }
-
     #[inline(always)]
     fn pack_keys<T: Element, W: Element>(&self, k: &[T], head: usize) -> Vec<Line> {
-        let (depth, steps) = (self.depth, self.words(self.size));
+        let (depth, steps) = (depth::<W>(), words::<W>(self.size));
         let mut panels = lines(self.keys.next_multiple_of(self.kernels.lanes) * steps);
         let to = elements::<W>(&mut panels);
         for first in (0..self.keys).step_by(self.kernels.columns()) {
@@ -145,9 +138,10 @@ impl Shape {
             let panel = &mut to[first * steps * depth..][..width * steps * depth];
             for key in first..self.keys.min(first + width) {
                 let k = &k[self.at(head, self.keys, key)..][..self.size];
-                for (step, k) in k.chunks(depth).enumerate() {
-                    for (i, k) in k.iter().enumerate() {
-                        panel[(step * width + key - first) * depth + i] = W::narrow(k.widen());
+                let to = &mut panel[(key - first) * depth..];
+                for (to, k) in to.chunks_mut(width * depth).zip(k.chunks(depth)) {
+                    for (to, k) in to.iter_mut().zip(k) {
+                        *to = W::narrow(k.widen());
                     }
                 }
             }
@@ -157,7 +151,7 @@ impl Shape {
 
     #[inline(always)]
     fn pack_values<T: Element, W: Element>(&self, v: &[T], head: usize) -> Vec<Line> {
-        let (depth, steps) = (self.depth, self.words(self.keys));
+        let (depth, steps) = (depth::<W>(), words::<W>(self.keys));
         let mut panels = lines(self.size.next_multiple_of(self.kernels.lanes) * steps);
         let to = elements::<W>(&mut panels);
         for first in (0..self.size).step_by(self.kernels.columns()) {
@@ -191,8 +185,8 @@ impl Shape {
         let padded = self.size.next_multiple_of(self.kernels.lanes);
         let Scratch { q: converted, scores, weights, sums, states } = scratch;
         reserve(converted, count * self.size);
-        reserve(scores, count * BLOCK_KEYS);
-        reserve(weights, count * BLOCK_KEYS);
+        reserve(scores, self.kernels.rows * BLOCK_KEYS);
+        reserve(weights, self.kernels.rows * BLOCK_KEYS);
         reserve(sums, count * padded);
         let (scores, sums) = (elements::<f32>(scores), &mut elements::<f32>(sums)[..count * padded]);
         let queries = if T::DTYPE == W::DTYPE {
@@ -212,32 +206,59 @@ impl Shape {
         // Exponents are in powers of two: the exponential is shorter.
         let scale = (std::f64::consts::LOG2_E / (self.size as f64).sqrt()) as f32;
         let seen = if self.causal { self.keys.min(range.end) } else { self.keys };
-        let (key_steps, value_steps) = (self.words(self.size), self.words(self.keys));
+        let (key_steps, value_steps) = (words::<W>(self.size), words::<W>(self.keys));
+        let weights = elements::<W>(weights);
         for first in (0..seen).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(seen - first);
             let width = keys.next_multiple_of(LANES.max(self.kernels.columns()));
-            for column in (first..first + keys).step_by(self.kernels.columns()) {
-                let vectors = self.panel_width(column, self.keys) / self.kernels.lanes;
-                // SAFETY: the panel starts at its column, and `width` holds whole panels.
-                let panel = unsafe { packed.keys.as_ptr().cast::<u32>().add(column * key_steps) };
-                self.multiply(queries, count, key_steps, panel, vectors, &mut scores[column - first..], width, false);
-            }
-            let weights = elements::<W>(weights);
-            for (i, state) in states.iter_mut().enumerate() {
-                let seen = if self.causal { (range.start + i + 1).saturating_sub(first).min(keys) } else { keys };
-                let factor = state.fold(math, scale, &mut scores[i * width..][..width], &mut weights[i * width..][..width], seen);
-                if factor != 1.0 {
-                    sums[i * padded..][..padded].iter_mut().for_each(|sum| *sum *= factor);
+            // One tile's scores and weights stay in L1, while the block's keys and values come from L2.
+            for tile in (0..count).step_by(self.kernels.rows) {
+                let rows = self.kernels.rows.min(count - tile);
+                let pointers = queries.pointers(tile, rows);
+                for column in (first..first + keys).step_by(self.kernels.columns()) {
+                    let vectors = self.panel_width(column, self.keys) / self.kernels.lanes;
+                    // SAFETY: the panel starts at its column, and `width` holds whole panels.
+                    unsafe {
+                        self.kernels.tiles[vectors - 1][rows - 1](&Tile {
+                            rows: pointers.as_ptr(),
+                            taps: 1,
+                            offset: 0,
+                            steps: key_steps,
+                            panel: packed.keys.as_ptr().cast::<u32>().add(column * key_steps),
+                            tap_stride: 0,
+                            out: scores.as_mut_ptr().add(column - first),
+                            out_stride: width,
+                            accumulate: false,
+                        });
+                    }
                 }
-            }
-            let weights = Rows { base: weights.as_ptr().cast(), stride: width * size_of::<W>() };
-            for column in (0..self.size).step_by(self.kernels.columns()) {
-                let panel_width = self.panel_width(column, self.size);
-                let at = column * value_steps + self.words(first) * panel_width;
-                // SAFETY: the panel starts at its column and key, and `padded` holds whole panels.
-                let panel = unsafe { packed.values.as_ptr().cast::<u32>().add(at) };
-                let vectors = panel_width / self.kernels.lanes;
-                self.multiply(weights, count, self.words(keys), panel, vectors, &mut sums[column..], padded, true);
+                for i in 0..rows {
+                    let query = range.start + tile + i;
+                    let seen = if self.causal { (query + 1).saturating_sub(first).min(keys) } else { keys };
+                    let (scores, weights) = (&mut scores[i * width..][..width], &mut weights[i * width..][..width]);
+                    let factor = states[tile + i].fold(math, scale, scores, weights, seen);
+                    if factor != 1.0 {
+                        sums[(tile + i) * padded..][..padded].iter_mut().for_each(|sum| *sum *= factor);
+                    }
+                }
+                let pointers = Rows { base: weights.as_ptr().cast(), stride: width * size_of::<W>() }.pointers(0, rows);
+                for column in (0..self.size).step_by(self.kernels.columns()) {
+                    let panel = self.panel_width(column, self.size);
+                    // SAFETY: the panel starts at its column and key, and `padded` holds whole panels.
+                    unsafe {
+                        self.kernels.tiles[panel / self.kernels.lanes - 1][rows - 1](&Tile {
+                            rows: pointers.as_ptr(),
+                            taps: 1,
+                            offset: 0,
+                            steps: words::<W>(keys),
+                            panel: packed.values.as_ptr().cast::<u32>().add(column * value_steps + words::<W>(first) * panel),
+                            tap_stride: 0,
+                            out: sums.as_mut_ptr().add(tile * padded + column),
+                            out_stride: padded,
+                            accumulate: true,
+                        });
+                    }
+                }
             }
         }
         for (i, state) in states.iter().enumerate() {
@@ -249,41 +270,6 @@ impl Shape {
             }
         }
     }
-
-    /// Multiplies all rows by one panel.
-    #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "the parts of a product")]
-    fn multiply(
-        &self,
-        rows: Rows,
-        count: usize,
-        steps: usize,
-        panel: *const u32,
-        vectors: usize,
-        out: &mut [f32],
-        out_stride: usize,
-        accumulate: bool,
-    ) {
-        for first in (0..count).step_by(self.kernels.rows) {
-            let tile = self.kernels.rows.min(count - first);
-            let pointers: [*const u32; MAX_ROWS] =
-                std::array::from_fn(|i| if i < tile { rows.base.wrapping_add((first + i) * rows.stride).cast() } else { std::ptr::null() });
-            // SAFETY: the caller gives rows and a panel of `steps` words, and room for `count` rows of whole panels.
-            unsafe {
-                self.kernels.tiles[vectors - 1][tile - 1](&Tile {
-                    rows: pointers.as_ptr(),
-                    taps: 1,
-                    offset: 0,
-                    steps,
-                    panel,
-                    tap_stride: 0,
-                    out: out.as_mut_ptr().add(first * out_stride),
-                    out_stride,
-                    accumulate,
-                });
-            }
-        }
-    }
 }
 
 /// The left-hand side of a product: a first row and the bytes to the next.
@@ -291,6 +277,13 @@ impl Shape {
 struct Rows {
     base: *const u8,
     stride: usize,
+}
+
+impl Rows {
+    fn pointers(self, first: usize, count: usize) -> [*const u32; MAX_ROWS] {
+        let pointer = |i| if i < count { self.base.wrapping_add((first + i) * self.stride).cast() } else { std::ptr::null() };
+        std::array::from_fn(pointer)
+    }
 }
 
 /// The softmax of one query so far.
@@ -340,6 +333,16 @@ impl State {
         };
         factor
     }
+}
+
+/// Elements in a word of the kernels: an f32, or two bf16.
+const fn depth<W>() -> usize {
+    size_of::<u32>() / size_of::<W>()
+}
+
+/// Words that hold some elements.
+const fn words<W>(elements: usize) -> usize {
+    elements.div_ceil(depth::<W>())
 }
 
 /// The elements of some lines.
