@@ -6,34 +6,34 @@ use safetensors::{Dtype, tensor::TensorView};
 use std::collections::HashMap;
 
 /// Names and shapes.
-pub type Shapes = Vec<(String, Vec<usize>)>;
+pub(crate) type Shapes = Vec<(String, Vec<usize>)>;
 
 /// What a model is made of.
 #[derive(Debug, Clone)]
-pub struct Plan {
-    pub in_channels: usize,
+pub(crate) struct Plan {
+    pub(crate) in_channels: usize,
     /// Channels and transformer depth, from fine to coarse.
-    pub levels: Vec<(usize, usize)>,
-    pub mid_depth: Option<usize>,
-    pub blocks: usize,
-    pub linear: bool,
-    pub context: usize,
-    pub label: Option<usize>,
-    pub text: Vec<Text>,
+    pub(crate) levels: Vec<(usize, usize)>,
+    pub(crate) mid_depth: Option<usize>,
+    pub(crate) blocks: usize,
+    pub(crate) linear: bool,
+    pub(crate) context: usize,
+    pub(crate) label: Option<usize>,
+    pub(crate) text: Vec<Text>,
 }
 
 #[derive(Debug, Clone)]
-pub struct Text {
-    pub prefix: &'static str,
-    pub open_clip: bool,
-    pub width: usize,
-    pub layers: usize,
-    pub projection: Option<usize>,
+pub(crate) struct Text {
+    pub(crate) prefix: &'static str,
+    pub(crate) open_clip: bool,
+    pub(crate) width: usize,
+    pub(crate) layers: usize,
+    pub(crate) projection: Option<usize>,
 }
 
-pub const VOCABULARY: usize = 96;
+pub(crate) const VOCABULARY: usize = 96;
 
-pub fn sd1() -> Plan {
+pub(crate) fn sd1() -> Plan {
     let text = Text { prefix: "cond_stage_model.transformer.text_model.", open_clip: false, width: 768, layers: 2, projection: None };
     Plan {
         in_channels: 4,
@@ -47,12 +47,12 @@ pub fn sd1() -> Plan {
     }
 }
 
-pub fn sd2() -> Plan {
+pub(crate) fn sd2() -> Plan {
     let text = Text { prefix: "cond_stage_model.model.", open_clip: true, width: 1024, layers: 3, projection: Some(1024) };
     Plan { levels: vec![(64, 1), (128, 1), (128, 1), (128, 0)], linear: true, context: 1024, text: vec![text], ..sd1() }
 }
 
-pub fn sdxl() -> Plan {
+pub(crate) fn sdxl() -> Plan {
     let l = Text { prefix: "conditioner.embedders.0.transformer.text_model.", open_clip: false, width: 768, layers: 2, projection: None };
     let g = Text { prefix: "conditioner.embedders.1.model.", open_clip: true, width: 1280, layers: 2, projection: Some(1280) };
     Plan {
@@ -66,7 +66,7 @@ pub fn sdxl() -> Plan {
     }
 }
 
-pub fn refiner() -> Plan {
+pub(crate) fn refiner() -> Plan {
     let g = Text { prefix: "conditioner.embedders.0.model.", open_clip: true, width: 1280, layers: 2, projection: Some(1280) };
     Plan {
         levels: vec![(64, 0), (128, 2), (192, 2), (192, 0)],
@@ -269,7 +269,7 @@ impl Names {
 }
 
 /// The names and shapes of a model in the original layout.
-pub fn original(plan: &Plan) -> Shapes {
+pub(crate) fn original(plan: &Plan) -> Shapes {
     let mut names = Names(Vec::new());
     names.unet(plan);
     names.vae();
@@ -278,7 +278,7 @@ pub fn original(plan: &Plan) -> Shapes {
 }
 
 /// f16 numbers of either sign, different in every tensor, of `exponent` (a power of two, as f16's bits) and any mantissa.
-pub fn numbers(name: &str, count: usize, exponent: u16) -> Vec<u8> {
+pub(crate) fn numbers(name: &str, count: usize, exponent: u16) -> Vec<u8> {
     let mut state = name.bytes().fold(0x2545_f491_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -290,12 +290,12 @@ pub fn numbers(name: &str, count: usize, exponent: u16) -> Vec<u8> {
 }
 
 /// A safetensors file of f16 tensors, by the format's own writer, with numbers from 1/32 to 1/16.
-pub fn file(shapes: &Shapes, metadata: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn file(shapes: &Shapes, metadata: &[(&str, &str)]) -> Vec<u8> {
     file_of_size(shapes, metadata, 0x2800)
 }
 
 /// As [`file`], with other numbers.
-pub fn file_of_size(shapes: &Shapes, metadata: &[(&str, &str)], exponent: u16) -> Vec<u8> {
+pub(crate) fn file_of_size(shapes: &Shapes, metadata: &[(&str, &str)], exponent: u16) -> Vec<u8> {
     let data: Vec<Vec<u8>> = shapes.iter().map(|(name, shape)| numbers(name, shape.iter().product(), exponent)).collect();
     let view =
         |((name, shape), data): (&(String, Vec<usize>), _)| (name.clone(), TensorView::new(Dtype::F16, shape.clone(), data).unwrap());
