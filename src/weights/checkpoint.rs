@@ -101,8 +101,12 @@ impl Checkpoint {
     fn from_folder(name: String, folder: Folder, options: &OpenOptions) -> Result<Checkpoint> {
         let names = folder.names("");
         if !names.iter().any(|n| n == "model_index.json" || n == "unet" || n == "transformer") {
-            let single = names.iter().find(|n| n.ends_with(".safetensors"));
-            let hint = single.map_or(String::new(), |n| format!("; it has {n}, which may be a model: give that file's path"));
+            let named = |is: fn(&str) -> bool| names.iter().find(|name| is(name));
+            let hint = match (named(|n| n.ends_with(".safetensors")), named(|n| n == "snapshots")) {
+                (Some(single), _) => format!("; it has {single}, which may be a model: give that file's path"),
+                (_, Some(_)) => "; it looks like a download cache: give the path of a folder in its snapshots".to_owned(),
+                _ => String::new(),
+            };
             return Err(model_error(name, format!("is not a diffusers folder: it has no model_index.json and no unet folder{hint}")));
         }
         let description = describe::describe(&folder)?;

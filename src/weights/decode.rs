@@ -53,12 +53,19 @@ pub(crate) fn bytes_as(bytes: &[u8], stored: Dtype, wanted: Dtype) -> Option<Vec
         return None;
     }
     Some(match wanted {
-        Dtype::F32 => numbers::<f32>(bytes, stored).iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Dtype::F16 => numbers::<f16>(bytes, stored).iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Dtype::BF16 => numbers::<bf16>(bytes, stored).iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Dtype::F64 => numbers::<f64>(bytes, stored).iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Dtype::F32 => written(&numbers::<f32>(bytes, stored)),
+        Dtype::F16 => written(&numbers::<f16>(bytes, stored)),
+        Dtype::BF16 => written(&numbers::<bf16>(bytes, stored)),
+        Dtype::F64 => written(&numbers::<f64>(bytes, stored)),
         _ => return None,
     })
+}
+
+/// The numbers as they stand in a file.
+fn written<N: Number>(numbers: &[N]) -> Vec<u8> {
+    let mut bytes = vec![0; size_of_val(numbers)];
+    bytes.par_chunks_mut(SHARE * size_of::<N>()).zip(numbers.par_chunks(SHARE)).for_each(|(to, from)| N::write(from, to));
+    bytes
 }
 
 /// A type that weights are converted to.
@@ -67,6 +74,8 @@ pub(crate) trait Number: Copy + Send + Sync {
     const STORED: Dtype;
     /// Copies numbers of the same type.
     fn copy(bytes: &[u8], to: &mut [Self]);
+    /// The inverse of [`Number::copy`].
+    fn write(from: &[Self], bytes: &mut [u8]);
     /// Rounds to the nearest.
     fn round(from: &[f32], to: &mut [Self]);
 }
@@ -79,6 +88,10 @@ macro_rules! number {
             fn copy(bytes: &[u8], to: &mut [Self]) {
                 let (chunks, _) = bytes.as_chunks::<{ size_of::<$type>() }>();
                 to.iter_mut().zip(chunks).for_each(|(to, chunk)| *to = <$type>::from_le_bytes(*chunk));
+            }
+            fn write(from: &[Self], bytes: &mut [u8]) {
+                let (chunks, _) = bytes.as_chunks_mut::<{ size_of::<$type>() }>();
+                chunks.iter_mut().zip(from).for_each(|(chunk, from)| *chunk = from.to_le_bytes());
             }
             fn round($from: &[f32], $to: &mut [Self]) {
                 $round

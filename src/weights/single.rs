@@ -168,12 +168,15 @@ fn detected_description(file: &WeightFile, vae_prefix: &'static str, text: &[Tex
         let (skip_layers, final_norm) = match (xl, layout) {
             (true, _) => (1, false),
             (false, TextLayout::Clip) => (0, true),
-            // Converters leave out the last of OpenCLIP-H's 24 layers, which is never used.
-            (false, TextLayout::OpenClip) if clip.layers == 23 => {
-                evidence.push("It has 23 layers, so that the last one, which is not used, was left out already.".to_owned());
-                (0, true)
+            // Of OpenCLIP-H's 24 layers the last is never used. Who converts a diffusers folder has 23, and no text_projection.
+            (false, TextLayout::OpenClip) => {
+                let whole = clip.layers == 24 || clip.layers != 23 && file.find(&format!("{prefix}text_projection")).is_some();
+                evidence.push(match whole {
+                    true => "It is a whole OpenCLIP, whose penultimate layer is taken.".to_owned(),
+                    false => "It has 23 layers or no text_projection: the layer that is never used was left out already.".to_owned(),
+                });
+                (usize::from(whole), true)
             }
-            (false, TextLayout::OpenClip) => (1, true),
         };
         let pad = if clip.activation == Activation::QuickGelu { PAD_CLIP } else { PAD_OPEN_CLIP };
         text_encoders.push(TextEncoderSpec { clip, skip_layers, final_norm, pad_token: pad.to_owned(), pooled: false });
