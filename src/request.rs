@@ -1,7 +1,7 @@
 //! What is to be painted: a draft in which everything may be missing, and a request in which everything is decided.
 
 use crate::noise::Rng;
-use crate::schedulers::{PredictionType, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::schedulers::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 
@@ -135,7 +135,9 @@ impl RequestDraft {
         if let Some(eta) = self.eta {
             scheduler = scheduler.with_eta(finite("--eta", eta, 0.0, 100.0)?);
         }
-        let steps = at_least_one("--steps", self.steps.unwrap_or(spec.defaults.steps))?;
+        let steps = self.steps.or(spec.defaults.steps);
+        let steps = steps.map_or_else(|| scheduler.sampler().map(Sampler::default_steps), Ok)?;
+        let steps = at_least_one("--steps", steps)?;
         // Planning finds out whether sampler, schedule and steps go together, before a weight is read.
         // A file named on the command line is input, however alike it is to a model's own.
         let named_by_user = self.scheduler_config.is_some();

@@ -51,15 +51,15 @@ pub struct ModelSpec {
     pub zero_missing_negative: bool,
     /// The time ids end in an aesthetic score instead of a target size (SDXL refiner).
     pub aesthetic_score: bool,
-    /// Steps and guidance scale that a distilled model wants, when known.
+    /// Steps and guidance scale that the model wants.
     pub defaults: Defaults,
 }
 
 /// What to use when the user does not say.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Defaults {
-    /// Denoising steps.
-    pub steps: usize,
+    /// Denoising steps; `None` where it is the sampler that matters.
+    pub steps: Option<usize>,
     /// Classifier-free guidance scale.
     pub guidance_scale: f64,
 }

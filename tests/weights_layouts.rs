@@ -108,7 +108,7 @@ fn sd1_is_read_off_its_tensors() {
     assert_eq!((spec.default_size, spec.zero_missing_negative, spec.aesthetic_score), (512, false, false));
     assert_eq!(spec.scheduler.file.class_name.as_deref(), Some("PNDMScheduler"));
     assert_eq!((spec.scheduler.file.skip_prk_steps, spec.scheduler.file.steps_offset), (Some(true), Some(1)));
-    assert_eq!((spec.defaults.steps, spec.defaults.guidance_scale), (50, 7.5));
+    assert_eq!((spec.defaults.steps, spec.defaults.guidance_scale), (None, 7.5));
 }
 
 #[test]

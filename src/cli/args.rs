@@ -114,7 +114,7 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "N", help_heading = "The model")]
     pub(super) clip_skip: Option<usize>,
 
-    /// Denoising steps [default: by model]
+    /// Denoising steps [default: by model and sampler]
     #[arg(long, visible_alias = "num-inference-steps", value_name = "N", help_heading = "Sampling")]
     pub(super) steps: Option<usize>,
     /// How strongly the prompt is followed; 1 and less turns guidance off [default: by model]
@@ -126,7 +126,7 @@ pub(super) struct GenerateArgs {
     /// However a peer spells it: "DPM++ 2M Karras", euler_a, DDIMScheduler [default: the model's own]
     #[arg(long, visible_aliases = ["scheduler", "sampling-method"], value_name = "NAME", help_heading = "Sampling")]
     pub(super) sampler: Option<String>,
-    /// Which noise levels: normal or karras [default: the model's own]
+    /// Which noise levels: normal, karras, exponential or lu [default: the model's own]
     #[arg(long, value_name = "NAME", value_parser = SigmaSchedule::from_name, help_heading = "Sampling")]
     pub(super) schedule: Option<SigmaSchedule>,
     /// leading, linspace or trailing, as diffusers means it [default: the model's own]

@@ -16,6 +16,7 @@ macro_rules! builtin_files {
 #[cfg(feature = "builtin-model")]
 static BUILTIN_FILES: &[(&str, &[u8])] = builtin_files![
     "model_index.json",
+    "sd-gen.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "text_encoder/model.safetensors",

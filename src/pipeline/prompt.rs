@@ -97,8 +97,21 @@ fn warn_of_left_out_words(pipeline: &Pipeline, request: &GenerationRequest, obse
         let tokens = encoder.tokenize(text)?;
         if let Some(left_out) = tokens.left_out {
             let room = tokens.ids.len() - 2;
-            observer.warn(&format!("the {which} is longer than the {room} tokens that the text encoder takes; left out: \"{left_out}\""));
+            observer.warn(&format!(
+                "the {which} is longer than the {room} tokens that the text encoder takes; left out: {}",
+                excerpt(&left_out)
+            ));
         }
     }
     Ok(())
+}
+
+/// A text in quotes, cut to what one reads in a warning.
+fn excerpt(text: &str) -> String {
+    const WORDS: usize = 20;
+    let words: Vec<&str> = text.split(' ').collect();
+    match words.get(..WORDS) {
+        Some(first) if words.len() > WORDS => format!("\"{} …\" ({} words in all)", first.join(" "), words.len()),
+        _ => format!("\"{text}\""),
+    }
 }

@@ -30,22 +30,24 @@ struct Names {
     canonical: &'static str,
     a1111: &'static str,
     class: &'static str,
+    /// Steps that give a finished picture with guidance, as the field uses it.
+    steps: usize,
     /// Folded.
     aliases: &'static [&'static str],
 }
 
 #[rustfmt::skip]
 const NAMES: &[Names] = &[
-    Names { sampler: Sampler::Pndm, canonical: "pndm", a1111: "PLMS", class: "PNDMScheduler", aliases: &["plms"] },
-    Names { sampler: Sampler::Ddim, canonical: "ddim", a1111: "DDIM", class: "DDIMScheduler", aliases: &[] },
-    Names { sampler: Sampler::Ddpm, canonical: "ddpm", a1111: "DDPM", class: "DDPMScheduler", aliases: &[] },
-    Names { sampler: Sampler::Euler, canonical: "euler", a1111: "Euler", class: "EulerDiscreteScheduler", aliases: &["keuler"] },
-    Names { sampler: Sampler::EulerAncestral, canonical: "euler-a", a1111: "Euler a", class: "EulerAncestralDiscreteScheduler",
+    Names { sampler: Sampler::Pndm, canonical: "pndm", a1111: "PLMS", class: "PNDMScheduler", steps: 50, aliases: &["plms"] },
+    Names { sampler: Sampler::Ddim, canonical: "ddim", a1111: "DDIM", class: "DDIMScheduler", steps: 50, aliases: &[] },
+    Names { sampler: Sampler::Ddpm, canonical: "ddpm", a1111: "DDPM", class: "DDPMScheduler", steps: 50, aliases: &[] },
+    Names { sampler: Sampler::Euler, canonical: "euler", a1111: "Euler", class: "EulerDiscreteScheduler", steps: 30, aliases: &["keuler"] },
+    Names { sampler: Sampler::EulerAncestral, canonical: "euler-a", a1111: "Euler a", class: "EulerAncestralDiscreteScheduler", steps: 30,
             aliases: &["eulerancestral", "keulera", "keulerancestral"] },
-    Names { sampler: Sampler::Heun, canonical: "heun", a1111: "Heun", class: "HeunDiscreteScheduler", aliases: &["kheun"] },
-    Names { sampler: Sampler::Dpmpp2m, canonical: "dpm++2m", a1111: "DPM++ 2M", class: "DPMSolverMultistepScheduler",
+    Names { sampler: Sampler::Heun, canonical: "heun", a1111: "Heun", class: "HeunDiscreteScheduler", steps: 25, aliases: &["kheun"] },
+    Names { sampler: Sampler::Dpmpp2m, canonical: "dpm++2m", a1111: "DPM++ 2M", class: "DPMSolverMultistepScheduler", steps: 25,
             aliases: &["dpmpp2m", "kdpmpp2m", "dpmpp", "dpmsolver++", "dpmsolverpp", "dpmsolvermultistep"] },
-    Names { sampler: Sampler::Dpmpp2mSde, canonical: "dpm++2m-sde", a1111: "DPM++ 2M SDE", class: "DPMSolverMultistepScheduler",
+    Names { sampler: Sampler::Dpmpp2mSde, canonical: "dpm++2m-sde", a1111: "DPM++ 2M SDE", class: "DPMSolverMultistepScheduler", steps: 30,
             aliases: &["dpmpp2msde", "kdpmpp2msde"] },
 ];
 
@@ -56,6 +58,11 @@ const SCHEDULE_WORDS: &[(&str, SigmaSchedule)] =
 impl Sampler {
     fn names(self) -> &'static Names {
         NAMES.iter().find(|n| n.sampler == self).unwrap_or(&NAMES[0])
+    }
+
+    /// Steps to take when neither the user nor the model says.
+    pub fn default_steps(self) -> usize {
+        self.names().steps
     }
 
     /// Every sampler.

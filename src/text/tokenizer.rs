@@ -93,7 +93,11 @@ impl ClipTokenizer {
         let encoding = encoding.map_err(|e| Error::Input(format!("the prompt cannot be split into tokens: {e}")))?;
         let room = self.length - 2;
         let words = encoding.get_ids();
-        let left_out = encoding.get_offsets().get(room).map(|&(from, _)| tidied.get(from..).unwrap_or_default().trim().to_owned());
+        let left_out = encoding.get_offsets().get(room).map(|&(from, _)| {
+            // A word that lost its end lost its meaning: it is named whole.
+            let word = tidied.get(..from).and_then(|before| before.rfind(' ')).map_or(0, |blank| blank + 1);
+            tidied.get(word..).unwrap_or_default().to_owned()
+        });
         let mut ids = Vec::with_capacity(self.length);
         ids.push(self.start);
         ids.extend(words.iter().take(room));
@@ -133,6 +137,8 @@ mod tests {
         let tokens = clip.encode(&format!("{} the last words", "a ".repeat(74))).unwrap();
         assert_eq!(tokens.ids.len(), 77);
         assert_eq!(tokens.left_out.as_deref(), Some("last words"));
+        let cut = clip.encode(&format!("{} antidisestablishmentarianism", "a ".repeat(73))).unwrap();
+        assert_eq!(cut.left_out.as_deref(), Some("antidisestablishmentarianism"));
         assert_eq!(clip.encode("short").unwrap().left_out, None);
     }
 

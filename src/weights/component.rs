@@ -230,6 +230,7 @@ impl TensorSource for ComponentTensors<'_> {
         }
         let raw = self.part.raw(name)?;
         let tensor = decode::tensor(&raw.bytes, raw.dtype, shape, dtype, device);
+        file.release(entry);
         Ok(tensor
             .ok_or_else(|| model_error(&file.name, format!("has tensor {} as {}, not read as {dtype:?}", quoted(name), raw.dtype)))??)
     }

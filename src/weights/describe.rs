@@ -124,8 +124,12 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
     if let Some(prediction) = scheduler.word("prediction_type")? {
         evidence.push(format!("{} says that the UNet predicts {}.", scheduler.file, quoted(prediction)));
     }
-    let (defaults, distilled) = schedule::defaults(family, &scheduler)?;
+    let (mut defaults, distilled) = schedule::defaults(family, &scheduler)?;
     evidence.extend(distilled);
+    if let Some(fields) = folder.json(schedule::RECOMMENDED)? {
+        defaults = schedule::recommended(&fields, defaults)?;
+        evidence.push(format!("{} recommends steps and guidance.", fields.file));
+    }
     let latents = config::sample_size(&unet_json)?.unwrap_or(default_size(family) / 8);
     let spec = ModelSpec {
         family,

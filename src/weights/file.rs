@@ -96,6 +96,19 @@ impl WeightFile {
             .ok_or_else(|| model_error(&self.name, format!("has no bytes for tensor {}", quoted(&entry.name))))
     }
 
+    /// Tells the system that a tensor's bytes were copied out, so that the file's pages do not count as ours beside the weights.
+    pub(crate) fn release(&self, entry: &Entry) {
+        #[cfg(unix)]
+        if let Blob::Mapped(map) = &self.blob {
+            #[expect(unsafe_code, reason = "some of these advices destroy what is in memory")]
+            // SAFETY: a read-only map of a file has nothing that could be lost: whoever reads the range again gets it from the file.
+            // The range was checked to lie in the map when the header was read; the map's own page rounding keeps it there.
+            let advised = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, entry.range.start, entry.range.len()) };
+            // Only memory is at stake, so a system that refuses is no error.
+            drop(advised);
+        }
+    }
+
     /// Notes that somebody asked for the tensor.
     pub(crate) fn mark_used(&self, index: usize) {
         if let Some(flag) = self.used.get(index) {

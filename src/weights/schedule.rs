@@ -54,6 +54,15 @@ pub(crate) fn of_family(family: Family, prediction: Prediction) -> String {
     format!("{config:#}\n")
 }
 
+/// What a model's maker recommends: `sd-gen.json` beside `model_index.json`, sd-gen's own, with `steps` and `guidance_scale`.
+pub(crate) const RECOMMENDED: &str = "sd-gen.json";
+
+/// `defaults` with what the maker recommends in their place.
+pub(crate) fn recommended(fields: &Fields, defaults: Defaults) -> Result<Defaults> {
+    let steps = if fields.has("steps") { Some(fields.count("steps", None, 1000)?) } else { defaults.steps };
+    Ok(Defaults { steps, guidance_scale: fields.number("guidance_scale", defaults.guidance_scale)? })
+}
+
 /// Schedulers that only distilled models ask for: class, timestep spacing where it matters, steps, guidance scale.
 const DISTILLED: &[(&str, Option<&str>, usize, f64)] = &[
     ("EulerAncestralDiscreteScheduler", Some("trailing"), 1, 0.0),
@@ -62,7 +71,7 @@ const DISTILLED: &[(&str, Option<&str>, usize, f64)] = &[
     ("TCDScheduler", None, 4, 0.0),
 ];
 
-/// Steps and guidance that diffusers takes for the family, or those of a distilled model with the reason.
+/// The guidance that diffusers takes for the family, or those of a distilled model with the reason.
 pub(crate) fn defaults(family: Family, fields: &Fields) -> Result<(Defaults, Option<String>)> {
     let class = fields.word("_class_name")?.unwrap_or_default();
     let spacing = fields.word("timestep_spacing")?;
@@ -72,8 +81,8 @@ pub(crate) fn defaults(family: Family, fields: &Fields) -> Result<(Defaults, Opt
     if let Some((_, _, steps, guidance_scale)) = row {
         let spacing = spacing.map_or(String::new(), |spacing| format!(" with {spacing} timesteps"));
         let reason = format!("{} asks for {class}{spacing}, as distilled models do.", fields.file);
-        return Ok((Defaults { steps: *steps, guidance_scale: *guidance_scale }, Some(reason)));
+        return Ok((Defaults { steps: Some(*steps), guidance_scale: *guidance_scale }, Some(reason)));
     }
     let guidance_scale = if matches!(family, Family::Sdxl | Family::SdxlRefiner) { 5.0 } else { 7.5 };
-    Ok((Defaults { steps: 50, guidance_scale }, None))
+    Ok((Defaults { steps: None, guidance_scale }, None))
 }

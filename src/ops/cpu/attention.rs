@@ -8,22 +8,21 @@
 
 use super::element::{Element, Elements, build, with_element};
 use super::isa::Isa;
-use super::math::Math;
+use super::math::{LANES, Math, reduce};
 use super::microkernel::{Kernels, MAX_ROWS, Tile};
 use super::product::{Line, lines, reserve};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Keys whose scores are held at once for a block of queries.
 const BLOCK_KEYS: usize = 256;
 
 /// Tiles of queries in a block.
 const BLOCK_TILES: usize = 4;
-
-/// Scores folded side by side.
-const LANES: usize = 16;
 
 /// See [`crate::ops::attention`].
 pub(in super::super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
@@ -46,8 +45,17 @@ pub(super) fn with(isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, c
             v.dtype()
         );
     }
-    let shape = Shape { batch, queries, keys, heads, size: width / heads, causal, kernels: isa.kernels() };
-    with_element!("attention", q.dtype(), T => shape.run::<T>(isa, q, k, v))
+    let kernels = match isa.bf16_kernels() {
+        Some(kernels) if q.dtype() == DType::BF16 && (width / heads).is_multiple_of(2) => kernels,
+        _ => isa.kernels(),
+    };
+    let pairs = !std::ptr::eq(kernels, isa.kernels());
+    let size = width / heads;
+    let shape = Shape { batch, queries, keys, heads, size, causal, kernels };
+    with_element!("attention", q.dtype(), T => match pairs {
+        true => shape.run::<T, bf16>(isa, q, k, v),
+        false => shape.run::<T, f32>(isa, q, k, v),
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -62,16 +70,17 @@ struct Shape {
     kernels: &'static Kernels,
 }
 
-/// Keys and values of one head in panels.
+/// Keys and values of one head in panels of words.
 struct Head {
-    /// `[keys / columns][size][columns]`
+    /// `[keys / columns][size / depth][columns][depth]`
     keys: Vec<Line>,
-    /// `[size / columns][keys][columns]`
+    /// `[size / columns][keys / depth][columns][depth]`
     values: Vec<Line>,
 }
 
 impl Shape {
-    fn run<T: Element>(&self, isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    /// `T` is stored, `W` is what the kernels multiply.
+    fn run<T: Element, W: Element>(&self, isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
         let shape = q.dims();
         let (q, k, v) = (Elements::<T>::of(&q)?, Elements::<T>::of(&k)?, Elements::<T>::of(&v)?);
@@ -81,7 +90,7 @@ impl Shape {
             .map(|head| {
                 isa.vectorize(
                     #[inline(always)]
-                    |_| Head { keys: self.pack_keys(k, head), values: self.pack_values(v, head) },
+                    |_| Head { keys: self.pack_keys::<T, W>(k, head), values: self.pack_values::<T, W>(v, head) },
                 )
             })
             .collect();
@@ -95,7 +104,7 @@ impl Shape {
                 SCRATCH.with_borrow_mut(|scratch| {
                     isa.vectorize(
                         #[inline(always)]
-                        |math| self.block(math, &q, &heads[head], head, range, scratch, &out),
+                        |math| self.block::<T, W>(math, &q, &heads[head], head, range, scratch, &out),
                     );
                 });
             });
@@ -120,16 +129,20 @@ impl Shape {
     }
 
     #[inline(always)]
-    fn pack_keys<T: Element>(&self, k: &[T], head: usize) -> Vec<Line> {
-        let mut panels = lines(self.keys.next_multiple_of(self.kernels.lanes) * self.size);
-        let words = floats(&mut panels);
+    fn pack_keys<T: Element, W: Element>(&self, k: &[T], head: usize) -> Vec<Line> {
+        let (depth, steps) = (depth::<W>(), words::<W>(self.size));
+        let mut panels = lines(self.keys.next_multiple_of(self.kernels.lanes) * steps);
+        let to = elements::<W>(&mut panels);
         for first in (0..self.keys).step_by(self.kernels.columns()) {
             let width = self.panel_width(first, self.keys);
-            let panel = &mut words[first * self.size..][..width * self.size];
+            let panel = &mut to[first * steps * depth..][..width * steps * depth];
             for key in first..self.keys.min(first + width) {
                 let k = &k[self.at(head, self.keys, key)..][..self.size];
-                for (to, k) in panel[key - first..].iter_mut().step_by(width).zip(k) {
-                    *to = k.widen();
+                let to = &mut panel[(key - first) * depth..];
+                for (to, k) in to.chunks_mut(width * depth).zip(k.chunks(depth)) {
+                    for (to, k) in to.iter_mut().zip(k) {
+                        *to = W::narrow(k.widen());
+                    }
                 }
             }
         }
@@ -137,16 +150,18 @@ impl Shape {
     }
 
     #[inline(always)]
-    fn pack_values<T: Element>(&self, v: &[T], head: usize) -> Vec<Line> {
-        let mut panels = lines(self.keys * self.size.next_multiple_of(self.kernels.lanes));
-        let words = floats(&mut panels);
+    fn pack_values<T: Element, W: Element>(&self, v: &[T], head: usize) -> Vec<Line> {
+        let (depth, steps) = (depth::<W>(), words::<W>(self.keys));
+        let mut panels = lines(self.size.next_multiple_of(self.kernels.lanes) * steps);
+        let to = elements::<W>(&mut panels);
         for first in (0..self.size).step_by(self.kernels.columns()) {
             let width = self.panel_width(first, self.size);
-            let panel = &mut words[first * self.keys..][..width * self.keys];
-            for (key, to) in panel.chunks_exact_mut(width).enumerate() {
+            let panel = &mut to[first * steps * depth..][..width * steps * depth];
+            for key in 0..self.keys {
                 let v = &v[self.at(head, self.keys, key) + first..][..width.min(self.size - first)];
-                for (to, v) in to.iter_mut().zip(v) {
-                    *to = v.widen();
+                let to = &mut panel[key / depth * width * depth + key % depth..];
+                for (to, v) in to.iter_mut().step_by(depth).zip(v) {
+                    *to = W::narrow(v.widen());
                 }
             }
         }
@@ -156,48 +171,95 @@ impl Shape {
     /// The output of some queries of one head.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "the body of a parallel loop")]
-    fn block<T: Element>(
+    fn block<T: Element, W: Element>(
         &self,
         math: Math,
         q: &[T],
         packed: &Head,
         head: usize,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         scratch: &mut Scratch,
         out: &SharedOutput<T>,
     ) {
         let count = range.len();
         let padded = self.size.next_multiple_of(self.kernels.lanes);
-        let Scratch { q: queries, scores, sums, states } = scratch;
-        reserve(queries, count * self.size);
-        reserve(scores, count * BLOCK_KEYS);
+        let Scratch { q: converted, scores, weights, sums, states } = scratch;
+        reserve(converted, count * self.size);
+        reserve(scores, self.kernels.rows * BLOCK_KEYS);
+        reserve(weights, self.kernels.rows * BLOCK_KEYS);
         reserve(sums, count * padded);
-        let (queries, scores, sums) = (floats(queries), floats(scores), &mut floats(sums)[..count * padded]);
-        // Scores in powers of two: the exponential is one step shorter.
-        let scale = (std::f64::consts::LOG2_E / (self.size as f64).sqrt()) as f32;
-        for (to, query) in queries.chunks_exact_mut(self.size.max(1)).zip(range.clone()) {
-            for (to, q) in to.iter_mut().zip(&q[self.at(head, self.queries, query)..][..self.size]) {
-                *to = q.widen() * scale;
+        let (scores, sums) = (elements::<f32>(scores), &mut elements::<f32>(sums)[..count * padded]);
+        let queries = if T::DTYPE == W::DTYPE {
+            Rows { base: q[self.at(head, self.queries, range.start)..].as_ptr().cast(), stride: self.width() * size_of::<T>() }
+        } else {
+            let converted = elements::<W>(converted);
+            for (to, query) in converted.chunks_exact_mut(self.size).zip(range.clone()) {
+                for (to, q) in to.iter_mut().zip(&q[self.at(head, self.queries, query)..][..self.size]) {
+                    *to = W::narrow(q.widen());
+                }
             }
-        }
+            Rows { base: converted.as_ptr().cast(), stride: self.size * size_of::<W>() }
+        };
         sums.fill(0.0);
         states.clear();
         states.resize(count, State { greatest: f32::NEG_INFINITY, sum: 0.0 });
+        // Exponents are in powers of two: the exponential is shorter.
+        let scale = (std::f64::consts::LOG2_E / (self.size as f64).sqrt()) as f32;
         let seen = if self.causal { self.keys.min(range.end) } else { self.keys };
+        let (key_steps, value_steps) = (words::<W>(self.size), words::<W>(self.keys));
+        let weights = elements::<W>(weights);
         for first in (0..seen).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(seen - first);
-            let width = keys.next_multiple_of(LANES).max(keys.next_multiple_of(self.kernels.columns()));
-            let scores = &mut scores[..count * width];
-            self.score(&queries[..count * self.size], packed, first, keys, scores, width);
-            for (i, state) in states.iter_mut().enumerate() {
-                let row = &mut scores[i * width..][..width];
-                let seen = if self.causal { (range.start + i + 1).saturating_sub(first).min(keys) } else { keys };
-                let factor = state.fold(math, row, seen);
-                if factor != 1.0 {
-                    sums[i * padded..][..padded].iter_mut().for_each(|sum| *sum *= factor);
+            let width = keys.next_multiple_of(LANES.max(self.kernels.columns()));
+            // One tile's scores and weights stay in L1, while the block's keys and values come from L2.
+            for tile in (0..count).step_by(self.kernels.rows) {
+                let rows = self.kernels.rows.min(count - tile);
+                let pointers = queries.pointers(tile, rows);
+                for column in (first..first + keys).step_by(self.kernels.columns()) {
+                    let vectors = self.panel_width(column, self.keys) / self.kernels.lanes;
+                    // SAFETY: the panel starts at its column, and `width` holds whole panels.
+                    unsafe {
+                        self.kernels.tiles[vectors - 1][rows - 1](&Tile {
+                            rows: pointers.as_ptr(),
+                            taps: 1,
+                            offset: 0,
+                            steps: key_steps,
+                            panel: packed.keys.as_ptr().cast::<u32>().add(column * key_steps),
+                            tap_stride: 0,
+                            out: scores.as_mut_ptr().add(column - first),
+                            out_stride: width,
+                            accumulate: false,
+                        });
+                    }
+                }
+                for i in 0..rows {
+                    let query = range.start + tile + i;
+                    let seen = if self.causal { (query + 1).saturating_sub(first).min(keys) } else { keys };
+                    let (scores, weights) = (&mut scores[i * width..][..width], &mut weights[i * width..][..width]);
+                    let factor = states[tile + i].fold(math, scale, scores, weights, seen);
+                    if factor != 1.0 {
+                        sums[(tile + i) * padded..][..padded].iter_mut().for_each(|sum| *sum *= factor);
+                    }
+                }
+                let pointers = Rows { base: weights.as_ptr().cast(), stride: width * size_of::<W>() }.pointers(0, rows);
+                for column in (0..self.size).step_by(self.kernels.columns()) {
+                    let panel = self.panel_width(column, self.size);
+                    // SAFETY: the panel starts at its column and key, and `padded` holds whole panels.
+                    unsafe {
+                        self.kernels.tiles[panel / self.kernels.lanes - 1][rows - 1](&Tile {
+                            rows: pointers.as_ptr(),
+                            taps: 1,
+                            offset: 0,
+                            steps: words::<W>(keys),
+                            panel: packed.values.as_ptr().cast::<u32>().add(column * value_steps + words::<W>(first) * panel),
+                            tap_stride: 0,
+                            out: sums.as_mut_ptr().add(tile * padded + column),
+                            out_stride: padded,
+                            accumulate: true,
+                        });
+                    }
                 }
             }
-            self.gather(scores, width, packed, first, keys, sums);
         }
         for (i, state) in states.iter().enumerate() {
             let inverse = 1.0 / state.sum;
@@ -208,60 +270,19 @@ impl Shape {
             }
         }
     }
+}
 
-    /// Scores of a block of queries with the keys from `first` on.
-    #[inline(always)]
-    fn score(&self, queries: &[f32], packed: &Head, first: usize, keys: usize, scores: &mut [f32], width: usize) {
-        let rows = queries.len() / self.size;
-        for tile in (0..rows).step_by(self.kernels.rows) {
-            let count = self.kernels.rows.min(rows - tile);
-            let pointers = pointers(&queries[tile * self.size..], self.size, count);
-            for column in (first..first + keys).step_by(self.kernels.columns()) {
-                let vectors = self.panel_width(column, self.keys) / self.kernels.lanes;
-                // SAFETY: the rows have `size` floats, the panel starts at its column, and `width` holds whole panels.
-                unsafe {
-                    self.kernels.tiles[vectors - 1][count - 1](&Tile {
-                        rows: pointers.as_ptr(),
-                        taps: 1,
-                        offset: 0,
-                        steps: self.size,
-                        panel: packed.keys.as_ptr().cast::<u32>().add(column * self.size),
-                        tap_stride: 0,
-                        out: scores.as_mut_ptr().add(tile * width + column - first),
-                        out_stride: width,
-                        accumulate: false,
-                    });
-                }
-            }
-        }
-    }
+/// The left-hand side of a product: a first row and the bytes to the next.
+#[derive(Clone, Copy)]
+struct Rows {
+    base: *const u8,
+    stride: usize,
+}
 
-    /// Adds the values of the keys from `first` on, weighted.
-    #[inline(always)]
-    fn gather(&self, weights: &[f32], width: usize, packed: &Head, first: usize, keys: usize, sums: &mut [f32]) {
-        let rows = weights.len() / width;
-        let padded = sums.len() / rows;
-        for tile in (0..rows).step_by(self.kernels.rows) {
-            let count = self.kernels.rows.min(rows - tile);
-            let pointers = pointers(&weights[tile * width..], width, count);
-            for column in (0..self.size).step_by(self.kernels.columns()) {
-                let panel = self.panel_width(column, self.size);
-                // SAFETY: the rows have `keys` floats, the panel starts at its key, and `padded` holds whole panels.
-                unsafe {
-                    self.kernels.tiles[panel / self.kernels.lanes - 1][count - 1](&Tile {
-                        rows: pointers.as_ptr(),
-                        taps: 1,
-                        offset: 0,
-                        steps: keys,
-                        panel: packed.values.as_ptr().cast::<u32>().add(column * self.keys + first * panel),
-                        tap_stride: 0,
-                        out: sums.as_mut_ptr().add(tile * padded + column),
-                        out_stride: padded,
-                        accumulate: true,
-                    });
-                }
-            }
-        }
+impl Rows {
+    fn pointers(self, first: usize, count: usize) -> [*const u32; MAX_ROWS] {
+        let pointer = |i| if i < count { self.base.wrapping_add((first + i) * self.stride).cast() } else { std::ptr::null() };
+        std::array::from_fn(pointer)
     }
 }
 
@@ -276,42 +297,58 @@ impl State {
     /// Turns scores into weights relative to the greatest so far; gives the factor for what was summed before.
     /// Only the first `seen` count, the rest become 0. The scores are whole lanes.
     #[inline(always)]
-    fn fold(&mut self, math: Math, scores: &mut [f32], seen: usize) -> f32 {
+    fn fold<W: Element>(&mut self, math: Math, scale: f32, scores: &mut [f32], weights: &mut [W], seen: usize) -> f32 {
         scores[seen..].fill(f32::NEG_INFINITY);
-        let mut most = [self.greatest; LANES];
+        let mut most = [f32::NEG_INFINITY; LANES];
         for scores in scores.chunks_exact(LANES) {
             for (most, score) in most.iter_mut().zip(scores) {
                 *most = if *score > *most { *score } else { *most };
             }
         }
-        let greatest = most.iter().fold(self.greatest, |a, &b| a.max(b));
+        let most = scale
+            * reduce(
+                most,
+                #[inline(always)]
+                |a, b| if a > b { a } else { b },
+            );
+        let greatest = if most > self.greatest { most } else { self.greatest };
         let mut sums = [0.0f32; LANES];
-        for scores in scores.chunks_exact_mut(LANES) {
-            for (sum, score) in sums.iter_mut().zip(scores) {
-                *score = math.exp2(*score - greatest);
-                *sum += *score;
+        for (weights, scores) in weights.chunks_exact_mut(LANES).zip(scores.chunks_exact(LANES)) {
+            for ((sum, weight), score) in sums.iter_mut().zip(weights).zip(scores) {
+                let exponent = math.mul_add(*score, scale, -greatest);
+                let value = if W::DTYPE == DType::BF16 { math.exp2_coarse(exponent) } else { math.exp2(exponent) };
+                *sum += value;
+                *weight = W::narrow(value);
             }
         }
         let factor = math.exp2(self.greatest - greatest);
-        *self = Self { greatest, sum: self.sum * factor + sums.iter().sum::<f32>() };
+        *self = Self {
+            greatest,
+            sum: self.sum * factor
+                + reduce(
+                    sums,
+                    #[inline(always)]
+                    |a, b| a + b,
+                ),
+        };
         factor
     }
 }
 
-/// The floats of some lines.
-fn floats(lines: &mut [Line]) -> &mut [f32] {
-    // SAFETY: a line is sixteen words, and every bit pattern is an f32.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+/// Elements in a word of the kernels: an f32, or two bf16.
+const fn depth<W>() -> usize {
+    size_of::<u32>() / size_of::<W>()
 }
 
-/// Pointers to `count` rows, `stride` floats apart.
-#[inline(always)]
-fn pointers(rows: &[f32], stride: usize, count: usize) -> [*const u32; MAX_ROWS] {
-    let mut pointers = [std::ptr::null(); MAX_ROWS];
-    for (pointer, row) in pointers.iter_mut().zip(rows.chunks(stride)).take(count) {
-        *pointer = row.as_ptr().cast();
-    }
-    pointers
+/// Words that hold some elements.
+const fn words<W>(elements: usize) -> usize {
+    elements.div_ceil(depth::<W>())
+}
+
+/// The elements of some lines.
+fn elements<W: Element>(lines: &mut [Line]) -> &mut [W] {
+    // SAFETY: a line is 64 bytes aligned to 64, and every bit pattern is an element.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * (64 / size_of::<W>())) }
 }
 
 struct SharedOutput<T>(*mut MaybeUninit<T>);
@@ -321,8 +358,10 @@ unsafe impl<T: Send> Sync for SharedOutput<T> {}
 
 #[derive(Default)]
 struct Scratch {
+    /// Queries in another dtype than they are stored in.
     q: Vec<Line>,
     scores: Vec<Line>,
+    weights: Vec<Line>,
     sums: Vec<Line>,
     states: Vec<State>,
 }

@@ -1,5 +1,5 @@
 //! Times the ops on Stable Diffusion's shapes: `cargo test --release --lib ops::cpu::bench -- --ignored --nocapture`.
-//! `BENCH_DTYPE` is f32 (default), bf16 or f16.
+//! `BENCH_DTYPE` is f32 (default), bf16 or f16; `BENCH_ONLY` is a part of the names wanted.
 #![expect(clippy::print_stderr, reason = "a report for the one who runs it")]
 
 use super::super::{Conv2d, GroupNorm, LayerNorm, Linear, Padding, attention, geglu, silu, upsample_nearest_2x};
@@ -16,6 +16,9 @@ fn busy() -> f64 {
 
 /// The least time of several runs within about a second, as throughput: by the clock, and of one busy thread.
 fn report(what: &str, giga: f64, unit: &str, mut run: impl FnMut() -> Result<Tensor>) -> Result<()> {
+    if std::env::var("BENCH_ONLY").is_ok_and(|only| !what.contains(&only)) {
+        return Ok(());
+    }
     run()?;
     let (start, mut best, mut runs, mut least) = (Instant::now(), f64::MAX, 0, f64::MAX);
     while runs < 3 || start.elapsed().as_secs_f64() < 0.7 {
@@ -38,17 +41,6 @@ fn times() -> Result<()> {
         _ => DType::F32,
     };
     let random = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype);
-    if std::env::var("BENCH_KEEP").is_ok() {
-        #[expect(unsafe_code)]
-        unsafe {
-            unsafe extern "C" {
-                fn mallopt(a: i32, b: i32) -> i32;
-            }
-            mallopt(-4, 0);
-            mallopt(-1, i32::MAX);
-            mallopt(-2, 64 << 20);
-        }
-    }
     for (m, k, n) in [
         (4096, 4096, 4096),
         (8192, 320, 320),

@@ -188,7 +188,7 @@ mod tests {
         for i in 0..2_000_000u32 {
             bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             // Numbers of any size, and among f16's range with ties.
-            let x = f32::from_bits(if i % 2 == 0 { bits } else { 0x3000_0000 + (bits >> 3) & 0xffff_f000 });
+            let x = f32::from_bits(if i % 2 == 0 { bits } else { (0x3000_0000 + (bits >> 3)) & 0xffff_f000 });
             assert!(<bf16 as Element>::narrow(x) == bf16::from_f32(x) || x.is_nan(), "{x}");
             assert!(<f16 as Element>::narrow(x) == f16::from_f32(x) || x.is_nan(), "{x}");
             assert_eq!(<bf16 as Element>::narrow(x).is_nan(), x.is_nan());

@@ -23,35 +23,45 @@ impl Math {
         y
     }
 
-    /// `2^n · e^f` for a small `f`, where `shifted` is the integer `n` in f32 plus [`SHIFT`].
+    /// `e^x`
     ///
     /// # Source
-    /// The polynomial of Cephes' `expf`, about 1 ulp on `|f| ≤ ln(2)/2`.
-    #[inline(always)]
-    fn scaled_exp(self, f: f32, shifted: f32) -> f32 {
-        let p = self.polynomial(f, [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5]);
-        let y = self.mul_add(p * f, f, f) + 1.0;
-        y * f32::from_bits(shifted.to_bits().wrapping_sub(SHIFT.to_bits()).wrapping_add(127) << 23)
-    }
-
-    /// `e^x`
+    /// Cephes' `expf`: its polynomial is right to about 1 ulp on `|f| ≤ ln(2)/2`.
     #[inline(always)]
     pub(super) fn exp(self, x: f32) -> f32 {
         let shifted = self.mul_add(x, std::f32::consts::LOG2_E, SHIFT);
         let n = shifted - SHIFT;
-        // ln 2 in two parts, the first short enough that its product with n is exact.
-        let f = self.mul_add(n, 2.121_944_4e-4, self.mul_add(n, -0.693_359_375, x));
-        let y = self.scaled_exp(f, shifted);
+        // ln 2 in two parts, the first (355/512) short enough that its product with n is exact.
+        let f = self.mul_add(n, 2.121_944_4e-4, self.mul_add(n, -0.693_359_4, x));
+        let p = self.polynomial(f, [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5]);
+        let y = self.mul_add(p * f, f, f) + 1.0;
+        let y = y * f32::from_bits(shifted.to_bits().wrapping_sub(SHIFT.to_bits()).wrapping_add(127) << 23);
         let y = if x < -87.3 { 0.0 } else { y };
         if x > 88.3 { f32::INFINITY } else { y }
     }
 
-    /// `2^x` for `x ≤ 127`; 0 below the normal numbers.
+    /// `2^x` for `x < 128` to 2e-7 of it; 0 below the normal numbers.
+    ///
+    /// # Source
+    /// Polynomials of least relative error on `|f| ≤ 1/2`, fitted here, exact at 0.
     #[inline(always)]
+    #[expect(clippy::approx_constant, reason = "near ln 2, but fitted")]
     pub(super) fn exp2(self, x: f32) -> f32 {
+        self.exp2_by(x, [1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1, 1.0])
+    }
+
+    /// `2^x` to 1.1e-4 of it, for results that are rounded to bf16.
+    #[inline(always)]
+    pub(super) fn exp2_coarse(self, x: f32) -> f32 {
+        self.exp2_by(x, [5.500_892_4e-2, 2.422_109_7e-1, 6.932_829e-1, 1.0])
+    }
+
+    #[inline(always)]
+    fn exp2_by<const N: usize>(self, x: f32, coefficients: [f32; N]) -> f32 {
         let shifted = x + SHIFT;
-        let f = (x - (shifted - SHIFT)) * std::f32::consts::LN_2;
-        let y = self.scaled_exp(f, shifted);
+        let y = self.polynomial(x - (shifted - SHIFT), coefficients);
+        // The integer, moved to the exponent's place; what else SHIFT has leaves at the top.
+        let y = f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23));
         if x < -126.0 { 0.0 } else { y }
     }
 
@@ -96,6 +106,22 @@ impl Math {
     }
 }
 
+/// Elements that a reduction takes side by side; the same everywhere, so that sums have one order.
+pub(super) const LANES: usize = 16;
+
+/// Folds the lanes in halves, which is shuffles of a vector and not a chain.
+#[inline(always)]
+pub(super) fn reduce(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 /// Adding it leaves a number's nearest integer in the low bits.
 const SHIFT: f32 = 12_582_912.0;
 
@@ -129,6 +155,7 @@ mod tests {
             let exp = |x: f32| if x > 88.3 { 1.0 } else { math.exp(x) };
             assert!(worst(exp, |x| if x > f64::from(88.3f32) { 1.0 } else { cut(x) }, 1e-37) < 2e-7);
             assert!(worst(|x| math.exp2(x), |x| if x < -126.0 { 0.0 } else { x.exp2() }, 1e-37) < 2e-7);
+            assert!(worst(|x| math.exp2_coarse(x), |x| if x < -126.0 { 0.0 } else { x.exp2() }, 1e-37) < 1.2e-4);
             assert!(worst(|x| math.sigmoid(x), |x| 1.0 / (1.0 + (-x).exp()), 1e-30) < 3e-7);
             let erf = |x: f64| {
                 let erf = Tensor::new(&[x], &candle_core::Device::Cpu).and_then(|x| x.erf()?.to_vec1::<f64>());

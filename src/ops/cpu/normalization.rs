@@ -3,7 +3,7 @@
 
 use super::element::{Element, Elements, build, to_f32, with_element};
 use super::isa::Isa;
-use super::math::Math;
+use super::math::{LANES, Math, reduce};
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -13,9 +13,6 @@ const TASK: usize = 32_768;
 
 /// Most positions in a task: what is summed in f32.
 const TASK_POSITIONS: usize = 256;
-
-/// Elements summed side by side.
-const LANES: usize = 16;
 
 #[derive(Debug, Clone)]
 pub(in super::super) struct GroupNorm {
@@ -282,12 +279,9 @@ fn sum<T: Element>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
     for (sum, x) in sums.iter_mut().zip(rest) {
         *sum += f(x.widen());
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
-        }
-        width /= 2;
-    }
-    sums[0]
+    reduce(
+        sums,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }

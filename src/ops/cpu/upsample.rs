@@ -25,7 +25,9 @@ fn double<T: Element>(x: &Tensor) -> Result<Tensor> {
             for y in [upper, lower] {
                 for (y, x) in y.chunks_exact_mut(2 * channels).zip(x.chunks_exact(channels)) {
                     for y in y.chunks_exact_mut(channels) {
-                        y.write_copy_of_slice(x);
+                        for (y, x) in y.iter_mut().zip(x) {
+                            y.write(*x);
+                        }
                     }
                 }
             }

@@ -1,0 +1,340 @@
+//! The direction of the dependencies and the places of what is confined, read from the sources.
+//!
+//! Every `crate::`, `super::` and `sd_gen::` path of a file is resolved, whether a `use` line or an expression names it, and held
+//! against the row of its module. Comments and test code are left out.
+
+#![allow(clippy::expect_used, reason = "a test that cannot read the sources has failed")]
+
+use std::collections::HashSet;
+use std::path::Path;
+
+/// What each module may name of the crate, itself apart. A module without a row is an error: add one.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("main", &["cli"]),
+    // The map of the modules.
+    ("lib", &["*"]),
+    ("cli", &["*"]),
+    ("pipeline", &["Error", "Result", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
+    ("weights", &["Error", "Result", "schedulers", "spec"]),
+    ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),
+    ("text", &["Error", "Result", "models", "spec", "weights::TensorSource"]),
+    ("schedulers", &["Error", "Result"]),
+    ("ops", &[]),
+    ("spec", &["schedulers"]),
+    ("request", &["Error", "Result", "noise", "schedulers", "spec"]),
+    ("metadata", &["Result", "noise", "request"]),
+    ("noise", &["Error", "Result", "schedulers::NoiseSource"]),
+    ("image", &["Error", "Result"]),
+    ("device", &["Error", "Result"]),
+    ("error", &[]),
+];
+
+/// Words that stand in certain places only.
+const CONFINED: &[(&[&str], &[&str], &str)] = &[
+    (&["println!", "eprintln!", "print!", "eprint!", "dbg!"], &["cli", "main"], "only the command line prints"),
+    (
+        &["feature = \"cuda\"", "feature = \"metal\"", "target_feature", "target_arch", "feature_detected!"],
+        &["device", "ops"],
+        "which backend and which processor is decided below `ops` and in `device`",
+    ),
+    (&["Family::"], &["spec", "weights"], "a family is matched in `spec` and where it is detected; others read the spec's fields"),
+];
+
+/// Lines of a file, its tests apart.
+const LONGEST_FILE: usize = 600;
+
+/// A source file: its path below `src` with `/`, and its text.
+type Source = (String, String);
+
+fn sources() -> Vec<Source> {
+    fn read(root: &Path, folder: &Path, into: &mut Vec<Source>) {
+        for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+            if entry.is_dir() {
+                read(root, &entry, into);
+            } else if entry.extension().is_some_and(|extension| extension == "rs") {
+                let below: Vec<_> = entry.strip_prefix(root).expect("below").iter().map(|part| part.to_string_lossy()).collect();
+                into.push((below.join("/"), std::fs::read_to_string(&entry).expect("text")));
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut sources = Vec::new();
+    read(&root, &root, &mut sources);
+    sources.sort();
+    sources
+}
+
+/// Everything that breaks a rule, one sentence each.
+fn violations(sources: &[Source]) -> Vec<String> {
+    let code: Vec<Source> = sources.iter().map(|(path, text)| (path.clone(), without_comments(text))).collect();
+    let tests: HashSet<String> = code.iter().flat_map(|(path, code)| test_files(path, code)).collect();
+    let mut found = Vec::new();
+    for (path, code) in code.iter().filter(|(path, _)| !tests.contains(path)) {
+        let code = without_tests(code);
+        let module = module_of(path);
+        let top = match (module.first(), path.as_str()) {
+            (Some(top), _) => top.as_str(),
+            (None, "main.rs") => "main",
+            (None, _) => "lib",
+        };
+        match MAY_USE.iter().find(|(name, _)| *name == top) {
+            None => found.push(format!("src/{path}: the module `{top}` has no row in tests/architecture.rs")),
+            Some((_, allowed)) => {
+                let allowed = |used: &str| {
+                    let is = |row: &str| row == "*" || used == row || used.strip_prefix(row).is_some_and(|rest| rest.starts_with("::"));
+                    is(top) || allowed.iter().any(|row| is(row))
+                };
+                let mut uses = uses(&code, &module);
+                uses.retain(|used| !allowed(used));
+                found.extend(uses.into_iter().map(|used| format!("src/{path}: `{top}` may not use `{used}`")));
+            }
+        }
+        for (words, places, why) in CONFINED.iter().filter(|(_, places, _)| !places.contains(&top)) {
+            let present = words.iter().filter(|word| has_word(&code, word));
+            found.extend(present.map(|word| format!("src/{path}: `{word}` belongs into {}: {why}", places.join(" and "))));
+        }
+        let lines = code.lines().count();
+        if lines > LONGEST_FILE {
+            found.push(format!("src/{path}: {lines} lines without its tests; a file is one concept"));
+        }
+        if path.rsplit('/').next().is_some_and(|name| ["utils.rs", "util.rs", "helpers.rs", "common.rs"].contains(&name)) {
+            found.push(format!("src/{path}: name it after what it is about"));
+        }
+    }
+    found
+}
+
+/// The module that a file is, from the crate's root.
+fn module_of(path: &str) -> Vec<String> {
+    let mut parts: Vec<String> = path.trim_end_matches(".rs").split('/').map(String::from).collect();
+    if parts.last().is_some_and(|last| last == "mod") || matches!(path, "lib.rs" | "main.rs") {
+        parts.pop();
+    }
+    parts
+}
+
+/// The text with comments as blanks; lines are kept.
+fn without_comments(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let (skip, keep) = if rest.starts_with("//") {
+            (rest.find('\n').unwrap_or(rest.len()), false)
+        } else if rest.starts_with("/*") {
+            (rest.find("*/").map_or(rest.len(), |end| end + 2), false)
+        } else if c == '"' || rest.starts_with("r\"") || rest.starts_with("r#") {
+            (string_length(rest), true)
+        } else if rest.starts_with("'\\") {
+            // A character such as '\'' or '\u{1F}'; what is inside is at least one character long.
+            (rest.get(3..).and_then(|after| after.find('\'')).map_or(1, |end| end + 4), true)
+        } else if rest.starts_with("'\"'") {
+            (3, true)
+        } else {
+            (c.len_utf8(), true)
+        };
+        let (taken, after) = rest.split_at(skip);
+        if keep {
+            code.push_str(taken);
+        } else {
+            code.extend(taken.chars().filter(|c| *c == '\n'));
+        }
+        rest = after;
+    }
+    code
+}
+
+/// The bytes of the string literal, plain or raw, at the start of `text`.
+fn string_length(text: &str) -> usize {
+    if let Some(raw) = text.strip_prefix('r') {
+        let hashes = raw.len() - raw.trim_start_matches('#').len();
+        if !raw[hashes..].starts_with('"') {
+            return 1; // a raw name such as r#type
+        }
+        let end = format!("\"{}", "#".repeat(hashes));
+        return raw[hashes + 1..].find(&end).map_or(text.len(), |at| 1 + hashes + 1 + at + end.len());
+    }
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// The files that hold test code only: `#[cfg(test)] mod name;`.
+fn test_files(path: &str, code: &str) -> Vec<String> {
+    let folder = module_of(path).join("/");
+    let below = |name: &str| if folder.is_empty() { format!("{name}.rs") } else { format!("{folder}/{name}.rs") };
+    let declared = code.split("#[cfg(test)]").skip(1).filter_map(|after| after.trim_start().strip_prefix("mod ")?.split_once(';'));
+    declared.filter(|(name, _)| name.chars().all(|c| c.is_alphanumeric() || c == '_')).map(|(name, _)| below(name)).collect()
+}
+
+/// The code before the tests at its end.
+fn without_tests(code: &str) -> String {
+    let mut kept = String::new();
+    let mut lines = code.lines().peekable();
+    while let Some(line) = lines.next() {
+        if line != "#[cfg(test)]" {
+            kept.push_str(line);
+            kept.push('\n');
+            continue;
+        }
+        while lines.next_if(|line| line.starts_with("#[")).is_some() {}
+        // One line, or a block that ends with a brace in the first column.
+        if lines.next().is_some_and(|line| line.ends_with('{')) {
+            while lines.next_if(|line| *line != "}").is_some() {}
+            lines.next();
+        }
+    }
+    kept
+}
+
+/// What `code` of `module` names of its own crate, as paths from the root.
+fn uses(code: &str, module: &[String]) -> Vec<String> {
+    let mut found = Vec::new();
+    for start in ["crate::", "sd_gen::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            let before = code[..at].chars().next_back();
+            let inside_a_path = before.is_some_and(|c| c.is_alphanumeric() || matches!(c, '_' | '$')) || code[..at].ends_with("super::");
+            if inside_a_path {
+                continue;
+            }
+            let mut base = if start == "super::" { module.to_vec() } else { Vec::new() };
+            let mut rest = &code[at..];
+            if start == "super::" {
+                while let Some(after) = rest.strip_prefix("super::") {
+                    base.pop();
+                    rest = after;
+                }
+            } else {
+                rest = &rest[start.len()..];
+            }
+            let mut tree = Vec::new();
+            read_tree(rest, &mut base, &mut tree);
+            found.extend(tree);
+        }
+    }
+    found
+}
+
+/// Reads `a::b`, `a::{b, c::d}` or `*` at the start of `text` below `base`; gives what is left of the text.
+fn read_tree<'a>(text: &'a str, base: &mut Vec<String>, found: &mut Vec<String>) -> &'a str {
+    let text = text.trim_start();
+    if let Some(mut rest) = text.strip_prefix('{') {
+        loop {
+            rest = read_tree(rest, base, found).trim_start();
+            match rest.chars().next() {
+                Some(',') => rest = &rest[1..],
+                Some('}') => return &rest[1..],
+                // Not a list of names after all.
+                _ => return rest,
+            }
+            if let Some(after) = rest.trim_start().strip_prefix('}') {
+                return after;
+            }
+        }
+    }
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '*').unwrap_or(text.len());
+    let (name, rest) = text.split_at(end);
+    base.push(name.to_owned());
+    let rest = match rest.strip_prefix("::") {
+        Some(after) if !after.starts_with('<') => read_tree(after, base, found),
+        _ => {
+            found.push(base.join("::"));
+            // `a as b`
+            rest.trim_start().strip_prefix("as ").map_or(rest, |renamed| &renamed[renamed.find([',', '}', ';']).unwrap_or(0)..])
+        }
+    };
+    base.pop();
+    rest
+}
+
+/// `word` stands in `code`, and not as the end of a longer name.
+fn has_word(code: &str, word: &str) -> bool {
+    let ends_a_name = |at: usize| code[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == '_');
+    // `is_x86_feature_detected!` ends in the word that is looked for, whatever the processor.
+    code.match_indices(word).any(|(at, _)| word.starts_with("feature_detected") || !ends_a_name(at))
+}
+
+#[test]
+fn the_sources_keep_the_rules() {
+    let sources = sources();
+    assert!(sources.len() > 40, "only {} files were found", sources.len());
+    let found = violations(&sources);
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_paths_of_the_sources_are_found() {
+    // A reader that sees nothing would find nothing wrong.
+    for (path, wanted) in [
+        ("models/mod.rs", "weights::TensorSource"),
+        ("models/mod.rs", "ops::Linear"),
+        ("pipeline/guided_denoiser.rs", "pipeline::prompt::Conditioning"),
+        ("text/encoder.rs", "models::ClipTextModel"),
+        ("main.rs", "cli::run"),
+        ("ops/cpu/linear.rs", "ops::Epilogue"),
+    ] {
+        let sources = sources();
+        let (_, text) = sources.iter().find(|(name, _)| name == path).expect(path);
+        let uses = uses(&without_tests(&without_comments(text)), &module_of(path));
+        assert!(uses.iter().any(|used| used == wanted), "{path}: {uses:?}");
+    }
+}
+
+#[test]
+fn what_breaks_a_rule_is_found() {
+    for (path, text, said) in [
+        ("models/a.rs", "use crate::weights::Checkpoint;", "weights::Checkpoint"),
+        ("models/a.rs", "use crate::{\n    Error,\n    weights::{TensorSource as Source, Component},\n};", "weights::Component"),
+        ("models/mod.rs", "fn f() { super::cli::run() }", "cli::run"),
+        ("models/a.rs", "use super::super::pipeline::Pipeline;", "pipeline::Pipeline"),
+        ("models/a.rs", "use crate::weights::*;", "weights::*"),
+        ("text/a.rs", "fn f() -> crate::schedulers::Step {}", "schedulers::Step"),
+        ("schedulers/a.rs", "use crate::noise::Rng;", "noise::Rng"),
+        ("schedulers/a.rs", "use crate::{Result, models::Scope};", "models::Scope"),
+        ("ops/cpu/a.rs", "use crate::Result;", "`Result`"),
+        ("ops/cpu/a.rs", "use super::super::super::Result;", "`Result`"),
+        ("weights/a.rs", "use crate::pipeline::Pipeline;", "pipeline::Pipeline"),
+        ("error.rs", "use crate::spec::Family;", "spec::Family"),
+        ("main.rs", "fn main() { sd_gen::pipeline::f() }", "pipeline::f"),
+        ("pipeline/a.rs", "fn f() { println!(\"x\") }", "println!"),
+        ("pipeline/a.rs", "fn f() { let s = \"// \"; dbg!(s) }", "dbg!"),
+        ("models/a.rs", "#[cfg(feature = \"cuda\")]\nfn f() {}", "cuda"),
+        ("models/a.rs", "fn f() { if is_x86_feature_detected!(\"avx2\") {} }", "feature_detected"),
+        ("noise.rs", "#[target_feature(enable = \"fma\")]\nfn f() {}", "target_feature"),
+        ("pipeline/a.rs", "fn f(x: Family) -> bool { x == Family::Sdxl }", "Family::"),
+        ("cli/utils.rs", "", "name it"),
+        ("rest.rs", "", "no row"),
+    ] {
+        let found = violations(&[(path.into(), text.into())]);
+        assert!(found.len() == 1 && found[0].contains(said), "{path}: {text:?} gave {found:?}");
+    }
+    let long = "fn f() {}\n".repeat(LONGEST_FILE + 1);
+    assert_eq!(violations(&[("cli/a.rs".into(), long)]).len(), 1);
+}
+
+#[test]
+fn what_keeps_the_rules_is_left_alone() {
+    for (path, text) in [
+        ("models/a.rs", "use super::Scope;\nuse crate::weights::TensorSource;\nuse crate::{Error, Result, ops::{Linear, silu}};"),
+        ("models/a.rs", "//! [`crate::pipeline::Pipeline`]\n/* crate::cli::run */\nfn f() {}"),
+        (
+            "schedulers/a.rs",
+            "fn f() {}\n\n#[cfg(test)]\n#[allow(x)]\nmod tests {\n    use crate::noise::Rng;\n    fn f() { println!(\"\") }\n}\n",
+        ),
+        (
+            "ops/cpu/a.rs",
+            "use super::super::Epilogue;\n#[cfg(target_arch = \"x86_64\")]\nfn f() { if is_x86_feature_detected!(\"avx2\") {} }",
+        ),
+        ("models/a.rs", "const QUOTE: char = '\"'; // crate::cli\nconst OTHER: &str = r#\"\"#; // crate::cli"),
+    ] {
+        assert_eq!(violations(&[(path.into(), text.into())]), Vec::<String>::new(), "{path}: {text:?}");
+    }
+    let sources = [("schedulers/mod.rs", "#[cfg(test)]\nmod tests;\n"), ("schedulers/tests.rs", "use crate::noise::Rng;")];
+    assert_eq!(violations(&sources.map(|(path, text)| (path.into(), text.into()))), Vec::<String>::new());
+}

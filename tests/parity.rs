@@ -1,0 +1,347 @@
+//! Every stage against diffusers, on small models whose random weights leave no part without an effect.
+//!
+//! `tests/data/parity/make_parity.py` made the models and what they ought to compute. Run with `--nocapture` to see how far off
+//! each stage is.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot read its models has failed")]
+
+use sd_gen::candle_core::{DType, Device, Tensor, safetensors};
+use sd_gen::models::{AddedCondition, AutoencoderKLDecoder, AutoencoderKLEncoder, Scope, UNet2DCondition};
+use sd_gen::pipeline::{Painted, Pipeline, Silent};
+use sd_gen::request::{GenerationRequest, RequestDraft};
+use sd_gen::text::{ClipTokenizer, TextEncoder};
+use sd_gen::weights::{Checkpoint, Component};
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+const MODELS: [&str; 4] = ["sd15", "sd21-v", "sdxl", "sdxl-refiner"];
+
+/// How far off f32 may be: the largest difference over the golden tensor's standard deviation.
+const CLOSE: f64 = 2e-5;
+/// The same after a whole run, which feeds each step's rounding to the next one and multiplies it by the guidance scale.
+const CLOSE_AFTER_A_RUN: f64 = 1e-4;
+
+struct Model {
+    name: &'static str,
+    checkpoint: Checkpoint,
+    golden: HashMap<String, Tensor>,
+    request: serde_json::Value,
+}
+
+impl Model {
+    fn open(name: &'static str) -> Self {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/parity").join(name);
+        let request = std::fs::read(folder.join("request.json")).expect("request.json");
+        Self {
+            name,
+            checkpoint: Checkpoint::open(&folder).expect("the folder opens"),
+            golden: safetensors::load(folder.join("golden.safetensors"), &Device::Cpu).expect("golden.safetensors"),
+            request: serde_json::from_slice(&request).expect("JSON"),
+        }
+    }
+
+    fn all() -> impl Iterator<Item = Self> {
+        MODELS.into_iter().map(Self::open)
+    }
+
+    fn golden(&self, key: &str) -> Tensor {
+        self.golden.get(key).unwrap_or_else(|| panic!("{}: golden.safetensors has no {key}", self.name)).clone()
+    }
+
+    /// A golden tensor in another dtype, as an input.
+    fn input(&self, key: &str, dtype: DType) -> Tensor {
+        self.golden(key).to_dtype(dtype).expect("a dtype")
+    }
+
+    /// The negative prompt, then the prompt.
+    fn texts(&self) -> [&str; 2] {
+        ["negative_prompt", "prompt"].map(|key| self.request[key].as_str().expect("a text"))
+    }
+
+    fn draft(&self) -> RequestDraft {
+        let [negative, prompt] = self.texts();
+        let count = |key: &str| self.request[key].as_u64().map(|n| n as usize);
+        RequestDraft {
+            prompt: prompt.into(),
+            negative_prompt: Some(negative.into()),
+            width: count("width"),
+            height: count("height"),
+            steps: count("steps"),
+            guidance_scale: self.request["guidance_scale"].as_f64(),
+            seed: self.request["seed"].as_u64().expect("a seed"),
+            ..RequestDraft::default()
+        }
+    }
+
+    fn request(&self, draft: &RequestDraft) -> GenerationRequest {
+        draft.resolve(self.checkpoint.spec()).expect("a good request")
+    }
+
+    fn pipeline(&self, dtype: DType) -> Pipeline {
+        Pipeline::load(&self.checkpoint, &Device::Cpu, dtype, dtype, &mut Silent).expect("the pipeline loads")
+    }
+
+    fn tokenizer(&self, encoder: usize) -> ClipTokenizer {
+        let files = self.checkpoint.tokenizer(encoder).expect("tokenizer files");
+        let pad = &self.checkpoint.spec().text_encoders[encoder].pad_token;
+        ClipTokenizer::from_files(self.name, &files.vocab_json, &files.merges, pad, 77).expect("a tokenizer")
+    }
+
+    fn text_encoder(&self, i: usize, dtype: DType) -> TextEncoder {
+        let source = self.checkpoint.component(Component::TextEncoder(i));
+        let spec = &self.checkpoint.spec().text_encoders[i];
+        TextEncoder::load(&Scope::root(&source, dtype, &Device::Cpu), spec, self.tokenizer(i)).expect("a text encoder")
+    }
+
+    fn unet(&self, dtype: DType) -> UNet2DCondition {
+        let source = self.checkpoint.component(Component::UNet);
+        UNet2DCondition::load(&Scope::root(&source, dtype, &Device::Cpu), &self.checkpoint.spec().unet).expect("a UNet")
+    }
+
+    /// Runs the UNet on the golden inputs of `case`.
+    fn call_unet(&self, unet: &UNet2DCondition, case: &str, dtype: DType) -> Tensor {
+        let key = |name: &str| format!("unet.{case}.{name}");
+        let timestep = numbers(&self.golden(&key("timestep")))[0];
+        let added = self.golden.get(&key("time_ids")).map(|time_ids| AddedCondition {
+            pooled: self.input(&key("pooled"), dtype),
+            time_ids: rows(time_ids).into_iter().map(|row| row.into_iter().map(f64::from).collect()).collect(),
+        });
+        let (latents, context) = (self.input(&key("latents"), dtype), self.input(&key("context"), dtype));
+        unet.forward(&latents, timestep, &context, added.as_ref()).expect("the UNet runs")
+    }
+
+    fn decoder(&self, dtype: DType) -> AutoencoderKLDecoder {
+        let source = self.checkpoint.component(Component::Vae);
+        AutoencoderKLDecoder::load(&Scope::root(&source, dtype, &Device::Cpu), &self.checkpoint.spec().vae).expect("a decoder")
+    }
+
+    fn encoder(&self, dtype: DType) -> AutoencoderKLEncoder {
+        let source = self.checkpoint.component(Component::Vae);
+        AutoencoderKLEncoder::load(&Scope::root(&source, dtype, &Device::Cpu), &self.checkpoint.spec().vae).expect("an encoder")
+    }
+
+    /// How far `got` is from the golden tensor `key`.
+    fn compare(&self, key: &str, got: &Tensor) -> Difference {
+        let golden = self.golden(key);
+        assert_eq!(got.dims(), golden.dims(), "{} {key}", self.name);
+        let (got, golden) = (numbers(got), numbers(&golden));
+        assert!(got.iter().all(|x| x.is_finite()), "{} {key} is not finite", self.name);
+        let mean = golden.iter().sum::<f64>() / golden.len() as f64;
+        let root_mean_square = |values: &mut dyn Iterator<Item = f64>| (values.map(|x| x * x).sum::<f64>() / golden.len() as f64).sqrt();
+        let deviation = root_mean_square(&mut golden.iter().map(|x| x - mean));
+        let differences = || got.iter().zip(&golden).map(|(a, b)| (a - b).abs() / deviation);
+        let difference = Difference { largest: differences().fold(0.0, f64::max), typical: root_mean_square(&mut differences()) };
+        say(&format!("{:13} {key:22} largest {:.1e}, typical {:.1e}", self.name, difference.largest, difference.typical));
+        difference
+    }
+
+    fn assert_close(&self, key: &str, got: &Tensor, tolerance: f64) {
+        let Difference { largest, .. } = self.compare(key, got);
+        assert!(largest <= tolerance, "{} {key}: off by {largest:.1e} standard deviations, at most {tolerance:.0e} is right", self.name);
+    }
+
+    fn assert_near(&self, key: &str, got: &Tensor, dtype: DType, roundings: f64) {
+        let Difference { typical, .. } = self.compare(key, got);
+        let tolerance = roundings * unit_roundoff(dtype);
+        let name = self.name;
+        assert!(typical <= tolerance, "{name} {key} in {dtype:?}: typically off by {typical:.1e} standard deviations, not {tolerance:.1e}");
+    }
+}
+
+/// In standard deviations of what is right.
+struct Difference {
+    largest: f64,
+    /// The root of the mean square.
+    typical: f64,
+}
+
+#[expect(clippy::print_stderr, reason = "tests show their figures with --nocapture")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// The largest relative error of rounding to `dtype`.
+fn unit_roundoff(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 2f64.powi(-11),
+        DType::BF16 => 2f64.powi(-8),
+        _ => 2f64.powi(-24),
+    }
+}
+
+fn numbers(x: &Tensor) -> Vec<f64> {
+    x.to_dtype(DType::F64).and_then(|x| x.flatten_all()?.to_vec1()).expect("numbers")
+}
+
+fn rows(x: &Tensor) -> Vec<Vec<f32>> {
+    x.to_dtype(DType::F32).and_then(|x| x.to_vec2()).expect("rows")
+}
+
+fn bits(x: &Tensor) -> Vec<u32> {
+    x.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("f32").into_iter().map(f32::to_bits).collect()
+}
+
+fn paint(pipeline: &Pipeline, request: &GenerationRequest, seeds: &[u64]) -> Vec<Painted> {
+    let prompt = pipeline.encode_prompt(request, &mut Silent).expect("the prompt is encoded");
+    pipeline.paint(request, &prompt, seeds, &mut Silent).expect("a picture")
+}
+
+/// The largest and the mean difference of two pictures, in levels of 255.
+fn levels_off(golden: &Tensor, painted: &Painted) -> (f64, f64) {
+    let golden = numbers(golden);
+    assert_eq!(golden.len(), painted.picture.as_raw().len());
+    let off: Vec<f64> = golden.iter().zip(painted.picture.as_raw()).map(|(a, b)| (a - f64::from(*b)).abs()).collect();
+    (off.iter().copied().fold(0.0, f64::max), off.iter().sum::<f64>() / off.len() as f64)
+}
+
+#[test]
+fn tokens() {
+    for model in Model::all() {
+        for i in 0..model.checkpoint.spec().text_encoders.len() {
+            let tokenizer = model.tokenizer(i);
+            for (text, wanted) in model.texts().into_iter().zip(rows(&model.golden(&format!("text.{i}.ids")))) {
+                let got: Vec<f32> = tokenizer.encode(text).expect("tokens").ids.into_iter().map(|id| id as f32).collect();
+                assert_eq!(got, wanted, "{} {text:?}", model.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn text_encoders() {
+    for model in Model::all() {
+        for (i, spec) in model.checkpoint.spec().text_encoders.iter().enumerate() {
+            let encoder = model.text_encoder(i, DType::F32);
+            let ids: Vec<Vec<u32>> = model.texts().into_iter().map(|text| encoder.tokenize(text).expect("tokens").ids).collect();
+            let embeds = encoder.encode(&ids, 0).expect("embeddings");
+            model.assert_close(&format!("text.{i}.hidden"), &embeds.hidden, CLOSE);
+            assert_eq!(embeds.pooled.is_some(), spec.pooled, "{}", model.name);
+            if let Some(pooled) = &embeds.pooled {
+                model.assert_close(&format!("text.{i}.pooled"), pooled, CLOSE);
+            }
+            let skipped = encoder.encode(&ids, 1).expect("embeddings");
+            model.assert_close(&format!("text.{i}.hidden_skipped"), &skipped.hidden, CLOSE);
+            assert_eq!(skipped.pooled.as_ref().map(bits), embeds.pooled.as_ref().map(bits), "the pooled text knows no skipped layers");
+        }
+    }
+}
+
+#[test]
+fn unet() {
+    for model in Model::all() {
+        let unet = model.unet(DType::F32);
+        for case in ["even", "odd"] {
+            let output = model.call_unet(&unet, case, DType::F32);
+            model.assert_close(&format!("unet.{case}.output"), &output, CLOSE);
+        }
+    }
+}
+
+#[test]
+fn autoencoder() {
+    for model in Model::all() {
+        let decoded = model.decoder(DType::F32).decode(&model.golden("vae.latents")).expect("a picture");
+        model.assert_close("vae.decoded", &decoded, CLOSE);
+        let mean = model.encoder(DType::F32).encode_mean(&model.golden("vae.picture")).expect("latents");
+        model.assert_close("vae.mean", &mean, CLOSE);
+    }
+}
+
+#[test]
+fn whole_runs() {
+    for model in Model::all() {
+        let pipeline = model.pipeline(DType::F32);
+        // Skipping counts from 1 here and from 0 in diffusers.
+        let bare = RequestDraft { negative_prompt: None, clip_skip: Some(2), guidance_rescale: Some(0.7), ..model.draft() };
+        for (run, draft) in [("run", model.draft()), ("bare", bare)] {
+            let request = model.request(&draft);
+            let painted = paint(&pipeline, &request, &[request.seed]);
+            model.assert_close(&format!("{run}.latents"), &painted[0].latents, CLOSE_AFTER_A_RUN);
+            let (largest, _) = levels_off(&model.golden(&format!("{run}.picture")), &painted[0]);
+            assert!(largest <= 1.0, "{} {run}: the picture is off by {largest} levels", model.name);
+        }
+    }
+}
+
+/// Each stage rounds a few dozen times on its longest way; the errors add up as a random walk does.
+const ROUNDINGS: f64 = 8.0;
+
+#[test]
+fn half_precision_is_near() {
+    for model in Model::all() {
+        for dtype in [DType::F16, DType::BF16] {
+            for i in 0..model.checkpoint.spec().text_encoders.len() {
+                let encoder = model.text_encoder(i, dtype);
+                let ids: Vec<Vec<u32>> = model.texts().into_iter().map(|text| encoder.tokenize(text).expect("tokens").ids).collect();
+                model.assert_near(&format!("text.{i}.hidden"), &encoder.encode(&ids, 0).expect("embeddings").hidden, dtype, ROUNDINGS);
+            }
+            let unet = model.unet(dtype);
+            for case in ["even", "odd"] {
+                model.assert_near(&format!("unet.{case}.output"), &model.call_unet(&unet, case, dtype), dtype, ROUNDINGS);
+            }
+            let decoded = model.decoder(dtype).decode(&model.input("vae.latents", dtype)).expect("a picture");
+            model.assert_near("vae.decoded", &decoded, dtype, ROUNDINGS);
+            let mean = model.encoder(dtype).encode_mean(&model.input("vae.picture", dtype)).expect("latents");
+            model.assert_near("vae.mean", &mean, dtype, ROUNDINGS);
+
+            let request = model.request(&model.draft());
+            let painted = paint(&model.pipeline(dtype), &request, &[request.seed]);
+            // Guidance multiplies the difference of two rounded predictions.
+            model.assert_near("run.latents", &painted[0].latents, dtype, ROUNDINGS * request.guidance_scale);
+            let (largest, mean) = levels_off(&model.golden("run.picture"), &painted[0]);
+            say(&format!("{:13} picture in {dtype:?}: largest {largest} levels, mean {mean:.2}", model.name));
+            let tolerance = 255.0 * ROUNDINGS * unit_roundoff(dtype);
+            assert!(mean <= tolerance, "{}: the picture in {dtype:?} is off by {mean:.2} levels in the mean", model.name);
+        }
+    }
+}
+
+#[test]
+fn every_tensor_is_used() {
+    for model in Model::all() {
+        let pipeline = model.pipeline(DType::F32);
+        // A request only paints, so the autoencoder's other half stays unread.
+        let half = |key: &String| key.starts_with("encoder.") || key.starts_with("quant_conv.");
+        let unused = model.checkpoint.unused();
+        assert!(!unused.is_empty() && unused.iter().all(half), "{}: unused: {unused:?}", model.name);
+        assert_eq!(model.checkpoint.unknown(), Vec::<String>::new(), "{}", model.name);
+        model.encoder(DType::F32);
+        assert_eq!(model.checkpoint.unused(), Vec::<String>::new(), "{}", model.name);
+        drop(pipeline);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    for model in Model::all() {
+        let pipeline = model.pipeline(DType::F32);
+        let request = model.request(&RequestDraft { sampler: Some("euler-a".into()), ..model.draft() });
+        let [first, again, other] = [7, 7, 8].map(|seed| paint(&pipeline, &request, &[seed]).remove(0));
+        assert!(bits(&first.latents) == bits(&again.latents), "{}: the latents differ", model.name);
+        assert!(first.picture == again.picture, "{}: the pictures differ", model.name);
+        assert!(first.picture != other.picture, "{}: another seed paints the same picture", model.name);
+    }
+}
+
+/// With a sampler that draws noise at every step, guided and not, and in every dtype.
+#[test]
+fn a_picture_does_not_depend_on_its_batch() {
+    let seeds = [11, 12, 13];
+    for model in Model::all() {
+        for (dtype, guidance_scale) in [(DType::F32, 7.5), (DType::F32, 1.0), (DType::BF16, 7.5)] {
+            let pipeline = model.pipeline(dtype);
+            let draft =
+                RequestDraft { sampler: Some("euler-a".into()), steps: Some(2), guidance_scale: Some(guidance_scale), ..model.draft() };
+            let request = model.request(&draft);
+            let alone: Vec<Painted> = seeds.iter().flat_map(|&seed| paint(&pipeline, &request, &[seed])).collect();
+            for batch in [&seeds[..2], &seeds[1..], &seeds[..]] {
+                for together in paint(&pipeline, &request, batch) {
+                    let single = alone.iter().find(|painted| painted.seed == together.seed).expect("painted alone");
+                    let which = format!("{}: {} of {batch:?}, {dtype:?}, guidance {guidance_scale}", model.name, together.seed);
+                    assert!(bits(&together.latents) == bits(&single.latents), "{which}");
+                    assert!(together.picture == single.picture, "{which}");
+                }
+            }
+        }
+    }
+}
