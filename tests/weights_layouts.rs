@@ -526,21 +526,28 @@ fn a_distilled_models_scheduler_changes_steps_and_guidance() {
         let distilled = evidence(&model, "distilled");
         (model.spec().defaults.steps, model.spec().defaults.guidance_scale, distilled)
     };
-    assert_eq!(defaults(), (50, 5.0, false));
+    assert_eq!(defaults(), (None, 5.0, false));
     edit(&config, "_class_name", Some("EulerAncestralDiscreteScheduler".into()));
-    assert_eq!(defaults(), (50, 5.0, false));
+    assert_eq!(defaults(), (None, 5.0, false));
     edit(&config, "timestep_spacing", Some("trailing".into()));
-    assert_eq!(defaults(), (1, 0.0, true));
+    assert_eq!(defaults(), (Some(1), 0.0, true));
     edit(&config, "prediction_type", Some("v_prediction".into()));
-    assert_eq!(defaults(), (50, 5.0, false));
+    assert_eq!(defaults(), (None, 5.0, false));
     edit(&config, "_class_name", Some("LCMScheduler".into()));
     edit(&config, "prediction_type", None);
-    assert_eq!(defaults().0, 4);
+    assert_eq!(defaults().0, Some(4));
     // As Python writes it.
     std::fs::write(&config, r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity}"#).unwrap();
-    assert_eq!(defaults().0, 50);
+    assert_eq!(defaults().0, None);
     std::fs::remove_file(&config).unwrap();
     assert!(evidence(&Checkpoint::open(&root).unwrap(), "usual one"));
+
+    // What the maker recommends goes before, and travels.
+    std::fs::write(root.join("sd-gen.json"), r#"{"steps": 9, "guidance_scale": 1.5}"#).unwrap();
+    assert_eq!((defaults().0, defaults().1), (Some(9), 1.5));
+    let single = dir.path().join("single.safetensors");
+    convert(&Checkpoint::open(&root).unwrap(), &single, Layout::Original, None, &[]).unwrap();
+    assert_eq!(Checkpoint::open(&single).unwrap().spec().defaults.steps, Some(9));
 }
 
 #[test]
