@@ -441,3 +441,140 @@ fn stored_types_become_the_type_that_is_asked_for() {
         }
     }
 }
+
+#[test]
+fn uneven_depths_survive_a_folder() {
+    // As SSD-1B has them: blocks of one level differ, and the way up is not the way down.
+    let mut shapes = original(&sdxl());
+    let gone =
+        ["input_blocks.4.1.transformer_blocks.1", "output_blocks.0.1.transformer_blocks.2", "output_blocks.4.1.transformer_blocks.1"];
+    shapes.retain(|(name, _)| !gone.iter().any(|part| name.contains(part)));
+    let model = Checkpoint::from_bytes("uneven", file(&shapes, &[])).unwrap();
+    let depths = |levels: &[sd_gen::spec::UNetLevel]| levels.iter().map(|level| level.depths.clone()).collect::<Vec<_>>();
+    assert_eq!(depths(&model.spec().unet.down), [vec![0, 0], vec![1, 2], vec![3, 3]]);
+    assert_eq!(depths(&model.spec().unet.up), [vec![2, 3, 3], vec![2, 1, 2], vec![0, 0, 0]]);
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("folder");
+    convert(&model, &folder, Layout::Diffusers, None, &[]).unwrap();
+    let again = Checkpoint::open(&folder).unwrap();
+    assert_eq!(
+        (depths(&again.spec().unet.down), depths(&again.spec().unet.up)),
+        (depths(&model.spec().unet.down), depths(&model.spec().unet.up))
+    );
+    assert_eq!(again.unknown(), Vec::<String>::new());
+    load_everything(&again);
+}
+
+#[test]
+fn distilled_unets_survive_a_folder() {
+    for plan in [
+        Plan { mid_depth: Some(0), ..sd1() },
+        Plan { mid_depth: None, ..sd1() },
+        Plan { levels: vec![(64, 0), (128, 1), (192, 2)], mid_depth: Some(0), ..sdxl() },
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("folder");
+        convert(&open(&plan, &[]), &folder, Layout::Diffusers, None, &[]).unwrap();
+        let again = Checkpoint::open(&folder).unwrap();
+        assert_eq!(again.spec().unet.mid.as_ref().map(|mid| mid.depth), plan.mid_depth);
+        load_everything(&again);
+        assert_eq!(again.unused(), Vec::<String>::new());
+    }
+}
+
+/// Rewrites a field of a JSON file, or takes it away.
+fn edit(path: &Path, field: &str, value: Option<serde_json::Value>) {
+    let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    match value {
+        Some(value) => config.insert(field.to_owned(), value),
+        None => config.remove(field),
+    };
+    std::fs::write(path, serde_json::Value::Object(config).to_string()).unwrap();
+}
+
+#[test]
+fn a_folder_inside_the_program_is_opened_like_one_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("m");
+    let tokenizer = TokenizerFiles { vocab_json: "{}".into(), merges: String::new(), pad_token: Some("!".into()), model_max_length: None };
+    convert(&open(&sd1(), &[]), &root, Layout::Diffusers, None, &[("tokenizer", tokenizer)]).unwrap();
+    let mut files: Vec<(&'static str, &'static [u8])> = Vec::new();
+    for entry in std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()) {
+        let inside: Vec<_> =
+            if entry.is_dir() { std::fs::read_dir(entry).unwrap().map(|e| e.unwrap().path()).collect() } else { vec![entry] };
+        for path in inside {
+            let relative = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+            files.push((relative.leak(), std::fs::read(path).unwrap().leak()));
+        }
+    }
+    let model = Checkpoint::from_embedded("inside", files.leak()).unwrap();
+    assert_eq!(comparable(&model), comparable(&Checkpoint::open(&root).unwrap()));
+    assert_eq!(model.tokenizer(0).map(|files| files.vocab_json.as_str()), Some("{}"));
+    load_everything(&model);
+    assert_eq!(model.unused(), Vec::<String>::new());
+    assert!(Checkpoint::from_embedded("nothing", &[]).is_err());
+}
+
+#[test]
+fn a_distilled_models_scheduler_changes_steps_and_guidance() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("m");
+    convert(&open(&sdxl(), &[]), &root, Layout::Diffusers, None, &[]).unwrap();
+    let config = root.join("scheduler/scheduler_config.json");
+    let defaults = || {
+        let model = Checkpoint::open(&root).unwrap();
+        let distilled = evidence(&model, "distilled");
+        (model.spec().defaults.steps, model.spec().defaults.guidance_scale, distilled)
+    };
+    assert_eq!(defaults(), (None, 5.0, false));
+    edit(&config, "_class_name", Some("EulerAncestralDiscreteScheduler".into()));
+    assert_eq!(defaults(), (None, 5.0, false));
+    edit(&config, "timestep_spacing", Some("trailing".into()));
+    assert_eq!(defaults(), (Some(1), 0.0, true));
+    edit(&config, "prediction_type", Some("v_prediction".into()));
+    assert_eq!(defaults(), (None, 5.0, false));
+    edit(&config, "_class_name", Some("LCMScheduler".into()));
+    edit(&config, "prediction_type", None);
+    assert_eq!(defaults().0, Some(4));
+    // As Python writes it.
+    std::fs::write(&config, r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity}"#).unwrap();
+    assert_eq!(defaults().0, None);
+    std::fs::remove_file(&config).unwrap();
+    assert!(evidence(&Checkpoint::open(&root).unwrap(), "usual one"));
+
+    // What the maker recommends goes before, and travels.
+    std::fs::write(root.join("sd-gen.json"), r#"{"steps": 9, "guidance_scale": 1.5}"#).unwrap();
+    assert_eq!((defaults().0, defaults().1), (Some(9), 1.5));
+    let single = dir.path().join("single.safetensors");
+    convert(&Checkpoint::open(&root).unwrap(), &single, Layout::Original, None, &[]).unwrap();
+    assert_eq!(Checkpoint::open(&single).unwrap().spec().defaults.steps, Some(9));
+}
+
+#[test]
+fn a_folders_index_and_configurations_are_obeyed() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("m");
+    convert(&open(&sdxl(), &[]), &root, Layout::Diffusers, None, &[]).unwrap();
+    let spec = || Checkpoint::open(&root).unwrap().spec().clone();
+    assert!(spec().zero_missing_negative && !spec().aesthetic_score);
+    edit(&root.join("model_index.json"), "force_zeros_for_empty_prompt", Some(false.into()));
+    assert!(!spec().zero_missing_negative);
+    edit(&root.join("model_index.json"), "force_zeros_for_empty_prompt", None);
+    assert!(spec().zero_missing_negative);
+    edit(&root.join("unet/config.json"), "attention_head_dim", Some(serde_json::json!([1, 4, 6])));
+    assert_eq!((spec().unet.down[1].heads, spec().unet.up[0].heads, spec().unet.mid.unwrap().heads), (4, 6, 6));
+    edit(&root.join("unet/config.json"), "num_attention_heads", Some(serde_json::json!([1, 8, 3])));
+    assert_eq!((spec().unet.down[1].heads, spec().unet.up[0].heads, spec().unet.mid.unwrap().heads), (8, 3, 3));
+    edit(&root.join("unet/config.json"), "sample_size", Some(serde_json::json!([96, 64])));
+    assert_eq!(spec().default_size, 96 * 8);
+    edit(&root.join("vae/config.json"), "shift_factor", Some(0.25.into()));
+    edit(&root.join("vae/config.json"), "force_upcast", Some(false.into()));
+    assert_eq!((spec().vae.shift_factor, spec().vae.force_upcast), (0.25, false));
+    edit(&root.join("tokenizer/special_tokens_map.json"), "pad_token", Some(serde_json::json!({ "content": "x", "lstrip": false })));
+    assert_eq!(spec().text_encoders[0].pad_token, "x");
+    // Without an index the folder says enough.
+    std::fs::remove_file(root.join("model_index.json")).unwrap();
+    assert_eq!(spec().family, Family::Sdxl);
+    edit(&root.join("text_encoder_2/config.json"), "architectures", Some(serde_json::json!(["CLIPTextModel"])));
+    assert!(Checkpoint::open(&root).unwrap_err().to_string().contains("text_projection"));
+}

@@ -105,6 +105,13 @@ impl Part {
         })
     }
 
+    /// Says that the tensor's bytes are not needed any more.
+    pub(crate) fn release(&self, name: &str) {
+        if let Some((file, entry, _)) = self.find(name) {
+            file.release(entry);
+        }
+    }
+
     fn missing(&self, name: &str) -> Error {
         let file = match self.files.as_slice() {
             [file] => file.name.clone(),

@@ -250,6 +250,7 @@ fn write(path: &Path, metadata: Map<String, Value>, items: &[Item<'_>], dtype: O
             return Err(unexpected(&format!("{} changed while it was written", item.key)));
         }
         put(&raw.bytes)?;
+        item.names.iter().for_each(|name| item.part.release(name));
     }
     let file = out.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
     file.sync_all().map_err(Error::io(path))?;

@@ -5,7 +5,7 @@
 use super::checkpoint::{Checkpoint, TokenizerFiles};
 use super::describe::TEXT_ENCODERS;
 use super::json::Fields;
-use super::{config, model_error};
+use super::{config, model_error, schedule};
 use crate::Result;
 use crate::spec::{Activation, ClipTextSpec, Family, ModelSpec, TextEncoderSpec, UNetLevel, UNetSpec, VaeSpec};
 use serde_json::{Map, Value, json};
@@ -77,6 +77,15 @@ pub(crate) fn texts(model: &Checkpoint, usual: &[(&str, TokenizerFiles)]) -> Res
         put(format!("{tokenizer}/tokenizer_config.json"), &config);
     }
     texts.insert("scheduler/scheduler_config.json".into(), model.scheduler.clone());
+    // Only what the scheduler and the family do not say already.
+    let (implied, _) = schedule::defaults(spec.family, &Fields::parse(model.name(), model.scheduler.as_bytes())?)?;
+    if implied != spec.defaults {
+        let mut recommended = json!({ "guidance_scale": spec.defaults.guidance_scale });
+        if let Some(steps) = spec.defaults.steps {
+            recommended["steps"] = json!(steps);
+        }
+        texts.insert(schedule::RECOMMENDED.into(), format!("{recommended:#}\n"));
+    }
     for (i, TextFolder { tokenizer, .. }) in text_folders(spec).iter().enumerate() {
         let own = model.tokenizer(i).or_else(|| usual.iter().find(|(folder, _)| folder == tokenizer).map(|(_, files)| files));
         if let Some(files) = own {
