@@ -139,9 +139,9 @@ impl Shape {
             for key in first..self.keys.min(first + width) {
                 let k = &k[self.at(head, self.keys, key)..][..self.size];
                 let to = &mut panel[(key - first) * depth..];
-                for (to, k) in to.chunks_mut(width * depth).zip(k.chunks(depth)) {
-                    for (to, k) in to.iter_mut().zip(k) {
-                        *to = W::narrow(k.widen());
+                for (to, k) in to.chunks_mut(width * depth).zip(k.chunks_exact(depth)) {
+                    for i in 0..depth {
+                        to[i] = W::narrow(k[i].widen());
                     }
                 }
             }
@@ -241,7 +241,8 @@ impl Shape {
                         sums[(tile + i) * padded..][..padded].iter_mut().for_each(|sum| *sum *= factor);
                     }
                 }
-                let pointers = Rows { base: weights.as_ptr().cast(), stride: width * size_of::<W>() }.pointers(0, rows);
+                let weights: *const u8 = if W::DTYPE == DType::F32 { scores.as_ptr().cast() } else { weights.as_ptr().cast() };
+                let pointers = Rows { base: weights, stride: width * size_of::<W>() }.pointers(0, rows);
                 for column in (0..self.size).step_by(self.kernels.columns()) {
                     let panel = self.panel_width(column, self.size);
                     // SAFETY: the panel starts at its column and key, and `padded` holds whole panels.
@@ -295,7 +296,7 @@ struct State {
 
 impl State {
     /// Turns scores into weights relative to the greatest so far; gives the factor for what was summed before.
-    /// Only the first `seen` count, the rest become 0. The scores are whole lanes.
+    /// Only the first `seen` count, the rest become 0. The scores are whole lanes; weights in f32 take their place.
     #[inline(always)]
     fn fold<W: Element>(&mut self, math: Math, scale: f32, scores: &mut [f32], weights: &mut [W], seen: usize) -> f32 {
         scores[seen..].fill(f32::NEG_INFINITY);
@@ -313,12 +314,20 @@ impl State {
             );
         let greatest = if most > self.greatest { most } else { self.greatest };
         let mut sums = [0.0f32; LANES];
-        for (weights, scores) in weights.chunks_exact_mut(LANES).zip(scores.chunks_exact(LANES)) {
-            for ((sum, weight), score) in sums.iter_mut().zip(weights).zip(scores) {
-                let exponent = math.mul_add(*score, scale, -greatest);
-                let value = if W::DTYPE == DType::BF16 { math.exp2_coarse(exponent) } else { math.exp2(exponent) };
-                *sum += value;
-                *weight = W::narrow(value);
+        if W::DTYPE == DType::F32 {
+            for scores in scores.chunks_exact_mut(LANES) {
+                for (sum, score) in sums.iter_mut().zip(scores) {
+                    *score = weigh::<W>(math, *score, scale, greatest);
+                    *sum += *score;
+                }
+            }
+        } else {
+            for (weights, scores) in weights.chunks_exact_mut(LANES).zip(scores.chunks_exact(LANES)) {
+                for ((sum, weight), score) in sums.iter_mut().zip(weights).zip(scores) {
+                    let value = weigh::<W>(math, *score, scale, greatest);
+                    *sum += value;
+                    *weight = W::narrow(value);
+                }
             }
         }
         let factor = math.exp2(self.greatest - greatest);
@@ -333,6 +342,13 @@ impl State {
         };
         factor
     }
+}
+
+/// The weight of a score, as exact as `W` is.
+#[inline(always)]
+fn weigh<W: Element>(math: Math, score: f32, scale: f32, greatest: f32) -> f32 {
+    let exponent = math.mul_add(score, scale, -greatest);
+    if W::DTYPE == DType::BF16 { math.exp2_coarse(exponent) } else { math.exp2(exponent) }
 }
 
 /// Elements in a word of the kernels: an f32, or two bf16.
