@@ -1,7 +1,7 @@
 //! Functions of each element.
 #![expect(unsafe_code, reason = "the output is written once")]
 
-use super::element::{Element, Elements, build, with_element};
+use super::element::{Element, Elements, build, map, with_element};
 use super::isa::Isa;
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
@@ -32,23 +32,44 @@ impl Activation {
                 isa.vectorize(
                     #[inline(always)]
                     |math| match self {
-                        Self::Silu => each(
+                        Self::Silu => map(
+                            math,
                             x,
                             y,
                             #[inline(always)]
-                            |x| math.silu(x),
+                            |_, x| {
+                                each(
+                                    x,
+                                    #[inline(always)]
+                                    |x| math.silu(x),
+                                )
+                            },
                         ),
-                        Self::Gelu => each(
+                        Self::Gelu => map(
+                            math,
                             x,
                             y,
                             #[inline(always)]
-                            |x| math.gelu(x),
+                            |_, x| {
+                                each(
+                                    x,
+                                    #[inline(always)]
+                                    |x| math.gelu(x),
+                                )
+                            },
                         ),
-                        Self::QuickGelu => each(
+                        Self::QuickGelu => map(
+                            math,
                             x,
                             y,
                             #[inline(always)]
-                            |x| math.quick_gelu(x),
+                            |_, x| {
+                                each(
+                                    x,
+                                    #[inline(always)]
+                                    |x| math.quick_gelu(x),
+                                )
+                            },
                         ),
                     },
                 );
@@ -60,9 +81,9 @@ impl Activation {
 }
 
 #[inline(always)]
-fn each<T: Element>(x: &[T], y: &mut [MaybeUninit<T>], f: impl Fn(f32) -> f32) {
-    for (y, x) in y.iter_mut().zip(x) {
-        y.write(T::narrow(f(x.widen())));
+fn each(values: &mut [f32], f: impl Fn(f32) -> f32) {
+    for value in values {
+        *value = f(*value);
     }
 }
 
@@ -110,9 +131,17 @@ fn halves<T: Element>(isa: Isa, x: &Tensor) -> Result<Tensor> {
                 |math| {
                     for (y, x) in y.chunks_exact_mut(half).zip(x.chunks_exact(channels)) {
                         let (a, b) = x.split_at(half);
-                        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-                            y.write(T::narrow(a.widen() * math.gelu(b.widen())));
-                        }
+                        map(
+                            math,
+                            b,
+                            y,
+                            #[inline(always)]
+                            |start, values| {
+                                for (b, a) in values.iter_mut().zip(&a[start..]) {
+                                    *b = a.widen() * math.gelu(*b);
+                                }
+                            },
+                        );
                     }
                 },
             );

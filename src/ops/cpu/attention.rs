@@ -207,7 +207,7 @@ impl Shape {
         let scale = (std::f64::consts::LOG2_E / (self.size as f64).sqrt()) as f32;
         let seen = if self.causal { self.keys.min(range.end) } else { self.keys };
         let (key_steps, value_steps) = (words::<W>(self.size), words::<W>(self.keys));
-        let weights = elements::<W>(weights);
+        let weights = elements::<MaybeUninit<W>>(weights);
         for first in (0..seen).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(seen - first);
             let width = keys.next_multiple_of(LANES.max(self.kernels.columns()));
@@ -298,7 +298,7 @@ impl State {
     /// Turns scores into weights relative to the greatest so far; gives the factor for what was summed before.
     /// Only the first `seen` count, the rest become 0. The scores are whole lanes; weights in f32 take their place.
     #[inline(always)]
-    fn fold<W: Element>(&mut self, math: Math, scale: f32, scores: &mut [f32], weights: &mut [W], seen: usize) -> f32 {
+    fn fold<W: Element>(&mut self, math: Math, scale: f32, scores: &mut [f32], weights: &mut [MaybeUninit<W>], seen: usize) -> f32 {
         scores[seen..].fill(f32::NEG_INFINITY);
         let mut most = [f32::NEG_INFINITY; LANES];
         for scores in scores.chunks_exact(LANES) {
@@ -323,11 +323,12 @@ impl State {
             }
         } else {
             for (weights, scores) in weights.chunks_exact_mut(LANES).zip(scores.chunks_exact(LANES)) {
-                for ((sum, weight), score) in sums.iter_mut().zip(weights).zip(scores) {
-                    let value = weigh::<W>(math, *score, scale, greatest);
-                    *sum += value;
-                    *weight = W::narrow(value);
+                let mut values = [0.0; LANES];
+                for ((sum, value), score) in sums.iter_mut().zip(&mut values).zip(scores) {
+                    *value = weigh::<W>(math, *score, scale, greatest);
+                    *sum += *value;
                 }
+                W::narrow_all(math, &values, weights);
             }
         }
         let factor = math.exp2(self.greatest - greatest);
@@ -362,8 +363,8 @@ const fn words<W>(elements: usize) -> usize {
 }
 
 /// The elements of some lines.
-fn elements<W: Element>(lines: &mut [Line]) -> &mut [W] {
-    // SAFETY: a line is 64 bytes aligned to 64, and every bit pattern is an element.
+fn elements<W>(lines: &mut [Line]) -> &mut [W] {
+    // SAFETY: a line is 64 bytes aligned to 64, and every bit pattern is an element of those used here.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * (64 / size_of::<W>())) }
 }
 

@@ -1,9 +1,12 @@
 //! Functions of one f32 written so that a loop over them becomes vector instructions: no branches, no tables.
 
-/// Whether a multiplication and an addition are one instruction here; without it `f32::mul_add` is a library call.
+/// What the instructions at hand can do; constants where it is used, so that nothing is decided in a loop.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Math {
+    /// A multiplication and an addition are one instruction; without it `f32::mul_add` is a library call.
     pub(super) fused: bool,
+    /// There is an instruction that rounds f32 to bf16: AVX-512 BF16.
+    pub(super) bf16: bool,
 }
 
 impl Math {
@@ -142,7 +145,7 @@ mod tests {
     #[test]
     fn functions_are_right_to_about_one_ulp() {
         for fused in [false, true] {
-            let math = Math { fused };
+            let math = Math { fused, bf16: false };
             let cut = |x: f64| {
                 if x < -87.3 {
                     0.0
@@ -167,7 +170,7 @@ mod tests {
 
     #[test]
     fn extremes_stay_in_their_place() {
-        let math = Math { fused: true };
+        let math = Math { fused: true, bf16: false };
         assert_eq!(math.exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(math.exp(f32::INFINITY), f32::INFINITY);
         assert_eq!(math.exp2(f32::NEG_INFINITY), 0.0);

@@ -1,7 +1,7 @@
 //! Group and layer normalisation with f32 arithmetic and statistics about the mean, in two readings of the input.
 #![expect(unsafe_code, reason = "the output is written once")]
 
-use super::element::{Element, Elements, build, to_f32, with_element};
+use super::element::{Element, Elements, build, map, to_f32, with_element};
 use super::isa::Isa;
 use super::math::{LANES, Math, reduce};
 use candle_core::{D, Result, Tensor};
@@ -183,9 +183,17 @@ fn moments<T: Element>(x: &[T], channels: usize, groups: usize) -> Vec<Moments> 
 #[inline(always)]
 fn apply<T: Element>(math: Math, x: &[T], y: &mut [MaybeUninit<T>], scale: &[f32], shift: &[f32], f: impl Fn(f32) -> f32) {
     for (y, x) in y.chunks_exact_mut(scale.len()).zip(x.chunks_exact(scale.len())) {
-        for (((y, x), scale), shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
-            y.write(T::narrow(f(math.mul_add(x.widen(), *scale, *shift))));
-        }
+        map(
+            math,
+            x,
+            y,
+            #[inline(always)]
+            |start, values| {
+                for ((value, scale), shift) in values.iter_mut().zip(&scale[start..]).zip(&shift[start..]) {
+                    *value = f(math.mul_add(*value, *scale, *shift));
+                }
+            },
+        );
     }
 }
 
@@ -259,9 +267,17 @@ impl LayerNorm {
             |x| (x - mean - rest) * (x - mean - rest),
         ) / count;
         let inverse = (1.0 / (f64::from(variance) + self.eps).sqrt()) as f32;
-        for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(&self.weight).zip(&self.bias) {
-            y.write(T::narrow(math.mul_add((x.widen() - mean - rest) * inverse, *weight, *bias)));
-        }
+        map(
+            math,
+            x,
+            y,
+            #[inline(always)]
+            |start, values| {
+                for ((value, weight), bias) in values.iter_mut().zip(&self.weight[start..]).zip(&self.bias[start..]) {
+                    *value = math.mul_add((*value - mean - rest) * inverse, *weight, *bias);
+                }
+            },
+        );
     }
 }
 

@@ -237,7 +237,7 @@ impl Packed {
                         std::slice::from_raw_parts(sums, count * width)
                     };
                     if index + 1 == self.blocks.len() {
-                        out.write(first, first_column, outputs, sums, width, &self.bias[first_column..]);
+                        out.write(math, first, first_column, outputs, sums, width, &self.bias[first_column..]);
                     }
                 }
             }
@@ -453,7 +453,8 @@ impl<'a, T: Element> Output<'a, T> {
 
     /// Writes some rows of some columns.
     #[inline(always)]
-    fn write(&self, first_row: usize, first_column: usize, outputs: usize, sums: &[f32], width: usize, bias: &[f32]) {
+    #[expect(clippy::too_many_arguments, reason = "where, what and how")]
+    fn write(&self, math: Math, first_row: usize, first_column: usize, outputs: usize, sums: &[f32], width: usize, bias: &[f32]) {
         let bias = &bias[..outputs];
         for (i, sums) in sums.chunks_exact(width).enumerate() {
             let row = first_row + i;
@@ -476,9 +477,7 @@ impl<'a, T: Element> Output<'a, T> {
             }
             // SAFETY: row and columns are within the output, and no other task has them.
             let to = unsafe { std::slice::from_raw_parts_mut(self.to.add(at).cast::<MaybeUninit<T>>(), outputs) };
-            for (to, value) in to.iter_mut().zip(values) {
-                to.write(T::narrow(*value));
-            }
+            T::narrow_all(math, values, to);
         }
     }
 }
