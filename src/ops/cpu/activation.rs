@@ -32,58 +32,15 @@ impl Activation {
                 isa.vectorize(
                     #[inline(always)]
                     |math| match self {
-                        Self::Silu => map(
-                            math,
-                            x,
-                            y,
-                            #[inline(always)]
-                            |_, x| {
-                                each(
-                                    x,
-                                    #[inline(always)]
-                                    |x| math.silu(x),
-                                )
-                            },
-                        ),
-                        Self::Gelu => map(
-                            math,
-                            x,
-                            y,
-                            #[inline(always)]
-                            |_, x| {
-                                each(
-                                    x,
-                                    #[inline(always)]
-                                    |x| math.gelu(x),
-                                )
-                            },
-                        ),
-                        Self::QuickGelu => map(
-                            math,
-                            x,
-                            y,
-                            #[inline(always)]
-                            |_, x| {
-                                each(
-                                    x,
-                                    #[inline(always)]
-                                    |x| math.quick_gelu(x),
-                                )
-                            },
-                        ),
+                        Self::Silu => map(math, x, y, |_, x| x.iter().map(move |x| math.silu(x.widen()))),
+                        Self::Gelu => map(math, x, y, |_, x| x.iter().map(move |x| math.gelu(x.widen()))),
+                        Self::QuickGelu => map(math, x, y, |_, x| x.iter().map(move |x| math.quick_gelu(x.widen()))),
                     },
                 );
             });
         };
         // SAFETY: the chunks are all of the output, and each is written in full.
         unsafe { build(shape, fill) }
-    }
-}
-
-#[inline(always)]
-fn each(values: &mut [f32], f: impl Fn(f32) -> f32) {
-    for value in values {
-        *value = f(*value);
     }
 }
 
@@ -131,17 +88,10 @@ fn halves<T: Element>(isa: Isa, x: &Tensor) -> Result<Tensor> {
                 |math| {
                     for (y, x) in y.chunks_exact_mut(half).zip(x.chunks_exact(channels)) {
                         let (a, b) = x.split_at(half);
-                        map(
-                            math,
-                            b,
-                            y,
-                            #[inline(always)]
-                            |start, values| {
-                                for (b, a) in values.iter_mut().zip(&a[start..]) {
-                                    *b = a.widen() * math.gelu(*b);
-                                }
-                            },
-                        );
+                        map(math, b, y, |start, b| {
+                            let pairs = b.iter().zip(&a[start..]);
+                            pairs.map(move |(b, a)| a.widen() * math.gelu(b.widen()))
+                        });
                     }
                 },
             );

@@ -23,18 +23,28 @@ pub(super) trait Element: WithDType {
     }
 }
 
-/// Makes `y` of `x` block by block: `f` gets a block's place and its values in f32, and leaves the results there.
+/// Makes `y` of `x`, which are as long: `f` gets parts of `x` with their places, and gives the results in f32.
 #[inline(always)]
-pub(super) fn map<T: Element>(math: Math, x: &[T], y: &mut [MaybeUninit<T>], f: impl Fn(usize, &mut [f32])) {
-    const BLOCK: usize = 128;
-    let mut values = [0.0; BLOCK];
-    for (block, (y, x)) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)).enumerate() {
-        let values = &mut values[..x.len()];
-        for (value, x) in values.iter_mut().zip(x) {
-            *value = x.widen();
+pub(super) fn map<'a, T: Element, I: Iterator<Item = f32>>(
+    math: Math,
+    x: &'a [T],
+    y: &mut [MaybeUninit<T>],
+    f: impl Fn(usize, &'a [T]) -> I,
+) {
+    if math.bf16 && T::DTYPE == DType::BF16 {
+        // The rounding is an instruction over sixteen, which the compiler does not find by itself.
+        const BLOCK: usize = 128;
+        let mut values = [0.0; BLOCK];
+        for (block, (y, x)) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)).enumerate() {
+            for (value, result) in values.iter_mut().zip(f(block * BLOCK, x)) {
+                *value = result;
+            }
+            T::narrow_all(math, &values[..x.len()], y);
         }
-        f(block * BLOCK, values);
-        T::narrow_all(math, values, y);
+    } else {
+        for (y, result) in y.iter_mut().zip(f(0, x)) {
+            y.write(T::narrow(result));
+        }
     }
 }
 

@@ -112,10 +112,10 @@ impl Math {
 /// Elements that a reduction takes side by side; the same everywhere, so that sums have one order.
 pub(super) const LANES: usize = 16;
 
-/// Folds the lanes in halves, which is shuffles of a vector and not a chain.
+/// Folds the lanes, a power of two of them, in halves, which is shuffles of a vector and not a chain.
 #[inline(always)]
-pub(super) fn reduce(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES / 2;
+pub(super) fn reduce<const N: usize>(mut lanes: [f32; N], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = N / 2;
     while width > 0 {
         for i in 0..width {
             lanes[i] = f(lanes[i], lanes[i + width]);
