@@ -8,9 +8,9 @@
 
 use super::element::{Element, Elements, build, with_element};
 use super::isa::Isa;
+use super::lines::{Line, elements_mut, lines, reserve, spare_mut};
 use super::math::{LANES, Math, reduce};
 use super::microkernel::{Kernels, MAX_ROWS, Tile};
-use super::product::{Line, lines, reserve};
 use candle_core::{DType, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
@@ -132,7 +132,7 @@ impl Shape {
     fn pack_keys<T: Element, W: Element>(&self, k: &[T], head: usize) -> Vec<Line> {
         let (depth, steps) = (depth::<W>(), words::<W>(self.size));
         let mut panels = lines(self.keys.next_multiple_of(self.kernels.lanes) * steps);
-        let to = elements::<W>(&mut panels);
+        let to = elements_mut::<W>(&mut panels);
         for first in (0..self.keys).step_by(self.kernels.columns()) {
             let width = self.panel_width(first, self.keys);
             let panel = &mut to[first * steps * depth..][..width * steps * depth];
@@ -153,7 +153,7 @@ impl Shape {
     fn pack_values<T: Element, W: Element>(&self, v: &[T], head: usize) -> Vec<Line> {
         let (depth, steps) = (depth::<W>(), words::<W>(self.keys));
         let mut panels = lines(self.size.next_multiple_of(self.kernels.lanes) * steps);
-        let to = elements::<W>(&mut panels);
+        let to = elements_mut::<W>(&mut panels);
         for first in (0..self.size).step_by(self.kernels.columns()) {
             let width = self.panel_width(first, self.size);
             let panel = &mut to[first * steps * depth..][..width * steps * depth];
@@ -188,11 +188,11 @@ impl Shape {
         reserve(scores, self.kernels.rows * BLOCK_KEYS);
         reserve(weights, self.kernels.rows * BLOCK_KEYS);
         reserve(sums, count * padded);
-        let (scores, sums) = (elements::<f32>(scores), &mut elements::<f32>(sums)[..count * padded]);
+        let (scores, sums) = (elements_mut::<f32>(scores), &mut elements_mut::<f32>(sums)[..count * padded]);
         let queries = if T::DTYPE == W::DTYPE {
             Rows { base: q[self.at(head, self.queries, range.start)..].as_ptr().cast(), stride: self.width() * size_of::<T>() }
         } else {
-            let converted = elements::<W>(converted);
+            let converted = elements_mut::<W>(converted);
             for (to, query) in converted.chunks_exact_mut(self.size).zip(range.clone()) {
                 for (to, q) in to.iter_mut().zip(&q[self.at(head, self.queries, query)..][..self.size]) {
                     *to = W::narrow(q.widen());
@@ -207,7 +207,7 @@ impl Shape {
         let scale = (std::f64::consts::LOG2_E / (self.size as f64).sqrt()) as f32;
         let seen = if self.causal { self.keys.min(range.end) } else { self.keys };
         let (key_steps, value_steps) = (words::<W>(self.size), words::<W>(self.keys));
-        let weights = elements::<MaybeUninit<W>>(weights);
+        let weights = spare_mut::<W>(weights);
         for first in (0..seen).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(seen - first);
             let width = keys.next_multiple_of(LANES.max(self.kernels.columns()));
@@ -360,12 +360,6 @@ const fn depth<W>() -> usize {
 /// Words that hold some elements.
 const fn words<W>(elements: usize) -> usize {
     elements.div_ceil(depth::<W>())
-}
-
-/// The elements of some lines.
-fn elements<W>(lines: &mut [Line]) -> &mut [W] {
-    // SAFETY: a line is 64 bytes aligned to 64, and every bit pattern is an element of those used here.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * (64 / size_of::<W>())) }
 }
 
 struct SharedOutput<T>(*mut MaybeUninit<T>);

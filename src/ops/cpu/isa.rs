@@ -156,7 +156,7 @@ mod tests {
     fn the_environment_chooses_among_what_is_there() {
         assert_eq!(Isa::choose(Some("portable")), Ok(Isa::Portable));
         assert_eq!(Isa::choose(None).ok(), Isa::available().last().copied());
-        let message = Isa::choose(Some("avx1024")).unwrap_err();
+        let message = Isa::choose(Some("avx1024")).err().unwrap_or_default();
         assert!(message.contains("SD_GEN_CPU_ISA=avx1024") && message.contains("portable"), "{message}");
     }
 }
