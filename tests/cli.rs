@@ -145,10 +145,13 @@ fn both_layouts_paint_the_same_picture() {
     sd_gen(folder.path(), &["convert", "emoji", "bf16", "--dtype", "bf16"]);
     assert!(folder.path().join("bf16/model_index.json").is_file());
     assert_ne!(paint("emoji", "whole.png"), paint("./bf16", "rounded.png"));
-    // The emoji model's vocabulary is its own, which a single file cannot carry: it becomes a file, and says what it lacks.
+    // The emoji model's vocabulary and defaults are its own, and travel with it.
     sd_gen(folder.path(), &["convert", "emoji", "emoji.safetensors"]);
-    let refused = command(folder.path(), &["-m", "./emoji.safetensors", "-p", "x"]).output().expect("sd-gen starts");
-    assert_eq!(refused.status.code(), Some(3));
+    assert_eq!(paint("./emoji.safetensors", "one-file.png"), paint("emoji", "again.png"));
+    sd_gen(folder.path(), &["convert", "./emoji.safetensors", "back"]);
+    assert_eq!(paint("./back", "back.png"), paint("emoji", "once-more.png"));
+    let twice = command(folder.path(), &["convert", "emoji", "back"]).output().expect("sd-gen starts");
+    assert_eq!(twice.status.code(), Some(2), "an existing model is not overwritten");
 }
 
 #[test]
