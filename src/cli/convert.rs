@@ -2,13 +2,16 @@
 
 use super::args::ConvertArgs;
 use super::model;
-use crate::Result;
 use crate::spec::TextEncoderSpec;
 use crate::text::{clip_merges, clip_vocab_json};
 use crate::weights::{Layout, TokenizerFiles, convert};
+use crate::{Error, Result};
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let from = model::open(Some(&args.from), args.models_dir.as_deref())?;
+    if let Some(parent) = args.to.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    }
     let is_one_file = args.to.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));
     let layout = if is_one_file { Layout::Original } else { Layout::Diffusers };
     // A single file brings no vocabulary, and what it means is CLIP's.

@@ -1,7 +1,7 @@
 //! Functions of each element.
 #![expect(unsafe_code, reason = "the output is written once")]
 
-use super::element::{Element, Elements, build, with_element};
+use super::element::{Element, Elements, build, map, with_element};
 use super::isa::Isa;
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
@@ -32,37 +32,15 @@ impl Activation {
                 isa.vectorize(
                     #[inline(always)]
                     |math| match self {
-                        Self::Silu => each(
-                            x,
-                            y,
-                            #[inline(always)]
-                            |x| math.silu(x),
-                        ),
-                        Self::Gelu => each(
-                            x,
-                            y,
-                            #[inline(always)]
-                            |x| math.gelu(x),
-                        ),
-                        Self::QuickGelu => each(
-                            x,
-                            y,
-                            #[inline(always)]
-                            |x| math.quick_gelu(x),
-                        ),
+                        Self::Silu => map(math, x, y, |_, x| x.iter().map(move |x| math.silu(x.widen()))),
+                        Self::Gelu => map(math, x, y, |_, x| x.iter().map(move |x| math.gelu(x.widen()))),
+                        Self::QuickGelu => map(math, x, y, |_, x| x.iter().map(move |x| math.quick_gelu(x.widen()))),
                     },
                 );
             });
         };
         // SAFETY: the chunks are all of the output, and each is written in full.
         unsafe { build(shape, fill) }
-    }
-}
-
-#[inline(always)]
-fn each<T: Element>(x: &[T], y: &mut [MaybeUninit<T>], f: impl Fn(f32) -> f32) {
-    for (y, x) in y.iter_mut().zip(x) {
-        y.write(T::narrow(f(x.widen())));
     }
 }
 
@@ -110,9 +88,10 @@ fn halves<T: Element>(isa: Isa, x: &Tensor) -> Result<Tensor> {
                 |math| {
                     for (y, x) in y.chunks_exact_mut(half).zip(x.chunks_exact(channels)) {
                         let (a, b) = x.split_at(half);
-                        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-                            y.write(T::narrow(a.widen() * math.gelu(b.widen())));
-                        }
+                        map(math, b, y, |start, b| {
+                            let pairs = b.iter().zip(&a[start..]);
+                            pairs.map(move |(b, a)| a.widen() * math.gelu(b.widen()))
+                        });
                     }
                 },
             );

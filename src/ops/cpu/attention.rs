@@ -8,9 +8,9 @@
 
 use super::element::{Element, Elements, build, with_element};
 use super::isa::Isa;
+use super::lines::{Line, elements_mut, lines, reserve, spare_mut};
 use super::math::{LANES, Math, reduce};
 use super::microkernel::{Kernels, MAX_ROWS, Tile};
-use super::product::{Line, lines, reserve};
 use candle_core::{DType, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
@@ -132,16 +132,16 @@ impl Shape {
     fn pack_keys<T: Element, W: Element>(&self, k: &[T], head: usize) -> Vec<Line> {
         let (depth, steps) = (depth::<W>(), words::<W>(self.size));
         let mut panels = lines(self.keys.next_multiple_of(self.kernels.lanes) * steps);
-        let to = elements::<W>(&mut panels);
+        let to = elements_mut::<W>(&mut panels);
         for first in (0..self.keys).step_by(self.kernels.columns()) {
             let width = self.panel_width(first, self.keys);
             let panel = &mut to[first * steps * depth..][..width * steps * depth];
             for key in first..self.keys.min(first + width) {
                 let k = &k[self.at(head, self.keys, key)..][..self.size];
                 let to = &mut panel[(key - first) * depth..];
-                for (to, k) in to.chunks_mut(width * depth).zip(k.chunks(depth)) {
-                    for (to, k) in to.iter_mut().zip(k) {
-                        *to = W::narrow(k.widen());
+                for (to, k) in to.chunks_mut(width * depth).zip(k.chunks_exact(depth)) {
+                    for i in 0..depth {
+                        to[i] = W::narrow(k[i].widen());
                     }
                 }
             }
@@ -153,7 +153,7 @@ impl Shape {
     fn pack_values<T: Element, W: Element>(&self, v: &[T], head: usize) -> Vec<Line> {
         let (depth, steps) = (depth::<W>(), words::<W>(self.keys));
         let mut panels = lines(self.size.next_multiple_of(self.kernels.lanes) * steps);
-        let to = elements::<W>(&mut panels);
+        let to = elements_mut::<W>(&mut panels);
         for first in (0..self.size).step_by(self.kernels.columns()) {
             let width = self.panel_width(first, self.size);
             let panel = &mut to[first * steps * depth..][..width * steps * depth];
@@ -188,11 +188,11 @@ impl Shape {
         reserve(scores, self.kernels.rows * BLOCK_KEYS);
         reserve(weights, self.kernels.rows * BLOCK_KEYS);
         reserve(sums, count * padded);
-        let (scores, sums) = (elements::<f32>(scores), &mut elements::<f32>(sums)[..count * padded]);
+        let (scores, sums) = (elements_mut::<f32>(scores), &mut elements_mut::<f32>(sums)[..count * padded]);
         let queries = if T::DTYPE == W::DTYPE {
             Rows { base: q[self.at(head, self.queries, range.start)..].as_ptr().cast(), stride: self.width() * size_of::<T>() }
         } else {
-            let converted = elements::<W>(converted);
+            let converted = elements_mut::<W>(converted);
             for (to, query) in converted.chunks_exact_mut(self.size).zip(range.clone()) {
                 for (to, q) in to.iter_mut().zip(&q[self.at(head, self.queries, query)..][..self.size]) {
                     *to = W::narrow(q.widen());
@@ -207,7 +207,7 @@ impl Shape {
         let scale = (std::f64::consts::LOG2_E / (self.size as f64).sqrt()) as f32;
         let seen = if self.causal { self.keys.min(range.end) } else { self.keys };
         let (key_steps, value_steps) = (words::<W>(self.size), words::<W>(self.keys));
-        let weights = elements::<W>(weights);
+        let weights = spare_mut::<W>(weights);
         for first in (0..seen).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(seen - first);
             let width = keys.next_multiple_of(LANES.max(self.kernels.columns()));
@@ -241,7 +241,8 @@ impl Shape {
                         sums[(tile + i) * padded..][..padded].iter_mut().for_each(|sum| *sum *= factor);
                     }
                 }
-                let pointers = Rows { base: weights.as_ptr().cast(), stride: width * size_of::<W>() }.pointers(0, rows);
+                let weights: *const u8 = if W::DTYPE == DType::F32 { scores.as_ptr().cast() } else { weights.as_ptr().cast() };
+                let pointers = Rows { base: weights, stride: width * size_of::<W>() }.pointers(0, rows);
                 for column in (0..self.size).step_by(self.kernels.columns()) {
                     let panel = self.panel_width(column, self.size);
                     // SAFETY: the panel starts at its column and key, and `padded` holds whole panels.
@@ -295,9 +296,9 @@ struct State {
 
 impl State {
     /// Turns scores into weights relative to the greatest so far; gives the factor for what was summed before.
-    /// Only the first `seen` count, the rest become 0. The scores are whole lanes.
+    /// Only the first `seen` count, the rest become 0. The scores are whole lanes; weights in f32 take their place.
     #[inline(always)]
-    fn fold<W: Element>(&mut self, math: Math, scale: f32, scores: &mut [f32], weights: &mut [W], seen: usize) -> f32 {
+    fn fold<W: Element>(&mut self, math: Math, scale: f32, scores: &mut [f32], weights: &mut [MaybeUninit<W>], seen: usize) -> f32 {
         scores[seen..].fill(f32::NEG_INFINITY);
         let mut most = [f32::NEG_INFINITY; LANES];
         for scores in scores.chunks_exact(LANES) {
@@ -313,12 +314,21 @@ impl State {
             );
         let greatest = if most > self.greatest { most } else { self.greatest };
         let mut sums = [0.0f32; LANES];
-        for (weights, scores) in weights.chunks_exact_mut(LANES).zip(scores.chunks_exact(LANES)) {
-            for ((sum, weight), score) in sums.iter_mut().zip(weights).zip(scores) {
-                let exponent = math.mul_add(*score, scale, -greatest);
-                let value = if W::DTYPE == DType::BF16 { math.exp2_coarse(exponent) } else { math.exp2(exponent) };
-                *sum += value;
-                *weight = W::narrow(value);
+        if W::DTYPE == DType::F32 {
+            for scores in scores.chunks_exact_mut(LANES) {
+                for (sum, score) in sums.iter_mut().zip(scores) {
+                    *score = weigh::<W>(math, *score, scale, greatest);
+                    *sum += *score;
+                }
+            }
+        } else {
+            for (weights, scores) in weights.chunks_exact_mut(LANES).zip(scores.chunks_exact(LANES)) {
+                let mut values = [0.0; LANES];
+                for ((sum, value), score) in sums.iter_mut().zip(&mut values).zip(scores) {
+                    *value = weigh::<W>(math, *score, scale, greatest);
+                    *sum += *value;
+                }
+                W::narrow_all(math, &values, weights);
             }
         }
         let factor = math.exp2(self.greatest - greatest);
@@ -335,6 +345,13 @@ impl State {
     }
 }
 
+/// The weight of a score, as exact as `W` is.
+#[inline(always)]
+fn weigh<W: Element>(math: Math, score: f32, scale: f32, greatest: f32) -> f32 {
+    let exponent = math.mul_add(score, scale, -greatest);
+    if W::DTYPE == DType::BF16 { math.exp2_coarse(exponent) } else { math.exp2(exponent) }
+}
+
 /// Elements in a word of the kernels: an f32, or two bf16.
 const fn depth<W>() -> usize {
     size_of::<u32>() / size_of::<W>()
@@ -343,12 +360,6 @@ const fn depth<W>() -> usize {
 /// Words that hold some elements.
 const fn words<W>(elements: usize) -> usize {
     elements.div_ceil(depth::<W>())
-}
-
-/// The elements of some lines.
-fn elements<W: Element>(lines: &mut [Line]) -> &mut [W] {
-    // SAFETY: a line is 64 bytes aligned to 64, and every bit pattern is an element.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * (64 / size_of::<W>())) }
 }
 
 struct SharedOutput<T>(*mut MaybeUninit<T>);

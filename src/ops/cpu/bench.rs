@@ -89,6 +89,13 @@ fn times() -> Result<()> {
             attention(&q_, &k_, &v_, h, false)
         })?;
     }
+    for (n, c, k) in [(10240, 1280, 1), (1280, 1280, 3), (320, 320, 3)] {
+        let weight = random(&[n, c, k, k])?;
+        let bytes = weight.elem_count() as f64 * dtype.size_in_bytes() as f64 * 1e-9;
+        report(&format!("pack {k}x{k} {c} {n}"), bytes, "GB/s", || {
+            Conv2d::new(weight.clone(), None, 1, Padding::same(1)).map(|_| weight.clone())
+        })?;
+    }
     let bytes = dtype.size_in_bytes() as f64 * 1e-9;
     for (b, s, c) in [(2, 64, 320), (2, 32, 640), (1, 512, 128), (1, 512, 256)] {
         let x = random(&[b, s, s, c])?;

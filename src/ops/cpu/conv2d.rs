@@ -4,7 +4,8 @@ use super::super::{Epilogue, Padding};
 use super::element::with_element;
 use super::isa::Isa;
 use super::linear::multiply;
-use super::product::{Geometry, Packed};
+use super::packed::Packed;
+use super::rows::Geometry;
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! The storage types, and how tensors are read and made.
-#![expect(unsafe_code, reason = "results are written once, into memory that was not cleared first")]
+#![expect(unsafe_code, reason = "results are written once, into memory that was not cleared first; one conversion is an instruction")]
 
+use super::math::Math;
 use candle_core::{DType, Device, Result, Storage, Tensor, WithDType};
 use half::{bf16, f16};
 use std::mem::MaybeUninit;
@@ -12,6 +13,39 @@ pub(super) trait Element: WithDType {
     fn widen(self) -> f32;
     /// To the nearest, ties to even.
     fn narrow(x: f32) -> Self;
+
+    /// [`Element::narrow`] of many at once, written to as many places.
+    #[inline(always)]
+    fn narrow_all(_: Math, from: &[f32], to: &mut [MaybeUninit<Self>]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            to.write(Self::narrow(*from));
+        }
+    }
+}
+
+/// Makes `y` of `x`, which are as long: `f` gets parts of `x` with their places, and gives the results in f32.
+#[inline(always)]
+pub(super) fn map<'a, T: Element, I: Iterator<Item = f32>>(
+    math: Math,
+    x: &'a [T],
+    y: &mut [MaybeUninit<T>],
+    f: impl Fn(usize, &'a [T]) -> I,
+) {
+    if math.bf16 && T::DTYPE == DType::BF16 {
+        // The rounding is an instruction over sixteen, which the compiler does not find by itself.
+        const BLOCK: usize = 128;
+        let mut values = [0.0; BLOCK];
+        for (block, (y, x)) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)).enumerate() {
+            for (value, result) in values.iter_mut().zip(f(block * BLOCK, x)) {
+                *value = result;
+            }
+            T::narrow_all(math, &values[..x.len()], y);
+        }
+    } else {
+        for (y, result) in y.iter_mut().zip(f(0, x)) {
+            y.write(T::narrow(result));
+        }
+    }
 }
 
 impl Element for f32 {
@@ -36,8 +70,24 @@ impl Element for bf16 {
     fn narrow(x: f32) -> Self {
         let bits = x.to_bits();
         let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-        let quiet = bits >> 16 | 0x40;
-        Self::from_bits((if x.is_nan() { quiet } else { rounded }) as u16)
+        Self::from_bits((if x.is_nan() { 0x7fc0 } else { rounded }) as u16)
+    }
+
+    #[inline(always)]
+    fn narrow_all(math: Math, from: &[f32], to: &mut [MaybeUninit<Self>]) {
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if math.bf16 {
+            use std::arch::x86_64::{__m256bh, _mm512_cvtneps_pbh, _mm512_loadu_ps};
+            for (from, to) in from.chunks_exact(16).zip(to.chunks_exact_mut(16)) {
+                // SAFETY: `Math::bf16` says that the instruction is there; both chunks have sixteen elements.
+                unsafe { to.as_mut_ptr().cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(_mm512_loadu_ps(from.as_ptr()))) };
+                done += 16;
+            }
+        }
+        for (to, from) in to.iter_mut().zip(from).skip(done) {
+            to.write(<Self as Element>::narrow(*from));
+        }
     }
 }
 

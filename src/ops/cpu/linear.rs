@@ -4,7 +4,9 @@
 use super::super::Epilogue;
 use super::element::{Element, Elements, build, with_element};
 use super::isa::Isa;
-use super::product::{Geometry, Output, Packed};
+use super::output::Output;
+use super::packed::Packed;
+use super::rows::Geometry;
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 

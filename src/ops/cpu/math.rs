@@ -1,9 +1,12 @@
 //! Functions of one f32 written so that a loop over them becomes vector instructions: no branches, no tables.
 
-/// Whether a multiplication and an addition are one instruction here; without it `f32::mul_add` is a library call.
+/// What the instructions at hand can do; constants where it is used, so that nothing is decided in a loop.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Math {
+    /// A multiplication and an addition are one instruction; without it `f32::mul_add` is a library call.
     pub(super) fused: bool,
+    /// There is an instruction that rounds f32 to bf16: AVX-512 BF16.
+    pub(super) bf16: bool,
 }
 
 impl Math {
@@ -109,10 +112,10 @@ impl Math {
 /// Elements that a reduction takes side by side; the same everywhere, so that sums have one order.
 pub(super) const LANES: usize = 16;
 
-/// Folds the lanes in halves, which is shuffles of a vector and not a chain.
+/// Folds the lanes, a power of two of them, in halves, which is shuffles of a vector and not a chain.
 #[inline(always)]
-pub(super) fn reduce(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES / 2;
+pub(super) fn reduce<const N: usize>(mut lanes: [f32; N], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = N / 2;
     while width > 0 {
         for i in 0..width {
             lanes[i] = f(lanes[i], lanes[i + width]);
@@ -142,7 +145,7 @@ mod tests {
     #[test]
     fn functions_are_right_to_about_one_ulp() {
         for fused in [false, true] {
-            let math = Math { fused };
+            let math = Math { fused, bf16: false };
             let cut = |x: f64| {
                 if x < -87.3 {
                     0.0
@@ -167,7 +170,7 @@ mod tests {
 
     #[test]
     fn extremes_stay_in_their_place() {
-        let math = Math { fused: true };
+        let math = Math { fused: true, bf16: false };
         assert_eq!(math.exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(math.exp(f32::INFINITY), f32::INFINITY);
         assert_eq!(math.exp2(f32::NEG_INFINITY), 0.0);

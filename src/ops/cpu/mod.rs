@@ -9,10 +9,14 @@ mod conv2d;
 mod element;
 mod isa;
 mod linear;
+mod lines;
 mod math;
 mod microkernel;
 mod normalization;
+mod output;
+mod packed;
 mod product;
+mod rows;
 mod upsample;
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Group and layer normalisation with f32 arithmetic and statistics about the mean, in two readings of the input.
 #![expect(unsafe_code, reason = "the output is written once")]
 
-use super::element::{Element, Elements, build, to_f32, with_element};
+use super::element::{Element, Elements, build, map, to_f32, with_element};
 use super::isa::Isa;
-use super::math::{LANES, Math, reduce};
+use super::math::{Math, reduce};
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -13,6 +13,9 @@ const TASK: usize = 32_768;
 
 /// Most positions in a task: what is summed in f32.
 const TASK_POSITIONS: usize = 256;
+
+/// Parts of a sum of a row: several vectors, so that an addition need not wait for the one before.
+const SIDE_BY_SIDE: usize = 64;
 
 #[derive(Debug, Clone)]
 pub(in super::super) struct GroupNorm {
@@ -181,11 +184,12 @@ fn moments<T: Element>(x: &[T], channels: usize, groups: usize) -> Vec<Moments> 
 }
 
 #[inline(always)]
-fn apply<T: Element>(math: Math, x: &[T], y: &mut [MaybeUninit<T>], scale: &[f32], shift: &[f32], f: impl Fn(f32) -> f32) {
+fn apply<T: Element>(math: Math, x: &[T], y: &mut [MaybeUninit<T>], scale: &[f32], shift: &[f32], f: impl Fn(f32) -> f32 + Copy) {
     for (y, x) in y.chunks_exact_mut(scale.len()).zip(x.chunks_exact(scale.len())) {
-        for (((y, x), scale), shift) in y.iter_mut().zip(x).zip(scale).zip(shift) {
-            y.write(T::narrow(f(math.mul_add(x.widen(), *scale, *shift))));
-        }
+        map(math, x, y, |start, x| {
+            let channels = x.iter().zip(&scale[start..]).zip(&shift[start..]);
+            channels.map(|((x, scale), shift)| f(math.mul_add(x.widen(), *scale, *shift)))
+        });
     }
 }
 
@@ -242,46 +246,57 @@ impl LayerNorm {
     #[inline(always)]
     fn row<T: Element>(&self, math: Math, x: &[T], y: &mut [MaybeUninit<T>]) {
         let count = x.len() as f32;
-        let mean = sum(
+        let [sum] = sums(
             x,
             #[inline(always)]
-            |x| x,
-        ) / count;
-        // What the mean lost when it was rounded.
-        let rest = sum(
+            |x| [x],
+        );
+        let mean = sum / count;
+        // The first is what the mean lost when it was rounded.
+        let [rest, squares] = sums(
             x,
             #[inline(always)]
-            |x| x - mean,
-        ) / count;
-        let variance = sum(
-            x,
-            #[inline(always)]
-            |x| (x - mean - rest) * (x - mean - rest),
-        ) / count;
+            |x| [x - mean, (x - mean) * (x - mean)],
+        );
+        let rest = rest / count;
+        let variance = (squares / count - rest * rest).max(0.0);
         let inverse = (1.0 / (f64::from(variance) + self.eps).sqrt()) as f32;
-        for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(&self.weight).zip(&self.bias) {
-            y.write(T::narrow(math.mul_add((x.widen() - mean - rest) * inverse, *weight, *bias)));
-        }
+        map(math, x, y, |start, x| {
+            let channels = x.iter().zip(&self.weight[start..]).zip(&self.bias[start..]);
+            channels.map(move |((x, weight), bias)| math.mul_add((x.widen() - mean - rest) * inverse, *weight, *bias))
+        });
     }
 }
 
-/// The sum of `f` over all elements, in [`LANES`] sums side by side.
+/// Sums over all elements, each in [`SIDE_BY_SIDE`] parts.
 #[inline(always)]
-fn sum<T: Element>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for x in chunks {
-        for (sum, x) in sums.iter_mut().zip(x) {
-            *sum += f(x.widen());
+fn sums<T: Element, const N: usize>(x: &[T], f: impl Fn(f32) -> [f32; N]) -> [f32; N] {
+    let mut parts = [[0.0f32; SIDE_BY_SIDE]; N];
+    for x in x.chunks(SIDE_BY_SIDE) {
+        if let Ok(x) = <&[T; SIDE_BY_SIDE]>::try_from(x) {
+            for i in 0..SIDE_BY_SIDE {
+                let terms = f(x[i].widen());
+                for n in 0..N {
+                    parts[n][i] += terms[n];
+                }
+            }
+        } else {
+            for (i, x) in x.iter().enumerate() {
+                let terms = f(x.widen());
+                for n in 0..N {
+                    parts[n][i] += terms[n];
+                }
+            }
         }
     }
-    for (sum, x) in sums.iter_mut().zip(rest) {
-        *sum += f(x.widen());
-    }
-    reduce(
-        sums,
+    parts.map(
         #[inline(always)]
-        |a, b| a + b,
+        |parts| {
+            reduce(
+                parts,
+                #[inline(always)]
+                |a, b| a + b,
+            )
+        },
     )
 }

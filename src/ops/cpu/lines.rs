@@ -1,0 +1,55 @@
+//! Memory for the microkernel, aligned to full vectors.
+#![expect(unsafe_code, reason = "one memory is read as several types of numbers")]
+
+use super::element::{Element, build_vec};
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+
+/// Sixteen words of 32 bits.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line([u32; 16]);
+
+const ZERO: Line = Line([0; 16]);
+
+/// Lines of which clearing is worth sharing: 4 MiB.
+const SHARE: usize = 1 << 16;
+
+/// Lines that hold at least `words` words, all 0.
+pub(super) fn lines(words: usize) -> Vec<Line> {
+    let clear = |lines: &mut [MaybeUninit<Line>]| {
+        lines.par_chunks_mut(SHARE).for_each(|lines| {
+            for line in lines {
+                line.write(ZERO);
+            }
+        });
+    };
+    // SAFETY: all lines are written.
+    unsafe { build_vec(words.div_ceil(16), clear) }
+}
+
+/// Makes `lines` hold at least `words` words.
+pub(super) fn reserve(lines: &mut Vec<Line>, words: usize) {
+    if lines.len() < words.div_ceil(16) {
+        lines.resize(words.div_ceil(16), ZERO);
+    }
+}
+
+/// The elements of some lines.
+pub(super) fn elements<T: Element>(lines: &[Line]) -> &[T] {
+    // SAFETY: a line is 64 bytes aligned to 64, and every bit pattern is an `Element`.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * (64 / size_of::<T>())) }
+}
+
+/// The elements of some lines, to write.
+pub(super) fn elements_mut<T: Element>(lines: &mut [Line]) -> &mut [T] {
+    // SAFETY: as for `elements`.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * (64 / size_of::<T>())) }
+}
+
+/// The elements of some lines, to write before they are read.
+pub(super) fn spare_mut<T: Element>(lines: &mut [Line]) -> &mut [MaybeUninit<T>] {
+    let elements = elements_mut::<T>(lines);
+    // SAFETY: memory that may be uninitialised has the same layout; only elements are written to it.
+    unsafe { std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), elements.len()) }
+}

@@ -1,0 +1,74 @@
+//! What happens to sums before they are stored.
+#![expect(unsafe_code, reason = "threads write disjoint parts of one output")]
+
+use super::element::Element;
+use super::math::Math;
+use super::microkernel::MAX_COLUMNS;
+use std::mem::MaybeUninit;
+
+/// Where a product goes, and what is added on the way.
+pub(super) struct Output<'a, T> {
+    to: *mut T,
+    /// Elements between rows of `to`, `row_bias` and `residual`.
+    outputs: usize,
+    row_bias: Option<&'a [T]>,
+    /// Rows that share one row of `row_bias`.
+    rows_per_bias: usize,
+    residual: Option<&'a [T]>,
+}
+
+// SAFETY: tasks write disjoint parts of `to`.
+unsafe impl<T: Sync> Sync for Output<'_, T> {}
+
+impl<'a, T: Element> Output<'a, T> {
+    /// The lengths are those of `to`, of whole rows of `outputs`.
+    pub(super) fn new(
+        to: &mut [MaybeUninit<T>],
+        outputs: usize,
+        batch: usize,
+        row_bias: Option<&'a [T]>,
+        residual: Option<&'a [T]>,
+    ) -> Self {
+        let rows_per_bias = (to.len() / (outputs * batch).max(1)).max(1);
+        Self { to: to.as_mut_ptr().cast(), outputs, row_bias, rows_per_bias, residual }
+    }
+
+    /// Writes some rows of some columns.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "where, what and how")]
+    pub(super) fn write(
+        &self,
+        math: Math,
+        first_row: usize,
+        first_column: usize,
+        outputs: usize,
+        sums: &[f32],
+        width: usize,
+        bias: &[f32],
+    ) {
+        let bias = &bias[..outputs];
+        for (i, sums) in sums.chunks_exact(width).enumerate() {
+            let row = first_row + i;
+            let at = row * self.outputs + first_column;
+            let mut values = [0.0; MAX_COLUMNS];
+            let values = &mut values[..outputs];
+            for ((value, sum), bias) in values.iter_mut().zip(sums).zip(bias) {
+                *value = sum + bias;
+            }
+            if let Some(row_bias) = self.row_bias {
+                let from = row / self.rows_per_bias * self.outputs + first_column;
+                for (value, extra) in values.iter_mut().zip(&row_bias[from..from + outputs]) {
+                    *value += extra.widen();
+                }
+            }
+            if let Some(residual) = self.residual {
+                for (value, extra) in values.iter_mut().zip(&residual[at..at + outputs]) {
+                    *value += extra.widen();
+                }
+            }
+            // SAFETY: row and columns are within the output, and no other task has them.
+            let to = unsafe { std::slice::from_raw_parts_mut(self.to.add(at).cast::<MaybeUninit<T>>(), outputs) };
+            T::narrow_all(math, values, to);
+        }
+    }
+}

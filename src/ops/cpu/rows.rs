@@ -1,0 +1,76 @@
+//! Where the left-hand side of a product is: pixels, reached through pointers.
+#![expect(unsafe_code, reason = "the microkernel takes raw row pointers")]
+
+use super::microkernel::MAX_ROWS;
+use std::ops::Range;
+
+/// Which pixels an output row reads.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Geometry {
+    /// Row `i` reads pixel `i`: a plain product.
+    Flat { rows: usize },
+    /// A window that slides over pictures.
+    Windows {
+        batch: usize,
+        /// Height and width of the input.
+        input: (usize, usize),
+        /// Height and width of the output.
+        output: (usize, usize),
+        kernel: (usize, usize),
+        stride: usize,
+        /// Rows above and columns to the left that are zero.
+        padding: (usize, usize),
+    },
+}
+
+impl Geometry {
+    /// Output rows.
+    pub(super) fn rows(&self) -> usize {
+        match *self {
+            Self::Flat { rows } => rows,
+            Self::Windows { batch, output, .. } => batch * output.0 * output.1,
+        }
+    }
+}
+
+/// Where the pixels are.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) base: *const u8,
+    pub(super) pixel_bytes: usize,
+    pub(super) geometry: Geometry,
+}
+
+// SAFETY: the pixels are only read, and outlive the call that made this.
+unsafe impl Sync for Rows {}
+// SAFETY: as above.
+unsafe impl Send for Rows {}
+
+impl Rows {
+    /// Fills `[taps][MAX_ROWS]` pointers for some output rows; those outside a picture point at zeros.
+    pub(super) fn point(&self, range: Range<usize>, zeros: &[u32], to: &mut [[*const u32; MAX_ROWS]]) {
+        // SAFETY: a pixel's index is below the number of pixels.
+        let pixel = |index: usize| unsafe { self.base.add(index * self.pixel_bytes).cast::<u32>() };
+        match self.geometry {
+            Geometry::Flat { .. } => {
+                for (row, to) in range.zip(&mut to[0]) {
+                    *to = pixel(row);
+                }
+            }
+            Geometry::Windows { input, output, kernel, stride, padding, .. } => {
+                for (i, row) in range.enumerate() {
+                    let (line, x) = (row / output.1, row % output.1);
+                    let (image, y) = (line / output.0, line % output.0);
+                    for ky in 0..kernel.0 {
+                        let y = (y * stride + ky).wrapping_sub(padding.0);
+                        for kx in 0..kernel.1 {
+                            let x = (x * stride + kx).wrapping_sub(padding.1);
+                            let inside = y < input.0 && x < input.1;
+                            to[ky * kernel.1 + kx][i] = if inside { pixel((image * input.0 + y) * input.1 + x) } else { zeros.as_ptr() };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The program as its users meet it: what it writes, where, and what it says.
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    command.args(arguments).current_dir(folder).env_remove("SD_GEN_MODELS");
+    command
+}
+
+fn sd_gen(folder: &Path, arguments: &[&str]) -> Output {
+    let output = command(folder, arguments).output().expect("sd-gen starts");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// The paths on standard output, one a line.
+fn paths(folder: &Path, output: &Output) -> Vec<PathBuf> {
+    String::from_utf8_lossy(&output.stdout).lines().map(|line| folder.join(line)).collect()
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("folder")
+}
+
+fn texts(path: &Path) -> Vec<(String, String)> {
+    let file = std::io::BufReader::new(std::fs::File::open(path).expect("open"));
+    let reader = png::Decoder::new(file).read_info().expect("a PNG");
+    let info = reader.info();
+    let latin = info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone()));
+    let utf8 = info.utf8_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.get_text().expect("text")));
+    latin.chain(utf8).collect()
+}
+
+#[test]
+fn the_same_request_gives_the_same_file_and_overwrites_nothing() {
+    let folder = folder();
+    let arguments = ["--prompt", "a red apple", "--seed", "1", "--steps", "3"];
+    let (first, second) = (sd_gen(folder.path(), &arguments), sd_gen(folder.path(), &arguments));
+    let (first, second) = (paths(folder.path(), &first), paths(folder.path(), &second));
+    assert_eq!(first, [folder.path().join("a-red-apple-1.png")]);
+    assert_eq!(second, [folder.path().join("a-red-apple-1-2.png")]);
+    assert_eq!(std::fs::read(&first[0]).expect("read"), std::fs::read(&second[0]).expect("read"));
+    let picture = image::open(&first[0]).expect("a picture").to_rgb8();
+    assert_eq!(picture.dimensions(), (128, 128));
+    let other = paths(folder.path(), &sd_gen(folder.path(), &["--prompt", "a red apple", "--seed", "2", "--steps", "3"]));
+    assert_ne!(image::open(&other[0]).expect("a picture").to_rgb8(), picture);
+}
+
+#[test]
+fn a_red_apple_is_red_and_a_green_heart_is_green() {
+    let folder = folder();
+    let colour = |prompt: &str| {
+        let output = sd_gen(folder.path(), &["--prompt", prompt, "--seed", "1"]);
+        let picture = image::open(&paths(folder.path(), &output)[0]).expect("a picture").to_rgb8();
+        let middle = image::imageops::crop_imm(&picture, 40, 40, 48, 48).to_image();
+        let sum = middle.pixels().fold([0u32; 3], |sum, pixel| [0, 1, 2].map(|i| sum[i] + u32::from(pixel[i])));
+        sum.map(|channel| channel / (48 * 48))
+    };
+    let [red, green, blue] = colour("a red apple");
+    assert!(red > green + 40 && red > blue + 40, "a red apple is {red} {green} {blue}");
+    let [red, green, blue] = colour("a green heart");
+    assert!(green > red + 40 && green > blue + 20, "a green heart is {red} {green} {blue}");
+}
+
+#[test]
+fn pictures_remember_their_request() {
+    let folder = folder();
+    let arguments =
+        ["-p", "grüne Äpfel — 東京", "-n", "blurry: bad, worse", "-s", "5", "--steps", "2", "--sampler", "dpmpp_2m_karras", "-g", "3.5"];
+    let output = sd_gen(folder.path(), &arguments);
+    let [(keyword, text)] = texts(&paths(folder.path(), &output)[0]).try_into().expect("one text");
+    assert_eq!(keyword, "parameters");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..2], ["grüne Äpfel — 東京", "Negative prompt: blurry: bad, worse"]);
+    let wanted = "Steps: 2, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3.5, Seed: 5, Size: 128x128, Model: emoji, RNG: CPU, Version: sd-gen ";
+    assert!(lines[2].starts_with(wanted), "{}", lines[2]);
+}
+
+#[test]
+fn templates_batches_and_latents() {
+    let folder = folder();
+    let arguments = ["-p", "a cat", "-s", "9", "--steps", "2", "--images", "3", "-b", "2", "-o", "{prompt}/{index}-{seed}.png"];
+    let output = sd_gen(folder.path(), &[&arguments[..], &["--save-latents", "latents.safetensors", "--output-dir", "out"]].concat());
+    let expected = ["out/a-cat/0-9.png", "out/a-cat/1-10.png", "out/a-cat/2-11.png"].map(|name| folder.path().join(name));
+    assert_eq!(paths(folder.path(), &output), expected);
+    // Picture i of a batch is the picture of seed + i.
+    sd_gen(folder.path(), &["-p", "a cat", "-s", "11", "--steps", "2", "-o", "alone.png"]);
+    let open = |path: &Path| image::open(path).expect("a picture").to_rgb8();
+    assert_eq!(open(&folder.path().join("alone.png")), open(&expected[2]));
+    let bytes = std::fs::read(folder.path().join("latents.safetensors")).expect("read");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    assert_eq!(tensors.tensor("latents").expect("latents").shape(), [3, 4, 16, 16]);
+}
+
+#[test]
+fn standard_input_and_standard_output() {
+    let folder = folder();
+    let mut child = command(folder.path(), &["-p", "-", "-o", "-", "-s", "1", "--steps", "2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("sd-gen starts");
+    child.stdin.take().expect("stdin").write_all(b"a red apple\n").expect("write");
+    let output = child.wait_with_output().expect("output");
+    assert!(output.status.success());
+    assert!(output.stdout.starts_with(b"\x89PNG"));
+    sd_gen(folder.path(), &["-p", "a red apple", "-o", "file.png", "-s", "1", "--steps", "2"]);
+    assert_eq!(output.stdout, std::fs::read(folder.path().join("file.png")).expect("read"));
+}
+
+#[test]
+fn progress_for_programs_is_json_lines() {
+    let folder = folder();
+    let output = sd_gen(folder.path(), &["-p", "a cat", "-s", "1", "--steps", "2", "--progress", "json"]);
+    let events: Vec<serde_json::Value> =
+        String::from_utf8_lossy(&output.stderr).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let named = |name: &str| events.iter().filter(|event| event["event"] == name).count();
+    assert_eq!((named("load"), named("step"), named("decode"), named("picture")), (3, 3, 1, 1));
+}
+
+#[test]
+fn long_prompts_name_what_is_left_out() {
+    let folder = folder();
+    let prompt = format!("{} zebra", "a cat, ".repeat(40));
+    let output = sd_gen(folder.path(), &["-p", &prompt, "-s", "1", "--steps", "1", "-o", "cat.png"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("warning") && said.contains("left out"), "{said}");
+    let quiet = sd_gen(folder.path(), &["-p", &prompt, "-s", "1", "--steps", "1", "-o", "quiet.png", "-q"]);
+    assert_eq!(String::from_utf8_lossy(&quiet.stderr), "");
+}
+
+#[test]
+fn both_layouts_paint_the_same_picture() {
+    let folder = folder();
+    let paint = |model: &str, name: &str| {
+        sd_gen(folder.path(), &["-m", model, "-p", "a cat", "-s", "1", "--steps", "2", "-o", name]);
+        image::open(folder.path().join(name)).expect("a picture").to_rgb8()
+    };
+    sd_gen(folder.path(), &["convert", "emoji", "bf16", "--dtype", "bf16"]);
+    assert!(folder.path().join("bf16/model_index.json").is_file());
+    assert_ne!(paint("emoji", "whole.png"), paint("./bf16", "rounded.png"));
+    // The emoji model's vocabulary and defaults are its own, and travel with it.
+    sd_gen(folder.path(), &["convert", "emoji", "emoji.safetensors"]);
+    assert_eq!(paint("./emoji.safetensors", "one-file.png"), paint("emoji", "again.png"));
+    sd_gen(folder.path(), &["convert", "./emoji.safetensors", "back"]);
+    assert_eq!(paint("./back", "back.png"), paint("emoji", "once-more.png"));
+    let twice = command(folder.path(), &["convert", "emoji", "back"]).output().expect("sd-gen starts");
+    assert_eq!(twice.status.code(), Some(2), "an existing model is not overwritten");
+}
+
+#[test]
+fn a_model_is_found_by_its_name() {
+    let folder = folder();
+    sd_gen(folder.path(), &["convert", "emoji", "models/my-emoji-model"]);
+    sd_gen(folder.path(), &["-m", "MY-EMO", "-p", "a cat", "--steps", "1", "-o", "by-prefix.png"]);
+    sd_gen(folder.path(), &["-m", "models", "-p", "a cat", "--steps", "1", "-o", "by-folder.png"]);
+    let output = sd_gen(folder.path(), &["-p", "a cat", "--steps", "1", "-o", "the-only-one.png"]);
+    assert!(output.status.success());
+    sd_gen(folder.path(), &["convert", "emoji", "models/my-other-model"]);
+    let refused = command(folder.path(), &["-m", "my", "-p", "x"]).output().expect("sd-gen starts");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(said.contains("my-emoji-model") && said.contains("my-other-model"), "{said}");
+}
+
+#[test]
+fn help_names_every_flag_of_the_readme() {
+    let help = sd_gen(Path::new("."), &["--help"]);
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let readme = include_str!("../README.md");
+    let flags: std::collections::BTreeSet<&str> = readme
+        .split(|c: char| c.is_whitespace() || "`,;)".contains(c))
+        .filter(|word| word.starts_with("--") && word.len() > 3 && !["--release", "--path", "--features", "--open"].contains(word))
+        .collect();
+    assert!(flags.len() > 20);
+    let missing: Vec<&&str> = flags.iter().filter(|flag| !help.contains(**flag)).collect();
+    assert!(missing.is_empty(), "the README speaks of {missing:?}");
+}
