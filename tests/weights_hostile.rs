@@ -351,6 +351,7 @@ fn broken_folders_are_refused() {
         ("model_index.json", Some("\u{0}"), &["model_index.json", "JSON"]),
         ("model_index.json", Some(r#"{"unet": [null, null]}"#), &["lacks", "unet"]),
         ("model_index.json", Some(r#"{"transformer": ["diffusers", "FluxTransformer2DModel"]}"#), &["transformer"]),
+        ("model_index.json", Some(r#"{"controlnet": ["diffusers", "ControlNetModel"]}"#), &["ControlNet"]),
         ("model_index.json", Some(r#"{"text_encoder": ["transformers", "T5EncoderModel"]}"#), &["T5EncoderModel"]),
         ("model_index.json", Some(r#"{"text_encoder": [null, null]}"#), &["lacks a text encoder"]),
         ("unet/diffusion_pytorch_model.safetensors", None, &["unet", "no weights"]),

@@ -25,6 +25,9 @@ const FOREIGN: &[(&str, &str)] = &[
     ("text_encoder_3", "it has a third text encoder (Stable Diffusion 3), and CLIP is the only one implemented"),
     ("prior", "it has a prior (unCLIP, Kandinsky or Cascade), which is not implemented"),
     ("decoder", "it has a decoder UNet (unCLIP or Cascade), which is not implemented"),
+    ("controlnet", "it has a ControlNet, which is not implemented"),
+    ("adapter", "it has a T2I adapter, which is not implemented"),
+    ("motion_adapter", "it has a motion adapter (AnimateDiff), which is not implemented"),
     ("movq", "it has a MoVQ autoencoder (Kandinsky), which is not implemented"),
     ("vqvae", "it has a VQ autoencoder (latent diffusion), which is not implemented"),
 ];
