@@ -75,20 +75,31 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn narrow_all(math: Math, from: &[f32], to: &mut [MaybeUninit<Self>]) {
-        let mut done = 0;
-        #[cfg(target_arch = "x86_64")]
-        if math.bf16 {
-            use std::arch::x86_64::{__m256bh, _mm512_cvtneps_pbh, _mm512_loadu_ps};
-            for (from, to) in from.chunks_exact(16).zip(to.chunks_exact_mut(16)) {
-                // SAFETY: `Math::bf16` says that the instruction is there; both chunks have sixteen elements.
-                unsafe { to.as_mut_ptr().cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(_mm512_loadu_ps(from.as_ptr()))) };
-                done += 16;
-            }
-        }
+        let done = if math.bf16 { narrow_sixteens(from, to) } else { 0 };
         for (to, from) in to.iter_mut().zip(from).skip(done) {
             to.write(<Self as Element>::narrow(*from));
         }
     }
+}
+
+/// Rounds whole vectors by the instruction that [`Math::bf16`] says is there; gives the number of elements done.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+fn narrow_sixteens(from: &[f32], to: &mut [MaybeUninit<bf16>]) -> usize {
+    use std::arch::x86_64::{__m256bh, _mm512_cvtneps_pbh, _mm512_loadu_ps};
+    let mut done = 0;
+    for (from, to) in from.chunks_exact(16).zip(to.chunks_exact_mut(16)) {
+        // SAFETY: the caller asked `Math::bf16`; both chunks have sixteen elements.
+        unsafe { to.as_mut_ptr().cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(_mm512_loadu_ps(from.as_ptr()))) };
+        done += 16;
+    }
+    done
+}
+
+#[inline(always)]
+#[cfg(not(target_arch = "x86_64"))]
+fn narrow_sixteens(_: &[f32], _: &mut [MaybeUninit<bf16>]) -> usize {
+    0
 }
 
 impl Element for f16 {

@@ -1,5 +1,5 @@
 //! Which instructions the kernels may use: found out once, when the program runs.
-#![expect(unsafe_code, reason = "calls functions compiled for instructions that were detected")]
+#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "calls functions compiled for instructions that were detected"))]
 
 use super::math::Math;
 use super::microkernel::{self, Kernels};

@@ -12,8 +12,9 @@ use rayon::prelude::*;
 /// Words of every column in a block of a panel: 384 KiB with 32 columns, which leaves room for rows in 1 MiB.
 const BLOCK_STEPS: usize = 3072;
 
-/// Inputs packed together; even.
-const BLOCK_INPUTS: usize = 32;
+/// Weights of one output that are read in a row: enough for the memory to run ahead, few enough that what a panel's
+/// columns write stays near.
+const BLOCK_WEIGHTS: usize = 256;
 
 /// What packed weights are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,8 +134,9 @@ impl Packing {
             let count = columns.min(outputs.saturating_sub(first));
             let width = count.next_multiple_of(lanes);
             // Blocks of inputs, so that the lines written stay in L1 while every column comes by.
-            for from in (0..inputs).step_by(BLOCK_INPUTS) {
-                let block = BLOCK_INPUTS.min(inputs - from);
+            let most = (BLOCK_WEIGHTS / taps).max(16).next_multiple_of(DEPTH);
+            for from in (0..inputs).step_by(most) {
+                let block = most.min(inputs - from);
                 for column in 0..count {
                     let weights = &source[((first + column) * inputs + from) * taps..][..block * taps];
                     for tap in 0..taps {
