@@ -18,7 +18,8 @@ fn ops(criterion: &mut Criterion) {
         // (side, channels in, channels out): floating-point operations are 2 per multiplication and addition.
         for (side, input, output) in [(64, 320, 320), (32, 640, 640), (16, 1280, 1280), (8, 2560, 1280)] {
             let x = random(&[2, side, side, input], dtype);
-            let conv = Conv2d::new(random(&[output, input, 3, 3], dtype), Some(random(&[output], dtype)), 1, Padding::same(1)).expect("conv");
+            let conv =
+                Conv2d::new(random(&[output, input, 3, 3], dtype), Some(random(&[output], dtype)), 1, Padding::same(1)).expect("conv");
             group.throughput(Throughput::Elements((2 * 2 * side * side * 9 * input * output) as u64));
             group.bench_function(format!("conv3x3 {side}x{side} {input}->{output}"), |b| b.iter(|| conv.forward(&x).expect("conv")));
         }
@@ -31,7 +32,8 @@ fn ops(criterion: &mut Criterion) {
             });
         }
         for (queries, keys, channels) in [(4096, 4096, 320), (4096, 77, 320), (1024, 1024, 640), (256, 256, 1280)] {
-            let (q, k, v) = (random(&[2, queries, channels], dtype), random(&[2, keys, channels], dtype), random(&[2, keys, channels], dtype));
+            let (q, k, v) =
+                (random(&[2, queries, channels], dtype), random(&[2, keys, channels], dtype), random(&[2, keys, channels], dtype));
             group.throughput(Throughput::Elements((2 * 4 * queries * keys * channels) as u64));
             group.bench_function(format!("attention {queries}x{keys} 8 heads of {}", channels / 8), |b| {
                 b.iter(|| attention(&q, &k, &v, 8, false).expect("attention"));

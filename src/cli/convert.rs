@@ -1,11 +1,12 @@
 //! `sd-gen convert`: the same weights in the other layout.
 
 use super::args::ConvertArgs;
-use super::model;
+use super::{cancelled, model};
 use crate::spec::TextEncoderSpec;
 use crate::text::{clip_merges, clip_vocab_json};
-use crate::weights::{Layout, TokenizerFiles, convert};
+use crate::weights::{Layout, TokenizerFiles, convert_observed};
 use crate::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let from = model::open(Some(&args.from), args.models_dir.as_deref())?;
@@ -27,7 +28,17 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let encoders = &from.spec().text_encoders;
     let folders = [("tokenizer", encoders.first()), ("tokenizer_2", encoders.last())];
     let tokenizers: Vec<_> = folders.into_iter().filter_map(|(folder, encoder)| Some((folder, tokenizer(encoder?)))).collect();
-    let report = convert(&from, &args.to, layout, args.dtype, &tokenizers)?;
+    let bar = ProgressBar::new_spinner().with_style(
+        ProgressStyle::default_spinner()
+            .template("{spinner} {bytes} written [{elapsed}]")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+    );
+    let report = convert_observed(&from, &args.to, layout, args.dtype, &tokenizers, &mut |bytes| {
+        bar.set_position(bytes);
+        if cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    });
+    bar.finish_and_clear();
+    let report = report?;
     for note in &report.notes {
         eprintln!("{note}");
     }

@@ -63,6 +63,21 @@ pub fn convert(
     dtype: Option<DType>,
     tokenizers: &[(&str, TokenizerFiles)],
 ) -> Result<Report> {
+    convert_observed(from, to, layout, dtype, tokenizers, &mut |_| Ok(()))
+}
+
+/// [`convert`], where `written` hears of every tensor the bytes that were written so far, and may stop the work by an error.
+///
+/// # Errors
+/// As [`convert`], and what `written` returns; nothing is left behind then.
+pub fn convert_observed(
+    from: &Checkpoint,
+    to: &Path,
+    layout: Layout,
+    dtype: Option<DType>,
+    tokenizers: &[(&str, TokenizerFiles)],
+    written: Written<'_>,
+) -> Result<Report> {
     let dtype = match dtype {
         None => None,
         Some(dtype) => Some(decode::stored_as(dtype).ok_or_else(|| Error::Input(format!("weights cannot be written as {dtype:?}")))?),
@@ -72,8 +87,8 @@ pub fn convert(
     }
     let mut report = Report { path: to.to_owned(), ..Report::default() };
     match layout {
-        Layout::Original => original(from, to, dtype, &mut report)?,
-        Layout::Diffusers => diffusers(from, to, dtype, tokenizers, &mut report)?,
+        Layout::Original => original(from, to, dtype, &mut report, written)?,
+        Layout::Diffusers => diffusers(from, to, dtype, tokenizers, &mut report, written)?,
     }
     let left_out = from.unknown();
     if !left_out.is_empty() {
@@ -93,7 +108,10 @@ struct Item<'a> {
     part: &'a Part,
 }
 
-fn original(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, report: &mut Report) -> Result<()> {
+/// Hears how many bytes were written.
+type Written<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
+
+fn original(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, report: &mut Report, written: Written<'_>) -> Result<()> {
     let spec = from.spec();
     let mut items = Vec::new();
     let slots = TEXT.iter().find(|(family, _)| *family == spec.family).map_or(&[][..], |(_, slots)| slots);
@@ -121,13 +139,20 @@ fn original(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, report: &mut Rep
     metadata.insert(CONFIGURATION.into(), json!(serde_json::to_string(&texts).map_err(|e| unexpected(&e))?));
 
     let partial = Partial::beside(to)?;
-    write(&partial.path, metadata, &items, dtype, report)?;
+    write(&partial.path, metadata, &items, dtype, report, written)?;
     // Claims the name: whoever was faster keeps it.
     File::create_new(to).map_err(Error::io(to))?;
     partial.become_(to)
 }
 
-fn diffusers(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, tokenizers: &[(&str, TokenizerFiles)], report: &mut Report) -> Result<()> {
+fn diffusers(
+    from: &Checkpoint,
+    to: &Path,
+    dtype: Option<Dtype>,
+    tokenizers: &[(&str, TokenizerFiles)],
+    report: &mut Report,
+    written: Written<'_>,
+) -> Result<()> {
     let spec = from.spec();
     let texts = export::texts(from, tokenizers)?;
     let partial = Partial::beside(to)?;
@@ -158,7 +183,7 @@ fn diffusers(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, tokenizers: &[(
         let mut metadata = Map::new();
         // transformers refuses files that do not say so.
         metadata.insert("format".into(), json!("pt"));
-        write(&partial.path.join(folder).join(file), metadata, &items, dtype, report)?;
+        write(&partial.path.join(folder).join(file), metadata, &items, dtype, report, written)?;
     }
     for ((i, text), folder) in spec.text_encoders.iter().enumerate().zip(&folders) {
         if folder.clip.layers < text.clip.layers {
@@ -225,7 +250,14 @@ fn metadata(spec: &ModelSpec, v: bool, to: &Path) -> Map<String, Value> {
 }
 
 /// Writes one safetensors file.
-fn write(path: &Path, metadata: Map<String, Value>, items: &[Item<'_>], dtype: Option<Dtype>, report: &mut Report) -> Result<()> {
+fn write(
+    path: &Path,
+    metadata: Map<String, Value>,
+    items: &[Item<'_>],
+    dtype: Option<Dtype>,
+    report: &mut Report,
+    written: Written<'_>,
+) -> Result<()> {
     let plan = plan(items, dtype)?;
     let mut header = Map::new();
     header.insert("__metadata__".into(), Value::Object(metadata));
@@ -251,11 +283,12 @@ fn write(path: &Path, metadata: Map<String, Value>, items: &[Item<'_>], dtype: O
         }
         put(&raw.bytes)?;
         item.names.iter().for_each(|name| item.part.release(name));
+        report.tensors += 1;
+        report.bytes += *bytes as u64;
+        written(report.bytes)?;
     }
     let file = out.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
     file.sync_all().map_err(Error::io(path))?;
-    report.tensors += plan.len();
-    report.bytes += end as u64;
     Ok(())
 }
 

@@ -37,7 +37,7 @@ mod single;
 
 pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
 pub use component::ComponentTensors;
-pub use convert::{Layout, Report, convert};
+pub use convert::{Layout, Report, convert, convert_observed};
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
