@@ -106,8 +106,3 @@ impl FromStr for DTypeChoice {
         }
     }
 }
-
-/// A dtype's name as `--dtype` takes it.
-pub fn dtype_name(dtype: DType) -> &'static str {
-    dtype.as_str()
-}

@@ -6,6 +6,7 @@
 use crate::Result;
 use crate::noise::Rng;
 use crate::request::GenerationRequest;
+use crate::schedulers::PredictionType;
 
 /// The PNG keyword.
 pub const KEYWORD: &str = "parameters";
@@ -31,6 +32,16 @@ pub fn parameters(request: &GenerationRequest, seed: u64, model: &str) -> Result
     if request.guidance_rescale > 0.0 {
         pairs.push(("CFG Rescale", request.guidance_rescale.to_string()));
     }
+    if let Some(eta) = scheduler.eta {
+        pairs.push(("Eta", eta.to_string()));
+    }
+    if scheduler.prediction()? != PredictionType::Epsilon {
+        pairs.push(("Prediction", scheduler.prediction()?.name().to_owned()));
+    }
+    if scheduler.file.rescale_betas_zero_snr == Some(true) {
+        pairs.push(("Zero SNR", "True".into()));
+    }
+    pairs.push(("Timestep spacing", scheduler.spacing()?.name().to_owned()));
     // A1111 calls its own generator on the host, which counts like CUDA's, "NV".
     let rng = match request.rng {
         Rng::TorchCpu => "CPU",

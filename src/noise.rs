@@ -36,7 +36,7 @@ impl Rng {
         match name.to_lowercase().as_str() {
             "torch-cpu" | "cpu" => Ok(Rng::TorchCpu),
             "torch-cuda" | "cuda" => Ok(Rng::TorchCuda),
-            _ => Err(Error::Input(format!("--rng `{name}` is not available; it can be torch-cpu, torch-cuda"))),
+            _ => Err(Error::Input(format!("`{name}` is not available; it can be torch-cpu, torch-cuda"))),
         }
     }
 }

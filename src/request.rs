@@ -8,6 +8,11 @@ use crate::{Error, Result};
 /// Pixels along one side that nobody means seriously.
 const LARGEST_SIDE: usize = 16_384;
 
+/// Pictures of one request: more than a disk holds.
+const MOST_IMAGES: usize = 10_000_000;
+/// Pictures at once: more than any device holds.
+const MOST_AT_ONCE: usize = 1024;
+
 /// What the user said; the rest is left to the model.
 #[derive(Debug, Clone, Default)]
 pub struct RequestDraft {
@@ -93,6 +98,7 @@ impl RequestDraft {
         let multiple = factor.max(8);
         let side = |flag: &str, pixels: Option<usize>| {
             let pixels = pixels.unwrap_or(spec.default_size);
+            let flag = if self.width == self.height && self.width.is_some() { "--size, --width or --height" } else { flag };
             if pixels == 0 || !pixels.is_multiple_of(multiple) {
                 let near = (pixels + multiple / 2) / multiple * multiple;
                 return Err(Error::Input(format!("{flag} {pixels}: must be a multiple of {multiple}; {} is near", near.max(multiple))));
@@ -133,7 +139,7 @@ impl RequestDraft {
             scheduler = scheduler.with_zero_snr(true);
         }
         if let Some(eta) = self.eta {
-            scheduler = scheduler.with_eta(finite("--eta", eta, 0.0, 100.0)?);
+            scheduler = scheduler.with_eta(finite("--eta", eta, 0.0, 1.0)?);
         }
         let steps = self.steps.or(spec.defaults.steps);
         let steps = steps.map_or_else(|| scheduler.sampler().map(Sampler::default_steps), Ok)?;
@@ -146,7 +152,17 @@ impl RequestDraft {
             other => other,
         })?;
 
-        let images = at_least_one("--images", self.images.unwrap_or(1))?;
+        let at_most = |flag: &str, value: usize, most: usize| match value > most {
+            true => Err(Error::Input(format!("{flag} {value}: at most {most}"))),
+            false => Ok(value),
+        };
+        let images = at_most("--images", at_least_one("--images", self.images.unwrap_or(1))?, MOST_IMAGES)?;
+        let batch_size = at_most("--batch-size", at_least_one("--batch-size", self.batch_size.unwrap_or(1))?, MOST_AT_ONCE)?;
+        let clip_skip = at_least_one("--clip-skip", self.clip_skip.unwrap_or(1))?;
+        let layers = spec.text_encoders.iter().map(|encoder| encoder.clip.layers.saturating_sub(encoder.skip_layers)).min().unwrap_or(0);
+        if clip_skip > layers.max(1) {
+            return Err(Error::Input(format!("--clip-skip {clip_skip}: the text encoder has {layers} layers to choose from")));
+        }
         Ok(GenerationRequest {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
@@ -159,8 +175,8 @@ impl RequestDraft {
             seed: self.seed,
             rng: self.rng,
             images,
-            batch_size: at_least_one("--batch-size", self.batch_size.unwrap_or(1))?.min(images),
-            skip_layers: at_least_one("--clip-skip", self.clip_skip.unwrap_or(1))? - 1,
+            batch_size: batch_size.min(images),
+            skip_layers: clip_skip - 1,
         })
     }
 }

@@ -49,7 +49,26 @@ fn flags() {
     std::fs::write(folder.join("zero.json"), r#"{"_class_name": "DDIMScheduler", "num_train_timesteps": 0}"#).expect("write");
     std::fs::write(folder.join("huge.json"), r#"{"_class_name": "DDIMScheduler", "num_train_timesteps": 99999999999}"#).expect("write");
     std::fs::write(folder.join("nan.json"), r#"{"_class_name": "DDIMScheduler", "beta_start": -1.0}"#).expect("write");
+    std::fs::write(folder.join("range.json"), r#"{"_class_name": "DDIMScheduler", "clip_sample_range": -1}"#).expect("write");
+    std::fs::write(folder.join("sigma.json"), r#"{"_class_name": "EulerDiscreteScheduler", "sigma_max": 1e300}"#).expect("write");
+    std::fs::write(folder.join("offset.json"), r#"{"_class_name": "DDIMScheduler", "steps_offset": 9223372036854775807}"#).expect("write");
+    std::fs::write(folder.join("array.json"), "[]").expect("write");
     let cases: &[(&[&str], &[&str])] = &[
+        (&["-p", "x", "--scheduler-config", "range.json"], &["range.json", "clip_sample_range"]),
+        (&["-p", "x", "--scheduler-config", "sigma.json"], &["sigma.json", "sigma_max"]),
+        (&["-p", "x", "--scheduler-config", "offset.json"], &["offset.json", "steps_offset"]),
+        (&["-p", "x", "--scheduler-config", "array.json"], &["array.json"]),
+        (&["-p", "x", "--scheduler-config", "."], &["not a file"]),
+        (&["-p", "x", "--images", "4611686018427387904", "--batch-size", "4611686018427387904"], &["--images"]),
+        (&["-p", "x", "--images", "5", "--batch-size", "4000"], &["--batch-size 4000"]),
+        (&["-p", "x", "--threads", "99999"], &["--threads 99999"]),
+        (&["-p", "-", "-p", "-"], &["only once"]),
+        (&["-p", "x", "--output-dir", "out", "--output", "-"], &["--output-dir", "--output"]),
+        (&["-p", "x", "--output", "l.png", "--save-latents", "l.png"], &["--save-latents"]),
+        (&["-p", "x", "--output-dir", "/proc/nowhere"], &["/proc/nowhere"]),
+        (&["-p", "x", "--eta", "2", "--sampler", "ddim"], &["--eta 2"]),
+        (&["convert", "emoji", "out.ckpt"], &["out.ckpt", ".safetensors"]),
+        (&["convert", "emoji", "out.safetensor"], &["out.safetensor"]),
         (&[], &["Usage"]),
         (&["--prompt"], &["--prompt"]),
         (&["--promt", "x"], &["--promt", "--prompt"]),

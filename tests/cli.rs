@@ -68,6 +68,49 @@ fn a_red_apple_is_red_and_a_green_heart_is_green() {
 }
 
 #[test]
+fn a_run_never_overwrites_its_own_pictures() {
+    let folder = folder();
+    let arguments = ["-p", "a cat", "--steps", "1", "--images", "3", "-o", "{prompt}.png", "--overwrite"];
+    for _ in 0..2 {
+        let written = paths(folder.path(), &sd_gen(folder.path(), &arguments));
+        assert_eq!(written, ["a-cat.png", "a-cat-2.png", "a-cat-3.png"].map(|name| folder.path().join(name)));
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 3);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_away_costs_no_picture_and_odd_folders_work() {
+    use std::os::unix::ffi::OsStringExt;
+    let folder = folder();
+    let mut child = command(folder.path(), &["-p", "a cat", "-p", "a dog", "--steps", "1", "-s", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("sd-gen starts");
+    drop(child.stdout.take());
+    assert!(child.wait().expect("exit").success());
+    assert!(folder.path().join("a-cat-1.png").is_file() && folder.path().join("a-dog-1.png").is_file());
+    let odd = folder.path().join(std::ffi::OsString::from_vec(b"d\xff".to_vec()));
+    let status =
+        command(folder.path(), &["-p", "a cat", "--steps", "1", "-s", "1", "--progress", "json", "--output-dir"]).arg(&odd).status();
+    assert!(status.expect("sd-gen starts").success());
+    assert!(odd.join("a-cat-1.png").is_file());
+}
+
+#[test]
+fn a_pickle_in_the_models_folder_is_not_passed_over() {
+    let folder = folder();
+    std::fs::create_dir(folder.path().join("models")).expect("folder");
+    std::fs::write(folder.path().join("models/v1.ckpt"), b"PK").expect("write");
+    for arguments in [&["-p", "x"][..], &["-p", "x", "-m", "v1"]] {
+        let refused = command(folder.path(), arguments).output().expect("sd-gen starts");
+        assert_eq!(refused.status.code(), Some(3));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("pickle"));
+    }
+}
+
+#[test]
 fn pictures_remember_their_request() {
     let folder = folder();
     let arguments =
@@ -77,7 +120,7 @@ fn pictures_remember_their_request() {
     assert_eq!(keyword, "parameters");
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[..2], ["grüne Äpfel — 東京", "Negative prompt: blurry: bad, worse"]);
-    let wanted = "Steps: 2, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3.5, Seed: 5, Size: 128x128, Model: emoji, RNG: CPU, Version: sd-gen ";
+    let wanted = "Steps: 2, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3.5, Seed: 5, Size: 128x128, Model: emoji, Timestep spacing: leading, RNG: CPU, Version: sd-gen ";
     assert!(lines[2].starts_with(wanted), "{}", lines[2]);
 }
 

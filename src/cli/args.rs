@@ -45,8 +45,8 @@ pub(super) struct ConvertArgs {
     /// Convert the weights too
     #[arg(long, value_name = "DTYPE", value_parser = parse_dtype)]
     pub(super) dtype: Option<DType>,
-    /// Where models are looked for by name
-    #[arg(long, value_name = "DIR", env = "SD_GEN_MODELS", hide_env_values = true)]
+    /// Where models are looked for by name [default: $SD_GEN_MODELS, else ./models]
+    #[arg(long, value_name = "DIR")]
     pub(super) models_dir: Option<PathBuf>,
 }
 
@@ -101,11 +101,11 @@ pub(super) struct GenerateArgs {
     /// A path (folder or .safetensors file), a folder of models, or a name in the models folder
     #[arg(short, long, value_name = "WHAT", help_heading = "The model")]
     pub(super) model: Option<String>,
-    /// Where models are looked for by name [default: ./models]
-    #[arg(long, value_name = "DIR", env = "SD_GEN_MODELS", hide_env_values = true, help_heading = "The model")]
+    /// Where models are looked for by name [default: $SD_GEN_MODELS, else ./models]
+    #[arg(long, value_name = "DIR", help_heading = "The model")]
     pub(super) models_dir: Option<PathBuf>,
     /// What the UNet predicts: epsilon or v [default: as detected]
-    #[arg(long, value_name = "WHAT", value_parser = parse_prediction, help_heading = "The model")]
+    #[arg(long, value_name = "WHAT", value_parser = PredictionType::from_name, help_heading = "The model")]
     pub(super) prediction: Option<PredictionType>,
     /// Rescale the noise schedule to zero terminal SNR
     #[arg(long, help_heading = "The model")]
@@ -126,7 +126,7 @@ pub(super) struct GenerateArgs {
     /// However a peer spells it: "DPM++ 2M Karras", euler_a, DDIMScheduler [default: the model's own]
     #[arg(long, visible_aliases = ["scheduler", "sampling-method"], value_name = "NAME", help_heading = "Sampling")]
     pub(super) sampler: Option<String>,
-    /// Which noise levels: normal, karras, exponential or lu [default: the model's own]
+    /// Which noise levels: discrete (also normal, uniform), karras, exponential or lu [default: the model's own]
     #[arg(long, value_name = "NAME", value_parser = SigmaSchedule::from_name, help_heading = "Sampling")]
     pub(super) schedule: Option<SigmaSchedule>,
     /// leading, linspace or trailing, as diffusers means it [default: the model's own]
@@ -200,51 +200,59 @@ fn parse_dtype(text: &str) -> Result<DType, String> {
     }
 }
 
-fn parse_prediction(text: &str) -> Result<PredictionType, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "epsilon" | "eps" => Ok(PredictionType::Epsilon),
-        "v" | "v_prediction" | "v-prediction" => Ok(PredictionType::VPrediction),
-        _ => Err("give epsilon or v".into()),
-    }
-}
-
 fn parse_size(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once(['x', 'X', '×']);
     let parsed = parts.and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
     parsed.ok_or_else(|| "give width and height like 768x512".into())
 }
 
+/// A prompt of a megabyte is a file given by mistake.
+const LONGEST_PROMPT: u64 = 1 << 20;
+
+fn read_standard_input() -> Result<String> {
+    let wrong = |what: &str| Error::Input(format!("--prompt -: standard input {what}"));
+    let mut bytes = Vec::new();
+    std::io::stdin().take(LONGEST_PROMPT + 1).read_to_end(&mut bytes).map_err(|e| wrong(&format!("cannot be read: {e}")))?;
+    if bytes.len() as u64 > LONGEST_PROMPT {
+        return Err(wrong("is longer than a megabyte; a prompt is a few sentences"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| wrong("is not UTF-8 text"))?;
+    if text.contains('\0') {
+        return Err(wrong("holds a NUL character; it is not text"));
+    }
+    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
+}
+
 impl GenerateArgs {
     /// The prompts, standard input read.
     pub(super) fn read_prompts(&self) -> Result<Vec<String>> {
-        let mut prompts = Vec::new();
-        for prompt in &self.prompts {
-            if prompt != "-" {
-                prompts.push(prompt.clone());
-                continue;
-            }
-            let mut text = String::new();
-            let read = std::io::stdin().read_to_string(&mut text);
-            read.map_err(|e| Error::Input(format!("--prompt -: standard input cannot be read as UTF-8 text: {e}")))?;
-            prompts.push(text.trim_end_matches(['\n', '\r']).to_owned());
+        if self.prompts.iter().filter(|prompt| *prompt == "-").count() > 1 {
+            return Err(Error::Input("--prompt -: standard input can be read only once".into()));
         }
-        Ok(prompts)
+        self.prompts.iter().map(|prompt| if prompt == "-" { read_standard_input() } else { Ok(prompt.clone()) }).collect()
+    }
+
+    /// What `--scheduler-config` holds.
+    pub(super) fn read_scheduler_config(&self) -> Result<Option<SchedulerConfig>> {
+        let Some(path) = &self.scheduler_config else { return Ok(None) };
+        let wrong = |what: String| Error::Input(format!("--scheduler-config {}: {what}", path.display()));
+        // A pipe or a device would be waited for, or never end.
+        match std::fs::metadata(path) {
+            Ok(metadata) if !metadata.is_file() => return Err(wrong("is not a file".into())),
+            Ok(metadata) if metadata.len() > LONGEST_PROMPT => return Err(wrong("is too large to be a scheduler_config.json".into())),
+            _ => {}
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+        // The file was named on the command line: bad usage, not a bad model.
+        SchedulerConfig::from_json(&text, &path.display().to_string())
+            .map(Some)
+            .map_err(|e| Error::Input(format!("--scheduler-config {e}")))
     }
 
     /// The draft for one prompt.
-    pub(super) fn draft(&self, prompt: String, seed: u64) -> Result<RequestDraft> {
-        let scheduler_config = match &self.scheduler_config {
-            None => None,
-            Some(path) => {
-                let wrong = |what: String| Error::Input(format!("--scheduler-config {}: {what}", path.display()));
-                let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-                let config = SchedulerConfig::from_json(&text, &path.display().to_string());
-                // The file was named on the command line: bad usage, not a bad model.
-                Some(config.map_err(|e| Error::Input(format!("--scheduler-config {e}")))?)
-            }
-        };
+    pub(super) fn draft(&self, prompt: String, scheduler_config: Option<SchedulerConfig>, seed: u64) -> RequestDraft {
         let (width, height) = self.size.map_or((self.width, self.height), |(w, h)| (Some(w), Some(h)));
-        Ok(RequestDraft {
+        RequestDraft {
             prompt,
             negative_prompt: self.negative_prompt.clone(),
             width,
@@ -264,6 +272,6 @@ impl GenerateArgs {
             images: Some(self.images),
             batch_size: Some(self.batch_size),
             clip_skip: self.clip_skip,
-        })
+        }
     }
 }

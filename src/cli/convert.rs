@@ -1,7 +1,7 @@
 //! `sd-gen convert`: the same weights in the other layout.
 
 use super::args::ConvertArgs;
-use super::{answer, cancelled, model, say};
+use super::{answer, cancelled, listen_for_cancellation, model, say};
 use crate::spec::TextEncoderSpec;
 use crate::text::{clip_merges, clip_vocab_json};
 use crate::weights::{Layout, TokenizerFiles, convert_observed};
@@ -10,10 +10,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let from = model::open(Some(&args.from), args.models_dir.as_deref())?;
-    if let Some(parent) = args.to.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    let ending = args.to.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let looks_like_a_file = ["ckpt", "pt", "pth", "bin", "gguf", "zip"].contains(&ending.as_str()) || ending.starts_with("safetensor");
+    if looks_like_a_file && ending != "safetensors" {
+        return Err(Error::Input(format!("{}: models are written as .safetensors files or as folders", args.to.display())));
     }
-    let is_one_file = args.to.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));
+    if args.to.symlink_metadata().is_ok() {
+        return Err(Error::Input(format!("{} exists already; name a file or folder that does not", args.to.display())));
+    }
+    if let Some(parent) = args.to.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(|e| Error::Input(format!("{} cannot be made: {e}", parent.display())))?;
+    }
+    let is_one_file = ending == "safetensors";
     let layout = if is_one_file { Layout::Original } else { Layout::Diffusers };
     // A single file brings no vocabulary, and what it means is CLIP's.
     let merges = clip_merges()?;
@@ -28,6 +36,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let encoders = &from.spec().text_encoders;
     let folders = [("tokenizer", encoders.first()), ("tokenizer_2", encoders.last())];
     let tokenizers: Vec<_> = folders.into_iter().filter_map(|(folder, encoder)| Some((folder, tokenizer(encoder?)))).collect();
+    listen_for_cancellation()?;
     let bar = ProgressBar::new_spinner().with_style(
         ProgressStyle::default_spinner()
             .template("{spinner} {bytes} written [{elapsed}]")
@@ -43,6 +52,5 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
         say(note);
     }
     say(&format!("{} tensors, {:.1} MB", report.tensors, report.bytes as f64 / 1e6));
-    answer(&report.path.display().to_string());
-    Ok(())
+    answer(&report.path.display().to_string())
 }

@@ -1,19 +1,19 @@
 //! `sd-gen --prompt …`: from flags to pictures on the disk.
 
 use super::args::{GenerateArgs, Seed};
-use super::model;
 use super::output::{Output, PictureName};
 use super::progress::Progress;
-use crate::device::{DTypeChoice, dtype_name, open};
+use super::{listen_for_cancellation, model};
+use crate::device::{DTypeChoice, open};
 use crate::image::{write_png, write_whole};
 use crate::metadata::{KEYWORD, parameters};
-use crate::pipeline::{Observer, Painted, Pipeline};
+use crate::pipeline::{Conditioning, Observer, Painted, Pipeline};
 use crate::request::GenerationRequest;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         set_threads(threads)?;
     }
     let prompts = args.read_prompts()?;
+    let scheduler_config = args.read_scheduler_config()?;
     let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?;
     if let Some(path) = &args.save_latents {
         check_latents_path(path, args.overwrite)?;
@@ -34,8 +35,18 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     };
     let (device, remark) = open(args.device)?;
     let checkpoint = model::open(args.model.as_deref(), args.models_dir.as_deref())?;
-    let requests = prompts.iter().map(|prompt| args.draft(prompt.clone(), seed)?.resolve(checkpoint.spec())).collect::<Result<Vec<_>>>()?;
-    output.check(requests.iter().map(|request| request.images).sum())?;
+    let requests: Vec<GenerationRequest> = prompts
+        .iter()
+        .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(checkpoint.spec()))
+        .collect::<Result<_>>()?;
+    let pictures = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.images));
+    output.check(pictures)?;
+    if let (Some(latents), Some(picture)) = (&args.save_latents, &args.output)
+        && args.output_dir.as_deref().unwrap_or(Path::new("")).join(picture) == *latents
+    {
+        return Err(Error::Input(format!("--save-latents {picture}: is the picture's file too; give another name")));
+    }
+    listen_for_cancellation()?;
 
     let mut progress = Progress::new(args.progress, args.quiet);
     if let Some(remark) = remark {
@@ -56,16 +67,25 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         for sentence in &spec.evidence {
             progress.say(&format!("  {sentence}"));
         }
-        progress.say(&format!("computing on {:?} in {}, VAE in {}", device.location(), dtype_name(dtype), dtype_name(vae_dtype)));
+        for request in &requests {
+            let (scheduler, GenerationRequest { width, height, steps, guidance_scale, seed, .. }) = (&request.scheduler, request);
+            let (sampler, schedule) = (scheduler.sampler()?.name(), scheduler.sigma_schedule()?.name());
+            progress.say(&format!("{width}x{height}, {steps} steps of {sampler} ({schedule}), guidance {guidance_scale}, seed {seed}"));
+        }
+        progress.say(&format!("computing on {:?} in {}, VAE in {}", device.location(), dtype.as_str(), vae_dtype.as_str()));
     }
     let pipeline = Pipeline::load(&checkpoint, &device, dtype, vae_dtype, &mut progress)?;
     report_unused(&checkpoint, &mut progress);
+    if requests.iter().any(|request| request.negative_prompt.is_some() && !request.is_guided()) {
+        progress.warn("the negative prompt does nothing without guidance; --guidance-scale above 1 turns it on");
+    }
     if args.seed.is_none_or(|seed| seed == Seed::Random) {
         progress.say(&format!("seed {seed}"));
     }
 
     let model = model::label(&checkpoint);
-    let mut writer = Writer { output: &output, model: &model, latents: args.save_latents.is_some().then(Vec::new), index: 0 };
+    let mut writer =
+        Writer { output: &output, model: &model, latents: args.save_latents.is_some().then(Vec::new), index: 0, written: HashSet::new() };
     let painted = paint_all(&pipeline, &requests, &mut writer, &mut progress);
     drop(progress);
     // What was finished is kept, however the run ended.
@@ -75,30 +95,67 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     painted
 }
 
+/// Paints everything; what fails is said and counted, and the rest goes on.
 fn paint_all(pipeline: &Pipeline, requests: &[GenerationRequest], writer: &mut Writer<'_>, progress: &mut Progress) -> Result<()> {
-    let mut failures = 0;
+    let pictures: usize = requests.iter().map(|request| request.images).sum();
+    let mut failed = Failed { pictures: 0, last: None };
     for request in requests {
-        match paint(pipeline, request, writer, progress) {
-            // The other prompts may still succeed.
-            Err(error @ (Error::Picture(_) | Error::Tensor(_))) if requests.len() > 1 => {
-                failures += 1;
-                progress.warn(&format!("\"{}\": {error}", request.prompt));
+        let prompt = match pipeline.encode_prompt(request, progress) {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                failed.note(error, request.images, &request.prompt, progress)?;
+                continue;
             }
-            done => done?,
+        };
+        for seeds in request.batches() {
+            // A batch that fails is tried again picture by picture: one bad picture must not cost its neighbours.
+            let Err(error) = paint(pipeline, request, &prompt, &seeds, writer, progress) else { continue };
+            if seeds.len() == 1 || !matches!(error, Error::Picture(_)) {
+                failed.note(error, seeds.len(), &request.prompt, progress)?;
+                continue;
+            }
+            for seed in seeds {
+                if let Err(error) = paint(pipeline, request, &prompt, &[seed], writer, progress) {
+                    failed.note(error, 1, &request.prompt, progress)?;
+                }
+            }
         }
     }
-    match failures {
-        0 => Ok(()),
-        _ => Err(Error::Picture(format!("{failures} of {} prompts failed; the others' pictures were written", requests.len()))),
+    match failed {
+        Failed { pictures: 0, .. } => Ok(()),
+        Failed { last: Some(error), .. } if pictures == 1 => Err(error),
+        Failed { pictures: failed, .. } => Err(Error::Picture(format!("{failed} of {pictures} pictures failed; the others were written"))),
     }
 }
 
-fn paint(pipeline: &Pipeline, request: &GenerationRequest, writer: &mut Writer<'_>, progress: &mut Progress) -> Result<()> {
-    let prompt = pipeline.encode_prompt(request, progress)?;
-    for seeds in request.batches() {
-        for painted in pipeline.paint(request, &prompt, &seeds, progress)? {
-            writer.write(painted, request, progress)?;
+struct Failed {
+    pictures: usize,
+    last: Option<Error>,
+}
+
+impl Failed {
+    /// Counts failed pictures and says why, or gives back an error that ends the run.
+    fn note(&mut self, error: Error, pictures: usize, prompt: &str, progress: &mut Progress) -> Result<()> {
+        if matches!(error, Error::Cancelled | Error::Input(_) | Error::Model(_)) {
+            return Err(error);
         }
+        self.pictures += pictures;
+        progress.warn(&format!("\"{}\": {error}", prompt.chars().take(60).collect::<String>()));
+        self.last = Some(error);
+        Ok(())
+    }
+}
+
+fn paint(
+    pipeline: &Pipeline,
+    request: &GenerationRequest,
+    prompt: &Conditioning,
+    seeds: &[u64],
+    writer: &mut Writer<'_>,
+    progress: &mut Progress,
+) -> Result<()> {
+    for painted in pipeline.paint(request, prompt, seeds, progress)? {
+        writer.write(painted, request, progress)?;
     }
     Ok(())
 }
@@ -131,6 +188,8 @@ struct Writer<'a> {
     model: &'a str,
     latents: Option<Vec<Tensor>>,
     index: usize,
+    /// What this run wrote: it is never overwritten by the run itself.
+    written: HashSet<PathBuf>,
 }
 
 impl Writer<'_> {
@@ -148,22 +207,28 @@ impl Writer<'_> {
             }
             Some(path) => Some(self.write_file(path, |to| write_png(&painted.picture, &texts, to).map_err(std::io::Error::other))?),
         };
-        progress.written(written.as_deref(), painted.seed);
         if let Some(latents) = &mut self.latents {
             latents.push(painted.latents);
         }
-        Ok(())
+        progress.written(written.as_deref(), painted.seed)
     }
 
     /// Writes under the first name that is free, if names may be counted.
-    fn write_file(&self, path: PathBuf, write: impl Fn(&mut dyn Write) -> std::io::Result<()>) -> Result<PathBuf> {
+    fn write_file(&mut self, path: PathBuf, write: impl Fn(&mut dyn Write) -> std::io::Result<()>) -> Result<PathBuf> {
         let mut candidate = path.clone();
         for count in 2.. {
-            match write_whole(&candidate, self.output.overwrites(), &write) {
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists && self.output.may_count() => {
+            let ours = self.written.contains(&candidate);
+            match write_whole(&candidate, self.output.overwrites() && !ours, &write) {
+                Err(Error::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::AlreadyExists && (ours || self.output.may_count()) =>
+                {
                     candidate = Output::counted(&path, count);
                 }
-                other => return other.map(|()| candidate),
+                written => {
+                    written?;
+                    self.written.insert(candidate.clone());
+                    break;
+                }
             }
         }
         Ok(candidate)

@@ -27,16 +27,23 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         // Help and version are answers, not errors; clap prints both kinds in its own way and knows the code.
         Err(answer) => answer.exit(),
     };
+    match cli.command {
+        None => generate::run(cli.generate),
+        Some(Command::Convert(args)) => convert::run(&args),
+    }
+}
+
+/// From here on Ctrl-C stops the work at its next step. Called once everything was read: until then Ctrl-C ends the program at once.
+///
+/// # Errors
+/// The system does not allow it.
+fn listen_for_cancellation() -> Result<()> {
     let handler = ctrlc::set_handler(|| {
         if CANCELLED.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(Error::Cancelled.exit_code()));
         }
     });
-    handler.map_err(|e| Error::Input(format!("Ctrl-C cannot be listened to: {e}")))?;
-    match cli.command {
-        None => generate::run(cli.generate),
-        Some(Command::Convert(args)) => convert::run(&args),
-    }
+    handler.map_err(|e| Error::Input(format!("Ctrl-C cannot be listened to: {e}")))
 }
 
 /// Whether the user asked to stop.
@@ -59,6 +66,12 @@ fn say(line: &str) {
 }
 
 /// A line on standard output, for the next program.
-fn answer(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+///
+/// # Errors
+/// It cannot be written; a reader that has gone away is no error.
+fn answer(line: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output")(e)),
+        _ => Ok(()),
+    }
 }

@@ -37,10 +37,14 @@ static BUILTIN_FILES: &[(&str, &[u8])] = &[];
 /// # Errors
 /// Nothing of that name, or more than one; the message lists what there is.
 pub(super) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Checkpoint> {
-    let folder = models_dir.map_or_else(|| PathBuf::from("models"), Path::to_owned);
+    let from_environment = std::env::var_os("SD_GEN_MODELS").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let named = models_dir.map(Path::to_owned).or(from_environment);
+    let folder = named.clone().unwrap_or_else(|| PathBuf::from("models"));
     let Some(what) = what else {
         return match candidates(&folder).as_slice() {
-            [] if models_dir.is_none() => builtin(),
+            // A pickle that was put there is meant: opening it says why it is not opened.
+            [] if let [pickle, ..] = pickles(&folder).as_slice() => Checkpoint::open(pickle),
+            [] if named.is_none() => builtin(),
             [] => Err(Error::Input(format!(
                 "the models folder {} holds no model; put a .safetensors file or a diffusers folder there",
                 folder.display()
@@ -74,6 +78,10 @@ fn only_one(found: &[PathBuf], folder: &Path) -> Result<Checkpoint> {
 }
 
 fn by_name(what: &str, folder: &Path) -> Result<Checkpoint> {
+    let in_folder = folder.join(what);
+    if !what.is_empty() && in_folder.is_file() {
+        return Checkpoint::open(&in_folder);
+    }
     let looks_like_a_path = what.ends_with(".safetensors") || what.starts_with(['.', '/', '~']) || what.contains('\\');
     if looks_like_a_path {
         return Err(Error::Input(format!("--model {what}: there is no such file or folder")));
@@ -87,6 +95,10 @@ fn by_name(what: &str, folder: &Path) -> Result<Checkpoint> {
     match chosen.as_slice() {
         [only] => Checkpoint::open(only),
         [] if wanted == BUILTIN => builtin(),
+        // Opening a pickle says why it is not opened.
+        [] if let Some(pickle) = pickles(folder).into_iter().find(|path| name_of(path).to_lowercase() == wanted) => {
+            Checkpoint::open(&pickle)
+        }
         [] if what.matches('/').count() == 1 => Err(Error::Input(format!(
             "--model {what}: there is no such file, and this version does not download from a hub; download the model and give its path"
         ))),
@@ -114,6 +126,12 @@ fn candidates(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Files that hold models in a form that is not opened.
+fn pickles(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.extension().is_some_and(|e| ["ckpt", "pt", "pth", "bin"].iter().any(|pickle| e == *pickle))).collect()
+}
+
 fn is_model_folder(path: &Path) -> bool {
     path.join("model_index.json").is_file() || path.join("unet").is_dir()
 }
@@ -121,8 +139,11 @@ fn is_model_folder(path: &Path) -> bool {
 /// A model's name as people say it: without folder and ending.
 pub(super) fn label(checkpoint: &Checkpoint) -> String {
     let path = Path::new(checkpoint.name());
-    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    name_of(&whole)
+    // Only "." and ".." need the file system; a link keeps the name that its owner gave it.
+    match path.file_name() {
+        Some(_) => name_of(path),
+        None => name_of(&path.canonicalize().unwrap_or_else(|_| path.to_owned())),
+    }
 }
 
 fn name_of(path: &Path) -> String {

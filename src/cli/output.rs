@@ -42,6 +42,11 @@ impl Output {
     /// # Errors
     /// An unknown field, or a file ending that is not PNG's.
     pub(super) fn new(output: Option<&str>, folder: Option<&Path>, overwrite: bool) -> Result<Self> {
+        let is_absolute = output.is_some_and(|text| text == "-" || Path::new(text).is_absolute());
+        if let (Some(folder), true) = (folder, is_absolute) {
+            let (folder, output) = (folder.display(), output.unwrap_or_default());
+            return Err(Error::Input(format!("--output-dir {folder} does not go with --output {output}, which says the place itself")));
+        }
         let folder = folder.map_or_else(PathBuf::new, Path::to_owned);
         if output == Some("-") {
             return Ok(Self { template: None, folder, exact: true, overwrite });
@@ -81,17 +86,18 @@ impl Output {
                     fixed.display()
                 )));
             }
-            if fixed.exists() && !self.overwrite {
+            if fixed.symlink_metadata().is_ok() && !self.overwrite {
                 return Err(Error::Input(format!("{} exists; give another --output, or --overwrite", fixed.display())));
             }
         }
         let folder =
             if self.exact || !fixed.as_os_str().to_string_lossy().ends_with(['/', '\\']) { fixed.parent() } else { Some(fixed.as_path()) };
-        if let Some(folder) = folder.filter(|f| !f.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder)
-                .map_err(|e| Error::Input(format!("the output folder {} cannot be made: {e}", folder.display())))?;
-        }
-        Ok(())
+        let folder = folder.filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let unusable =
+            |what, e| Error::Input(format!("the output folder {} cannot be {what}: {e}; give another --output-dir", folder.display()));
+        std::fs::create_dir_all(folder).map_err(|e| unusable("made", e))?;
+        // Writing is what permissions, read-only disks and strange file systems refuse.
+        tempfile::tempfile_in(folder).map(drop).map_err(|e| unusable("written to", e))
     }
 
     /// The path of a picture; `None` is standard output.
@@ -101,7 +107,7 @@ impl Output {
     pub(super) fn path(&self, picture: &PictureName<'_>) -> Result<Option<PathBuf>> {
         let Some(template) = &self.template else { return Ok(None) };
         let name: String = template.iter().map(|piece| fill(piece, picture)).collect();
-        let path = self.folder.join(name);
+        let path = shortened(self.folder.join(name));
         if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }
@@ -123,6 +129,16 @@ impl Output {
     pub(super) fn overwrites(&self) -> bool {
         self.overwrite
     }
+}
+
+/// With a file name of at most as many bytes as common file systems take, room for a count included.
+fn shortened(path: PathBuf) -> PathBuf {
+    const MOST: usize = 240;
+    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    if stem.len() <= MOST {
+        return path;
+    }
+    path.with_file_name(format!("{}.png", &stem[..stem.floor_char_boundary(MOST)]))
 }
 
 fn parse(text: &str) -> Result<Vec<Piece>, String> {

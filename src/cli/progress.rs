@@ -5,6 +5,7 @@ use super::{answer, cancelled, say};
 use crate::pipeline::{Observer, Stage};
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle as BarStyle};
+use serde_json::json;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -25,9 +26,9 @@ impl Progress {
         Self { style, quiet, bar: None }
     }
 
-    fn event(&self, event: &serde_json::Value) {
+    fn event(&self, event: impl FnOnce() -> serde_json::Value) {
         if self.style == ProgressStyle::Json {
-            say(&event.to_string());
+            say(&event().to_string());
         }
     }
 
@@ -56,7 +57,7 @@ impl Progress {
         if self.quiet {
             return;
         }
-        self.event(&serde_json::json!({ "event": "message", "message": message }));
+        self.event(|| json!({ "event": "message", "message": message }));
         match (&self.bar, self.style) {
             (_, ProgressStyle::Json) => {}
             (Some(bar), _) => bar.suspend(|| say(message)),
@@ -65,14 +66,15 @@ impl Progress {
     }
 
     /// A picture was written.
-    pub(super) fn written(&self, path: Option<&std::path::Path>, seed: u64) {
-        self.event(&serde_json::json!({ "event": "picture", "path": path, "seed": seed }));
-        if let Some(path) = path {
-            let print = || answer(&path.display().to_string());
-            match &self.bar {
-                Some(bar) => bar.suspend(print),
-                None => print(),
-            }
+    ///
+    /// # Errors
+    /// Its path cannot be said on standard output.
+    pub(super) fn written(&self, path: Option<&std::path::Path>, seed: u64) -> Result<()> {
+        self.event(|| json!({ "event": "picture", "path": path.map(|p| p.to_string_lossy()), "seed": seed }));
+        let Some(path) = path else { return Ok(()) };
+        match &self.bar {
+            Some(bar) => bar.suspend(|| answer(&path.display().to_string())),
+            None => answer(&path.display().to_string()),
         }
     }
 }
@@ -92,17 +94,17 @@ impl Observer for Progress {
         }
         match stage {
             Stage::Load { component } => {
-                self.event(&serde_json::json!({ "event": "load", "component": component }));
+                self.event(|| json!({ "event": "load", "component": component }));
                 self.draw(format!("loading the {component}"), 0, 1);
             }
-            Stage::EncodePrompt => self.event(&serde_json::json!({ "event": "encode" })),
+            Stage::EncodePrompt => self.event(|| json!({ "event": "encode" })),
             Stage::Denoise { step, steps, pictures } => {
-                self.event(&serde_json::json!({ "event": "step", "step": step, "steps": steps, "seeds": pictures }));
+                self.event(|| json!({ "event": "step", "step": step, "steps": steps, "seeds": pictures }));
                 let seeds = pictures.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
                 self.draw(format!("seed {seeds}"), step, steps);
             }
             Stage::Decode => {
-                self.event(&serde_json::json!({ "event": "decode" }));
+                self.event(|| json!({ "event": "decode" }));
                 if let Some(bar) = &self.bar {
                     bar.set_message("decoding");
                 }

@@ -108,10 +108,10 @@ fn warn_of_left_out_words(pipeline: &Pipeline, request: &GenerationRequest, obse
 
 /// A text in quotes, cut to what one reads in a warning.
 fn excerpt(text: &str) -> String {
-    const WORDS: usize = 20;
-    let words: Vec<&str> = text.split(' ').collect();
-    match words.get(..WORDS) {
-        Some(first) if words.len() > WORDS => format!("\"{} …\" ({} words in all)", first.join(" "), words.len()),
-        _ => format!("\"{text}\""),
+    const MOST: usize = 300;
+    let letters = text.chars().count();
+    if letters <= MOST {
+        return format!("\"{text}\"");
     }
+    format!("\"{} …\" ({letters} letters in all)", text.chars().take(MOST).collect::<String>())
 }

@@ -110,7 +110,9 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] where the text is not JSON, or a key's value has the wrong type.
     pub fn from_json(text: &str, where_: &str) -> Result<Self> {
-        let file: SchedulerFile = serde_json::from_str(&without_infinities(text))
+        // A struct can be read from a list too, which no configuration is.
+        let file = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&without_infinities(text))
+            .and_then(|object| serde_json::from_value::<SchedulerFile>(object.into()))
             .map_err(|e| Error::Model(format!("{where_} is not a scheduler's configuration: {e}")))?;
         Ok(Self { file, source: Some(where_.into()), schedule: None, eta: None })
     }
@@ -171,7 +173,7 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] for a class or an algorithm that is not implemented.
     pub fn sampler(&self) -> Result<Sampler> {
-        let class = self.file.class_name.as_deref().unwrap_or("");
+        let class = self.file.class_name.as_deref().unwrap_or("missing");
         let Some(sampler) = Sampler::from_class(class) else {
             let mut known: Vec<&str> = Sampler::all().map(Sampler::class_name).collect();
             known.dedup();
@@ -301,6 +303,15 @@ impl SchedulerConfig {
         // Heun alone has Stable Diffusion's betas as its defaults.
         let (start, end) = if self.sampler()? == Sampler::Heun { (0.00085, 0.012) } else { (0.0001, 0.02) };
         let count = file.num_train_timesteps.unwrap_or(1000);
+        let positive = [("sigma_min", file.sigma_min), ("sigma_max", file.sigma_max), ("clip_sample_range", file.clip_sample_range)];
+        for (key, value) in positive {
+            if let Some(value) = value.filter(|v| !(*v > 0.0 && *v < 1e6)) {
+                return Err(self.refuse(key, &value.to_string(), "a positive number"));
+            }
+        }
+        if let Some(offset) = file.steps_offset.filter(|offset| !(0..=MOST_TIMESTEPS as i64).contains(offset)) {
+            return Err(self.refuse("steps_offset", &offset.to_string(), "0 or 1"));
+        }
         if !(2..=MOST_TIMESTEPS).contains(&count) {
             return Err(self.refuse("num_train_timesteps", &count.to_string(), &format!("2 to {MOST_TIMESTEPS}")));
         }

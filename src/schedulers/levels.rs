@@ -34,7 +34,7 @@ impl TimestepSpacing {
     /// # Errors
     /// [`Error::Input`] for any other name.
     pub fn from_name(name: &str) -> Result<Self> {
-        by_name("--timestep-spacing", Self::NAMES, name)
+        by_name(Self::NAMES, name)
     }
 }
 
@@ -72,7 +72,7 @@ impl SigmaSchedule {
     /// # Errors
     /// [`Error::Input`] for a schedule that is not here.
     pub fn from_name(name: &str) -> Result<Self> {
-        by_name("--schedule", Self::NAMES, name)
+        by_name(Self::NAMES, name)
     }
 
     /// `steps` sigmas from `max` to `min`.
@@ -97,10 +97,10 @@ pub(super) fn name_of<T: Copy + PartialEq>(names: &[(&'static str, T)], value: T
 }
 
 /// The value of a name, which a flag gave.
-pub(super) fn by_name<T: Copy>(flag: &str, names: &[(&str, T)], name: &str) -> Result<T> {
+pub(super) fn by_name<T: Copy>(names: &[(&str, T)], name: &str) -> Result<T> {
     names.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.trim())).map(|(_, v)| *v).ok_or_else(|| {
         let all: Vec<&str> = names.iter().map(|(n, _)| *n).collect();
-        Error::Input(format!("{flag} `{name}` is not available; it can be {}", all.join(", ")))
+        Error::Input(format!("`{name}` is not available; it can be {}", all.join(", ")))
     })
 }
 

@@ -52,6 +52,6 @@ impl PredictionType {
     /// # Errors
     /// [`crate::Error::Input`] for any other name.
     pub fn from_name(name: &str) -> Result<Self> {
-        by_name("--prediction", Self::NAMES, name)
+        by_name(Self::NAMES, name)
     }
 }

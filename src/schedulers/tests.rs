@@ -357,5 +357,5 @@ fn flags_that_do_not_go_together_are_refused() {
     assert!(matches!(SigmaSchedule::from_name("beta"), Err(Error::Input(m)) if m.contains("karras")));
     assert!(TimestepSpacing::from_name("Trailing").is_ok());
     assert_eq!(PredictionType::from_name("v").unwrap(), PredictionType::VPrediction);
-    assert!(matches!(PredictionType::from_name("flow"), Err(Error::Input(m)) if m.contains("--prediction")));
+    assert!(matches!(PredictionType::from_name("flow"), Err(Error::Input(m)) if m.contains("`flow`")));
 }
