@@ -96,7 +96,7 @@ fn paint(pipeline: &Pipeline, request: &GenerationRequest, writer: &mut Writer<'
     Ok(())
 }
 
-fn set_threads(threads: usize) -> Result<()> {
+pub(super) fn set_threads(threads: usize) -> Result<()> {
     if threads == 0 {
         return Err(Error::Input("--threads 0: must be at least 1".into()));
     }

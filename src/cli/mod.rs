@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line is where printing belongs")]
 
 mod args;
+mod bench;
 mod convert;
 mod generate;
 mod model;
@@ -36,6 +37,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     match cli.command {
         None => generate::run(cli.generate),
         Some(Command::Convert(args)) => convert::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
     }
 }
 
