@@ -210,19 +210,19 @@ impl BenchArgs {
         let mut references: Vec<(Size, Option<Tensor>)> = Vec::new();
         for &device_choice in &self.devices {
             let device = open(device_choice);
+            if let Ok((_, Some(remark))) = &device {
+                progress.warn(remark);
+            }
             for &dtype_choice in &self.dtypes {
                 for &size in sizes {
                     for &batch_size in &self.batch_sizes {
-                        let (device, remark) = match &device {
-                            Ok((device, remark)) => (device, remark),
+                        let device = match &device {
+                            Ok((device, _)) => device,
                             Err(error) => {
                                 rows.push(failed(subject, device_choice, dtype_choice, size, batch_size, error));
                                 continue;
                             }
                         };
-                        if let Some(remark) = remark {
-                            progress.warn(remark);
-                        }
                         if !self.skip_correctness && !references.iter().any(|(of, _)| *of == size) {
                             progress.say(&format!("{}{}: the reference picture", subject.name, shown(size)));
                             references.push((size, reference(subject, size, progress)?));
