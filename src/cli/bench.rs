@@ -4,6 +4,7 @@ use super::args::{ProgressStyle, parse_size};
 use super::generate::set_threads;
 use super::model;
 use super::progress::Progress;
+use super::{answer, say};
 use crate::bench::{
     Case, Machine, Peaks, RandomModel, Report, Row, Settings, Subject, aligned, check_size, compare, csv, markdown, measure, record,
     reference_picture,
@@ -270,7 +271,7 @@ impl BenchArgs {
             None => Ok(()),
             Some(path) if is_stdout(path) => {
                 table = false;
-                print!("{text}");
+                answer(text.trim_end_matches('\n'));
                 Ok(())
             }
             Some(path) => write_whole(path, self.overwrite, |to| to.write_all(text.as_bytes())),
@@ -279,20 +280,20 @@ impl BenchArgs {
         put(&self.csv, csv(report))?;
         put(&self.markdown, markdown(report))?;
         if table {
-            print!("{}", aligned(report));
+            answer(aligned(report).trim_end_matches('\n'));
         }
-        let say = |line: String| if table { println!("{line}") } else { eprintln!("{line}") };
+        let tell = |line: String| if table { answer(&line) } else { say(&line) };
         if let Some(baseline) = baseline {
             let changes = compare(baseline, report);
-            say(if changes.is_empty() {
+            tell(if changes.is_empty() {
                 "\nThe baseline has none of these combinations.".into()
             } else {
                 "\nAgainst the baseline:".into()
             });
-            changes.iter().for_each(|change| say(change.line()));
+            changes.iter().for_each(|change| tell(change.line()));
         }
         if self.record {
-            say(record(report, Path::new(RUNS))?.display().to_string());
+            tell(record(report, Path::new(RUNS))?.display().to_string());
         }
         Ok(())
     }

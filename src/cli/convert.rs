@@ -1,7 +1,7 @@
 //! `sd-gen convert`: the same weights in the other layout.
 
 use super::args::ConvertArgs;
-use super::{cancelled, model};
+use super::{answer, cancelled, model, say};
 use crate::spec::TextEncoderSpec;
 use crate::text::{clip_merges, clip_vocab_json};
 use crate::weights::{Layout, TokenizerFiles, convert_observed};
@@ -40,9 +40,9 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     bar.finish_and_clear();
     let report = report?;
     for note in &report.notes {
-        eprintln!("{note}");
+        say(note);
     }
-    eprintln!("{} tensors, {:.1} MB", report.tensors, report.bytes as f64 / 1e6);
-    println!("{}", report.path.display());
+    say(&format!("{} tensors, {:.1} MB", report.tensors, report.bytes as f64 / 1e6));
+    answer(&report.path.display().to_string());
     Ok(())
 }

@@ -59,15 +59,26 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         progress.say(&format!("computing on {:?} in {}, VAE in {}", device.location(), dtype_name(dtype), dtype_name(vae_dtype)));
     }
     let pipeline = Pipeline::load(&checkpoint, &device, dtype, vae_dtype, &mut progress)?;
-    report_unused(&checkpoint, &progress);
+    report_unused(&checkpoint, &mut progress);
     if args.seed.is_none_or(|seed| seed == Seed::Random) {
         progress.say(&format!("seed {seed}"));
     }
 
-    let mut writer = Writer { output: &output, model: checkpoint.name(), latents: args.save_latents.is_some().then(Vec::new), index: 0 };
+    let model = model::label(&checkpoint);
+    let mut writer = Writer { output: &output, model: &model, latents: args.save_latents.is_some().then(Vec::new), index: 0 };
+    let painted = paint_all(&pipeline, &requests, &mut writer, &mut progress);
+    drop(progress);
+    // What was finished is kept, however the run ended.
+    if let (Some(path), Some(latents)) = (&args.save_latents, writer.latents.filter(|latents| !latents.is_empty())) {
+        save_latents(path, &latents, args.overwrite)?;
+    }
+    painted
+}
+
+fn paint_all(pipeline: &Pipeline, requests: &[GenerationRequest], writer: &mut Writer<'_>, progress: &mut Progress) -> Result<()> {
     let mut failures = 0;
-    for request in &requests {
-        match paint(&pipeline, request, &mut writer, &mut progress) {
+    for request in requests {
+        match paint(pipeline, request, writer, progress) {
             // The other prompts may still succeed.
             Err(error @ (Error::Picture(_) | Error::Tensor(_))) if requests.len() > 1 => {
                 failures += 1;
@@ -75,10 +86,6 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
             }
             done => done?,
         }
-    }
-    drop(progress);
-    if let (Some(path), Some(latents)) = (&args.save_latents, writer.latents) {
-        save_latents(path, &latents, args.overwrite)?;
     }
     match failures {
         0 => Ok(()),
@@ -96,19 +103,25 @@ fn paint(pipeline: &Pipeline, request: &GenerationRequest, writer: &mut Writer<'
     Ok(())
 }
 
+/// More than any machine has processors.
+const MOST_THREADS: usize = 1024;
+
 pub(super) fn set_threads(threads: usize) -> Result<()> {
     if threads == 0 {
         return Err(Error::Input("--threads 0: must be at least 1".into()));
+    }
+    if threads > MOST_THREADS {
+        return Err(Error::Input(format!("--threads {threads}: at most {MOST_THREADS}; more threads than processors do not help")));
     }
     let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     built.map_err(|e| Error::Input(format!("--threads {threads}: the threads cannot be started ({e}); give fewer")))
 }
 
-fn report_unused(checkpoint: &Checkpoint, progress: &Progress) {
+fn report_unused(checkpoint: &Checkpoint, progress: &mut Progress) {
     let unused = checkpoint.unknown();
     if let Some(first) = unused.first() {
         let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
-        progress.say(&format!("warning: {}: the model does not use \"{first}\"{more}", checkpoint.name()));
+        progress.warn(&format!("{}: the model does not use {first:?}{more}", checkpoint.name()));
     }
 }
 

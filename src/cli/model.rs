@@ -119,6 +119,13 @@ fn is_model_folder(path: &Path) -> bool {
     path.join("model_index.json").is_file() || path.join("unet").is_dir()
 }
 
+/// A model's name as people say it: without folder and ending.
+pub(super) fn label(checkpoint: &Checkpoint) -> String {
+    let path = Path::new(checkpoint.name());
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    name_of(&whole)
+}
+
 fn name_of(path: &Path) -> String {
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()

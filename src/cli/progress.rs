@@ -1,7 +1,7 @@
 //! Progress on standard error: a bar for people, events for programs.
 
 use super::args::ProgressStyle;
-use super::cancelled;
+use super::{answer, cancelled, say};
 use crate::pipeline::{Observer, Stage};
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle as BarStyle};
@@ -27,7 +27,7 @@ impl Progress {
 
     fn event(&self, event: &serde_json::Value) {
         if self.style == ProgressStyle::Json {
-            eprintln!("{event}");
+            say(&event.to_string());
         }
     }
 
@@ -59,8 +59,8 @@ impl Progress {
         self.event(&serde_json::json!({ "event": "message", "message": message }));
         match (&self.bar, self.style) {
             (_, ProgressStyle::Json) => {}
-            (Some(bar), _) => bar.suspend(|| eprintln!("{message}")),
-            (None, _) => eprintln!("{message}"),
+            (Some(bar), _) => bar.suspend(|| say(message)),
+            (None, _) => say(message),
         }
     }
 
@@ -68,7 +68,7 @@ impl Progress {
     pub(super) fn written(&self, path: Option<&std::path::Path>, seed: u64) {
         self.event(&serde_json::json!({ "event": "picture", "path": path, "seed": seed }));
         if let Some(path) = path {
-            let print = || println!("{}", path.display());
+            let print = || answer(&path.display().to_string());
             match &self.bar {
                 Some(bar) => bar.suspend(print),
                 None => print(),
