@@ -126,7 +126,7 @@ mod tests {
     use crate::request::RequestDraft;
     use crate::spec::UNetLevel;
 
-    /// A family's model made small enough for a test: everything is an eighth as wide.
+    /// A family's model made small enough for a test: narrow, and shallow.
     fn tiny(name: &str) -> Option<ModelSpec> {
         let mut spec = ModelSpec::well_known(name)?;
         let narrow = |level: &mut UNetLevel| {

@@ -39,7 +39,7 @@ pub(super) struct BenchArgs {
     /// Models: paths, or names in the models folder [default: the built-in one]
     #[arg(short, long, visible_alias = "model", value_name = "WHAT,…", value_delimiter = ',', help_heading = "What to measure")]
     models: Vec<String>,
-    /// Full-size models with random weights, no file needed: sd15, sd21, sdxl
+    /// Full-size models with random weights, no file needed; their "load" is the making of the weights
     #[arg(long, value_name = "FAMILY,…", value_delimiter = ',', value_parser = ModelSpec::WELL_KNOWN, help_heading = "What to measure")]
     random: Vec<String>,
     /// Where models are looked for by name [default: ./models]
