@@ -19,10 +19,11 @@
 //! The dependencies point one way:
 //!
 //! ```text
-//! main → cli → pipeline → weights → spec → {models, text} → ops
-//!                 └→ schedulers, request, noise, image, metadata      error: leaf
+//! main → cli → bench → pipeline → weights → spec → {models, text} → ops
+//!                         └→ schedulers, request, noise, image, metadata      error: leaf
 //! ```
 
+pub mod bench;
 pub mod cli;
 pub mod device;
 mod error;

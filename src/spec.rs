@@ -3,6 +3,8 @@
 //! A spec is plain data. It is read from a folder's configuration files or concluded from a single file's
 //! tensors (`weights`), and obeyed by `models`, `text` and `pipeline`. Nobody else asks for the family.
 
+mod families;
+
 use crate::schedulers::SchedulerConfig;
 
 /// A line of Stable Diffusion models that share their text encoders and conditioning.

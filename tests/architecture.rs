@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
+    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers::TimestepSpacing", "spec", "weights"]),
     ("pipeline", &["Error", "Result", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
     ("weights", &["Error", "Result", "schedulers", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),

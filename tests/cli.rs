@@ -214,8 +214,8 @@ fn a_model_is_found_by_its_name() {
 
 #[test]
 fn help_names_every_flag_of_the_readme() {
-    let help = sd_gen(Path::new("."), &["--help"]);
-    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let helps = [&["--help"][..], &["bench", "--help"]].map(|arguments| sd_gen(Path::new("."), arguments).stdout);
+    let help = String::from_utf8_lossy(&helps.concat()).into_owned();
     let readme = include_str!("../README.md");
     let flags: std::collections::BTreeSet<&str> = readme
         .split(|c: char| c.is_whitespace() || "`,;)".contains(c))

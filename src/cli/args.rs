@@ -1,5 +1,6 @@
 //! What was typed: flags as clap reads them, in the order of `--help`.
 
+use super::bench::BenchArgs;
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
 use crate::request::RequestDraft;
@@ -17,6 +18,7 @@ Examples:
   sd-gen -p \"a lighthouse\" -m ./models --images 4 --batch-size 2 -o \"out/{date}/{seed}.png\"
   echo \"a green apple\" | sd-gen -p - -o - > apple.png
   sd-gen convert models/sd15 sd15.safetensors --dtype f16
+  sd-gen bench --random sd15 --dtypes f32,bf16
 
 Exit codes: 0 all written, 1 some picture failed, 2 bad usage or input, 3 the model cannot be loaded, 130 cancelled.";
 
@@ -34,6 +36,8 @@ pub(super) struct Cli {
 pub(super) enum Command {
     /// Write a model in the other layout: a diffusers folder as one file in the original layout, or back
     Convert(ConvertArgs),
+    /// Time every phase of painting, for every combination of models, devices, dtypes, sizes and batch sizes
+    Bench(Box<BenchArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -200,7 +204,7 @@ fn parse_dtype(text: &str) -> Result<DType, String> {
     }
 }
 
-fn parse_size(text: &str) -> Result<(usize, usize), String> {
+pub(super) fn parse_size(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once(['x', 'X', '×']);
     let parsed = parts.and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
     parsed.ok_or_else(|| "give width and height like 768x512".into())

@@ -163,7 +163,7 @@ fn paint(
 /// More than any machine has processors.
 const MOST_THREADS: usize = 1024;
 
-fn set_threads(threads: usize) -> Result<()> {
+pub(super) fn set_threads(threads: usize) -> Result<()> {
     if threads == 0 {
         return Err(Error::Input("--threads 0: must be at least 1".into()));
     }

@@ -1,6 +1,7 @@
 //! The command line: what was typed, and what it means. Together with `main`, the only part that prints.
 
 mod args;
+mod bench;
 mod convert;
 mod generate;
 mod model;
@@ -30,6 +31,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     match cli.command {
         None => generate::run(cli.generate),
         Some(Command::Convert(args)) => convert::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// The name of the model that is compiled in.
-const BUILTIN: &str = "emoji";
+pub(super) const BUILTIN: &str = "emoji";
 
 #[cfg(feature = "builtin-model")]
 macro_rules! builtin_files {
@@ -110,7 +110,8 @@ fn by_name(what: &str, folder: &Path) -> Result<Checkpoint> {
     }
 }
 
-fn builtin() -> Result<Checkpoint> {
+/// The model that is compiled in.
+pub(super) fn builtin() -> Result<Checkpoint> {
     if BUILTIN_FILES.is_empty() {
         return Err(Error::Input("no model: this program was built without its built-in one; give a file or folder with --model".into()));
     }

@@ -10,6 +10,34 @@ mod cpu;
 mod reference;
 
 use candle_core::{Device, Result, Tensor};
+use std::cell::Cell;
+
+thread_local! {
+    /// Set while [`with_reference`] runs.
+    static REFERENCE_ONLY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with the portable reference of every op, to hold the fast paths against it.
+///
+/// It holds for this thread, and for the layers that are made meanwhile: a model that is loaded outside keeps its fast paths.
+pub fn with_reference<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            REFERENCE_ONLY.set(self.0);
+        }
+    }
+    let _restore = Restore(REFERENCE_ONLY.replace(true));
+    work()
+}
+
+/// The instruction set that the fast paths on the CPU use, for people.
+///
+/// # Errors
+/// The environment asks for one that is not here.
+pub fn cpu_instructions() -> Result<&'static str> {
+    cpu::instructions()
+}
 
 /// A layer in the form for the device of its weights.
 #[derive(Debug, Clone)]
@@ -38,7 +66,7 @@ impl Linear {
     /// `weight` `(out, in)`, `bias` `(out)`.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         let inner = match weight.device() {
-            Device::Cpu => Kind::Cpu(cpu::Linear::new(&weight, bias.as_ref())?),
+            Device::Cpu if !REFERENCE_ONLY.get() => Kind::Cpu(cpu::Linear::new(&weight, bias.as_ref())?),
             _ => Kind::Reference(reference::Linear::new(weight, bias)?),
         };
         Ok(Self { inner })
@@ -86,7 +114,7 @@ impl Conv2d {
     /// `weight` `(out, in, kernel height, kernel width)`, `bias` `(out)`.
     pub fn new(weight: Tensor, bias: Option<Tensor>, stride: usize, padding: Padding) -> Result<Self> {
         let inner = match weight.device() {
-            Device::Cpu => Kind::Cpu(cpu::Conv2d::new(&weight, bias.as_ref(), stride, padding)?),
+            Device::Cpu if !REFERENCE_ONLY.get() => Kind::Cpu(cpu::Conv2d::new(&weight, bias.as_ref(), stride, padding)?),
             _ => Kind::Reference(reference::Conv2d::new(weight, bias, stride, padding)?),
         };
         Ok(Self { inner })
@@ -118,7 +146,7 @@ impl GroupNorm {
     /// `weight` and `bias` `(channels)`.
     pub fn new(weight: Tensor, bias: Tensor, groups: usize, eps: f64) -> Result<Self> {
         let inner = match weight.device() {
-            Device::Cpu => Kind::Cpu(cpu::GroupNorm::new(&weight, &bias, groups, eps)?),
+            Device::Cpu if !REFERENCE_ONLY.get() => Kind::Cpu(cpu::GroupNorm::new(&weight, &bias, groups, eps)?),
             _ => Kind::Reference(reference::GroupNorm::new(weight, bias, groups, eps)?),
         };
         Ok(Self { inner })
@@ -153,7 +181,7 @@ impl LayerNorm {
     /// `weight` and `bias` `(channels)`.
     pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Result<Self> {
         let inner = match weight.device() {
-            Device::Cpu => Kind::Cpu(cpu::LayerNorm::new(&weight, &bias, eps)?),
+            Device::Cpu if !REFERENCE_ONLY.get() => Kind::Cpu(cpu::LayerNorm::new(&weight, &bias, eps)?),
             _ => Kind::Reference(reference::LayerNorm::new(weight, bias, eps)?),
         };
         Ok(Self { inner })
@@ -175,7 +203,7 @@ impl LayerNorm {
 /// `q` `(batch, queries, heads × size)`, `k` and `v` `(batch, keys, heads × size)` to the shape of `q`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
     match q.device() {
-        Device::Cpu => cpu::attention(q, k, v, heads, causal),
+        Device::Cpu if !REFERENCE_ONLY.get() => cpu::attention(q, k, v, heads, causal),
         _ => reference::attention(q, k, v, heads, causal),
     }
 }
@@ -186,7 +214,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
 /// `(…, 2n)` to `(…, n)`.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     match x.device() {
-        Device::Cpu => cpu::geglu(x),
+        Device::Cpu if !REFERENCE_ONLY.get() => cpu::geglu(x),
         _ => reference::geglu(x),
     }
 }
@@ -194,7 +222,7 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
 /// `x · sigmoid(x)`
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     match x.device() {
-        Device::Cpu => cpu::silu(x),
+        Device::Cpu if !REFERENCE_ONLY.get() => cpu::silu(x),
         _ => reference::silu(x),
     }
 }
@@ -202,7 +230,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// `x · Φ(x)`, exact.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     match x.device() {
-        Device::Cpu => cpu::gelu(x),
+        Device::Cpu if !REFERENCE_ONLY.get() => cpu::gelu(x),
         _ => reference::gelu(x),
     }
 }
@@ -210,7 +238,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 /// `x · sigmoid(1.702 x)`
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     match x.device() {
-        Device::Cpu => cpu::quick_gelu(x),
+        Device::Cpu if !REFERENCE_ONLY.get() => cpu::quick_gelu(x),
         _ => reference::quick_gelu(x),
     }
 }
@@ -221,7 +249,7 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 /// `(batch, height, width, channels)` to `(batch, 2 height, 2 width, channels)`.
 pub fn upsample_nearest_2x(x: &Tensor) -> Result<Tensor> {
     match x.device() {
-        Device::Cpu => cpu::upsample_nearest_2x(x),
+        Device::Cpu if !REFERENCE_ONLY.get() => cpu::upsample_nearest_2x(x),
         _ => reference::upsample_nearest_2x(x),
     }
 }

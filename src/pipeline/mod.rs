@@ -17,7 +17,7 @@ use crate::request::GenerationRequest;
 use crate::schedulers::{NoiseSource, plan, sample};
 use crate::spec::ModelSpec;
 use crate::text::{ClipTokenizer, TextEncoder};
-use crate::weights::{Checkpoint, Component};
+use crate::weights::{Component, ModelSource};
 use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
@@ -47,16 +47,16 @@ pub struct Painted {
 }
 
 impl Pipeline {
-    /// Reads a checkpoint's weights onto `device`.
+    /// Reads a model's weights onto `device`.
     ///
     /// # Errors
     /// A tensor is missing or wrong, a tokenizer is unusable, or the observer stops it.
-    pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
-        let spec = checkpoint.spec().clone();
+    pub fn load(model: &dyn ModelSource, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
+        let spec = model.spec().clone();
         if spec.unet.in_channels != spec.vae.latent_channels {
             return Err(Error::Model(format!(
                 "{}: the UNet takes {} channels; models that repaint (9) or edit (8) need a picture to start from, which this version cannot give yet",
-                checkpoint.name(),
+                model.name(),
                 spec.unet.in_channels
             )));
         }
@@ -64,20 +64,20 @@ impl Pipeline {
         for (i, encoder) in spec.text_encoders.iter().enumerate() {
             observer.stage(Stage::Load { component: "text encoder" })?;
             let length = encoder.clip.max_positions;
-            let tokenizer = match checkpoint.tokenizer(i) {
+            let tokenizer = match model.tokenizer(i) {
                 Some(files) => {
                     let length = files.model_max_length.unwrap_or(length).min(length);
-                    ClipTokenizer::from_files(checkpoint.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)?
+                    ClipTokenizer::from_files(model.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)?
                 }
                 None => ClipTokenizer::clip(&encoder.pad_token, length)?,
             };
-            let source = checkpoint.component(Component::TextEncoder(i));
-            text_encoders.push(TextEncoder::load(&Scope::root(&source, dtype, device), encoder, tokenizer)?);
+            let source = model.tensors(Component::TextEncoder(i));
+            text_encoders.push(TextEncoder::load(&Scope::root(&*source, dtype, device), encoder, tokenizer)?);
         }
         observer.stage(Stage::Load { component: "UNet" })?;
-        let unet = UNet2DCondition::load(&Scope::root(&checkpoint.component(Component::UNet), dtype, device), &spec.unet)?;
+        let unet = UNet2DCondition::load(&Scope::root(&*model.tensors(Component::UNet), dtype, device), &spec.unet)?;
         observer.stage(Stage::Load { component: "VAE" })?;
-        let vae = AutoencoderKLDecoder::load(&Scope::root(&checkpoint.component(Component::Vae), vae_dtype, device), &spec.vae)?;
+        let vae = AutoencoderKLDecoder::load(&Scope::root(&*model.tensors(Component::Vae), vae_dtype, device), &spec.vae)?;
         Ok(Self { spec, device: device.clone(), dtype, vae_dtype, text_encoders, unet, vae })
     }
 
@@ -106,6 +106,32 @@ impl Pipeline {
         seeds: &[u64],
         observer: &mut dyn Observer,
     ) -> Result<Vec<Painted>> {
+        let latents = self.denoise(request, prompt, seeds, observer)?;
+        observer.stage(Stage::Decode)?;
+        let mut painted = Vec::new();
+        for (i, &seed) in seeds.iter().enumerate() {
+            // One picture at a time: the decoder's working memory is the largest of all.
+            let latents = latents.narrow(0, i, 1)?;
+            let picture = to_rgb(&self.decode(&latents)?)?;
+            painted.push(Painted { seed, picture, latents: latents.to_device(&Device::Cpu)? });
+        }
+        Ok(painted)
+    }
+
+    /// The final latents of one picture for each seed: the first half of [`Pipeline::paint`].
+    ///
+    /// # Shapes
+    /// `(seeds, channels, height, width)`, f32, unscaled.
+    ///
+    /// # Errors
+    /// As [`Pipeline::paint`].
+    pub fn denoise(
+        &self,
+        request: &GenerationRequest,
+        prompt: &Conditioning,
+        seeds: &[u64],
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
         let schedule = plan(&request.scheduler, request.steps)?;
         let factor = self.spec.vae.factor();
         let shape = (seeds.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
@@ -114,19 +140,22 @@ impl Pipeline {
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: seeds })?;
         let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, schedule.prediction, request, prompt.repeat(seeds.len())?);
         let steps = schedule.steps.len();
-        let latents = sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, _| {
+        sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, _| {
             observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: seeds })
-        })?;
-        observer.stage(Stage::Decode)?;
-        let mut painted = Vec::new();
-        for (i, &seed) in seeds.iter().enumerate() {
-            // One picture at a time: the decoder's working memory is the largest of all.
-            let latents = latents.narrow(0, i, 1)?;
-            let decoded = self.vae.decode(&latents.to_dtype(self.vae_dtype)?)?.to_dtype(DType::F32)?;
-            check_finite(&decoded, || format!("the VAE's picture in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
-            painted.push(Painted { seed, picture: to_rgb(&decoded)?, latents: latents.to_device(&Device::Cpu)? });
-        }
-        Ok(painted)
+        })
+    }
+
+    /// The pictures of latents: the second half of [`Pipeline::paint`], before it is rounded to bytes.
+    ///
+    /// # Shapes
+    /// `(batch, channels, height, width)` to `(batch, 3, factor × height, factor × width)`, f32, nominally in [-1, 1].
+    ///
+    /// # Errors
+    /// A value is not finite.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let decoded = self.vae.decode(&latents.to_dtype(self.vae_dtype)?)?.to_dtype(DType::F32)?;
+        check_finite(&decoded, || format!("the VAE's picture in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
+        Ok(decoded)
     }
 }
 

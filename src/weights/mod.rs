@@ -1,7 +1,7 @@
 //! Opens checkpoints without trusting them and serves their tensors under diffusers' names.
 //!
 //! A model comes as a diffusers folder, as one file in the original layout, or compiled into the program. [`Checkpoint`]
-//! finds its parts, concludes its [`ModelSpec`](crate::spec::ModelSpec) with the evidence, and hands out each network's
+//! finds its parts, concludes its [`ModelSpec`] with the evidence, and hands out each network's
 //! tensors as a [`TensorSource`] under the names that today's diffusers uses, whatever the file calls them.
 //!
 //! # What is refused
@@ -39,6 +39,7 @@ pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
 pub use component::ComponentTensors;
 pub use convert::{Layout, Report, convert, convert_observed};
 
+use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
@@ -52,6 +53,39 @@ pub trait TensorSource {
 
     /// The shape of `name`, if there is such a tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
+}
+
+/// What a pipeline is loaded from: a spec and the tensors for it. A [`Checkpoint`] is one.
+pub trait ModelSource {
+    /// What people call the model.
+    fn name(&self) -> &str;
+
+    /// What the model is.
+    fn spec(&self) -> &ModelSpec;
+
+    /// The tokenizer of the text encoder `index`; `None` where CLIP's own is meant.
+    fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles>;
+
+    /// The tensors of one network.
+    fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_>;
+}
+
+impl ModelSource for Checkpoint {
+    fn name(&self) -> &str {
+        Checkpoint::name(self)
+    }
+
+    fn spec(&self) -> &ModelSpec {
+        Checkpoint::spec(self)
+    }
+
+    fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles> {
+        Checkpoint::tokenizer(self, index)
+    }
+
+    fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_> {
+        Box::new(self.component(component))
+    }
 }
 
 /// "`file` `what`." as a reason why a model cannot be loaded.

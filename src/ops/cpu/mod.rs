@@ -30,3 +30,8 @@ pub(super) use conv2d::Conv2d;
 pub(super) use linear::Linear;
 pub(super) use normalization::{GroupNorm, LayerNorm};
 pub(super) use upsample::upsample_nearest_2x;
+
+/// The name of the instruction set in use.
+pub(super) fn instructions() -> candle_core::Result<&'static str> {
+    Ok(isa::Isa::current()?.name())
+}

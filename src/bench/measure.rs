@@ -1,0 +1,286 @@
+//! One combination, phase by phase.
+
+use super::report::{Phase, Row, Timing};
+use super::{flops, memory};
+use crate::ops::{Linear, with_reference};
+use crate::pipeline::{Observer, Pipeline, Stage};
+use crate::request::{GenerationRequest, RequestDraft};
+use crate::schedulers::TimestepSpacing;
+use crate::spec::ModelSpec;
+use crate::weights::ModelSource;
+use crate::{Error, Result};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
+use std::time::Instant;
+
+/// Guidance is on whatever the model: two rows a picture, so that models can be compared.
+const GUIDANCE_SCALE: f64 = 7.5;
+const SEED: u64 = 1;
+
+/// Opens a model anew.
+type Opener<'a> = dyn Fn() -> Result<Box<dyn ModelSource>> + 'a;
+
+/// What is measured.
+pub struct Subject<'a> {
+    /// How it is called in the rows.
+    pub name: String,
+    /// Opens it; the phase [`Phase::Open`].
+    pub open: Box<Opener<'a>>,
+    /// Its weights are made, not read: loading it says nothing, and is done once.
+    pub made: bool,
+}
+
+/// One combination.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// Where it computes.
+    pub device: Device,
+    /// What UNet and text encoders compute in.
+    pub dtype: DType,
+    /// Width and height in pixels; the model's own where absent.
+    pub size: Option<(usize, usize)>,
+    /// Pictures at once.
+    pub batch_size: usize,
+}
+
+/// How often, and how much.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Steps of the whole picture.
+    pub steps: usize,
+    /// Runs of each phase before those that count.
+    pub warmups: usize,
+    /// Runs that count.
+    pub repeats: usize,
+}
+
+fn request(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, steps: usize) -> Result<GenerationRequest> {
+    let draft = RequestDraft {
+        prompt: "a lighthouse at dusk".to_owned(),
+        negative_prompt: Some("blurry".to_owned()),
+        width: size.map(|(width, _)| width),
+        height: size.map(|(_, height)| height),
+        steps: Some(steps),
+        guidance_scale: Some(GUIDANCE_SCALE),
+        sampler: Some("euler".to_owned()),
+        // A single step then begins in pure noise, where the network decides all of the picture.
+        timestep_spacing: Some(TimestepSpacing::Trailing),
+        seed: SEED,
+        images: Some(batch_size),
+        batch_size: Some(batch_size),
+        ..RequestDraft::default()
+    };
+    draft.resolve(spec)
+}
+
+/// Whether a model can be asked for such a picture at all.
+///
+/// # Errors
+/// The size, the batch or the steps are out of their range.
+pub fn check_size(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, steps: usize) -> Result<()> {
+    request(spec, size, batch_size, steps).map(drop)
+}
+
+/// The VAE's dtype beside `dtype`.
+fn vae_dtype(spec: &ModelSpec, dtype: DType) -> DType {
+    if dtype == DType::F16 && spec.vae.force_upcast { DType::F32 } else { dtype }
+}
+
+fn device_name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".to_owned(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { .. } => "metal".to_owned(),
+    }
+}
+
+/// The picture after one guided step from the portable ops in f32 on the CPU, `(1, 3, height, width)`.
+///
+/// # Errors
+/// The model cannot be loaded, or the observer stops it.
+pub fn reference_picture(subject: &Subject<'_>, size: Option<(usize, usize)>, observer: &mut dyn Observer) -> Result<Tensor> {
+    with_reference(|| {
+        let model = (subject.open)()?;
+        let pipeline = Pipeline::load(&*model, &Device::Cpu, DType::F32, DType::F32, observer)?;
+        let request = request(model.spec(), size, 1, 1)?;
+        let prompt = pipeline.encode_prompt(&request, observer)?;
+        let latents = pipeline.denoise(&request, &prompt, &[SEED], observer)?;
+        observer.stage(Stage::Decode)?;
+        pipeline.decode(&latents)
+    })
+}
+
+/// Measures a combination into `row`, which keeps what was measured when an error ends it.
+///
+/// `reference` is [`reference_picture`]'s for the same subject and size, where it is wanted.
+///
+/// # Errors
+/// [`Error::Cancelled`] alone; every other error is written into the row.
+pub fn measure(
+    subject: &Subject<'_>,
+    case: &Case,
+    settings: Settings,
+    reference: Option<&Tensor>,
+    peaks: &mut Peaks,
+    observer: &mut dyn Observer,
+) -> Result<Row> {
+    let mut row = Row {
+        model: subject.name.clone(),
+        device: device_name(&case.device),
+        dtype: case.dtype.as_str().to_owned(),
+        batch_size: case.batch_size,
+        steps: settings.steps,
+        ..Row::default()
+    };
+    (row.width, row.height) = case.size.unwrap_or_default();
+    match fill(&mut row, subject, case, settings, reference, peaks, observer) {
+        Err(Error::Cancelled) => return Err(Error::Cancelled),
+        Err(error) => row.error = Some(error.to_string()),
+        Ok(()) => {}
+    }
+    Ok(row)
+}
+
+fn fill(
+    row: &mut Row,
+    subject: &Subject<'_>,
+    case: &Case,
+    settings: Settings,
+    reference: Option<&Tensor>,
+    peaks: &mut Peaks,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let clock = Clock { device: &case.device, settings };
+    let can_reset = memory::reset_peak();
+    let model = clock.time(row, Phase::Open, observer, |_| (subject.open)())?;
+    let spec = model.spec();
+    let vae_dtype = vae_dtype(spec, case.dtype);
+    row.vae_dtype = vae_dtype.as_str().to_owned();
+    let whole = request(spec, case.size, case.batch_size, settings.steps)?;
+    let one_step = request(spec, case.size, case.batch_size, 1)?;
+    (row.width, row.height) = (whole.width, whole.height);
+    let factor = spec.vae.factor();
+    let (height, width) = (whole.height / factor, whole.width / factor);
+    let tokens = spec.text_encoders.first().map_or(77, |encoder| encoder.clip.max_positions);
+    row.step_flop = 2.0 * case.batch_size as f64 * flops::unet_row(&spec.unet, height, width, tokens);
+    row.decode_flop = case.batch_size as f64 * flops::vae_decode(&spec.vae, height, width);
+
+    let once = Settings { warmups: 0, repeats: 1, ..settings };
+    let loading = Clock { settings: if subject.made { once } else { settings }, ..clock };
+    let load = |observer: &mut dyn Observer| Pipeline::load(&*model, &case.device, case.dtype, vae_dtype, observer);
+    let pipeline = loading.time(row, Phase::Load, observer, load)?;
+    let prompt = clock.time(row, Phase::Text, observer, |observer| pipeline.encode_prompt(&one_step, observer))?;
+    let seeds: Vec<u64> = one_step.batches().flatten().collect();
+    let latents = clock.time(row, Phase::Step, observer, |observer| pipeline.denoise(&one_step, &prompt, &seeds, observer))?;
+    let decoded = clock.time(row, Phase::Decode, observer, |observer| {
+        observer.stage(Stage::Decode)?;
+        let pictures = (0..seeds.len()).map(|i| pipeline.decode(&latents.narrow(0, i, 1)?));
+        pictures.collect::<Result<Vec<_>>>()
+    })?;
+    if let (Some(reference), Some(picture)) = (reference, decoded.first()) {
+        row.difference = Some(difference(picture, reference)?);
+    }
+    drop((latents, decoded));
+    clock.time(row, Phase::Picture, observer, |observer| {
+        let prompt = pipeline.encode_prompt(&whole, observer)?;
+        pipeline.paint(&whole, &prompt, &seeds, observer)
+    })?;
+    row.peak_host_bytes = can_reset.then(memory::peak).flatten();
+    drop(pipeline);
+    row.matrix_peak = peaks.of(&case.device, case.dtype)?;
+    row.vae_matrix_peak = peaks.of(&case.device, vae_dtype)?;
+    Ok(())
+}
+
+/// Mean absolute difference over the reference's standard deviation.
+fn difference(picture: &Tensor, reference: &Tensor) -> Result<f64> {
+    let values = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+    let (picture, reference) = (values(picture)?, values(reference)?);
+    let n = reference.len().max(1) as f64;
+    let mean = reference.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    let deviation = (reference.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let apart = picture.iter().zip(&reference).map(|(&a, &b)| f64::from(a - b).abs()).sum::<f64>() / n;
+    // A picture of one colour has nothing to compare with but itself.
+    Ok(if deviation > 0.0 { apart / deviation } else { apart })
+}
+
+#[derive(Clone, Copy)]
+struct Clock<'a> {
+    device: &'a Device,
+    settings: Settings,
+}
+
+impl Clock<'_> {
+    /// Times `work` and gives what its last run made.
+    fn time<T>(
+        &self,
+        row: &mut Row,
+        phase: Phase,
+        observer: &mut dyn Observer,
+        mut work: impl FnMut(&mut dyn Observer) -> Result<T>,
+    ) -> Result<T> {
+        let mut once = || -> Result<(f64, T)> {
+            self.device.synchronize()?;
+            let start = Instant::now();
+            let made = work(observer)?;
+            self.device.synchronize()?;
+            Ok((start.elapsed().as_secs_f64(), made))
+        };
+        // What a run made is dropped before the next begins: two models need not fit into the memory at once.
+        for _ in 0..self.settings.warmups {
+            once()?;
+        }
+        let mut samples = Vec::new();
+        for _ in 1..self.settings.repeats {
+            samples.push(once()?.0);
+        }
+        let (seconds, made) = once()?;
+        samples.push(seconds);
+        row.phases.extend(Timing::of(samples).map(|timing| (phase, timing)));
+        Ok(made)
+    }
+}
+
+/// The matrix peaks that were measured already.
+#[derive(Debug, Default)]
+pub struct Peaks(Vec<(DeviceLocation, DType, Option<f64>)>);
+
+impl Peaks {
+    /// The operations a second of a large matrix product; `None` where the device has no product in that dtype.
+    fn of(&mut self, device: &Device, dtype: DType) -> Result<Option<f64>> {
+        let known = self.0.iter().find(|(location, of, _)| *location == device.location() && *of == dtype);
+        if let Some((_, _, peak)) = known {
+            return Ok(*peak);
+        }
+        // What cannot be measured is absent, and takes nothing from the rest of the row.
+        let peak = matrix_peak(device, dtype).ok();
+        self.0.push((device.location(), dtype, peak));
+        Ok(peak)
+    }
+}
+
+/// The best of several sizes: a small product is over before all threads are awake, a large one may leave the caches.
+fn matrix_peak(device: &Device, dtype: DType) -> Result<f64> {
+    const SIDES: [usize; 4] = [1024, 2048, 4096, 8192];
+    // Seconds after which a larger product can show nothing new.
+    const LONG_ENOUGH: f64 = 0.05;
+    let mut peak = 0f64;
+    for side in SIDES {
+        let random = || Tensor::randn(0f32, 1f32, (side, side), device)?.to_dtype(dtype);
+        let linear = Linear::new(random()?, None)?;
+        let x = random()?.unsqueeze(0)?;
+        let mut best = f64::INFINITY;
+        // The first run warms up; the best of the others is nearest to what the machine can do.
+        for _ in 0..8 {
+            device.synchronize()?;
+            let start = Instant::now();
+            linear.forward(&x)?;
+            device.synchronize()?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        peak = peak.max(2.0 * (side as f64).powi(3) / best);
+        if best >= LONG_ENOUGH {
+            break;
+        }
+    }
+    Ok(peak)
+}

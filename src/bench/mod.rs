@@ -1,0 +1,27 @@
+//! Measures what painting costs: the time of every phase, memory, the share of what the machine can do, and how far the
+//! picture is from the reference path's.
+//!
+//! A [`Subject`] is what is measured, a [`Case`] one combination of it with device, dtype, size and batch, and a [`Row`] what came
+//! out, be it an error. Nothing here prints, and nothing is quoted from elsewhere: the machine's matrix peak is measured too.
+//!
+//! Counts of operations come from the spec (`flops`), and full-size models without a file from [`RandomModel`].
+
+mod compare;
+mod flops;
+mod machine;
+mod measure;
+mod memory;
+mod plot;
+mod random_model;
+mod record;
+mod report;
+mod table;
+
+pub use compare::{Change, compare};
+pub use machine::Machine;
+pub use measure::{Case, Peaks, Settings, Subject, check_size, measure, reference_picture};
+pub use plot::svg;
+pub use random_model::RandomModel;
+pub use record::record;
+pub use report::{Phase, Report, Row, Timing};
+pub use table::{aligned, csv, markdown};

@@ -1,0 +1,180 @@
+//! What was measured, as data that is written as JSON and read again as a baseline.
+
+use super::machine::Machine;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A part of the work that is timed by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Finding the files, understanding them and mapping them.
+    Open,
+    /// Reading the weights onto the device and packing them.
+    Load,
+    /// Encoding prompt and negative prompt.
+    Text,
+    /// One denoising step with guidance: two rows of the UNet a picture.
+    Step,
+    /// Decoding the pictures of a batch.
+    Decode,
+    /// From the prompt to the pixels, all steps.
+    Picture,
+}
+
+impl Phase {
+    /// All, in the order of the work.
+    pub const ALL: [Phase; 6] = [Phase::Open, Phase::Load, Phase::Text, Phase::Step, Phase::Decode, Phase::Picture];
+
+    /// The name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Open => "open",
+            Phase::Load => "load",
+            Phase::Text => "text",
+            Phase::Step => "guided step",
+            Phase::Decode => "VAE decode",
+            Phase::Picture => "whole picture",
+        }
+    }
+}
+
+/// The times of one phase, in seconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// The middle of the samples.
+    pub median: f64,
+    /// The shortest.
+    pub min: f64,
+    /// The longest.
+    pub max: f64,
+    /// All, in the order of measuring; warm-ups are not among them.
+    pub samples: Vec<f64>,
+}
+
+impl Timing {
+    /// Summarises samples; `None` without any.
+    pub fn of(samples: Vec<f64>) -> Option<Self> {
+        let mut sorted = samples.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (min, max) = (*sorted.first()?, *sorted.last()?);
+        let middle = sorted.len() / 2;
+        let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+        Some(Self { median, min, max, samples })
+    }
+}
+
+/// One combination and what came out.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Row {
+    /// The model as it was named.
+    pub model: String,
+    /// `cpu`, `cuda:0`, …
+    pub device: String,
+    /// What UNet and text encoders computed in.
+    pub dtype: String,
+    /// What the VAE computed in.
+    pub vae_dtype: String,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Pictures at once.
+    pub batch_size: usize,
+    /// Steps of the whole picture.
+    pub steps: usize,
+    /// The times; a phase that was not reached is absent.
+    pub phases: BTreeMap<Phase, Timing>,
+    /// The largest resident memory of the process from opening to the last picture, in bytes.
+    pub peak_host_bytes: Option<u64>,
+    /// Floating-point operations of a guided step.
+    pub step_flop: f64,
+    /// Floating-point operations of decoding the batch.
+    pub decode_flop: f64,
+    /// The matrix peak of the device in `dtype`, in operations a second.
+    pub matrix_peak: Option<f64>,
+    /// The matrix peak of the device in `vae_dtype`, in operations a second.
+    pub vae_matrix_peak: Option<f64>,
+    /// Mean absolute difference of the picture after one step from the portable reference path's in f32 on the CPU, as a share of
+    /// that picture's standard deviation.
+    pub difference: Option<f64>,
+    /// What ended the measurement early.
+    pub error: Option<String>,
+}
+
+impl Row {
+    /// Operations a second of a guided step.
+    pub fn step_rate(&self) -> Option<f64> {
+        self.phases.get(&Phase::Step).map(|timing| self.step_flop / timing.median)
+    }
+
+    /// Operations a second of decoding.
+    pub fn decode_rate(&self) -> Option<f64> {
+        self.phases.get(&Phase::Decode).map(|timing| self.decode_flop / timing.median)
+    }
+
+    /// A guided step's share of the matrix peak.
+    pub fn step_share(&self) -> Option<f64> {
+        Some(self.step_rate()? / self.matrix_peak?)
+    }
+
+    /// Decoding's share of the matrix peak.
+    pub fn decode_share(&self) -> Option<f64> {
+        Some(self.decode_rate()? / self.vae_matrix_peak?)
+    }
+}
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of the program.
+    pub version: String,
+    /// Local date and time of the start.
+    pub date: String,
+    /// Where it ran.
+    pub machine: Machine,
+    /// Runs before those that count.
+    pub warmups: usize,
+    /// Runs that count.
+    pub repeats: usize,
+    /// One for each combination.
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    /// As JSON with a line end.
+    ///
+    /// # Errors
+    /// A number is not finite, which would be a defect.
+    pub fn to_json(&self) -> Result<String> {
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::Picture(format!("the results cannot be written as JSON: {e}")))?;
+        Ok(text + "\n")
+    }
+
+    /// Reads what [`Report::to_json`] wrote.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is something else.
+    pub fn read(path: &Path) -> Result<Self> {
+        let wrong = |e: &dyn std::fmt::Display| {
+            Error::Input(format!("--baseline {}: {e}; give a file that sd-gen bench --json wrote", path.display()))
+        };
+        let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
+        serde_json::from_str(&text).map_err(|e| wrong(&e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        let of = |samples: &[f64]| Timing::of(samples.to_vec()).map(|t| (t.median, t.min, t.max));
+        assert_eq!(of(&[3.0, 1.0, 2.0]), Some((2.0, 1.0, 3.0)));
+        assert_eq!(of(&[4.0, 1.0]), Some((2.5, 1.0, 4.0)));
+        assert_eq!(of(&[]), None);
+    }
+}

@@ -1,0 +1,105 @@
+//! `sd-gen bench` as its users meet it.
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn bench(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    command.arg("bench").args(arguments).current_dir(folder).env_remove("SD_GEN_MODELS").output().expect("sd-gen starts")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Fast enough for a test: the built-in model, small, once.
+const SMALL: [&str; 8] = ["--sizes", "64x64", "--repeats", "1", "--warmups", "0", "--steps", "2"];
+
+#[test]
+fn every_phase_of_every_combination_is_timed() {
+    let folder = tempfile::tempdir().expect("folder");
+    let output = bench(folder.path(), &[&SMALL[..], &["--dtypes", "f32,bf16", "--batch-sizes", "1,2", "--json", "-"]].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let rows = report["rows"].as_array().expect("rows");
+    let combinations: Vec<_> = rows.iter().map(|row| (row["dtype"].as_str().expect("dtype"), row["batch_size"].as_u64())).collect();
+    assert_eq!(combinations, [("f32", Some(1)), ("f32", Some(2)), ("bf16", Some(1)), ("bf16", Some(2))]);
+    for row in rows {
+        assert!(row["error"].is_null(), "{row}");
+        for phase in ["open", "load", "text", "step", "decode", "picture"] {
+            assert!(row["phases"][phase]["median"].as_f64().is_some_and(|seconds| seconds > 0.0), "{phase}: {row}");
+        }
+        let number = |key: &str| row[key].as_f64().unwrap_or_else(|| unreachable!("{key} in {row}"));
+        assert!(number("step_flop") > 1e6 && number("decode_flop") > 1e6 && number("matrix_peak") > 1e6);
+        if cfg!(target_os = "linux") {
+            assert!(number("peak_host_bytes") > 1e6);
+        }
+        let (least, most) = if row["dtype"] == "f32" { (0.0, 0.001) } else { (0.0001, 0.2) };
+        assert!((least..most).contains(&number("difference")), "{row}");
+    }
+}
+
+#[test]
+fn results_go_to_files_and_are_compared_and_recorded() {
+    let folder = tempfile::tempdir().expect("folder");
+    let fast = [&SMALL[..], &["--dtypes", "f32", "--skip-correctness"]].concat();
+    let first = bench(folder.path(), &[&fast[..], &["--json", "old.json", "--csv", "t.csv", "--markdown", "t.md"]].concat());
+    assert!(first.status.success(), "{}", said(&first));
+    let table = String::from_utf8_lossy(&first.stdout).into_owned();
+    assert!(table.contains("guided step") && table.contains("64x64"), "{table}");
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect(name);
+    assert_eq!(read("t.csv").lines().count(), 2);
+    assert!(read("t.md").contains("| emoji | cpu | f32 | 64x64 | 1 |"));
+
+    let second = bench(folder.path(), &[&fast[..], &["--baseline", "old.json", "--record"]].concat());
+    assert!(second.status.success(), "{}", said(&second));
+    let table = String::from_utf8_lossy(&second.stdout).into_owned();
+    assert!(table.contains("Against the baseline:") && table.contains("emoji 64x64 cpu f32: VAE decode"), "{table}");
+    let record = folder.path().join(table.lines().last().expect("the folder's path"));
+    for name in ["results.json", "table.md", "plot.svg"] {
+        assert!(record.join(name).is_file(), "{name} in {}", record.display());
+    }
+    assert!(std::fs::read_to_string(record.join("plot.svg")).expect("plot").contains("emoji 64x64 cpu f32"));
+}
+
+#[test]
+fn a_combination_that_fails_is_a_row() {
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::write(folder.path().join("broken.safetensors"), b"nothing of the kind").expect("write");
+    let models = ["--models", "./broken.safetensors,emoji", "--skip-correctness", "--json", "-"];
+    let output = bench(folder.path(), &[&SMALL[..], &models].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(report["rows"][0]["error"].as_str().is_some_and(|error| error.contains("broken.safetensors")), "{report}");
+    assert!(report["rows"][1]["error"].is_null() && report["rows"][1]["phases"]["picture"].is_object(), "{report}");
+    assert!(said(&output).contains("1 of 2 combinations failed"), "{}", said(&output));
+}
+
+#[test]
+fn bad_usage_is_found_before_any_work() {
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::write(folder.path().join("there.json"), b"{}").expect("write");
+    for (arguments, wanted) in [
+        (&["--sizes", "64"][..], "width and height like"),
+        (&["--sizes", "64x65"], "--height 65: must be a multiple of 8"),
+        (&["--batch-sizes", "0"], "must be at least 1"),
+        (&["--steps", "0"], "--steps 0"),
+        (&["--repeats", "0"], "--repeats 0"),
+        (&["--threads", "0"], "--threads 0"),
+        (&["--random", "sd9"], "sd15, sd21, sdxl"),
+        (&["--dtypes", "f12"], "auto, f32, f16 or bf16"),
+        (&["--devices", "abacus"], "cuda:N"),
+        (&["--models", "./nowhere.safetensors"], "no such file"),
+        (&["--json", "-", "--csv", "-"], "only one can go to standard output"),
+        (&["--json", "there.json"], "--overwrite"),
+        (&["--csv", "nowhere/t.csv"], "there is no folder"),
+        (&["--baseline", "there.json"], "--baseline there.json"),
+    ] {
+        let output = bench(folder.path(), arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", said(&output));
+        assert!(said(&output).contains(wanted), "{arguments:?}: {}", said(&output));
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
