@@ -6,7 +6,6 @@
 use crate::Result;
 use crate::noise::Rng;
 use crate::request::GenerationRequest;
-use crate::schedulers::PredictionType;
 
 /// The PNG keyword.
 pub const KEYWORD: &str = "parameters";
@@ -35,8 +34,9 @@ pub fn parameters(request: &GenerationRequest, seed: u64, model: &str) -> Result
     if let Some(eta) = scheduler.eta {
         pairs.push(("Eta", eta.to_string()));
     }
-    if scheduler.prediction()? != PredictionType::Epsilon {
-        pairs.push(("Prediction", scheduler.prediction()?.name().to_owned()));
+    let prediction = scheduler.prediction()?.name();
+    if prediction != "epsilon" {
+        pairs.push(("Prediction", prediction.to_owned()));
     }
     if scheduler.file.rescale_betas_zero_snr == Some(true) {
         pairs.push(("Zero SNR", "True".into()));
