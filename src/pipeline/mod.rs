@@ -140,7 +140,9 @@ impl Pipeline {
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: seeds })?;
         let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, schedule.prediction, request, prompt.repeat(seeds.len())?);
         let steps = schedule.steps.len();
-        sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, _| {
+        sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, latents| {
+            let (number, steps) = (step.index + 1, steps);
+            check_finite(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
             observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: seeds })
         })
     }

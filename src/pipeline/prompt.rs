@@ -60,7 +60,9 @@ pub(super) fn encode(pipeline: &Pipeline, request: &GenerationRequest, observer:
         hidden.push(rows);
         let poolings: Vec<&Tensor> = embeds.iter().filter_map(|e| e.pooled.as_ref()).collect();
         if !poolings.is_empty() {
-            pooled = Some(Tensor::cat(&poolings, 0)?);
+            let rows = Tensor::cat(&poolings, 0)?;
+            check_finite(&rows, || format!("the text encoder's pooled output in {}; try --dtype f32", pipeline.dtype.as_str()))?;
+            pooled = Some(rows);
         }
     }
     let mut context = Tensor::cat(&hidden, D::Minus1)?;

@@ -1,7 +1,7 @@
 //! `scheduler_config.json`: what a model's folder says about its noise and its sampler.
 
 use super::levels::{BetaSchedule, NoiseTable, betas};
-use super::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing, dpm_solver::SolverType};
+use super::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing, dpm_solver::SolverType, without_infinities};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -111,7 +111,7 @@ impl SchedulerConfig {
     /// [`Error::Model`] where the text is not JSON, or a key's value has the wrong type.
     pub fn from_json(text: &str, where_: &str) -> Result<Self> {
         // A struct can be read from a list too, which no configuration is.
-        let file = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&without_infinities(text))
+        let file = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&without_infinities(text.as_bytes()))
             .and_then(|object| serde_json::from_value::<SchedulerFile>(object.into()))
             .map_err(|e| Error::Model(format!("{where_} is not a scheduler's configuration: {e}")))?;
         Ok(Self { file, source: Some(where_.into()), schedule: None, eta: None })
@@ -385,29 +385,4 @@ impl SchedulerConfig {
             None => Error::Input(format!("the scheduler's `{key}` is {value}, which sd-gen does not implement; it can be {choices}")),
         }
     }
-}
-
-/// Python writes `-Infinity` and `NaN` into JSON (diffusers does, for `lambda_min_clipped`); outside strings they become `null`.
-fn without_infinities(text: &str) -> String {
-    let (mut out, mut rest, mut in_string) = (String::with_capacity(text.len()), text, false);
-    while let Some(c) = rest.chars().next() {
-        let word = ["-Infinity", "Infinity", "NaN"].into_iter().find(|w| !in_string && rest.starts_with(w));
-        let taken = match (word, c) {
-            (Some(word), _) => {
-                out.push_str("null");
-                rest = &rest[word.len()..];
-                continue;
-            }
-            (None, '\\') if in_string => rest.chars().take(2).map(char::len_utf8).sum(),
-            (None, '"') => {
-                in_string = !in_string;
-                1
-            }
-            (None, c) => c.len_utf8(),
-        };
-        let (head, tail) = rest.split_at(taken);
-        out.push_str(head);
-        rest = tail;
-    }
-    out
 }

@@ -28,6 +28,7 @@ mod levels;
 mod plan;
 mod pndm;
 mod prediction;
+mod python_json;
 mod sampler;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub use config::{SchedulerConfig, SchedulerFile};
 pub use levels::{SigmaSchedule, TimestepSpacing};
 pub use plan::{Schedule, plan, sample};
 pub use prediction::PredictionType;
+pub(crate) use python_json::without_infinities;
 pub use sampler::Sampler;
 
 use crate::Result;

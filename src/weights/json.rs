@@ -1,6 +1,7 @@
 //! Reads the fields of a configuration file, each checked, with errors that name the file and the field.
 
 use super::{model_error, quoted};
+use crate::schedulers::without_infinities;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -144,37 +145,6 @@ impl Fields {
         }
         Ok(())
     }
-}
-
-/// Python writes `Infinity`, `-Infinity` and `NaN`, which are no JSON: null stands in for them.
-fn without_infinities(text: &[u8]) -> Vec<u8> {
-    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
-    let mut result = Vec::with_capacity(text.len());
-    let mut rest = text;
-    let mut in_string = false;
-    while let Some((&byte, after)) = rest.split_first() {
-        let word = WORDS.iter().find(|word| !in_string && rest.starts_with(word));
-        rest = match word {
-            Some(word) => {
-                result.extend_from_slice(b"null");
-                rest.get(word.len()..).unwrap_or_default()
-            }
-            None => {
-                result.push(byte);
-                after
-            }
-        };
-        if word.is_none() && byte == b'"' {
-            in_string = !in_string;
-        } else if in_string
-            && byte == b'\\'
-            && let Some((&escaped, after)) = rest.split_first()
-        {
-            result.push(escaped);
-            rest = after;
-        }
-    }
-    result
 }
 
 fn is_off(value: &Value) -> bool {
