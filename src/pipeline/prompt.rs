@@ -45,16 +45,24 @@ pub(super) fn encode(pipeline: &Pipeline, request: &GenerationRequest, observer:
     // The reference zeroes the embeddings only where no negative prompt was given at all.
     let zero_negative = guided && request.negative_prompt.is_none() && spec.zero_missing_negative;
     // As in the reference, layers are skipped for the prompt only: the negative prompt keeps the family's own layer.
-    let mut texts = vec![(request.prompt.as_str(), request.skip_layers)];
+    let mut texts = vec![("prompt", request.prompt.as_str(), request.skip_layers)];
     if guided {
-        texts.insert(0, (request.negative_prompt.as_deref().unwrap_or(""), 0));
+        texts.insert(0, ("negative prompt", request.negative_prompt.as_deref().unwrap_or(""), 0));
     }
-    warn_of_left_out_words(pipeline, request, observer)?;
 
     let mut hidden = Vec::new();
     let mut pooled = None;
-    for encoder in &pipeline.text_encoders {
-        let embeds = texts.iter().map(|(text, skip)| encoder.encode(&[encoder.tokenize(text)?.ids], *skip)).collect::<Result<Vec<_>>>()?;
+    for (i, encoder) in pipeline.text_encoders.iter().enumerate() {
+        let mut embeds = Vec::new();
+        for (which, text, skip) in &texts {
+            let tokens = encoder.tokenize(text)?;
+            // All encoders of a family cut a text at the same word: once said is enough.
+            if let Some(left_out) = tokens.left_out.filter(|_| i == 0) {
+                let (room, left_out) = (tokens.ids.len() - 2, excerpt(&left_out));
+                observer.warn(&format!("the {which} is longer than the {room} tokens that the text encoder takes; left out: {left_out}"));
+            }
+            embeds.push(encoder.encode(&[tokens.ids], *skip)?);
+        }
         let rows = Tensor::cat(&embeds.iter().map(|e| &e.hidden).collect::<Vec<_>>(), 0)?;
         check_finite(&rows, || format!("the text encoder in {}; try --dtype f32", pipeline.dtype.as_str()))?;
         hidden.push(rows);
@@ -89,23 +97,6 @@ pub(super) fn encode(pipeline: &Pipeline, request: &GenerationRequest, observer:
 fn zero_first_row(x: &Tensor) -> Result<Tensor> {
     let rest = x.narrow(0, 1, x.dim(0)? - 1)?;
     Ok(Tensor::cat(&[x.narrow(0, 0, 1)?.zeros_like()?, rest], 0)?)
-}
-
-fn warn_of_left_out_words(pipeline: &Pipeline, request: &GenerationRequest, observer: &mut dyn Observer) -> Result<()> {
-    let Some(encoder) = pipeline.text_encoders.first() else { return Ok(()) };
-    let texts = [("prompt", Some(&request.prompt)), ("negative prompt", request.negative_prompt.as_ref().filter(|_| request.is_guided()))];
-    for (which, text) in texts {
-        let Some(text) = text else { continue };
-        let tokens = encoder.tokenize(text)?;
-        if let Some(left_out) = tokens.left_out {
-            let room = tokens.ids.len() - 2;
-            observer.warn(&format!(
-                "the {which} is longer than the {room} tokens that the text encoder takes; left out: {}",
-                excerpt(&left_out)
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// A text in quotes, cut to what one reads in a warning.
