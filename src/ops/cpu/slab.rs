@@ -10,8 +10,8 @@ use memmap2::{MmapMut, MmapRaw};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// Lines of a mapping: 64 MiB, of which what is not used is never entered.
-const LINES: usize = (64 << 20) / size_of::<Line>();
+/// Lines of a mapping: 256 MiB. Its end is seldom used, and so never entered but for the rest of one page.
+const LINES: usize = (256 << 20) / size_of::<Line>();
 
 /// The mapping that the next layer has a part of, and its first free line.
 static CURRENT: Mutex<(Weak<MmapRaw>, usize)> = Mutex::new((Weak::new(), 0));
@@ -84,14 +84,23 @@ mod tests {
 
     #[test]
     fn slabs_are_cleared_and_their_own() -> Result<()> {
-        let mut slabs = [1, 16, 17, 0, 1000, (64 << 20) / 4 + 1, 5].map(Slab::new).into_iter().collect::<Result<Vec<_>>>()?;
+        // The sixth does not fit behind the others.
+        let mut slabs = [1, 16, 17, 0, 1000, LINES * 16 - 1000, 5].map(Slab::new).into_iter().collect::<Result<Vec<_>>>()?;
+        // Of the large one only the ends, to be spared its memory.
+        let ends = |slab: &mut Slab, at: usize| (slab.len() > 0).then(|| at * (slab.len() - 1));
         for (i, slab) in slabs.iter_mut().enumerate() {
-            let words = elements_mut::<f32>(slab);
-            assert!(words.iter().all(|word| word.to_bits() == 0));
-            words.fill(i as f32);
+            for at in 0..2 {
+                if let Some(line) = ends(slab, at) {
+                    let words = elements_mut::<f32>(&mut slab[line..=line]);
+                    assert!(words.iter().all(|word| word.to_bits() == 0) || at == 1 && line == 0);
+                    words.fill(i as f32);
+                }
+            }
         }
         for (i, slab) in slabs.iter_mut().enumerate() {
-            assert!(elements_mut::<f32>(slab).iter().all(|word| *word == i as f32));
+            for line in [0, 1].into_iter().filter_map(|at| ends(slab, at)).collect::<Vec<_>>() {
+                assert!(elements_mut::<f32>(&mut slab[line..=line]).iter().all(|word| *word == i as f32));
+            }
         }
         Ok(())
     }
