@@ -640,7 +640,7 @@ fn a_model_from_the_hub_paints_what_the_local_one_paints() {
 
     let output = paint(&hub.address, &["org/emoji"]);
     assert_eq!(picture(folder.path(), &output), local, "pixels and metadata, the model's name in it included");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("fetching unet/diffusion_pytorch_model.safetensors, "));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("fetching unet/diffusion_pytorch_model.safetensors, 18 MB"));
     // Nobody listens there.
     let nowhere = "http://127.0.0.1:9";
     assert_eq!(picture(folder.path(), &paint(nowhere, &["org/emoji", "--offline", "--quiet"])), local);

@@ -171,7 +171,14 @@ impl<'a> Client<'a> {
     }
 
     /// Sends a request and follows where the answers point to, unless `enough` says that one will do.
-    fn send(&self, method: &Method, url: &str, start: u64, enough: impl Fn(&Response<Body>) -> bool) -> Result<Response<Body>, Failure> {
+    fn send(
+        &self,
+        agent: &Agent,
+        method: &Method,
+        url: &str,
+        start: u64,
+        enough: impl Fn(&Response<Body>) -> bool,
+    ) -> Result<Response<Body>, Failure> {
         let mut at: Uri = url.parse().map_err(|_| self.no_hub())?;
         for _ in 0..=MOST_REDIRECTS {
             let mut request = Request::builder().method(method).uri(&at);
