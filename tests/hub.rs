@@ -29,10 +29,16 @@ impl Trial {
             cache: cache.path().to_owned(),
             token: None,
             offline: None,
-            patience: Duration::from_millis(300),
+            patience: Duration::from_secs(20),
             pause: Duration::from_millis(5),
         };
         Trial { settings, cache, prefer: None }
+    }
+
+    /// Soon gives up on a server that is silent.
+    fn impatient(mut self) -> Trial {
+        self.settings.patience = Duration::from_millis(300);
+        self
     }
 
     fn with_token(mut self) -> Trial {
@@ -445,7 +451,7 @@ fn trouble_that_passes_is_waited_for() {
         _ => answer,
     });
     let mut notes = Vec::new();
-    let trial = Trial::new(&hub);
+    let trial = Trial::new(&hub).impatient();
     let path = trial.fetch_observed("org/model", &mut |event| {
         if let Event::Note(note) = event {
             notes.push(note.to_owned());
@@ -460,7 +466,7 @@ fn trouble_that_passes_is_waited_for() {
 fn a_server_that_falls_silent_is_given_up() {
     let silent = |answer: Answer| Answer { cut: Some(10), silent: Some(Duration::from_secs(2)), ..answer };
     let hub = single().0.with_fault(move |asked, _, answer| if asked.path.contains("/api/") { silent(answer) } else { answer });
-    let sentence = Trial::new(&hub).refused("org/model");
+    let sentence = Trial::new(&hub).impatient().refused("org/model");
     assert!(sentence.contains("check the network"), "{sentence}");
     // In the middle of a file: another connection goes on.
     let (hub, content) = single();
@@ -468,7 +474,7 @@ fn a_server_that_falls_silent_is_given_up() {
         true => Answer { cut: Some(300_000), silent: Some(Duration::from_secs(2)), ..answer },
         false => answer,
     });
-    let trial = Trial::new(&hub);
+    let trial = Trial::new(&hub).impatient();
     assert_eq!(std::fs::read(trial.fetch("org/model").expect("fetched")).expect("read"), content);
 }
 
