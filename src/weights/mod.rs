@@ -39,6 +39,12 @@ pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
 pub use component::{ComponentTensors, InPlace};
 pub use convert::{Layout, Report, convert, convert_observed};
 
+// What a diffusers folder is read from, for whoever has to fetch it first.
+#[cfg(feature = "hub")]
+pub(crate) use describe::{describe, texts};
+#[cfg(feature = "hub")]
+pub(crate) use folder::{Folder, PICKLE, PICKLE_EXTENSIONS, choose};
+
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
