@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use std::str::FromStr;
 
 /// What `--device` may say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceChoice {
     /// The best backend that was compiled in and is there.
     Auto,
@@ -88,7 +88,7 @@ pub fn free_memory(device: &Device) -> Option<u64> {
 }
 
 /// What `--dtype` may say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DTypeChoice {
     /// f32 on the CPU, f16 on a GPU.
     Auto,

@@ -1,5 +1,6 @@
 //! What was typed: flags as clap reads them, in the order of `--help`.
 
+use super::batch::{BatchArgs, MergeArgs};
 use super::bench::BenchArgs;
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
@@ -17,6 +18,7 @@ Examples:
   sd-gen -p \"a lighthouse at dusk\" -m sd15.safetensors --sampler \"DPM++ 2M Karras\" --steps 25
   sd-gen -p \"a lighthouse\" -m ./models --images 4 --batch-size 2 -o \"out/{date}/{seed}.png\"
   echo \"a green apple\" | sd-gen -p - -o - > apple.png
+  sd-gen batch prompts.txt --output-dir out              a prompt a line; run it again to go on
   sd-gen convert models/sd15 sd15.safetensors --dtype f16
   sd-gen bench --random sd15 --dtypes f32,bf16
 
@@ -34,6 +36,11 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Paint the lines of a file, thousands of them, and go on where an earlier run stopped
+    #[command(mut_arg("prompts", |arg| arg.required(false)))]
+    Batch(Box<BatchArgs>),
+    /// Join the manifests of shards
+    Merge(MergeArgs),
     /// Write a model in the other layout: a diffusers folder as one file in the original layout, or back
     Convert(ConvertArgs),
     /// Time every phase of painting, for every combination of models, devices, dtypes, sizes and batch sizes
@@ -72,7 +79,7 @@ pub(super) enum ProgressStyle {
     None,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct GenerateArgs {
     /// What to paint; repeat for more pictures; "-" reads standard input
     #[arg(short, long = "prompt", value_name = "TEXT", required = true, help_heading = "What to paint", allow_hyphen_values = true)]
@@ -189,6 +196,16 @@ pub(super) enum Seed {
     Is(u64),
 }
 
+/// What is loaded, and where: lines with equal ones share a pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ModelFlags {
+    pub(super) model: Option<String>,
+    pub(super) models_dir: Option<PathBuf>,
+    pub(super) device: DeviceChoice,
+    pub(super) dtype: DTypeChoice,
+    pub(super) vae_dtype: DTypeChoice,
+}
+
 /// The most pictures at once; `None` is auto.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatchSize(pub(super) Option<usize>);
@@ -245,6 +262,12 @@ impl GenerateArgs {
             return Err(Error::Input("--prompt -: standard input can be read only once".into()));
         }
         self.prompts.iter().map(|prompt| if prompt == "-" { read_standard_input() } else { Ok(prompt.clone()) }).collect()
+    }
+
+    /// The flags of [`Opened::new`](super::model::Opened::new) that choose and load a model.
+    pub(super) fn model_flags(&self) -> ModelFlags {
+        let Self { model, models_dir, device, dtype, vae_dtype, .. } = self;
+        ModelFlags { model: model.clone(), models_dir: models_dir.clone(), device: *device, dtype: *dtype, vae_dtype: *vae_dtype }
     }
 
     /// What `--scheduler-config` holds.
