@@ -1,6 +1,7 @@
 //! The command line: what was typed, and what it means. Together with `main`, the only part that prints.
 
 mod args;
+mod batch;
 mod bench;
 mod convert;
 mod download;
@@ -8,6 +9,7 @@ mod generate;
 mod model;
 mod output;
 mod progress;
+mod watch;
 
 use crate::{Error, Result};
 use args::{Cli, Command};
@@ -35,6 +37,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     OFFLINE.store(cli.offline, Ordering::Relaxed);
     match cli.command {
         None => generate::run(cli.generate),
+        Some(Command::Batch(args)) => batch::run(*args),
+        Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
     }
