@@ -3,7 +3,9 @@
 mod args;
 mod bench;
 mod convert;
+mod flags;
 mod generate;
+mod lines;
 mod model;
 mod output;
 mod progress;
