@@ -107,6 +107,7 @@ fn paint_file(args: &BatchArgs, base: &GenerateArgs, mut resolver: Resolver) -> 
     }
     let run = Run::begin(args, &manifest, &resolver.folders)?;
     let Sorted { open, there, failed } = Sorted::new(jobs, |job| run.look(job));
+    check_names(&open, &args.file)?;
     let mut progress = Progress::new(base.progress, base.quiet);
     for remark in &resolver.remarks {
         progress.say(remark);
@@ -155,6 +156,17 @@ fn check(args: &BatchArgs, resolver: &mut Resolver) -> Result<Vec<Job>> {
         other => other,
     })?;
     Ok(jobs)
+}
+
+/// No picture that is to be painted has a name that the user gave to it and that a file has.
+fn check_names(jobs: &[Job], file: &Path) -> Result<()> {
+    let mut errors = LineErrors::default();
+    let file: Arc<str> = file.display().to_string().into();
+    for job in jobs.iter().filter(|job| job.exact && !job.overwrite && job.path.symlink_metadata().is_ok()) {
+        let what = format!("--output {}: the file exists and is not of this run; give another name, or --overwrite", job.path.display());
+        errors.push(LineError::of_line(&file, job.line, what));
+    }
+    errors.finish()
 }
 
 /// Jobs by how they stand.
