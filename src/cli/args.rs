@@ -41,7 +41,6 @@ pub(super) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Paint the lines of a file, thousands of them, and go on where an earlier run stopped
-    #[command(mut_arg("prompts", |arg| arg.required(false)))]
     Batch(Box<BatchArgs>),
     /// Join the manifests of shards
     Merge(MergeArgs),
@@ -107,14 +106,14 @@ pub(super) struct GenerateArgs {
     #[arg(short, long, value_name = "N", help_heading = "What to paint", allow_hyphen_values = true, value_parser = parse_seed)]
     pub(super) seed: Option<Seed>,
     /// Pictures for each prompt
-    #[arg(long, alias = "count", value_name = "N", default_value = "1", help_heading = "What to paint")]
+    #[arg(long, aliases = ["count", "num-images-per-prompt", "batch-count", "n-iter"], value_name = "N", default_value = "1", help_heading = "What to paint")]
     pub(super) images: usize,
     /// The most pictures painted at once, or auto, by their size and the memory; does not change them
     #[arg(short, long, value_name = "N", default_value = "auto", value_parser = parse_batch_size, help_heading = "What to paint")]
     pub(super) batch_size: BatchSize,
 
     /// A path (folder or .safetensors file), a folder of models, a name in the models folder, or a hub id: org/name[@revision][:file]
-    #[arg(short, long, value_name = "WHAT", help_heading = "The model")]
+    #[arg(short, long, aliases = ["sd-model", "ckpt-name", "checkpoint"], value_name = "WHAT", help_heading = "The model")]
     pub(super) model: Option<String>,
     /// Where models are looked for by name [default: $SD_GEN_MODELS, else ./models]
     #[arg(long, value_name = "DIR", help_heading = "The model")]
@@ -133,16 +132,16 @@ pub(super) struct GenerateArgs {
     #[arg(long, visible_alias = "num-inference-steps", value_name = "N", help_heading = "Sampling")]
     pub(super) steps: Option<usize>,
     /// How strongly the prompt is followed; 1 and less turns guidance off [default: by model]
-    #[arg(short, long, visible_alias = "cfg-scale", value_name = "X", help_heading = "Sampling")]
+    #[arg(short, long, visible_alias = "cfg-scale", alias = "cfg", value_name = "X", help_heading = "Sampling")]
     pub(super) guidance_scale: Option<f64>,
     /// Takes back contrast that guidance adds, 0 to 1 [default: 0]
     #[arg(long, value_name = "X", help_heading = "Sampling")]
     pub(super) guidance_rescale: Option<f64>,
     /// However a peer spells it: "DPM++ 2M Karras", euler_a, DDIMScheduler [default: the model's own]
-    #[arg(long, visible_aliases = ["scheduler", "sampling-method"], value_name = "NAME", help_heading = "Sampling")]
+    #[arg(long, visible_aliases = ["scheduler", "sampling-method"], alias = "sampler-name", value_name = "NAME", help_heading = "Sampling")]
     pub(super) sampler: Option<String>,
     /// Which noise levels: discrete (also normal, uniform), karras, exponential or lu [default: the model's own]
-    #[arg(long, value_name = "NAME", value_parser = SigmaSchedule::from_name, help_heading = "Sampling")]
+    #[arg(long, alias = "schedule-type", value_name = "NAME", value_parser = SigmaSchedule::from_name, help_heading = "Sampling")]
     pub(super) schedule: Option<SigmaSchedule>,
     /// leading, linspace or trailing, as diffusers means it [default: the model's own]
     #[arg(long, value_name = "SPACING", value_parser = TimestepSpacing::from_name, help_heading = "Sampling")]
@@ -174,7 +173,7 @@ pub(super) struct GenerateArgs {
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     pub(super) output: Option<String>,
     /// Where pictures go [default: here]
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    #[arg(long, alias = "outpath-samples", value_name = "DIR", help_heading = "Output")]
     pub(super) output_dir: Option<PathBuf>,
     /// Replace existing files
     #[arg(long, help_heading = "Output")]
