@@ -30,6 +30,9 @@ pub(super) struct Cli {
     pub(super) command: Option<Command>,
     #[command(flatten)]
     pub(super) generate: GenerateArgs,
+    /// Read no configuration file, neither ./sd-gen.toml nor the platform's
+    #[arg(long, global = true, help_heading = "The machine")]
+    pub(super) no_config: bool,
 }
 
 #[derive(Debug, Subcommand)]
