@@ -28,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("metadata", &["Result", "noise", "request"]),
     ("noise", &["Error", "Result", "schedulers::NoiseSource"]),
     ("image", &["Error", "Result"]),
+    ("sheet", &["Error", "Result"]),
     ("device", &["Error", "Result"]),
     ("disk", &["Error", "Result"]),
     ("error", &[]),

@@ -36,6 +36,9 @@ pub(super) struct Cli {
     /// Fetch nothing: models named by a hub id are taken from the cache; HF_HUB_OFFLINE=1 says the same
     #[arg(long, global = true, help_heading = "The model")]
     pub(super) offline: bool,
+    /// Read no configuration file, neither ./sd-gen.toml nor the platform's
+    #[arg(long, global = true, help_heading = "The machine")]
+    pub(super) no_config: bool,
 }
 
 #[derive(Debug, Subcommand)]

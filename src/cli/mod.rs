@@ -3,6 +3,7 @@
 mod args;
 mod batch;
 mod bench;
+mod config;
 mod convert;
 mod download;
 mod flags;
@@ -12,10 +13,12 @@ mod model;
 mod output;
 mod progress;
 mod watch;
+mod sweep;
 
 use crate::{Error, Result};
 use args::{Cli, Command};
 use clap::Parser;
+use config::Configured;
 use std::ffi::OsString;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,12 +34,16 @@ static OFFLINE: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// What stopped it; [`Error::exit_code`] is the process's exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    let Configured { arguments, remarks } = config::configured(arguments)?;
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         // Help and version are answers, not errors; clap prints both kinds in its own way and knows the code.
         Err(answer) => answer.exit(),
     };
     OFFLINE.store(cli.offline, Ordering::Relaxed);
+    for remark in &remarks {
+        say(remark);
+    }
     match cli.command {
         None => generate::run(cli.generate),
         Some(Command::Batch(args)) => batch::run(*args),
