@@ -6,7 +6,7 @@ use super::progress::Progress;
 use super::{listen_for_cancellation, model};
 use crate::device::{DTypeChoice, open};
 use crate::image::{write_png, write_whole};
-use crate::metadata::{KEYWORD, parameters};
+use crate::metadata::{KEYWORD, Painter, parameters};
 use crate::pipeline::{Conditioning, Observer, Painted, Pipeline};
 use crate::request::GenerationRequest;
 use crate::weights::Checkpoint;
@@ -84,8 +84,9 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     }
 
     let model = model::label(&checkpoint);
+    let painter = Painter { model: &model, dtype, vae_dtype };
     let mut writer =
-        Writer { output: &output, model: &model, latents: args.save_latents.is_some().then(Vec::new), index: 0, written: HashSet::new() };
+        Writer { output: &output, painter, latents: args.save_latents.is_some().then(Vec::new), index: 0, written: HashSet::new() };
     let painted = paint_all(&pipeline, &requests, &mut writer, &mut progress);
     drop(progress);
     // What was finished is kept, however the run ended.
@@ -185,7 +186,7 @@ fn report_unused(checkpoint: &Checkpoint, progress: &mut Progress) {
 /// Puts finished pictures where they belong.
 struct Writer<'a> {
     output: &'a Output,
-    model: &'a str,
+    painter: Painter<'a>,
     latents: Option<Vec<Tensor>>,
     index: usize,
     /// What this run wrote: it is never overwritten by the run itself.
@@ -194,8 +195,8 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn write(&mut self, painted: Painted, request: &GenerationRequest, progress: &Progress) -> Result<()> {
-        let texts = [(KEYWORD, Cow::from(parameters(request, painted.seed, self.model)?))];
-        let name = PictureName { request, model: self.model, seed: painted.seed, index: self.index };
+        let texts = [(KEYWORD, Cow::from(parameters(request, painted.seed, &self.painter)?))];
+        let name = PictureName { request, model: self.painter.model, seed: painted.seed, index: self.index };
         self.index += 1;
         let path = self.output.path(&name)?;
         let written = match path {
