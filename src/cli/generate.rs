@@ -1,6 +1,7 @@
 //! `sd-gen --prompt …`: from flags to pictures on the disk.
 
 use super::args::{GenerateArgs, Seed};
+use super::download::Showing;
 use super::output::{Output, PictureName};
 use super::progress::Progress;
 use super::{listen_for_cancellation, model};
@@ -34,7 +35,9 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
     let (device, remark) = open(args.device)?;
-    let checkpoint = model::open(args.model.as_deref(), args.models_dir.as_deref())?;
+    let dtype = args.dtype.on(&device);
+    let showing = Showing { style: args.progress, quiet: args.quiet };
+    let checkpoint = model::open_for(args.model.as_deref(), args.models_dir.as_deref(), dtype, showing)?;
     let requests: Vec<GenerationRequest> = prompts
         .iter()
         .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(checkpoint.spec()))
@@ -52,7 +55,6 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     if let Some(remark) = remark {
         progress.warn(&remark);
     }
-    let dtype = args.dtype.on(&device);
     let vae_dtype = match args.vae_dtype {
         DTypeChoice::Auto if dtype == DType::F16 && checkpoint.spec().vae.force_upcast => {
             progress.say("this model's VAE overflows in f16: it computes in f32 (--vae-dtype changes that)");

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod convert;
+mod download;
 mod generate;
 mod model;
 mod output;
@@ -18,6 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Set by the first Ctrl-C; the work stops at the next step. The second stops the process.
 static CANCELLED: AtomicBool = AtomicBool::new(false);
 
+/// Set by `--offline`: whatever the command, nothing is fetched.
+static OFFLINE: AtomicBool = AtomicBool::new(false);
+
 /// Runs the program.
 ///
 /// # Errors
@@ -28,6 +32,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         // Help and version are answers, not errors; clap prints both kinds in its own way and knows the code.
         Err(answer) => answer.exit(),
     };
+    OFFLINE.store(cli.offline, Ordering::Relaxed);
     match cli.command {
         None => generate::run(cli.generate),
         Some(Command::Convert(args)) => convert::run(&args),

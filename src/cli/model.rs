@@ -1,7 +1,10 @@
 //! Which model `--model` names.
 
+use super::download::{self, Showing};
+use crate::hub::{HubId, name_in_cache};
 use crate::weights::{Checkpoint, Found, Holds, Kind, Survey, find_models, is_model_folder};
 use crate::{Error, Result};
+use candle_core::DType;
 use std::path::{Path, PathBuf};
 
 /// The name of the model that is compiled in.
@@ -39,16 +42,27 @@ pub(super) enum Named {
     Path(PathBuf),
     /// The model that is compiled in.
     Builtin,
+    /// A repository of the hub.
+    Hub(HubId),
 }
 
-/// Opens what `--model` names.
+/// Opens what `--model` names, in full precision where there is a choice.
+///
+/// # Errors
+/// As [`open_for`].
+pub(super) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Checkpoint> {
+    open_for(what, models_dir, DType::F32, Showing::default())
+}
+
+/// Opens what `--model` names; a hub id that names nothing here is fetched, in the variant for `dtype`.
 ///
 /// # Errors
 /// As [`resolve`], and what is wrong with the model.
-pub(super) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Checkpoint> {
+pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: Showing) -> Result<Checkpoint> {
     match resolve(what, models_dir)? {
         Named::Path(path) => Checkpoint::open(&path),
         Named::Builtin => builtin(),
+        Named::Hub(id) => download::open(&id, dtype, showing),
     }
 }
 
@@ -59,7 +73,8 @@ pub(super) fn models_folder(models_dir: Option<&Path>) -> (PathBuf, bool) {
     (named.clone().unwrap_or_else(|| PathBuf::from("models")), named.is_some())
 }
 
-/// Finds what `--model` names: a path, a folder of models, a name in the models folder, or nothing at all. Opens nothing but headers.
+/// Finds what `--model` names: a path, a folder of models, a name in the models folder, a hub id, or nothing at all. What is here wins.
+/// Opens nothing but headers, and fetches nothing.
 ///
 /// # Errors
 /// Nothing of that name, or more than one; the message lists what there is.
@@ -87,7 +102,20 @@ pub(super) fn resolve(what: Option<&str>, models_dir: Option<&Path>) -> Result<N
     if path.exists() {
         return Ok(Named::Path(path.to_owned()));
     }
-    by_name(what, &folder)
+    let hub_id = HubId::parse(what)?;
+    match (by_name(what, hub_id.is_none(), &folder)?, hub_id) {
+        (Some(named), _) => Ok(named),
+        (None, Some(_)) if path.parent().is_some_and(|parent| !parent.as_os_str().is_empty() && parent.is_dir()) => {
+            // A path that was misspelt is nothing to ask the network about.
+            Err(Error::Input(format!("--model {what}: there is no such file or folder; if the hub's is meant, write hf://{what}")))
+        }
+        (None, Some(id)) => Ok(Named::Hub(id)),
+        (None, None) => {
+            let found = find_models(&folder);
+            let there = if found.is_empty() { format!("{BUILTIN} (built in)") } else { names(&found.iter().collect::<Vec<_>>()) };
+            Err(Error::Input(format!("--model {what}: no file, folder or model of that name; in {}: {there}", folder.display())))
+        }
+    }
 }
 
 /// The one model of a folder. What is no whole model steps back where there is one, and so does the built-in model's own folder;
@@ -104,14 +132,14 @@ fn only_one(found: &[Found], folder: &Path) -> Result<Named> {
     }
 }
 
-/// The model of a name: the whole name in the folder or its last part, else the only one that begins so.
-fn by_name(what: &str, folder: &Path) -> Result<Named> {
+/// The model of a name: the whole name in the folder or its last part, else the only one that begins so; `None` where there is none.
+fn by_name(what: &str, may_be_a_path: bool, folder: &Path) -> Result<Option<Named>> {
     let in_folder = folder.join(what);
-    if !what.is_empty() && in_folder.is_file() {
-        return Ok(Named::Path(in_folder));
+    if !what.is_empty() && (in_folder.is_file() || is_model_folder(&in_folder)) {
+        return Ok(Some(Named::Path(in_folder)));
     }
     let looks_like_a_path = what.ends_with(".safetensors") || what.starts_with(['.', '/', '~']) || what.contains('\\');
-    if looks_like_a_path {
+    if looks_like_a_path && may_be_a_path {
         return Err(Error::Input(format!("--model {what}: there is no such file or folder")));
     }
     let found = find_models(folder);
@@ -129,15 +157,8 @@ fn by_name(what: &str, folder: &Path) -> Result<Named> {
     let exact = matching(&|name| name == wanted);
     let chosen = if exact.is_empty() { matching(&|name| name.starts_with(&wanted)) } else { exact };
     match chosen.as_slice() {
-        [only] => Ok(Named::Path(only.path.clone())),
-        [] if wanted == BUILTIN => Ok(Named::Builtin),
-        [] if what.matches('/').count() == 1 => Err(Error::Input(format!(
-            "--model {what}: there is no such file, and this version does not download from a hub; download the model and give its path"
-        ))),
-        [] => {
-            let there = if found.is_empty() { format!("{BUILTIN} (built in)") } else { names(&found.iter().collect::<Vec<_>>()) };
-            Err(Error::Input(format!("--model {what}: no file, folder or model of that name; in {}: {there}", folder.display())))
-        }
+        [only] => Ok(Some(Named::Path(only.path.clone()))),
+        [] => Ok((wanted == BUILTIN).then_some(Named::Builtin)),
         several => Err(Error::Input(format!("--model {what}: several models start so; say which: {}", names(several)))),
     }
 }
@@ -153,6 +174,9 @@ pub(super) fn builtin() -> Result<Checkpoint> {
 /// A model's name as people say it: without folder and ending.
 pub(super) fn label(checkpoint: &Checkpoint) -> String {
     let path = Path::new(checkpoint.name());
+    if let Some(name) = name_in_cache(path) {
+        return name.to_owned();
+    }
     // Only "." and ".." need the file system; a link keeps the name that its owner gave it.
     match path.file_name() {
         Some(_) => name_of(path),

@@ -72,7 +72,8 @@ pub fn command(recipe: &Recipe, syntaxes: &[&str]) -> Command {
     let mut command = Command::default();
     prompts(recipe, own, syntaxes, &mut command);
     if let Some(model) = recipe.get(Field::Model) {
-        let name = model_name(model);
+        // Ours is what --model took, a hub id included.
+        let name = if own { model } else { model_name(model) };
         if !name.is_empty() {
             command.flag("--model", name);
         }

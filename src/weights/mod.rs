@@ -48,6 +48,12 @@ pub use convert::{Layout, Report, convert, convert_observed};
 pub use hash::{HashCache, Hashes, hash};
 pub use survey::{ComponentSummary, Kind, Stored, Survey};
 
+// What a diffusers folder is read from, for whoever has to fetch it first.
+#[cfg(feature = "hub")]
+pub(crate) use describe::{describe, texts};
+#[cfg(feature = "hub")]
+pub(crate) use folder::{Folder, PICKLE, PICKLE_EXTENSIONS, choose};
+
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
