@@ -145,7 +145,10 @@ fn only_the_files_that_are_read_are_fetched_and_they_are_the_same() {
         let original = std::fs::read(emoji().join(file)).expect("read");
         assert_eq!(std::fs::read(path.join(file)).expect("read"), original, "{file}");
         // The cache's own layout: content under its hash, and a link to it.
-        assert_eq!(std::fs::canonicalize(path.join(file)).expect("a link"), std::fs::canonicalize(trial.blob(file, &original)).expect("a blob"));
+        assert_eq!(
+            std::fs::canonicalize(path.join(file)).expect("a link"),
+            std::fs::canonicalize(trial.blob(file, &original)).expect("a blob")
+        );
     }
     assert_eq!(std::fs::read_to_string(trial.repository().join("refs/main")).expect("a ref"), COMMIT);
     // Again: one question, whether there is something new.
@@ -158,7 +161,9 @@ fn only_the_files_that_are_read_are_fetched_and_they_are_the_same() {
 fn a_revision_is_a_branch_a_tag_or_a_commit() {
     let (hub, _) = single();
     let trial = Trial::new(&hub);
-    for (what, reference) in [("org/model@v1", Some("v1")), ("org/model@refs/pr/1", Some("refs/pr/1")), (&format!("org/model@{COMMIT}"), None)] {
+    for (what, reference) in
+        [("org/model@v1", Some("v1")), ("org/model@refs/pr/1", Some("refs/pr/1")), (&format!("org/model@{COMMIT}"), None)]
+    {
         let path = trial.fetch(what).expect(what);
         assert_eq!(path, trial.repository().join("snapshots").join(COMMIT).join("model.safetensors"));
         if let Some(reference) = reference {
@@ -185,7 +190,9 @@ fn half_precision_takes_the_variant_of_half_the_size_where_there_is_one() {
         ("safety_checker/config.json", ""),
         ("v1-5-pruned.safetensors", ""),
     ];
-    for (prefer, chosen) in [(None, "unet/diffusion_pytorch_model.safetensors"), (Some("fp16"), "unet/diffusion_pytorch_model.fp16.safetensors")] {
+    for (prefer, chosen) in
+        [(None, "unet/diffusion_pytorch_model.safetensors"), (Some("fp16"), "unet/diffusion_pytorch_model.fp16.safetensors")]
+    {
         let hub = with_texts(&weights);
         let trial = Trial { prefer, ..Trial::new(&hub) };
         trial.fetch("org/model").expect("fetched");
@@ -333,7 +340,8 @@ fn a_file_that_is_not_what_the_hub_says_gets_no_name() {
     let (hub, content) = single();
     let mut wrong = content.clone();
     wrong[12_345] ^= 1;
-    for (body, said) in [(wrong, "SHA-256"), ([content.as_slice(), b"more"].concat(), "longer"), (content[..1000].to_vec(), "breaks again")] {
+    for (body, said) in [(wrong, "SHA-256"), ([content.as_slice(), b"more"].concat(), "longer"), (content[..1000].to_vec(), "breaks again")]
+    {
         hub.set_fault(Some(Box::new(move |asked, _, answer| match is_content(asked) {
             true => Answer { status: 200, body: body.clone(), ..Answer::default() },
             false => answer,
@@ -425,7 +433,9 @@ fn trouble_that_passes_is_waited_for() {
     let (hub, content) = single();
     let hub = hub.with_fault(|asked, before, answer| match before {
         0 if asked.path.contains("/api/") => Answer::status(502),
-        1 if asked.path.contains("/api/") => Answer { silent: Some(Duration::from_millis(600)), ..Answer::status(200).with("Content-Length", "10") },
+        1 if asked.path.contains("/api/") => {
+            Answer { silent: Some(Duration::from_millis(600)), ..Answer::status(200).with("Content-Length", "10") }
+        }
         0 => Answer::status(429).with("Retry-After", "0"),
         _ => answer,
     });
@@ -515,7 +525,14 @@ fn a_hostile_list_of_files_leads_nowhere() {
             false => answer,
         })
     };
-    let evil = ["../../x.safetensors", "/etc/x.safetensors", "a/../../x.safetensors", "C:\\\\x.safetensors", "a\\u0000.safetensors", "x/./y.safetensors"];
+    let evil = [
+        "../../x.safetensors",
+        "/etc/x.safetensors",
+        "a/../../x.safetensors",
+        "C:\\\\x.safetensors",
+        "a\\u0000.safetensors",
+        "x/./y.safetensors",
+    ];
     let siblings = evil.map(|path| format!(r#"{{"rfilename": "{path}", "size": 5}}"#)).join(",");
     let hub = listed(&siblings);
     let trial = Trial::new(&hub);

@@ -2,12 +2,17 @@
 
 mod args;
 mod bench;
+mod completions;
 mod convert;
+mod devices;
 mod download;
 mod generate;
+mod inspect;
 mod model;
+mod models;
 mod output;
 mod progress;
+mod show;
 
 use crate::{Error, Result};
 use args::{Cli, Command};
@@ -37,6 +42,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         None => generate::run(cli.generate),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Models(args)) => models::run(&args),
+        Some(Command::Devices(args)) => devices::run(&args),
+        Some(Command::Completions(args)) => completions::run(&args),
+        Some(Command::Man) => completions::manual(),
     }
 }
 

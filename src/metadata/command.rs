@@ -22,7 +22,13 @@ impl Command {
     }
 
     fn flag(&mut self, flag: &str, value: impl Into<String>) {
-        let value: String = value.into().replace('\0', "");
+        let value: String = value.into();
+        // A NUL cannot stand in an argument, and other control characters would steer the terminal that shows the command.
+        let plain: String = value.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
+        if plain != value {
+            self.note(format!("control characters in {flag} were left out"));
+        }
+        let value = plain;
         // A value that looks like a flag is tied to its own.
         if value.starts_with('-') {
             self.arguments.push(format!("{flag}={value}"));

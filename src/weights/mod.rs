@@ -39,6 +39,7 @@ mod kinds;
 mod schedule;
 mod single;
 mod survey;
+mod training;
 
 pub use adapter::{Adapter, Change, Embedding, Fit, Target};
 pub use catalog::{Found, Holds, find_models, is_model_folder};
@@ -47,6 +48,7 @@ pub use component::ComponentTensors;
 pub use convert::{Layout, Report, convert, convert_observed};
 pub use hash::{HashCache, Hashes, hash};
 pub use survey::{ComponentSummary, Kind, Stored, Survey};
+pub use training::trained_words;
 
 // What a diffusers folder is read from, for whoever has to fetch it first.
 #[cfg(feature = "hub")]

@@ -153,9 +153,19 @@ impl Survey {
         }
         match Blob::map(path).and_then(|blob| WeightFile::new(path.display().to_string(), blob)) {
             Ok(file) => survey.take_file(file),
-            Err(error) => survey.problem = Some(error.to_string()),
+            Err(error) => {
+                survey.what = "a file that holds no tensors to be read".into();
+                survey.problem = Some(error.to_string());
+            }
         }
         Ok(survey)
+    }
+
+    /// What there is to say about a model that is open already.
+    pub fn of_model(model: Checkpoint) -> Survey {
+        let mut survey = Survey::nothing(Path::new(&model.name));
+        survey.take_model(Ok(model));
+        survey
     }
 
     fn nothing(path: &Path) -> Survey {
@@ -244,7 +254,7 @@ impl Survey {
             "edits" => " for editing by instruction",
             _ => "",
         };
-        let layout = if self.path.is_dir() { "a diffusers folder" } else { "one file" };
+        let layout = if self.files.is_empty() { "a diffusers folder" } else { "one file" };
         self.what = format!("{}{sort}, {layout}", spec.family.name());
         if let Ok(prediction) = spec.scheduler.prediction() {
             let said = spec.evidence.iter().find(|sentence| sentence.contains("predict"));
@@ -259,7 +269,8 @@ impl Survey {
         }
         self.missing.sort_unstable();
         self.unused = model.unknown();
-        if !self.path.is_file() {
+        // A single file was counted already.
+        if self.files.is_empty() {
             let mut seen = HashSet::new();
             for file in model.files.iter().filter(|file| seen.insert(file.name.clone())) {
                 self.bytes += file.len();

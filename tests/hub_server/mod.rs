@@ -121,7 +121,8 @@ impl Hub {
     pub fn fetched(&self) -> Vec<String> {
         let asked = self.asked();
         let gets = asked.iter().filter(|asked| asked.method == "GET");
-        let mut files: Vec<String> = gets.filter_map(|asked| Some(asked.path.split_once("/resolve/")?.1.split_once('/')?.1.to_owned())).collect();
+        let mut files: Vec<String> =
+            gets.filter_map(|asked| Some(asked.path.split_once("/resolve/")?.1.split_once('/')?.1.to_owned())).collect();
         files.sort();
         files.dedup();
         files
