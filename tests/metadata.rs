@@ -84,7 +84,8 @@ fn the_command_of_our_picture_paints_its_pixels_again() {
         &["-p", "it's a \"green\" $HEART; `ls`\nNegative thoughts", "-n", ""],
         &["-p", "--help", "-n", "bad", "--sampler", "euler-a", "--eta", "0.5"],
         &["-p", "a cat", "--sampler", "dpm++2m", "--schedule", "lu", "--timestep-spacing", "trailing", "--rng", "torch-cuda"],
-        &["-p", "a cat", "--sampler", "dpm++2m-sde", "--schedule", "exponential", "--prediction", "v", "--zero-snr"],
+        &["-p", "a cat", "--sampler", "dpm++2m-sde", "--schedule", "exponential"],
+        &["-p", "a cat", "--sampler", "ddim", "--timestep-spacing", "trailing", "--prediction", "v", "--zero-snr"],
         &["-p", "a cat", "--sampler", "heun", "--dtype", "bf16", "--vae-dtype", "f32", "--guidance-rescale", "0.7", "--clip-skip", "2"],
         &["-p", "a cat", "--sampler", "ddim", "--guidance-scale", "1", "--images", "2", "--batch-size", "2"],
     ];
@@ -143,7 +144,7 @@ fn hostile_pictures_cost_no_memory_and_no_panic() {
         (png(&[chunk(b"zTXt", &ztxt(b"no zlib at all"))]), "damaged"),
         ([b"\x89PNG\r\n\x1a\n", &u32::MAX.to_be_bytes()[..], b"tEXtparameters"].concat(), "more than 16 MiB"),
         ([b"\x89PNG\r\n\x1a\n", &1000u32.to_be_bytes()[..], b"tEXtparameters\0x"].concat(), "truncated"),
-        (png(&vec![chunk(b"IDAT", b""); 200_001]), "more than 200000 chunks"),
+        (png(&vec![chunk(b"IDAT", b""); 100_001]), "more than 100000 chunks"),
         ([b"\xff\xd8\xff\xe1", &5000u16.to_be_bytes()[..], b"Exif\0\0II"].concat(), "truncated"),
         ([b"RIFF\0\0\0\0WEBPEXIF", &u32::MAX.to_le_bytes()[..], b"II*\0"].concat(), "more than 16 MiB"),
     ];

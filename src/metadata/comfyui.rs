@@ -69,7 +69,7 @@ pub(super) fn read(texts: &[Text]) -> Option<Recipe> {
     if let Some((node, (width, height))) = size {
         used.insert(node);
         for (field, value) in [(Field::Width, width), (Field::Height, height)] {
-            recipe.set_json(field, graph.resolved(value, field.name()));
+            recipe.set_json(field, graph.resolved(value, field.name(), &mut used));
         }
     }
     for other in samplers.iter().skip(1) {
@@ -125,7 +125,7 @@ impl Graph {
     }
 
     /// A value, through links to nodes that only hold one.
-    fn resolved<'a>(&'a self, mut value: &'a Value, key: &str) -> &'a Value {
+    fn resolved<'a>(&'a self, mut value: &'a Value, key: &str, used: &mut HashSet<&'a str>) -> &'a Value {
         for _ in 0..MOST_NODES.min(self.nodes.len()) {
             let Some(node) = self.linked(value) else { break };
             let Some(inputs) = self.inputs(node) else { break };
@@ -133,6 +133,7 @@ impl Graph {
             else {
                 break;
             };
+            used.insert(node);
             value = inner;
         }
         value
@@ -145,7 +146,7 @@ impl Graph {
             used.insert(node);
             for (key, value) in self.inputs(node).into_iter().flatten() {
                 let Some((_, field)) = SETTINGS.iter().find(|(name, _)| name == key) else { continue };
-                let value = self.resolved(value, key);
+                let value = self.resolved(value, key, used);
                 // From nothing to the end is not a strength.
                 if value.is_array() || *field == Field::Strength && value.as_f64() == Some(1.0) {
                     continue;
@@ -191,7 +192,7 @@ impl Graph {
             let Some(inputs) = self.inputs(node) else { continue };
             let mut found = false;
             for text in TEXTS.iter().filter(|key| **key != other_side).filter_map(|key| inputs.get(*key)) {
-                let text = self.resolved(text, "text");
+                let text = self.resolved(text, "text", used);
                 if let Some(text) = text.as_str() {
                     found = true;
                     // SDXL's two encoders mostly get the same text.

@@ -235,7 +235,9 @@ fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
         command
             .note(format!("the picture was painted with a --scheduler-config of its own: save this in a file and name it there: {config}"));
     }
-    if let Some(strength) = recipe.get(Field::Strength) {
+    // The second pass of a "hires fix" has a strength too, and is named among the others.
+    let is_second_pass = recipe.other.iter().any(|(name, _)| name.starts_with("Hires"));
+    if let Some(strength) = recipe.get(Field::Strength).filter(|text| number(text) != Some(1.0) && !is_second_pass) {
         command.note(format!("the picture was painted over another one (strength {strength}), which is not in the file"));
     }
     let others = recipe.other.iter().filter(|(name, value)| !HARMLESS.contains(&name.as_str()) && !value.is_empty());
@@ -317,9 +319,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_carried_over_is_said() {
-        let end = "Steps: x, Sampler: Restart, Schedule type: Beta, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Hires upscale: 2";
+        let end = "Steps: x, Sampler: Restart, Schedule type: Beta, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Tiling: True";
         let notes = of("parameters", &format!("(a cat:1.2) <lora:x:1>\n{end}, RNG: dice")).notes.join("\n");
-        for said in ["Restart", "Beta", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Hires upscale: 2", "dice", "syntax"] {
+        for said in ["Restart", "Beta", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice", "syntax"] {
             assert!(notes.contains(said), "{said:?} is not in {notes}");
         }
     }

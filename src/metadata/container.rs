@@ -16,7 +16,7 @@ pub(super) const LONGEST: u64 = 16 << 20;
 /// All texts of one picture together.
 const ALL: u64 = 64 << 20;
 /// More chunks, segments or texts than any tool writes.
-const MOST_CHUNKS: usize = 200_000;
+const MOST_CHUNKS: usize = 100_000;
 
 /// One text of a picture.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -54,7 +54,9 @@ fn modern(map: &Map<String, Value>) -> Recipe {
     let mut recipe = Recipe::of(TOOL);
     let mut map = map.clone();
     // The model is named by its keys; they changed between versions.
-    if let Some(Value::Object(model)) = map.shift_remove("model") {
+    if map.get("model").is_some_and(Value::is_object)
+        && let Some(model) = map.shift_remove("model")
+    {
         for (key, field) in [("name", Field::Model), ("model_name", Field::Model), ("hash", Field::ModelHash)] {
             if let Some(value) = model.get(key) {
                 recipe.set_json(field, value);

@@ -69,10 +69,10 @@ pub fn parameters(request: &GenerationRequest, seed: u64, painter: &Painter<'_>)
         Rng::TorchCuda => "NV",
     };
     pairs.push(("RNG", rng.into()));
-    for (key, dtype) in [("Precision", painter.dtype), ("VAE precision", painter.vae_dtype)] {
-        if dtype != DType::F32 {
-            pairs.push((key, dtype.as_str().to_owned()));
-        }
+    // Both or none: the one decides what the other is by itself.
+    if painter.dtype != DType::F32 || painter.vae_dtype != DType::F32 {
+        pairs.push(("Precision", painter.dtype.as_str().to_owned()));
+        pairs.push(("VAE precision", painter.vae_dtype.as_str().to_owned()));
     }
     pairs.push(("Version", format!("sd-gen {}", env!("CARGO_PKG_VERSION"))));
     let line: Vec<String> = pairs.iter().map(|(key, value)| format!("{key}: {}", quoted(value))).collect();
