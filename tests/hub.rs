@@ -1,12 +1,14 @@
 //! Models by their hub id, against a hub on the loopback.
 #![cfg(feature = "hub")]
 #![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
+#![allow(clippy::print_stdout, reason = "a test that is skipped says so")]
 
 mod hub_server;
 
 use hub_server::{Answer, Asked, COMMIT, Hub, etag};
 use sd_gen::hub::{Event, HubId, Settings, Token, fetch};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -27,10 +29,16 @@ impl Trial {
             cache: cache.path().to_owned(),
             token: None,
             offline: None,
-            patience: Duration::from_millis(300),
+            patience: Duration::from_secs(20),
             pause: Duration::from_millis(5),
         };
         Trial { settings, cache, prefer: None }
+    }
+
+    /// Soon gives up on a server that is silent.
+    fn impatient(mut self) -> Trial {
+        self.settings.patience = Duration::from_millis(300);
+        self
     }
 
     fn with_token(mut self) -> Trial {
@@ -213,7 +221,8 @@ fn shards_are_fetched_as_their_index_says() {
         ("text_encoder/model-00002-of-00002.safetensors", bytes(100, 4)),
     ];
     let hub = Hub::new(files.chain(weights.map(|(name, content)| (name.to_owned(), content))));
-    let path = Trial::new(&hub).fetch("org/model").expect("fetched");
+    let trial = Trial::new(&hub);
+    let path = trial.fetch("org/model").expect("fetched");
     for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
         assert!(path.join("text_encoder").join(shard).is_file(), "{shard}");
     }
@@ -222,8 +231,8 @@ fn shards_are_fetched_as_their_index_says() {
 #[test]
 fn a_repository_of_single_files_is_asked_for_by_the_files_name() {
     let (hub, content) = single();
-    let path = Trial::new(&hub).fetch("org/model").expect("the only candidate");
-    assert_eq!(std::fs::read(path).expect("read"), content);
+    let trial = Trial::new(&hub);
+    assert_eq!(std::fs::read(trial.fetch("org/model").expect("the only candidate")).expect("read"), content);
 
     let hub = repository_of(&[("a b.safetensors", ""), ("sub/c.safetensors", ""), ("d.ckpt", ""), ("config.json", "")]);
     let trial = Trial::new(&hub);
@@ -290,7 +299,7 @@ fn a_run_that_ended_in_the_middle_is_taken_up_by_the_next_one() {
     assert_eq!(stopped.expect_err("stopped").exit_code(), 130);
     let incomplete = PathBuf::from(format!("{}.incomplete", trial.blob("model.safetensors", &content).display()));
     let left = std::fs::metadata(&incomplete).expect("what was received is kept").len();
-    assert!(left >= 100_000 && left < 1 << 20, "{left}");
+    assert!((100_000..1 << 20).contains(&left), "{left}");
     assert!(!trial.repository().join("snapshots").join(COMMIT).join("model.safetensors").exists());
     hub.forget();
     let path = trial.fetch("org/model").expect("the rest");
@@ -310,7 +319,8 @@ fn a_server_that_knows_no_ranges_sends_the_whole_file_again() {
         true => Answer { status: 200, body: whole.clone(), ..Answer::default() },
         false => answer,
     });
-    assert_eq!(std::fs::read(Trial::new(&hub).fetch("org/model").expect("fetched")).expect("read"), content);
+    let trial = Trial::new(&hub);
+    assert_eq!(std::fs::read(trial.fetch("org/model").expect("fetched")).expect("read"), content);
 }
 
 #[test]
@@ -385,7 +395,8 @@ fn a_repository_that_was_renamed_is_found_and_circles_end() {
         true => Answer::status(307).with("Location", asked.path.replace("org/old", "org/model")),
         false => answer,
     });
-    assert_eq!(std::fs::read(Trial::new(&hub).fetch("org/old").expect("fetched")).expect("read"), content);
+    let trial = Trial::new(&hub);
+    assert_eq!(std::fs::read(trial.fetch("org/old").expect("fetched")).expect("read"), content);
     let hub = single().0.with_fault(|asked, _, _| Answer::status(302).with("Location", asked.path.clone()));
     let sentence = Trial::new(&hub).refused("org/model");
     assert!(sentence.contains("circles"), "{sentence}");
@@ -440,7 +451,8 @@ fn trouble_that_passes_is_waited_for() {
         _ => answer,
     });
     let mut notes = Vec::new();
-    let path = Trial::new(&hub).fetch_observed("org/model", &mut |event| {
+    let trial = Trial::new(&hub).impatient();
+    let path = trial.fetch_observed("org/model", &mut |event| {
         if let Event::Note(note) = event {
             notes.push(note.to_owned());
         }
@@ -454,7 +466,7 @@ fn trouble_that_passes_is_waited_for() {
 fn a_server_that_falls_silent_is_given_up() {
     let silent = |answer: Answer| Answer { cut: Some(10), silent: Some(Duration::from_secs(2)), ..answer };
     let hub = single().0.with_fault(move |asked, _, answer| if asked.path.contains("/api/") { silent(answer) } else { answer });
-    let sentence = Trial::new(&hub).refused("org/model");
+    let sentence = Trial::new(&hub).impatient().refused("org/model");
     assert!(sentence.contains("check the network"), "{sentence}");
     // In the middle of a file: another connection goes on.
     let (hub, content) = single();
@@ -462,7 +474,8 @@ fn a_server_that_falls_silent_is_given_up() {
         true => Answer { cut: Some(300_000), silent: Some(Duration::from_secs(2)), ..answer },
         false => answer,
     });
-    assert_eq!(std::fs::read(Trial::new(&hub).fetch("org/model").expect("fetched")).expect("read"), content);
+    let trial = Trial::new(&hub).impatient();
+    assert_eq!(std::fs::read(trial.fetch("org/model").expect("fetched")).expect("read"), content);
 }
 
 #[test]
@@ -601,4 +614,126 @@ fn two_processes_fetch_a_file_once() {
     assert_eq!(std::fs::read(path.expect("fetched")).expect("read"), content);
     assert!(waited.load(Ordering::Relaxed));
     assert!(!hub.asked().iter().any(is_content));
+}
+
+/// The program in `folder`, with its hub at `endpoint` and its cache in `folder`.
+fn sd_gen(folder: &Path, endpoint: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    command.args(arguments).current_dir(folder).env("HF_HOME", folder.join("cache")).env("HF_ENDPOINT", endpoint);
+    for name in ["SD_GEN_MODELS", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+        command.env_remove(name);
+    }
+    command.output().expect("sd-gen starts")
+}
+
+/// The bytes of the one picture that a run wrote.
+fn picture(folder: &Path, output: &Output) -> Vec<u8> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let path = folder.join(String::from_utf8_lossy(&output.stdout).trim_end());
+    std::fs::read(&path).expect("a picture")
+}
+
+const APPLE: [&str; 6] = ["--prompt=a red apple", "--seed=1", "--steps=2", "--overwrite", "--output=apple.png", "--model"];
+
+#[test]
+fn a_model_from_the_hub_paints_what_the_local_one_paints() {
+    let hub = Hub::of_folder(&emoji());
+    let folder = tempfile::tempdir().expect("folder");
+    let paint = |endpoint: &str, more: &[&str]| sd_gen(folder.path(), endpoint, &[&APPLE, more].concat());
+    let local = picture(folder.path(), &paint(&hub.address, &[emoji().to_str().expect("text")]));
+    assert!(hub.asked().is_empty(), "a local model asks nobody");
+
+    let output = paint(&hub.address, &["org/emoji"]);
+    assert_eq!(picture(folder.path(), &output), local, "pixels and metadata, the model's name in it included");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("fetching unet/diffusion_pytorch_model.safetensors, 18 MB"));
+    // Nobody listens there.
+    let nowhere = "http://127.0.0.1:9";
+    assert_eq!(picture(folder.path(), &paint(nowhere, &["org/emoji", "--offline", "--quiet"])), local);
+    let output = paint(nowhere, &["org/other", "--offline"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--offline forbids"));
+    // Other commands take the same names.
+    let output = sd_gen(folder.path(), nowhere, &["convert", "org/emoji", "emoji.safetensors", "--offline"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(picture(folder.path(), &paint(nowhere, &["emoji.safetensors"])).len(), local.len());
+}
+
+#[test]
+fn programs_hear_of_a_download_as_events() {
+    let hub = Hub::of_folder(&emoji());
+    let folder = tempfile::tempdir().expect("folder");
+    let output = sd_gen(folder.path(), &hub.address, &[&APPLE[..], &["org/emoji", "--progress=json"]].concat());
+    picture(folder.path(), &output);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let events: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let size = std::fs::metadata(emoji().join("vae/diffusion_pytorch_model.safetensors")).expect("metadata").len();
+    let whole = events.iter().find(|event| event["file"] == "vae/diffusion_pytorch_model.safetensors" && event["bytes"] == size);
+    assert_eq!(whole.map(|event| (&event["event"], &event["total"])), Some((&"download".into(), &size.into())), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_here_wins_and_what_is_no_hub_id_is_not_asked_for() {
+    let hub = Hub::of_folder(&emoji());
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::create_dir_all(folder.path().join("org")).expect("folder");
+    std::fs::create_dir_all(folder.path().join("models/group")).expect("folder");
+    std::os::unix::fs::symlink(emoji(), folder.path().join("org/emoji")).expect("link");
+    std::os::unix::fs::symlink(emoji(), folder.path().join("models/group/emoji")).expect("link");
+    let run = |what: &str| sd_gen(folder.path(), &hub.address, &[&APPLE[..], &[what]].concat());
+    picture(folder.path(), &run("org/emoji"));
+    picture(folder.path(), &run("group/emoji"));
+    for (what, code, said) in [
+        ("org/emojy", 2, "write hf://org/emojy"),
+        ("models/emoji.safetensors", 2, "no such file"),
+        ("emojy", 2, "no file, folder or model of that name"),
+        ("other/emoji@", 2, "a hub id is org/name"),
+        ("other/emoji:../x.safetensors", 2, "a hub id is org/name"),
+        ("hf://emoji", 2, "a hub id is org/name"),
+    ] {
+        let output = run(what);
+        let sentence = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{sentence}");
+        assert!(sentence.contains(said), "{sentence}");
+    }
+    assert!(hub.asked().is_empty());
+    // Named so, it is the hub's in spite of the folder.
+    picture(folder.path(), &run("hf://org/emoji"));
+    assert!(!hub.asked().is_empty());
+}
+
+/// Runs where `SD_GEN_TEST_PYTHON` names a Python that has `huggingface_hub`.
+#[test]
+fn the_cache_is_shared_with_python() {
+    let Some(python) = std::env::var_os("SD_GEN_TEST_PYTHON") else {
+        println!("skipped: SD_GEN_TEST_PYTHON names no Python with huggingface_hub");
+        return;
+    };
+    let python = |hub: &Hub, trial: &Trial| {
+        let script = "import sys; from huggingface_hub import snapshot_download; \
+                      print(snapshot_download('org/model', cache_dir=sys.argv[1], allow_patterns=['*.json', '*.txt', '*.safetensors'], \
+                      ignore_patterns=['recipe/*']))";
+        let output = Command::new(&python)
+            .args(["-c", script])
+            .arg(trial.cache.path())
+            .env("HF_ENDPOINT", &hub.address)
+            .env("HF_HUB_DISABLE_TELEMETRY", "1")
+            .output()
+            .expect("Python starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+    };
+    let contents = |hub: &Hub| hub.fetched().len();
+    let hub = Hub::of_folder(&emoji());
+    // What this program has fetched, Python does not fetch.
+    let trial = Trial::new(&hub);
+    let path = trial.fetch("org/model").expect("fetched");
+    hub.forget();
+    assert_eq!((python(&hub, &trial), contents(&hub)), (path, 0));
+    // And the other way round.
+    let trial = Trial::new(&hub);
+    let path = python(&hub, &trial);
+    hub.forget();
+    assert_eq!((trial.fetch("org/model").expect("cached"), hub.asked().len()), (path, 1));
 }

@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// How often a program hears of a file that grows.
 const EVENT_EVERY: Duration = Duration::from_millis(500);
 
+/// Bytes of a file that somebody waits for.
+const WORTH_A_LINE: u64 = 1_000_000;
+
 /// What is shown on standard error.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Showing {
@@ -45,7 +48,7 @@ pub(super) fn open(id: &HubId, dtype: DType, showing: Showing) -> Result<Checkpo
     Checkpoint::open_with(&path?, &OpenOptions { prefer_variant })
 }
 
-/// A bar for people, events for programs, and otherwise a line for each file.
+/// A bar for people, events for programs, and otherwise a line for each large file.
 struct Shown {
     style: ProgressStyle,
     quiet: bool,
@@ -108,10 +111,10 @@ impl Shown {
                 bar.set_length(size.unwrap_or(done));
                 bar.set_position(done);
             }
-            ProgressStyle::Auto if new && !self.quiet => {
-                let size = size.map(|bytes| format!(", {:.1} MB", bytes as f64 / 1e6)).unwrap_or_default();
-                say(&format!("fetching {path}{size}"));
-            }
+            ProgressStyle::Auto if new && !self.quiet => match size {
+                Some(bytes) if bytes >= WORTH_A_LINE => say(&format!("fetching {path}, {:.0} MB", bytes as f64 / 1e6)),
+                _ => {}
+            },
             _ => {}
         }
     }

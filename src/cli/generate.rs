@@ -77,7 +77,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         progress.say(&format!("computing on {:?} in {}, VAE in {}", device.location(), dtype.as_str(), vae_dtype.as_str()));
     }
     let pipeline = Pipeline::load(&checkpoint, &device, dtype, vae_dtype, &mut progress)?;
-    report_unused(&checkpoint, &mut progress);
+    report_unused(&checkpoint, args.verbose, &mut progress);
     if requests.iter().any(|request| request.negative_prompt.is_some() && !request.is_guided()) {
         progress.warn("the negative prompt does nothing without guidance; --guidance-scale above 1 turns it on");
     }
@@ -177,11 +177,17 @@ pub(super) fn set_threads(threads: usize) -> Result<()> {
     built.map_err(|e| Error::Input(format!("--threads {threads}: the threads cannot be started ({e}); give fewer")))
 }
 
-fn report_unused(checkpoint: &Checkpoint, progress: &mut Progress) {
+fn report_unused(checkpoint: &Checkpoint, verbose: bool, progress: &mut Progress) {
     let unused = checkpoint.unknown();
-    if let Some(first) = unused.first() {
-        let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
-        progress.warn(&format!("{}: the model does not use {first:?}{more}", checkpoint.name()));
+    let Some(first) = unused.first() else { return };
+    let more = match unused.len() - 1 {
+        0 => String::new(),
+        more if verbose => format!(" and {more} more:"),
+        more => format!(" and {more} more (-v names them)"),
+    };
+    progress.warn(&format!("{}: the model does not use {first:?}{more}", checkpoint.name()));
+    for key in unused.iter().skip(1).filter(|_| verbose) {
+        progress.say(&format!("  {key:?}"));
     }
 }
 

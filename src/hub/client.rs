@@ -11,7 +11,7 @@ use std::time::Duration;
 use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, LOCATION, RANGE, RETRY_AFTER};
 use ureq::http::{Method, Request, Response, StatusCode, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, Proxy};
 
 /// More bytes than the list of any repository with a model takes.
 const LONGEST_LISTING: u64 = 32 << 20;
@@ -72,7 +72,10 @@ impl Metadata {
 pub(super) struct Client<'a> {
     settings: &'a Settings,
     id: &'a HubId,
-    agent: Agent,
+    /// For questions: the whole answer has a limit in time.
+    asking: Agent,
+    /// For files: only the next bytes have one.
+    fetching: Agent,
     endpoint: Uri,
 }
 
@@ -80,21 +83,28 @@ impl<'a> Client<'a> {
     pub(super) fn new(settings: &'a Settings, id: &'a HubId) -> Result<Client<'a>> {
         let endpoint: Uri =
             settings.endpoint.parse().map_err(|e| Error::Input(format!("HF_ENDPOINT={:?} is no address: {e}", settings.endpoint)))?;
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            // Redirects are followed here, where it is known whom the token is for.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            // A length is the file's length.
-            .accept_encoding("identity")
-            .user_agent(concat!("sd-gen/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(settings.patience))
-            .timeout_recv_response(Some(settings.patience))
-            .timeout_per_read(Some(settings.patience))
-            .tls_config(TlsConfig::builder().root_certs(root_certificates()?).build())
-            .build()
-            .new_agent();
-        Ok(Client { settings, id, agent, endpoint })
+        // A hub on this machine is not behind the proxy that leads out of it.
+        let here = endpoint.host().is_some_and(|host| host == "localhost" || host.starts_with("127.") || host == "[::1]");
+        let tls = TlsConfig::builder().root_certs(root_certificates()?).build();
+        let agent = |whole: Option<Duration>| {
+            let config = Agent::config_builder()
+                .proxy(if here { None } else { Proxy::try_from_env() })
+                .http_status_as_error(false)
+                // Redirects are followed here, where it is known whom the token is for.
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                // A length is the file's length.
+                .accept_encoding("identity")
+                .user_agent(concat!("sd-gen/", env!("CARGO_PKG_VERSION")))
+                .timeout_connect(Some(settings.patience))
+                .timeout_recv_response(Some(settings.patience))
+                .timeout_per_read(Some(settings.patience))
+                .timeout_recv_body(whole)
+                .tls_config(tls.clone());
+            config.build().new_agent()
+        };
+        let (asking, fetching) = (agent(Some(settings.patience * 4)), agent(None));
+        Ok(Client { settings, id, asking, fetching, endpoint })
     }
 
     fn repo(&self) -> Repo {
@@ -104,7 +114,7 @@ impl<'a> Client<'a> {
     /// The repository's commit and files.
     pub(super) fn listing(&self) -> Result<Listing, Failure> {
         let url = format!("{}/api/{}?blobs=true", self.settings.endpoint, self.repo().api_url());
-        let response = self.send(&Method::GET, &url, 0, |_| false)?;
+        let response = self.send(&self.asking, &Method::GET, &url, 0, |_| false)?;
         if response.status() != StatusCode::OK {
             return Err(self.refusal(&response, None));
         }
@@ -129,7 +139,7 @@ impl<'a> Client<'a> {
     /// The name and the length of the content of `path`.
     pub(super) fn metadata(&self, commit: &str, path: &str) -> Result<Metadata, Failure> {
         // The hub itself knows them; where it sends to for the bytes need not.
-        let response = self.send(&Method::HEAD, &self.url(commit, path), 0, |r| {
+        let response = self.send(&self.asking, &Method::HEAD, &self.url(commit, path), 0, |r| {
             r.headers().contains_key("x-linked-etag") || self.redirect(r).is_some_and(|to| !self.is_hub(&to))
         })?;
         if !response.status().is_success() && !response.status().is_redirection() {
@@ -149,7 +159,7 @@ impl<'a> Client<'a> {
 
     /// The bytes of `path` from `start` on.
     pub(super) fn content(&self, commit: &str, path: &str, start: u64) -> Result<Response<Body>, Failure> {
-        let response = self.send(&Method::GET, &self.url(commit, path), start, |_| false)?;
+        let response = self.send(&self.fetching, &Method::GET, &self.url(commit, path), start, |_| false)?;
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(response),
             _ => Err(self.refusal(&response, Some(path))),
@@ -161,7 +171,14 @@ impl<'a> Client<'a> {
     }
 
     /// Sends a request and follows where the answers point to, unless `enough` says that one will do.
-    fn send(&self, method: &Method, url: &str, start: u64, enough: impl Fn(&Response<Body>) -> bool) -> Result<Response<Body>, Failure> {
+    fn send(
+        &self,
+        agent: &Agent,
+        method: &Method,
+        url: &str,
+        start: u64,
+        enough: impl Fn(&Response<Body>) -> bool,
+    ) -> Result<Response<Body>, Failure> {
         let mut at: Uri = url.parse().map_err(|_| self.no_hub())?;
         for _ in 0..=MOST_REDIRECTS {
             let mut request = Request::builder().method(method).uri(&at);
@@ -173,7 +190,7 @@ impl<'a> Client<'a> {
                 request = request.header(AUTHORIZATION, token.header());
             }
             let request = request.body(()).map_err(|e| Failure::Unreachable(format!("{} cannot be asked: {e}", self.settings.endpoint)))?;
-            let mut response = self.agent.run(request).map_err(|e| unanswered(&at, &e))?;
+            let mut response = agent.run(request).map_err(|e| unanswered(&at, &e))?;
             if !response.status().is_redirection() || enough(&response) {
                 // Whether a refusal is the hub's own.
                 let is_hub = self.is_hub(&at);
@@ -320,6 +337,9 @@ fn unanswered(uri: &Uri, error: &ureq::Error) -> Failure {
         ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
             Failure::Unreachable(format!("{host} refuses the connection"))
         }
+        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => Failure::Unreachable(format!(
+            "{host} has no certificate that is trusted ({e}); behind a company's proxy, SSL_CERT_FILE names the file with its certificate"
+        )),
         ureq::Error::Io(e) => Failure::Unlucky(format!("the connection to {host} broke ({e})")),
         other => Failure::Unreachable(format!("{host} cannot be asked ({other})")),
     }

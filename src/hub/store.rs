@@ -16,12 +16,13 @@ pub(super) struct Store {
     root: PathBuf,
     repo: Repo,
     files: CacheRepo,
+    shown: String,
 }
 
 impl Store {
     pub(super) fn new(root: &Path, id: &HubId) -> Store {
         let repo = Repo::with_revision(id.repository.clone(), RepoType::Model, id.revision.clone());
-        Store { root: root.to_owned(), files: Cache::new(root.to_owned()).repo(repo.clone()), repo }
+        Store { root: root.to_owned(), files: Cache::new(root.to_owned()).repo(repo.clone()), repo, shown: id.to_string() }
     }
 
     /// Where the files of `commit` are, each under its own name.
@@ -116,14 +117,13 @@ impl Store {
 
     /// What to say when the cache cannot be written.
     pub(super) fn unwritable(&self, error: &std::io::Error) -> Error {
-        let cache = self.root.display();
+        let (id, cache) = (&self.shown, self.root.display());
         Error::Model(match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                format!(
-                    "the disk with {cache} is full; free some space and run again, which goes on where this stopped, or set HF_HOME to a folder on another disk"
-                )
-            }
-            _ => format!("{cache} cannot be written ({error}); set HF_HOME to a folder that can"),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => format!(
+                "{id}: the disk with {cache} is full; free some space and run again, which goes on where this stopped, \
+                 or set HF_HOME to a folder on another disk"
+            ),
+            _ => format!("{id}: {cache} cannot be written ({error}); set HF_HOME to a folder that can"),
         })
     }
 }

@@ -46,6 +46,7 @@ pub(crate) struct Description {
 }
 
 /// The texts that [`describe`] may read.
+#[cfg(feature = "hub")]
 pub(crate) fn texts() -> Vec<String> {
     let mut texts: Vec<String> =
         ["model_index.json", schedule::RECOMMENDED, "unet/config.json", "vae/config.json", SCHEDULER].map(str::to_owned).into();

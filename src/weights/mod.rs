@@ -44,7 +44,7 @@ mod training;
 pub use adapter::{Adapter, Change, Embedding, Fit, Target};
 pub use catalog::{Found, Holds, find_models, is_model_folder};
 pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
-pub use component::ComponentTensors;
+pub use component::{ComponentTensors, InPlace};
 pub use convert::{Layout, Report, convert, convert_observed};
 pub use hash::{HashCache, Hashes, hash};
 pub use survey::{ComponentSummary, Kind, Stored, Survey};
@@ -67,6 +67,16 @@ pub trait TensorSource {
     /// # Errors
     /// A missing name or another shape: the message names the file, the key and both shapes.
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor>;
+
+    /// The numbers of the tensor `name` where they are stored, for who can convert them on the way to where they are wanted;
+    /// `None` where they cannot be lent, and [`TensorSource::tensor`] makes them.
+    ///
+    /// # Errors
+    /// As [`TensorSource::tensor`].
+    fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
+        let _ = (name, shape);
+        Ok(None)
+    }
 
     /// The shape of `name`, if there is such a tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;

@@ -10,34 +10,34 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What was asked for.
 #[derive(Debug, Clone)]
-pub struct Asked {
-    pub method: String,
-    pub path: String,
-    pub headers: BTreeMap<String, String>,
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) headers: BTreeMap<String, String>,
 }
 
 /// What is answered.
 #[derive(Debug, Clone, Default)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
     /// The connection ends after so many bytes of the body.
-    pub cut: Option<usize>,
+    pub(crate) cut: Option<usize>,
     /// The connection stays silent for so long after `cut` bytes.
-    pub silent: Option<Duration>,
+    pub(crate) silent: Option<Duration>,
 }
 
 impl Answer {
-    pub fn status(status: u16) -> Answer {
+    pub(crate) fn status(status: u16) -> Answer {
         Answer { status, ..Answer::default() }
     }
 
-    pub fn with(mut self, name: &str, value: impl Into<String>) -> Answer {
+    pub(crate) fn with(mut self, name: &str, value: impl Into<String>) -> Answer {
         self.headers.push((name.to_owned(), value.into()));
         self
     }
@@ -51,22 +51,22 @@ struct State {
     files: BTreeMap<String, Vec<u8>>,
     asked: Vec<Asked>,
     fault: Option<Fault>,
-    /// Where large files are sent to, instead of this server.
-    elsewhere: Option<String>,
+    /// Where large files are kept, as an address: the real hub has another host for them.
+    storage: String,
 }
 
 /// The server; it ends with the process.
-pub struct Hub {
-    pub address: String,
+pub(crate) struct Hub {
+    pub(crate) address: String,
     state: Arc<Mutex<State>>,
 }
 
 impl Hub {
     /// Serves `files` as the repository `org/model`, whatever its name is asked as.
-    pub fn new(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Hub {
+    pub(crate) fn new(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Hub {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = format!("http://{}", listener.local_addr().expect("address"));
-        let state = Arc::new(Mutex::new(State { files: files.into_iter().collect(), ..State::default() }));
+        let state = Arc::new(Mutex::new(State { files: files.into_iter().collect(), storage: address.clone(), ..State::default() }));
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -78,7 +78,7 @@ impl Hub {
     }
 
     /// Serves a folder's files.
-    pub fn of_folder(root: &Path) -> Hub {
+    pub(crate) fn of_folder(root: &Path) -> Hub {
         let mut files = Vec::new();
         let mut folders = vec![root.to_owned()];
         while let Some(folder) = folders.pop() {
@@ -94,31 +94,31 @@ impl Hub {
         Hub::new(files)
     }
 
-    pub fn with_fault(self, fault: impl Fn(&Asked, usize, Answer) -> Answer + Send + 'static) -> Hub {
+    pub(crate) fn with_fault(self, fault: impl Fn(&Asked, usize, Answer) -> Answer + Send + 'static) -> Hub {
         self.state.lock().expect("state").fault = Some(Box::new(fault));
         self
     }
 
-    pub fn set_fault(&self, fault: Option<Fault>) {
+    pub(crate) fn set_fault(&self, fault: Option<Fault>) {
         self.state.lock().expect("state").fault = fault;
     }
 
     /// Sends large files' readers to another host, as the real hub does.
-    pub fn sending_to(self, elsewhere: &str) -> Hub {
-        self.state.lock().expect("state").elsewhere = Some(elsewhere.to_owned());
+    pub(crate) fn sending_to(self, elsewhere: &str) -> Hub {
+        self.state.lock().expect("state").storage = elsewhere.to_owned();
         self
     }
 
-    pub fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         self.state.lock().expect("state").asked.clone()
     }
 
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.state.lock().expect("state").asked.clear();
     }
 
     /// The bodies that were asked for, by file.
-    pub fn fetched(&self) -> Vec<String> {
+    pub(crate) fn fetched(&self) -> Vec<String> {
         let asked = self.asked();
         let gets = asked.iter().filter(|asked| asked.method == "GET");
         let mut files: Vec<String> =
@@ -129,12 +129,12 @@ impl Hub {
     }
 }
 
-pub fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The name of a file's content: as git has it, or the SHA-256. (Forty digits of it do for git's.)
-pub fn etag(path: &str, bytes: &[u8]) -> String {
+pub(crate) fn etag(path: &str, bytes: &[u8]) -> String {
     let hash = sha256(bytes);
     if is_large(path) { hash } else { hash[..40].to_owned() }
 }
@@ -223,12 +223,11 @@ impl State {
         };
         let tag = etag(name, bytes);
         if is_large(name) {
-            let elsewhere = self.elsewhere.clone().unwrap_or_default();
             return Answer::status(302)
                 .with("X-Repo-Commit", COMMIT)
                 .with("X-Linked-Etag", format!("\"{tag}\""))
                 .with("X-Linked-Size", bytes.len().to_string())
-                .with("Location", format!("{elsewhere}/cdn/{tag}"));
+                .with("Location", format!("{}/cdn/{tag}", self.storage));
         }
         content_of(asked, bytes).with("X-Repo-Commit", COMMIT).with("ETag", format!("W/\"{tag}\""))
     }
