@@ -1,6 +1,7 @@
 //! What was typed: flags as clap reads them, in the order of `--help`.
 
 use super::bench::BenchArgs;
+use super::graphics::Graphics;
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
 use crate::request::RequestDraft;
@@ -174,12 +175,18 @@ pub(super) struct GenerateArgs {
     /// How progress is shown on standard error
     #[arg(long, value_enum, default_value = "auto", value_name = "STYLE", help_heading = "Output")]
     pub(super) progress: ProgressStyle,
+    /// Draw the picture in the terminal as it forms, and when it is finished; by the terminal's protocol, or as --preview=blocks
+    #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, help_heading = "Output")]
+    pub(super) preview: Option<Option<Graphics>>,
+    /// Preview with a tiny autoencoder: taesd_decoder.safetensors, taesdxl_decoder.safetensors, or a folder of one
+    #[arg(long, visible_alias = "tae", value_name = "FILE", requires = "preview", help_heading = "Output")]
+    pub(super) taesd: Option<PathBuf>,
     /// Only errors, and the pictures' paths
     #[arg(short, long, help_heading = "Output", conflicts_with = "verbose")]
     pub(super) quiet: bool,
-    /// What was concluded and chosen, and why
-    #[arg(short, long, help_heading = "Output")]
-    pub(super) verbose: bool,
+    /// What was concluded and chosen, and why; twice: what is read and how long it takes; thrice: every step; see SD_GEN_LOG
+    #[arg(short, long, action = clap::ArgAction::Count, help_heading = "Output")]
+    pub(super) verbose: u8,
 }
 
 /// A seed as typed.

@@ -3,21 +3,24 @@
 use super::args::{GenerateArgs, Seed};
 use super::output::{Output, PictureName};
 use super::progress::Progress;
-use super::{listen_for_cancellation, model};
+use super::{listen_for_cancellation, logs, model};
 use crate::device::{DTypeChoice, open};
 use crate::image::{write_png, write_whole};
 use crate::metadata::{KEYWORD, parameters};
 use crate::pipeline::{Conditioning, Observer, Painted, Pipeline};
 use crate::request::GenerationRequest;
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, TinyAutoencoder};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tracing::{debug, info};
 
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
+    logs::start(args.verbose, args.quiet)?;
     // Everything that can be wrong is found before a weight is read.
     if let Some(threads) = args.threads {
         set_threads(threads)?;
@@ -46,9 +49,13 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     {
         return Err(Error::Input(format!("--save-latents {picture}: is the picture's file too; give another name")));
     }
+    let tiny = args.taesd.as_deref().map(TinyAutoencoder::open).transpose()?;
     listen_for_cancellation()?;
 
     let mut progress = Progress::new(args.progress, args.quiet);
+    if let Some(how) = args.preview {
+        progress.preview(how);
+    }
     if let Some(remark) = remark {
         progress.warn(&remark);
     }
@@ -61,20 +68,16 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         DTypeChoice::Auto => dtype,
         DTypeChoice::Is(dtype) => dtype,
     };
-    if args.verbose {
-        let spec = checkpoint.spec();
-        progress.say(&format!("{}: {}", checkpoint.name(), spec.family.name()));
-        for sentence in &spec.evidence {
-            progress.say(&format!("  {sentence}"));
-        }
-        for request in &requests {
-            let (scheduler, GenerationRequest { width, height, steps, guidance_scale, seed, .. }) = (&request.scheduler, request);
-            let (sampler, schedule) = (scheduler.sampler()?.name(), scheduler.sigma_schedule()?.name());
-            progress.say(&format!("{width}x{height}, {steps} steps of {sampler} ({schedule}), guidance {guidance_scale}, seed {seed}"));
-        }
-        progress.say(&format!("computing on {:?} in {}, VAE in {}", device.location(), dtype.as_str(), vae_dtype.as_str()));
+    for request in &requests {
+        let (scheduler, GenerationRequest { width, height, steps, guidance_scale, seed, .. }) = (&request.scheduler, request);
+        let (sampler, schedule) = (scheduler.sampler()?.name(), scheduler.sigma_schedule()?.name());
+        info!("{width}x{height}, {steps} steps of {sampler} ({schedule}), guidance {guidance_scale}, seed {seed}");
     }
-    let pipeline = Pipeline::load(&checkpoint, &device, dtype, vae_dtype, &mut progress)?;
+    info!("computing on {:?} in {}, VAE in {}", device.location(), dtype.as_str(), vae_dtype.as_str());
+    let mut pipeline = Pipeline::load(&checkpoint, &device, dtype, vae_dtype, &mut progress)?;
+    if let Some(tiny) = tiny.filter(|_| progress.previews()) {
+        pipeline.estimate_with(&tiny)?;
+    }
     report_unused(&checkpoint, &mut progress);
     if requests.iter().any(|request| request.negative_prompt.is_some() && !request.is_guided()) {
         progress.warn("the negative prompt does nothing without guidance; --guidance-scale above 1 turns it on");
@@ -99,7 +102,9 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
 fn paint_all(pipeline: &Pipeline, requests: &[GenerationRequest], writer: &mut Writer<'_>, progress: &mut Progress) -> Result<()> {
     let pictures: usize = requests.iter().map(|request| request.images).sum();
     let mut failed = Failed { pictures: 0, last: None };
+    progress.begin_run(Some(pictures));
     for request in requests {
+        progress.picture_started(&request.prompt);
         let prompt = match pipeline.encode_prompt(request, progress) {
             Ok(prompt) => prompt,
             Err(error) => {
@@ -140,7 +145,7 @@ impl Failed {
             return Err(error);
         }
         self.pictures += pictures;
-        progress.warn(&format!("\"{}\": {error}", prompt.chars().take(60).collect::<String>()));
+        progress.failed(prompt, pictures, &error);
         self.last = Some(error);
         Ok(())
     }
@@ -193,7 +198,8 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn write(&mut self, painted: Painted, request: &GenerationRequest, progress: &Progress) -> Result<()> {
+    fn write(&mut self, painted: Painted, request: &GenerationRequest, progress: &mut Progress) -> Result<()> {
+        let began = Instant::now();
         let texts = [(KEYWORD, Cow::from(parameters(request, painted.seed, self.model)?))];
         let name = PictureName { request, model: self.model, seed: painted.seed, index: self.index };
         self.index += 1;
@@ -210,7 +216,8 @@ impl Writer<'_> {
         if let Some(latents) = &mut self.latents {
             latents.push(painted.latents);
         }
-        progress.written(written.as_deref(), painted.seed)
+        debug!(seed = painted.seed, path = ?written, seconds = began.elapsed().as_secs_f64(), "the picture is written");
+        progress.written(written.as_deref(), painted.seed, &painted.picture)
     }
 
     /// Writes under the first name that is free, if names may be counted.

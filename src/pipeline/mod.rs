@@ -3,15 +3,17 @@
 //! The pipeline knows no family: it obeys the spec. It neither reads files nor prints; an [`Observer`] hears what is
 //! going on and may stop it.
 
+mod estimate;
 mod guided_denoiser;
+mod loading;
 mod observer;
 mod prompt;
 
-pub use observer::{Observer, Silent, Stage};
+pub use observer::{Estimate, Observer, Silent, Stage};
 pub use prompt::Conditioning;
 
 use crate::image::to_rgb;
-use crate::models::{AutoencoderKLDecoder, Scope, UNet2DCondition};
+use crate::models::{AutoencoderKLDecoder, AutoencoderTinyDecoder, Scope, UNet2DCondition};
 use crate::noise::SeededNoise;
 use crate::request::GenerationRequest;
 use crate::schedulers::{NoiseSource, plan, sample};
@@ -21,7 +23,11 @@ use crate::weights::{Component, ModelSource};
 use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
+use estimate::Watched;
 use guided_denoiser::GuidedDenoiser;
+use loading::read;
+use std::cell::RefCell;
+use tracing::{debug_span, trace};
 
 /// A loaded model, ready to paint.
 #[derive(Debug)]
@@ -33,6 +39,8 @@ pub struct Pipeline {
     text_encoders: Vec<TextEncoder>,
     unet: UNet2DCondition,
     vae: AutoencoderKLDecoder,
+    /// Quick pictures of latents that are still forming.
+    tiny: Option<AutoencoderTinyDecoder>,
 }
 
 /// A finished picture.
@@ -62,7 +70,6 @@ impl Pipeline {
         }
         let mut text_encoders = Vec::new();
         for (i, encoder) in spec.text_encoders.iter().enumerate() {
-            observer.stage(Stage::Load { component: "text encoder" })?;
             let length = encoder.clip.max_positions;
             let tokenizer = match model.tokenizer(i) {
                 Some(files) => {
@@ -71,14 +78,17 @@ impl Pipeline {
                 }
                 None => ClipTokenizer::clip(&encoder.pad_token, length)?,
             };
-            let source = model.tensors(Component::TextEncoder(i));
-            text_encoders.push(TextEncoder::load(&Scope::root(&*source, dtype, device), encoder, tokenizer)?);
+            let text_encoder = read(model, Component::TextEncoder(i), dtype, observer, |source| {
+                TextEncoder::load(&Scope::root(source, dtype, device), encoder, tokenizer)
+            })?;
+            text_encoders.push(text_encoder);
         }
-        observer.stage(Stage::Load { component: "UNet" })?;
-        let unet = UNet2DCondition::load(&Scope::root(&*model.tensors(Component::UNet), dtype, device), &spec.unet)?;
-        observer.stage(Stage::Load { component: "VAE" })?;
-        let vae = AutoencoderKLDecoder::load(&Scope::root(&*model.tensors(Component::Vae), vae_dtype, device), &spec.vae)?;
-        Ok(Self { spec, device: device.clone(), dtype, vae_dtype, text_encoders, unet, vae })
+        let unet =
+            read(model, Component::UNet, dtype, observer, |source| UNet2DCondition::load(&Scope::root(source, dtype, device), &spec.unet))?;
+        let vae = read(model, Component::Vae, vae_dtype, observer, |source| {
+            AutoencoderKLDecoder::load(&Scope::root(source, vae_dtype, device), &spec.vae)
+        })?;
+        Ok(Self { spec, device: device.clone(), dtype, vae_dtype, text_encoders, unet, vae, tiny: None })
     }
 
     /// What the model is.
@@ -91,6 +101,7 @@ impl Pipeline {
     /// # Errors
     /// The observer stops it, or a value stops being finite.
     pub fn encode_prompt(&self, request: &GenerationRequest, observer: &mut dyn Observer) -> Result<Conditioning> {
+        let _span = debug_span!("encode_prompt").entered();
         observer.stage(Stage::EncodePrompt)?;
         prompt::encode(self, request, observer)
     }
@@ -107,9 +118,9 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Vec<Painted>> {
         let latents = self.denoise(request, prompt, seeds, observer)?;
-        observer.stage(Stage::Decode)?;
         let mut painted = Vec::new();
         for (i, &seed) in seeds.iter().enumerate() {
+            observer.stage(Stage::Decode { done: i, all: seeds.len() })?;
             // One picture at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
             let picture = to_rgb(&self.decode(&latents)?)?;
@@ -132,6 +143,7 @@ impl Pipeline {
         seeds: &[u64],
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
+        let _span = debug_span!("denoise", ?seeds, width = request.width, height = request.height).entered();
         let schedule = plan(&request.scheduler, request.steps)?;
         let factor = self.spec.vae.factor();
         let shape = (seeds.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
@@ -140,10 +152,17 @@ impl Pipeline {
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: seeds })?;
         let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, schedule.prediction, request, prompt.repeat(seeds.len())?);
         let steps = schedule.steps.len();
-        sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, latents| {
+        let denoised = RefCell::new(None);
+        let mut watched = Watched::new(&mut denoiser, &denoised);
+        sample(&schedule, &latents, &mut watched, &mut noise, &mut |step, latents| {
             let (number, steps) = (step.index + 1, steps);
             check_finite(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
-            observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: seeds })
+            trace!(step = number, steps, sigma = step.to.sigma, "a step is done");
+            observer.stage(Stage::Denoise { step: number, steps, pictures: seeds })?;
+            if let Some(denoised) = denoised.take() {
+                observer.forming(&|| self.estimate(&denoised));
+            }
+            Ok(())
         })
     }
 
@@ -155,6 +174,7 @@ impl Pipeline {
     /// # Errors
     /// A value is not finite.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let _span = debug_span!("decode").entered();
         let decoded = self.vae.decode(&latents.to_dtype(self.vae_dtype)?)?.to_dtype(DType::F32)?;
         check_finite(&decoded, || format!("the VAE's picture in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
         Ok(decoded)

@@ -1,6 +1,7 @@
 //! Who hears what the pipeline does.
 
 use crate::Result;
+use ::image::RgbImage;
 
 /// Where the work is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +10,10 @@ pub enum Stage<'a> {
     Load {
         /// Which network.
         component: &'static str,
+        /// Bytes read so far, as they lie in memory.
+        done: u64,
+        /// Bytes in all, where that is known.
+        all: Option<u64>,
     },
     /// The text encoders are at work.
     EncodePrompt,
@@ -22,8 +27,16 @@ pub enum Stage<'a> {
         pictures: &'a [u64],
     },
     /// The autoencoder is at work.
-    Decode,
+    Decode {
+        /// Pictures of the batch that are decoded.
+        done: usize,
+        /// Pictures of the batch.
+        all: usize,
+    },
 }
+
+/// Makes a picture, or says why it cannot; see [`Observer::forming`].
+pub type Estimate<'a> = dyn Fn() -> Result<Vec<RgbImage>> + 'a;
 
 /// Hears of every stage, and of what the user should know.
 pub trait Observer {
@@ -35,6 +48,9 @@ pub trait Observer {
 
     /// Something that the user should know although the work goes on.
     fn warn(&mut self, message: &str);
+
+    /// A step is done. Who wants to see what is forming calls `estimate` for one picture a seed; who does not pays nothing.
+    fn forming(&mut self, _estimate: &Estimate<'_>) {}
 }
 
 /// Hears nothing.

@@ -34,10 +34,12 @@ mod json;
 mod keys;
 mod schedule;
 mod single;
+mod tiny;
 
 pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
 pub use component::ComponentTensors;
 pub use convert::{Layout, Report, convert, convert_observed};
+pub use tiny::TinyAutoencoder;
 
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
@@ -66,6 +68,11 @@ pub trait ModelSource {
     /// The tokenizer of the text encoder `index`; `None` where CLIP's own is meant.
     fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles>;
 
+    /// How many numbers one network's tensors have; `None` where that is not known beforehand.
+    fn parameters(&self, _: Component) -> Option<u64> {
+        None
+    }
+
     /// The tensors of one network.
     fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_>;
 }
@@ -81,6 +88,10 @@ impl ModelSource for Checkpoint {
 
     fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles> {
         Checkpoint::tokenizer(self, index)
+    }
+
+    fn parameters(&self, component: Component) -> Option<u64> {
+        self.part(component).map(|part| part.parameters())
     }
 
     fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_> {
