@@ -119,7 +119,7 @@ pub(super) struct BenchArgs {
     progress: ProgressStyle,
     /// Only errors and results
     #[arg(short, long, help_heading = "Output")]
-    quiet: bool,
+    pub(super) quiet: bool,
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {

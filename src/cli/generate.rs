@@ -3,7 +3,7 @@
 use super::args::{GenerateArgs, Seed};
 use super::output::{Output, PictureName};
 use super::progress::Progress;
-use super::{listen_for_cancellation, logs, model};
+use super::{listen_for_cancellation, model};
 use crate::device::{DTypeChoice, open};
 use crate::image::{write_png, write_whole};
 use crate::metadata::{KEYWORD, parameters};
@@ -20,7 +20,6 @@ use std::time::Instant;
 use tracing::{debug, info};
 
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
-    logs::start(args.verbose, args.quiet)?;
     // Everything that can be wrong is found before a weight is read.
     if let Some(threads) = args.threads {
         set_threads(threads)?;
@@ -216,7 +215,12 @@ impl Writer<'_> {
         if let Some(latents) = &mut self.latents {
             latents.push(painted.latents);
         }
-        debug!(seed = painted.seed, path = ?written, seconds = began.elapsed().as_secs_f64(), "the picture is written");
+        debug!(
+            seed = painted.seed,
+            path = written.as_ref().map(|path| path.display().to_string()),
+            seconds = began.elapsed().as_secs_f64(),
+            "the picture is written"
+        );
         progress.written(written.as_deref(), painted.seed, &painted.picture)
     }
 

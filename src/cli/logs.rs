@@ -70,7 +70,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Events {
         let metadata = event.metadata();
         let level = metadata.level().as_str().to_lowercase();
         screen::event(
-            || json!({ "event": "log", "level": level, "target": metadata.target(), "message": message, "fields": fields.0, "spans": spans }),
+            || json!({ "event": "log", "level": level, "target": metadata.target(), "message": message.as_str().unwrap_or_default().trim(), "fields": fields.0, "spans": spans }),
         );
     }
 }

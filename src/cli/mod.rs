@@ -40,6 +40,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         // Help and version are answers, not errors; clap prints both kinds in its own way and knows the code.
         Err(answer) => answer.exit(),
     };
+    let (verbose, quiet) = match &cli.command {
+        None => (cli.generate.verbose, cli.generate.quiet),
+        Some(Command::Bench(args)) => (0, args.quiet),
+        Some(Command::Convert(_)) => (0, false),
+    };
+    logs::start(verbose, quiet)?;
     match cli.command {
         None => generate::run(cli.generate),
         Some(Command::Convert(args)) => convert::run(&args),

@@ -83,9 +83,7 @@ impl Progress {
     /// # Errors
     /// Its path cannot be said on standard output.
     pub(super) fn written(&mut self, path: Option<&Path>, seed: u64, picture: &RgbImage) -> Result<()> {
-        if let Some(run) = &mut self.status().run {
-            run.written += 1;
-        }
+        self.status().finished(1, |run| &mut run.written);
         let (path, size) = (path.map(|path| path.display().to_string()), picture.dimensions());
         screen::event(|| json!({ "event": "picture", "path": path, "seed": seed, "width": size.0, "height": size.1 }));
         if let Some(preview) = &mut self.preview {
@@ -99,9 +97,7 @@ impl Progress {
 
     /// Pictures of a prompt could not be made; the run goes on.
     pub(super) fn failed(&mut self, prompt: &str, pictures: usize, error: &Error) {
-        if let Some(run) = &mut self.status().run {
-            run.failed += pictures;
-        }
+        self.status().finished(pictures, |run| &mut run.failed);
         if screen::is_json() {
             return screen::event(|| json!({ "event": "failed", "prompt": prompt, "pictures": pictures, "error": error.to_string() }));
         }
@@ -208,6 +204,8 @@ struct Status {
     work: Work,
     /// When the pictures at work were begun.
     began: Instant,
+    /// How many of them there still are.
+    in_flight: usize,
 }
 
 /// All pictures.
@@ -223,28 +221,36 @@ struct Run {
 enum Work {
     Words(&'static str),
     Bytes { what: String, done: u64, all: Option<u64> },
-    Denoise { step: usize, steps: usize, pictures: usize },
+    Denoise { step: usize, steps: usize },
     Decode { done: usize, all: usize },
 }
 
 impl Status {
     fn new() -> Self {
-        Self { run: None, work: Work::Words("starting"), began: Instant::now() }
+        Self { run: None, work: Work::Words("starting"), began: Instant::now(), in_flight: 0 }
     }
 
     fn step(&mut self, step: usize, steps: usize, pictures: usize) {
         if step == 0 {
             self.began = Instant::now();
         }
-        self.work = Work::Denoise { step, steps, pictures };
+        self.in_flight = pictures;
+        self.work = Work::Denoise { step, steps };
+    }
+
+    fn finished(&mut self, pictures: usize, count: impl FnOnce(&mut Run) -> &mut usize) {
+        self.in_flight = self.in_flight.saturating_sub(pictures);
+        if let Some(run) = &mut self.run {
+            *count(run) += pictures;
+        }
     }
 
     /// Pictures' worth of work that is done beside those that are finished.
     fn in_work(&self) -> f64 {
         match self.work {
             // Decoding is about one step more.
-            Work::Denoise { step, steps, pictures } => (pictures * step) as f64 / (steps + 1) as f64,
-            Work::Decode { done, all } => all.saturating_sub(done) as f64 * 0.9,
+            Work::Denoise { step, steps } => self.in_flight as f64 * step as f64 / (steps + 1) as f64,
+            Work::Decode { .. } => self.in_flight as f64 * 0.9,
             Work::Words(_) | Work::Bytes { .. } => 0.0,
         }
     }
@@ -293,7 +299,7 @@ impl Work {
             Work::Bytes { what, done, all: Some(all) } => {
                 (*done as f64 / (*all).max(1) as f64, format!("{what} {}/{}", size(*done), size(*all)))
             }
-            Work::Denoise { step, steps, .. } => {
+            Work::Denoise { step, steps } => {
                 let pace = if *step > 0 { format!(", {} a step", duration(elapsed.as_secs_f64() / *step as f64)) } else { String::new() };
                 (*step as f64 / (*steps).max(1) as f64, format!("{step}/{steps} steps{pace}"))
             }

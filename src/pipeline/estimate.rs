@@ -89,3 +89,18 @@ fn coloured(map: &LatentRgb, latents: &Tensor) -> Result<Tensor> {
     let colours = factors.unsqueeze(0)?.broadcast_matmul(&flat)?.broadcast_add(&bias)?;
     Ok(colours.reshape((batch, 3, height, width))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_linear_map_colours_each_place() {
+        let map = LatentRgb { factors: vec![[1.0, 0.5, 0.0], [0.0, 0.0, -1.0]], bias: [0.0, 0.25, 1.0] };
+        let latents = Tensor::new(&[[[[1.0f32, -1.0]], [[0.5, 2.0]]], [[[0.0, 0.0]], [[0.0, 1.0]]]], &Device::Cpu).unwrap();
+        let colours: Vec<f32> = coloured(&map, &latents).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(colours, [1.0, -1.0, 0.75, -0.25, 0.5, -1.0, 0.0, 0.0, 0.25, 0.25, 1.0, 0.0]);
+        let three = Tensor::zeros((1, 3, 1, 1), DType::F32, &Device::Cpu).unwrap();
+        assert!(coloured(&map, &three).unwrap_err().to_string().contains("3 channels"));
+    }
+}
