@@ -21,12 +21,14 @@
 //! ```text
 //! main → cli → bench → pipeline → weights → spec → {models, text} → ops
 //!                         └→ schedulers, request, noise, image, metadata      error: leaf
+//!   └→ hub → weights
 //! ```
 
 pub mod bench;
 pub mod cli;
 pub mod device;
 mod error;
+pub mod hub;
 pub mod image;
 pub mod metadata;
 pub mod models;

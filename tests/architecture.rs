@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cli", &["*"]),
     ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers::TimestepSpacing", "spec", "weights"]),
     ("pipeline", &["Error", "Result", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
+    ("hub", &["Error", "Result", "weights"]),
     ("weights", &["Error", "Result", "schedulers", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),
     ("text", &["Error", "Result", "models", "spec", "weights::TensorSource"]),

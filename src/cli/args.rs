@@ -17,6 +17,7 @@ Examples:
   sd-gen --prompt \"a red apple\"                          the built-in model, or the one in ./models
   sd-gen -p \"a lighthouse at dusk\" -m sd15.safetensors --sampler \"DPM++ 2M Karras\" --steps 25
   sd-gen -p \"a lighthouse\" -m ./models --images 4 --batch-size 2 -o \"out/{date}/{seed}.png\"
+  sd-gen -p \"a lighthouse\" -m stabilityai/sd-turbo --dtype bf16   downloaded once, into the hub's usual cache
   echo \"a green apple\" | sd-gen -p - -o - > apple.png
   sd-gen convert models/sd15 sd15.safetensors --dtype f16
   sd-gen bench --random sd15 --dtypes f32,bf16
@@ -31,6 +32,9 @@ pub(super) struct Cli {
     pub(super) command: Option<Command>,
     #[command(flatten)]
     pub(super) generate: GenerateArgs,
+    /// Fetch nothing: models named by a hub id are taken from the cache; HF_HUB_OFFLINE=1 says the same
+    #[arg(long, global = true, help_heading = "The model")]
+    pub(super) offline: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -43,7 +47,7 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct ConvertArgs {
-    /// The model: a folder, a .safetensors file, or a name in the models folder
+    /// The model: a folder, a .safetensors file, a name in the models folder, or a hub id
     pub(super) from: String,
     /// What to write: a name that ends in .safetensors is one file, any other a folder
     pub(super) to: PathBuf,
@@ -103,7 +107,7 @@ pub(super) struct GenerateArgs {
     #[arg(short, long, value_name = "N", default_value = "1", help_heading = "What to paint")]
     pub(super) batch_size: usize,
 
-    /// A path (folder or .safetensors file), a folder of models, or a name in the models folder
+    /// A path (folder or .safetensors file), a folder of models, a name in the models folder, or a hub id: org/name[@revision][:file]
     #[arg(short, long, value_name = "WHAT", help_heading = "The model")]
     pub(super) model: Option<String>,
     /// Where models are looked for by name [default: $SD_GEN_MODELS, else ./models]

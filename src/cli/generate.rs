@@ -1,6 +1,7 @@
 //! `sd-gen --prompt …`: from flags to pictures on the disk.
 
 use super::args::{GenerateArgs, Seed};
+use super::download::Showing;
 use super::output::{Output, PictureName};
 use super::progress::Progress;
 use super::{listen_for_cancellation, model};
@@ -36,7 +37,9 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
     let (device, remark) = open(args.device)?;
-    let checkpoint = model::open(args.model.as_deref(), args.models_dir.as_deref())?;
+    let dtype = args.dtype.on(&device);
+    let showing = Showing { style: args.progress, quiet: args.quiet };
+    let checkpoint = model::open_for(args.model.as_deref(), args.models_dir.as_deref(), dtype, showing)?;
     let requests: Vec<GenerationRequest> = prompts
         .iter()
         .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(checkpoint.spec()))
@@ -58,7 +61,6 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     if let Some(remark) = remark {
         progress.warn(&remark);
     }
-    let dtype = args.dtype.on(&device);
     let vae_dtype = match args.vae_dtype {
         DTypeChoice::Auto if dtype == DType::F16 && checkpoint.spec().vae.force_upcast => {
             progress.say("this model's VAE overflows in f16: it computes in f32 (--vae-dtype changes that)");
@@ -77,7 +79,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     if let Some(tiny) = tiny.filter(|_| progress.previews()) {
         pipeline.estimate_with(&tiny)?;
     }
-    report_unused(&checkpoint, &mut progress);
+    report_unused(&checkpoint, args.verbose > 0, &mut progress);
     if requests.iter().any(|request| request.negative_prompt.is_some() && !request.is_guided()) {
         progress.warn("the negative prompt does nothing without guidance; --guidance-scale above 1 turns it on");
     }
@@ -178,11 +180,17 @@ pub(super) fn set_threads(threads: usize) -> Result<()> {
     built.map_err(|e| Error::Input(format!("--threads {threads}: the threads cannot be started ({e}); give fewer")))
 }
 
-fn report_unused(checkpoint: &Checkpoint, progress: &mut Progress) {
+fn report_unused(checkpoint: &Checkpoint, verbose: bool, progress: &mut Progress) {
     let unused = checkpoint.unknown();
-    if let Some(first) = unused.first() {
-        let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
-        progress.warn(&format!("{}: the model does not use {first:?}{more}", checkpoint.name()));
+    let Some(first) = unused.first() else { return };
+    let more = match unused.len() - 1 {
+        0 => String::new(),
+        more if verbose => format!(" and {more} more:"),
+        more => format!(" and {more} more (-v names them)"),
+    };
+    progress.warn(&format!("{}: the model does not use {first:?}{more}", checkpoint.name()));
+    for key in unused.iter().skip(1).filter(|_| verbose) {
+        progress.say(&format!("  {key:?}"));
     }
 }
 

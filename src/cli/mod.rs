@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod convert;
+mod download;
 mod generate;
 mod graphics;
 mod logs;
@@ -21,6 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Set by the first Ctrl-C; the work stops at the next step. The second stops the process.
 static CANCELLED: AtomicBool = AtomicBool::new(false);
+
+/// Set by `--offline`: whatever the command, nothing is fetched.
+static OFFLINE: AtomicBool = AtomicBool::new(false);
 
 /// Runs the program.
 ///
@@ -46,6 +50,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some(Command::Convert(_)) => (0, false),
     };
     logs::start(verbose, quiet)?;
+    OFFLINE.store(cli.offline, Ordering::Relaxed);
     match cli.command {
         None => generate::run(cli.generate),
         Some(Command::Convert(args)) => convert::run(&args),

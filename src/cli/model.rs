@@ -1,7 +1,10 @@
 //! Which model `--model` names.
 
+use super::download::{self, Showing};
+use crate::hub::{HubId, name_in_cache};
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
+use candle_core::DType;
 use std::path::{Path, PathBuf};
 
 /// The name of the model that is compiled in.
@@ -32,11 +35,21 @@ static BUILTIN_FILES: &[(&str, &[u8])] = builtin_files![
 #[cfg(not(feature = "builtin-model"))]
 static BUILTIN_FILES: &[(&str, &[u8])] = &[];
 
-/// Opens what `--model` names: a path, a folder of models, a name in the models folder, or nothing at all.
+/// Opens what `--model` names, in full precision where there is a choice.
+///
+/// # Errors
+/// As [`open_for`].
+pub(super) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Checkpoint> {
+    open_for(what, models_dir, DType::F32, Showing::default())
+}
+
+/// Opens what `--model` names: a path, a folder of models, a name in the models folder, a hub id, or nothing at all.
+///
+/// What is here wins; only a hub id that names nothing here is fetched, in the variant for `dtype`.
 ///
 /// # Errors
 /// Nothing of that name, or more than one; the message lists what there is.
-pub(super) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Checkpoint> {
+pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: Showing) -> Result<Checkpoint> {
     let from_environment = std::env::var_os("SD_GEN_MODELS").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let named = models_dir.map(Path::to_owned).or(from_environment);
     let folder = named.clone().unwrap_or_else(|| PathBuf::from("models"));
@@ -64,7 +77,20 @@ pub(super) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Chec
     if path.exists() {
         return Checkpoint::open(path);
     }
-    by_name(what, &folder)
+    let hub_id = HubId::parse(what)?;
+    match (by_name(what, hub_id.is_none(), &folder)?, hub_id) {
+        (Some(checkpoint), _) => Ok(checkpoint),
+        (None, Some(_)) if path.parent().is_some_and(|parent| !parent.as_os_str().is_empty() && parent.is_dir()) => {
+            // A path that was misspelt is nothing to ask the network about.
+            Err(Error::Input(format!("--model {what}: there is no such file or folder; if the hub's is meant, write hf://{what}")))
+        }
+        (None, Some(id)) => download::open(&id, dtype, showing),
+        (None, None) => {
+            let found = candidates(&folder);
+            let there = if found.is_empty() { format!("{BUILTIN} (built in)") } else { names(&found) };
+            Err(Error::Input(format!("--model {what}: no file, folder or model of that name; in {}: {there}", folder.display())))
+        }
+    }
 }
 
 /// The one model of a folder; the built-in model's own folder steps back where there is another.
@@ -77,13 +103,14 @@ fn only_one(found: &[PathBuf], folder: &Path) -> Result<Checkpoint> {
     }
 }
 
-fn by_name(what: &str, folder: &Path) -> Result<Checkpoint> {
+/// The model of that name in the models folder, or the built-in one; `None` where there is none.
+fn by_name(what: &str, may_be_a_path: bool, folder: &Path) -> Result<Option<Checkpoint>> {
     let in_folder = folder.join(what);
-    if !what.is_empty() && in_folder.is_file() {
-        return Checkpoint::open(&in_folder);
+    if !what.is_empty() && (in_folder.is_file() || is_model_folder(&in_folder)) {
+        return Checkpoint::open(&in_folder).map(Some);
     }
     let looks_like_a_path = what.ends_with(".safetensors") || what.starts_with(['.', '/', '~']) || what.contains('\\');
-    if looks_like_a_path {
+    if looks_like_a_path && may_be_a_path {
         return Err(Error::Input(format!("--model {what}: there is no such file or folder")));
     }
     let found = candidates(folder);
@@ -93,18 +120,12 @@ fn by_name(what: &str, folder: &Path) -> Result<Checkpoint> {
     let exact = matching(&|name| name == wanted);
     let chosen = if exact.is_empty() { matching(&|name| name.starts_with(&wanted)) } else { exact };
     match chosen.as_slice() {
-        [only] => Checkpoint::open(only),
-        [] if wanted == BUILTIN => builtin(),
+        [only] => Checkpoint::open(only).map(Some),
+        [] if wanted == BUILTIN => builtin().map(Some),
         // Opening a pickle says why it is not opened.
-        [] if let Some(pickle) = pickles(folder).into_iter().find(|path| name_of(path).to_lowercase() == wanted) => {
-            Checkpoint::open(&pickle)
-        }
-        [] if what.matches('/').count() == 1 => Err(Error::Input(format!(
-            "--model {what}: there is no such file, and this version does not download from a hub; download the model and give its path"
-        ))),
         [] => {
-            let there = if found.is_empty() { format!("{BUILTIN} (built in)") } else { names(&found) };
-            Err(Error::Input(format!("--model {what}: no file, folder or model of that name; in {}: {there}", folder.display())))
+            let pickle = pickles(folder).into_iter().find(|path| name_of(path).to_lowercase() == wanted);
+            pickle.map(|pickle| Checkpoint::open(&pickle)).transpose()
         }
         several => Err(Error::Input(format!("--model {what}: several models start so; say which: {}", names(several)))),
     }
@@ -140,6 +161,9 @@ fn is_model_folder(path: &Path) -> bool {
 /// A model's name as people say it: without folder and ending.
 pub(super) fn label(checkpoint: &Checkpoint) -> String {
     let path = Path::new(checkpoint.name());
+    if let Some(name) = name_in_cache(path) {
+        return name.to_owned();
+    }
     // Only "." and ".." need the file system; a link keeps the name that its owner gave it.
     match path.file_name() {
         Some(_) => name_of(path),

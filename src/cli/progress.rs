@@ -7,7 +7,7 @@ use super::{answer, cancelled, screen};
 use crate::pipeline::{Estimate, Observer, Stage};
 use crate::{Error, Result};
 use ::image::RgbImage;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,6 +59,11 @@ impl Progress {
         }
     }
 
+    /// Whether there are live lines.
+    pub(super) fn is_live(&self) -> bool {
+        self.ticker.is_some()
+    }
+
     /// Whether pictures are drawn as they form.
     pub(super) fn previews(&self) -> bool {
         self.preview.is_some()
@@ -107,11 +112,20 @@ impl Progress {
 
     /// Bytes that come or go: `what` is said as "loading the UNet" is.
     pub(super) fn bytes(&mut self, what: &str, done: u64, all: Option<u64>) {
+        self.bytes_as(what, done, all, || json!({ "event": "bytes", "what": what, "done": done, "all": all }));
+    }
+
+    /// Bytes of a file that is fetched.
+    pub(super) fn download(&mut self, file: &str, done: u64, all: Option<u64>) {
+        self.bytes_as(file, done, all, || json!({ "event": "download", "file": file, "bytes": done, "total": all }));
+    }
+
+    fn bytes_as(&mut self, what: &str, done: u64, all: Option<u64>, event: impl FnOnce() -> Value) {
         // Thousands of tensors are not thousands of events; the first and the last are always said.
         let due = done == 0 || Some(done) == all || self.last_bytes.is_none_or(|last| last.elapsed() >= PERIOD);
         if due {
             self.last_bytes = Some(Instant::now());
-            screen::event(|| json!({ "event": "bytes", "what": what, "done": done, "all": all }));
+            screen::event(event);
         }
         self.status().work = Work::Bytes { what: what.to_owned(), done, all };
     }

@@ -2,7 +2,7 @@
 
 use super::{Observer, Stage};
 use crate::Result;
-use crate::weights::{Component, ModelSource, TensorSource};
+use crate::weights::{Component, InPlace, ModelSource, TensorSource};
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 use std::time::Instant;
@@ -13,6 +13,7 @@ pub(super) struct Followed<'a> {
     source: &'a dyn TensorSource,
     component: &'static str,
     all: Option<u64>,
+    dtype: DType,
     so_far: RefCell<(u64, &'a mut dyn Observer)>,
 }
 
@@ -27,7 +28,14 @@ impl<'a> Followed<'a> {
     ) -> Result<Self> {
         let all = parameters.map(|parameters| parameters * dtype.size_in_bytes() as u64);
         observer.stage(Stage::Load { component, done: 0, all })?;
-        Ok(Self { source, component, all, so_far: RefCell::new((0, observer)) })
+        Ok(Self { source, component, all, dtype, so_far: RefCell::new((0, observer)) })
+    }
+
+    fn count(&self, numbers: usize, dtype: DType) -> Result<()> {
+        let mut so_far = self.so_far.borrow_mut();
+        let (done, observer) = &mut *so_far;
+        *done += (numbers * dtype.size_in_bytes()) as u64;
+        observer.stage(Stage::Load { component: self.component, done: *done, all: self.all })
     }
 
     /// Bytes read.
@@ -39,11 +47,16 @@ impl<'a> Followed<'a> {
 impl TensorSource for Followed<'_> {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         let tensor = self.source.tensor(name, shape, dtype, device)?;
-        let mut so_far = self.so_far.borrow_mut();
-        let (done, observer) = &mut *so_far;
-        *done += (tensor.elem_count() * dtype.size_in_bytes()) as u64;
-        observer.stage(Stage::Load { component: self.component, done: *done, all: self.all })?;
+        self.count(tensor.elem_count(), dtype)?;
         Ok(tensor)
+    }
+
+    fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
+        let served = self.source.in_place(name, shape)?;
+        if served.is_some() {
+            self.count(shape.iter().product(), self.dtype)?;
+        }
+        Ok(served)
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {

@@ -226,8 +226,9 @@ pub struct ComponentTensors<'a> {
     pub(crate) concluded: &'a str,
 }
 
-impl TensorSource for ComponentTensors<'_> {
-    fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+impl ComponentTensors<'_> {
+    /// The tensor `name` as it is stored, and where, after its shape was found to be `shape`.
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<(&WeightFile, &Entry, Raw<'_>)> {
         let with_reason = |e: Error| match e {
             Error::Model(what) => Error::Model(format!("{what} ({})", self.concluded)),
             other => other,
@@ -241,14 +242,57 @@ impl TensorSource for ComponentTensors<'_> {
                 format!("has tensor {key} of shape {found:?} where {} needs {shape:?}", self.part.title),
             )));
         }
-        let raw = self.part.raw(name)?;
+        Ok((file, entry, self.part.raw(name)?))
+    }
+}
+
+impl TensorSource for ComponentTensors<'_> {
+    fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let (file, entry, raw) = self.checked(name, shape)?;
         let tensor = decode::tensor(&raw.bytes, raw.dtype, shape, dtype, device);
         file.release(entry);
         Ok(tensor
             .ok_or_else(|| model_error(&file.name, format!("has tensor {} as {}, not read as {dtype:?}", quoted(name), raw.dtype)))??)
     }
 
+    fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
+        let (file, entry, raw) = self.checked(name, shape)?;
+        Ok(match (raw.bytes, decode::computed_as(raw.dtype)) {
+            (Cow::Borrowed(bytes), Some(dtype)) => Some(InPlace { bytes, dtype, file, entry }),
+            _ => None,
+        })
+    }
+
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.part.shape(name)
+    }
+}
+
+/// A tensor's numbers where the file has them: little-endian, at any alignment, in the order of the shape.
+///
+/// When it goes, so do the file's pages from the process's memory.
+#[derive(Debug)]
+pub struct InPlace<'a> {
+    bytes: &'a [u8],
+    dtype: DType,
+    file: &'a WeightFile,
+    entry: &'a Entry,
+}
+
+impl InPlace<'_> {
+    /// The numbers.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
+    /// Their type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+}
+
+impl Drop for InPlace<'_> {
+    fn drop(&mut self) {
+        self.file.release(self.entry);
     }
 }

@@ -16,6 +16,8 @@ pub(crate) const PAD_CLIP: &str = "<|endoftext|>";
 /// The same where OpenCLIP was trained: the token 0.
 pub(crate) const PAD_OPEN_CLIP: &str = "!";
 
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+
 /// What messages call a scheduler configuration that no file has.
 pub(crate) const USUAL_SCHEDULER: &str = "the family's usual scheduler";
 
@@ -41,6 +43,20 @@ pub(crate) struct Description {
     pub(crate) tokenizers: Vec<Option<TokenizerFiles>>,
     /// The text of `scheduler_config.json`, the model's or its family's.
     pub(crate) scheduler: String,
+}
+
+/// The texts that [`describe`] may read.
+#[cfg(feature = "hub")]
+pub(crate) fn texts() -> Vec<String> {
+    let mut texts: Vec<String> =
+        ["model_index.json", schedule::RECOMMENDED, "unet/config.json", "vae/config.json", SCHEDULER].map(str::to_owned).into();
+    for (dir, tokenizer) in TEXT_ENCODERS {
+        texts.push(format!("{dir}/config.json"));
+        texts.extend(
+            ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"].map(|name| format!("{tokenizer}/{name}")),
+        );
+    }
+    texts
 }
 
 /// Reads the texts of `folder`.
@@ -115,9 +131,12 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
         _ => zeros,
     };
 
-    let path = "scheduler/scheduler_config.json";
-    let (scheduler_file, scheduler_text) = match folder.text(path)? {
-        Some(text) => (folder.shown(path), String::from_utf8(text).map_err(|_| model_error(folder.shown(path), "is not UTF-8 text"))?),
+    let (scheduler_file, scheduler_text) = match folder.text(SCHEDULER)? {
+        Some(text) => {
+            let file = folder.shown(SCHEDULER);
+            let text = String::from_utf8(text).map_err(|_| model_error(&file, "is not UTF-8 text"))?;
+            (file, text)
+        }
         None => {
             evidence.push("There is no scheduler/scheduler_config.json: the family's usual one is taken.".to_owned());
             (USUAL_SCHEDULER.to_owned(), schedule::of_family(family, Prediction { v: false, zero_snr: false }))

@@ -110,19 +110,7 @@ impl Folder {
     /// Full precision is taken where it is there; `prefer` names a variant to take instead, such as `fp16`.
     pub(crate) fn weights(&self, dir: &str, prefer: Option<&str>) -> Result<Vec<Arc<WeightFile>>> {
         let names = self.names(dir);
-        let mut choices: Vec<(Option<&str>, &str)> = names.iter().filter_map(|name| Some((variant(name)?, name.as_str()))).collect();
-        // After the variant that was asked for: no variant, then half precision, then any other by its name. Of a whole file
-        // and an index of shards of the same variant the whole file comes first.
-        choices.sort_by_key(|(variant, name)| {
-            let rank = match variant {
-                Some(_) if *variant == prefer => 0,
-                None => 1,
-                Some("fp16") => 2,
-                Some(_) => 3,
-            };
-            (rank, name.contains(".index."), *name)
-        });
-        let Some((_, chosen)) = choices.first() else {
+        let Some(chosen) = choose(&names, prefer) else {
             let dir_shown = self.shown(dir);
             if let Some(pickle) = names.iter().find(|name| PICKLE_EXTENSIONS.iter().any(|e| name.ends_with(&format!(".{e}")))) {
                 return Err(model_error(self.shown(&format!("{dir}/{pickle}")), PICKLE));
@@ -138,7 +126,7 @@ impl Folder {
     }
 
     /// The files that an index of shards names, sorted.
-    fn shards(&self, path: &str) -> Result<Vec<String>> {
+    pub(crate) fn shards(&self, path: &str) -> Result<Vec<String>> {
         let index = self.required_json(path)?;
         let map = index.object("weight_map").ok_or_else(|| index.wrong("weight_map", "is missing or not an object"))?.value();
         let mut shards = Vec::new();
@@ -159,6 +147,23 @@ impl Folder {
             false => Ok(shards),
         }
     }
+}
+
+/// The weight file, or the index of shards, to take among the files `names` of a component's folder.
+pub(crate) fn choose<'a>(names: &'a [String], prefer: Option<&str>) -> Option<&'a str> {
+    let choices = names.iter().filter_map(|name| Some((variant(name)?, name.as_str())));
+    // After the variant that was asked for: no variant, then half precision, then any other by its name. Of a whole file
+    // and an index of shards of the same variant the whole file comes first.
+    let chosen = choices.min_by_key(|(variant, name)| {
+        let rank = match variant {
+            Some(_) if *variant == prefer => 0,
+            None => 1,
+            Some("fp16") => 2,
+            Some(_) => 3,
+        };
+        (rank, name.contains(".index."), *name)
+    });
+    chosen.map(|(_, name)| name)
 }
 
 /// For a weight file's name its variant, if it has one: `None` where it is no weight file, `Some(None)` at full precision.

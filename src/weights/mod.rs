@@ -37,9 +37,15 @@ mod single;
 mod tiny;
 
 pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
-pub use component::ComponentTensors;
+pub use component::{ComponentTensors, InPlace};
 pub use convert::{Layout, Report, convert, convert_observed};
 pub use tiny::TinyAutoencoder;
+
+// What a diffusers folder is read from, for whoever has to fetch it first.
+#[cfg(feature = "hub")]
+pub(crate) use describe::{describe, texts};
+#[cfg(feature = "hub")]
+pub(crate) use folder::{Folder, PICKLE, PICKLE_EXTENSIONS, choose};
 
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
@@ -52,6 +58,16 @@ pub trait TensorSource {
     /// # Errors
     /// A missing name or another shape: the message names the file, the key and both shapes.
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor>;
+
+    /// The numbers of the tensor `name` where they are stored, for who can convert them on the way to where they are wanted;
+    /// `None` where they cannot be lent, and [`TensorSource::tensor`] makes them.
+    ///
+    /// # Errors
+    /// As [`TensorSource::tensor`].
+    fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
+        let _ = (name, shape);
+        Ok(None)
+    }
 
     /// The shape of `name`, if there is such a tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;

@@ -13,10 +13,13 @@ mod lines;
 mod math;
 mod microkernel;
 mod normalization;
+mod numbers;
 mod output;
 mod packed;
+mod packing;
 mod product;
 mod rows;
+mod slab;
 mod upsample;
 
 #[cfg(test)]
@@ -29,6 +32,7 @@ pub(super) use attention::attention;
 pub(super) use conv2d::Conv2d;
 pub(super) use linear::Linear;
 pub(super) use normalization::{GroupNorm, LayerNorm};
+pub(super) use numbers::{Numbers, tensor, with_numbers};
 pub(super) use upsample::upsample_nearest_2x;
 
 /// The name of the instruction set in use.

@@ -1,0 +1,78 @@
+//! A model that is named by its hub id, and what is shown while it is fetched.
+
+use super::args::ProgressStyle;
+use super::progress::Progress;
+use super::{OFFLINE, cancelled, screen};
+use crate::hub::{Event, HubId, Settings, fetch};
+use crate::weights::{Checkpoint, OpenOptions};
+use crate::{Error, Result};
+use candle_core::DType;
+use std::sync::atomic::Ordering;
+
+/// Bytes of a file that somebody waits for.
+const WORTH_A_LINE: u64 = 1_000_000;
+
+/// What is shown on standard error.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Showing {
+    pub(super) style: ProgressStyle,
+    pub(super) quiet: bool,
+}
+
+impl Default for Showing {
+    fn default() -> Self {
+        Self { style: ProgressStyle::Auto, quiet: false }
+    }
+}
+
+/// Opens the model `id`, fetched where it is not in the cache.
+///
+/// # Errors
+/// As [`fetch`] and [`Checkpoint::open`].
+pub(super) fn open(id: &HubId, dtype: DType, showing: Showing) -> Result<Checkpoint> {
+    let mut settings = Settings::from_environment()?;
+    if OFFLINE.load(Ordering::Relaxed) {
+        settings.offline = Some("--offline");
+    }
+    // Weights of half the size lose nothing where half precision computes.
+    let prefer_variant = (dtype != DType::F32).then(|| "fp16".to_owned());
+    let mut shown = Shown::new(showing);
+    let path = fetch(&settings, id, prefer_variant.as_deref(), &mut |event| shown.event(event));
+    drop(shown);
+    Checkpoint::open_with(&path?, &OpenOptions { prefer_variant })
+}
+
+/// A bar for people, events for programs, and otherwise a line for each large file.
+struct Shown {
+    progress: Progress,
+    file: String,
+}
+
+impl Shown {
+    fn new(showing: Showing) -> Shown {
+        Shown { progress: Progress::new(showing.style, showing.quiet), file: String::new() }
+    }
+
+    fn event(&mut self, event: Event<'_>) -> Result<()> {
+        if cancelled() {
+            return Err(Error::Cancelled);
+        }
+        match event {
+            Event::Note("") => {}
+            Event::Note(note) => self.progress.say(note),
+            Event::Received { path, done, size } => self.received(path, done, size),
+        }
+        Ok(())
+    }
+
+    fn received(&mut self, path: &str, done: u64, size: Option<u64>) {
+        if self.file != path {
+            path.clone_into(&mut self.file);
+            let live = self.progress.is_live() || screen::is_json();
+            if let Some(bytes) = size.filter(|bytes| *bytes >= WORTH_A_LINE && !live) {
+                self.progress.say(&format!("fetching {path}, {:.0} MB", bytes as f64 / 1e6));
+            }
+        }
+        self.progress.download(path, done, size);
+    }
+}

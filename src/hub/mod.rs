@@ -1,0 +1,199 @@
+//! Models by their name on the hub: what `org/name[@revision][:file]` means, and the few files that it takes.
+//!
+//! [`fetch`] brings the files of a model into the cache and gives the path to open. Only safetensors and texts are fetched; of a
+//! diffusers folder only what is read, its texts first, so that a model that cannot be painted with costs kilobytes and
+//! not gigabytes.
+//!
+//! # The cache
+//! It is that of Python's `huggingface_hub`, folder for folder: content under its hash in `blobs`, links to it in
+//! `snapshots/<commit>`, the commit of a branch in `refs`, what is not whole in `blobs/<hash>.incomplete`, and the same locks. What one
+//! of the two programs has fetched, or has begun to fetch, the other takes up.
+//!
+//! # What is trusted
+//! Nothing that an answer says becomes a path, unless it is a plain one. A list is read to a bound. A large file must have the SHA-256 and
+//! the length that the hub says before it gets its name. The token is sent to the endpoint and to no host that an answer points
+//! to. Nothing is asked of the network but what a hub id needs.
+//!
+//! # Why not all of it is the crate `hf-hub`
+//! Its names, addresses and the layout of its cache are used ([`Repo`](https://docs.rs/hf-hub)), and its HTTP client, ureq, with rustls and
+//! ring. Its own download (0.5) sends the token to the host that a redirect names, appends a whole file to a half one where the
+//! server ignores the range, knows no time limit and no hash, and panics on some answers. Version 1.0 does not resume, and brings 225
+//! crates where 0.5 brings 22.
+//!
+//! Without the feature `hub` there is no network code at all: [`fetch`] says so.
+
+#[cfg(feature = "hub")]
+mod client;
+#[cfg(feature = "hub")]
+mod download;
+mod id;
+#[cfg(feature = "hub")]
+mod selection;
+mod settings;
+#[cfg(feature = "hub")]
+mod store;
+
+pub use id::HubId;
+pub use settings::{Settings, Token};
+
+#[cfg(feature = "hub")]
+use crate::weights::{Folder, describe, texts};
+use crate::{Error, Result};
+#[cfg(feature = "hub")]
+use client::{Client, Failure, Listed};
+use std::path::{Path, PathBuf};
+#[cfg(feature = "hub")]
+use store::Store;
+
+/// What happens while a model is fetched.
+#[derive(Debug, Clone, Copy)]
+pub enum Event<'a> {
+    /// Something to tell the user; empty while only time passes.
+    Note(&'a str),
+    /// So much of a file is on the disk.
+    Received {
+        /// The file's path in its repository.
+        path: &'a str,
+        /// Bytes on the disk.
+        done: u64,
+        /// Bytes in all, where the hub says so.
+        size: Option<u64>,
+    },
+}
+
+/// Hears what happens; its error ends the work, and what was received is kept.
+pub type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> Result<()>;
+
+/// Brings the model `id` into the cache, where it is not there yet, and gives the path to open: a folder or a file.
+///
+/// Of several variants of a diffusers folder's weights, `prefer` (such as `fp16`) is taken where there is one. Where the hub cannot
+/// be reached, what the cache has of the revision is taken, if it is whole.
+///
+/// # Errors
+/// [`Error::Model`] that says what to try; [`Error::Input`] for settings that cannot be meant.
+#[cfg(feature = "hub")]
+pub fn fetch(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Observer<'_>) -> Result<PathBuf> {
+    let store = Store::new(&settings.cache, id);
+    if let Some(forbids) = settings.offline {
+        let cache = settings.cache.display();
+        return match cached(&store, id, prefer) {
+            Some(Ok(path)) => Ok(path),
+            Some(Err(e)) => Err(Error::Model(format!("{e} (that is what {cache} has of it, and {forbids} forbids fetching more)"))),
+            None => Err(Error::Model(format!("{id} is not in {cache}, and {forbids} forbids fetching it; run once without {forbids}"))),
+        };
+    }
+    let client = Client::new(settings, id)?;
+    let listing = match client.patiently(&mut |note| observer(Event::Note(note)), || client.listing()) {
+        Ok(listing) => listing,
+        Err(Failure::Unreachable(why)) => {
+            return match cached(&store, id, prefer) {
+                Some(Ok(path)) => {
+                    observer(Event::Note(&format!("{why}: {id} is taken as it was fetched before")))?;
+                    Ok(path)
+                }
+                _ => Err(stopped(id, Failure::Unreachable(why))),
+            };
+        }
+        Err(failure) => return Err(stopped(id, failure)),
+    };
+    let commit = &listing.commit;
+    let path = gather(&store, id, commit, &listing.files, prefer, &mut |path| {
+        let said = listing.files.iter().find(|file| file.path == path);
+        let Some(said) = said else { return Ok(false) };
+        let here = store.snapshot(commit).join(path).metadata();
+        if here.is_ok_and(|here| here.is_file() && said.size.is_none_or(|size| size == here.len())) {
+            return Ok(true);
+        }
+        let mut fetch_file = || {
+            let metadata = client.patiently(&mut |note| observer(Event::Note(note)), || client.metadata(commit, path));
+            let mut metadata = metadata?;
+            metadata.size = metadata.size.or(said.size);
+            download::fetch(&client, &store, id, (commit, path), &metadata, observer)?;
+            store.link(&metadata.etag, commit, path).map_err(Failure::Refused)
+        };
+        fetch_file().map_err(|failure| stopped(id, failure))?;
+        Ok(true)
+    })?;
+    store.remember(commit)?;
+    Ok(path)
+}
+
+/// Without the feature `hub` nothing is fetched.
+///
+/// # Errors
+/// Always: [`Error::Input`].
+#[cfg(not(feature = "hub"))]
+pub fn fetch(_: &Settings, id: &HubId, _: Option<&str>, _: Observer<'_>) -> Result<PathBuf> {
+    let what = "this program was built without downloads; download the model and give its path, or build with --features hub";
+    Err(Error::Input(format!("--model {id}: there is no such file or folder, and {what}")))
+}
+
+/// What people call the model in the snapshot `path` of a cache: its repository's name, and not the commit.
+pub fn name_in_cache(path: &Path) -> Option<&str> {
+    let snapshots = path.parent()?;
+    let folder = snapshots.parent()?.file_name()?.to_str()?;
+    let is_snapshot = snapshots.file_name()? == "snapshots";
+    folder.strip_prefix("models--").filter(|_| is_snapshot)?.split_once("--").map(|(_, name)| name)
+}
+
+/// Has `ensure` bring each file of the model that `files` has, in the order in which they are understood. `ensure` says whether there is
+/// such a file.
+#[cfg(feature = "hub")]
+fn gather(
+    store: &Store,
+    id: &HubId,
+    commit: &str,
+    files: &[Listed],
+    prefer: Option<&str>,
+    ensure: &mut dyn FnMut(&str) -> Result<bool>,
+) -> Result<PathBuf> {
+    let snapshot = store.snapshot(commit);
+    let mut need = |path: &str| match ensure(path)? {
+        true => Ok(()),
+        false => Err(Error::Model(format!("{id}: the repository lacks {path}; look for another copy of the model"))),
+    };
+    if let selection::Form::File(file) = selection::form(id, files)? {
+        need(&file)?;
+        return Ok(snapshot.join(file));
+    }
+    for text in texts().iter().filter(|text| files.iter().any(|file| file.path == **text)) {
+        need(text)?;
+    }
+    let folder = Folder::Disk(snapshot.clone());
+    let mut networks = vec!["unet", "vae"];
+    networks.extend(describe(&folder)?.text_folders);
+    // All are chosen before one is fetched: it would be for nothing where another has only a pickle.
+    let chosen = networks.iter().map(|dir| Ok((*dir, selection::weights(id, files, dir, prefer)?))).collect::<Result<Vec<_>>>()?;
+    for (dir, path) in chosen {
+        need(&path)?;
+        if path.ends_with(".json") {
+            for shard in folder.shards(&path)? {
+                need(&format!("{dir}/{shard}"))?;
+            }
+        }
+    }
+    Ok(snapshot)
+}
+
+/// The model as the cache has it; `None` where it has nothing of it.
+#[cfg(feature = "hub")]
+fn cached(store: &Store, id: &HubId, prefer: Option<&str>) -> Option<Result<PathBuf>> {
+    let commit = store.commit()?;
+    let files = store.listed(&commit);
+    if files.is_empty() {
+        return None;
+    }
+    Some(gather(store, id, &commit, &files, prefer, &mut |path| Ok(files.iter().any(|file| file.path == path))))
+}
+
+/// The sentence for a failure that ends the work.
+#[cfg(feature = "hub")]
+fn stopped(id: &HubId, failure: Failure) -> Error {
+    match failure {
+        Failure::Refused(error) => error,
+        Failure::Unreachable(why) | Failure::Unlucky(why) => {
+            Error::Model(format!("{id}: {why}; check the network, the proxy and HF_ENDPOINT, or give the path of a model that is here"))
+        }
+        Failure::Later(_) => Error::Model(format!("{id}: the hub limits how often it may be asked; try again later")),
+    }
+}

@@ -1,0 +1,129 @@
+//! The hub's cache on the disk: `blobs` by content, `snapshots` by commit, `refs` by revision, and locks, as Python has them.
+
+use super::HubId;
+use super::client::Listed;
+use crate::{Error, Result};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Folders inside folders that a snapshot is looked through.
+const DEEPEST: usize = 8;
+
+/// One repository's part of the cache.
+pub(super) struct Store {
+    root: PathBuf,
+    repo: Repo,
+    files: CacheRepo,
+    shown: String,
+}
+
+impl Store {
+    pub(super) fn new(root: &Path, id: &HubId) -> Store {
+        let repo = Repo::with_revision(id.repository.clone(), RepoType::Model, id.revision.clone());
+        Store { root: root.to_owned(), files: Cache::new(root.to_owned()).repo(repo.clone()), repo, shown: id.to_string() }
+    }
+
+    /// Where the files of `commit` are, each under its own name.
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.files.pointer_path(commit)
+    }
+
+    /// Where the content `etag` is.
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.files.blob_path(etag)
+    }
+
+    /// The commit that the revision was when it was last asked for.
+    pub(super) fn commit(&self) -> Option<String> {
+        let revision = self.repo.revision();
+        let reference = self.root.join(self.repo.folder_name()).join("refs").join(revision);
+        let said = std::fs::read_to_string(reference).ok().map(|text| text.trim().to_owned());
+        let commit = said.unwrap_or_else(|| revision.to_owned());
+        let is_commit = (40..=64).contains(&commit.len()) && commit.bytes().all(|b| b.is_ascii_hexdigit());
+        is_commit.then_some(commit)
+    }
+
+    /// Remembers which commit the revision is.
+    pub(super) fn remember(&self, commit: &str) -> Result<()> {
+        match self.repo.revision() == commit {
+            true => Ok(()),
+            false => self.files.create_ref(commit).map_err(|e| self.unwritable(&e)),
+        }
+    }
+
+    /// Makes the folder of `path`.
+    pub(super) fn make_room(&self, path: &Path) -> Result<()> {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|e| self.unwritable(&e))
+    }
+
+    /// Holds the content `etag` for this process alone, for as long as the file is kept open. `waiting` is called while another holds it.
+    pub(super) fn lock(&self, etag: &str, waiting: &mut dyn FnMut() -> Result<()>) -> Result<Option<File>> {
+        let path = self.root.join(".locks").join(self.repo.folder_name()).join(format!("{etag}.lock"));
+        self.make_room(&path)?;
+        let file = File::create(&path).map_err(|e| self.unwritable(&e))?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                Err(TryLockError::WouldBlock) => waiting()?,
+                // Some network file systems know no locks: the worst is a download that is made twice.
+                Err(TryLockError::Error(_)) => return Ok(None),
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Shows the content `etag` as the file `path` of `commit`.
+    pub(super) fn link(&self, etag: &str, commit: &str, path: &str) -> Result<()> {
+        let shown = self.snapshot(commit).join(path);
+        self.make_room(&shown)?;
+        // A link to content that is gone, or that was replaced.
+        let _ = std::fs::remove_file(&shown);
+        #[cfg(unix)]
+        let linked = {
+            let up = "../".repeat(2 + path.matches('/').count());
+            std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &shown)
+        };
+        // Links to names need a privilege elsewhere.
+        #[cfg(not(unix))]
+        let linked = std::fs::hard_link(self.blob(etag), &shown).or_else(|_| std::fs::copy(self.blob(etag), &shown).map(|_| ()));
+        match linked {
+            // Another process was faster.
+            Err(_) if shown.is_file() => Ok(()),
+            linked => linked.map_err(|e| self.unwritable(&e)),
+        }
+    }
+
+    /// The files of `commit` that are here.
+    pub(super) fn listed(&self, commit: &str) -> Vec<Listed> {
+        fn walk(folder: &Path, prefix: &str, depth: usize, into: &mut Vec<Listed>) {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                let path = format!("{prefix}{name}");
+                // Through links: what points nowhere is not here.
+                match std::fs::metadata(entry.path()) {
+                    Ok(metadata) if metadata.is_dir() && depth < DEEPEST => walk(&entry.path(), &format!("{path}/"), depth + 1, into),
+                    Ok(metadata) if metadata.is_file() => into.push(Listed { path, size: Some(metadata.len()) }),
+                    _ => {}
+                }
+            }
+        }
+        let mut files = Vec::new();
+        walk(&self.snapshot(commit), "", 0, &mut files);
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        files
+    }
+
+    /// What to say when the cache cannot be written.
+    pub(super) fn unwritable(&self, error: &std::io::Error) -> Error {
+        let (id, cache) = (&self.shown, self.root.display());
+        Error::Model(match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => format!(
+                "{id}: the disk with {cache} is full; free some space and run again, which goes on where this stopped, \
+                 or set HF_HOME to a folder on another disk"
+            ),
+            _ => format!("{id}: {cache} cannot be written ({error}); set HF_HOME to a folder that can"),
+        })
+    }
+}

@@ -1,0 +1,739 @@
+//! Models by their hub id, against a hub on the loopback.
+#![cfg(feature = "hub")]
+#![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
+#![allow(clippy::print_stdout, reason = "a test that is skipped says so")]
+
+mod hub_server;
+
+use hub_server::{Answer, Asked, COMMIT, Hub, etag};
+use sd_gen::hub::{Event, HubId, Settings, Token, fetch};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const SECRET: &str = "hf_secret";
+
+/// A hub, a cache that goes with the test, and what was said.
+struct Trial {
+    settings: Settings,
+    cache: tempfile::TempDir,
+    prefer: Option<&'static str>,
+}
+
+impl Trial {
+    fn new(hub: &Hub) -> Trial {
+        let cache = tempfile::tempdir().expect("folder");
+        let settings = Settings {
+            endpoint: hub.address.clone(),
+            cache: cache.path().to_owned(),
+            token: None,
+            offline: None,
+            patience: Duration::from_secs(20),
+            pause: Duration::from_millis(5),
+        };
+        Trial { settings, cache, prefer: None }
+    }
+
+    /// Soon gives up on a server that is silent.
+    fn impatient(mut self) -> Trial {
+        self.settings.patience = Duration::from_millis(300);
+        self
+    }
+
+    fn with_token(mut self) -> Trial {
+        self.settings.token = Token::new(SECRET, "HF_TOKEN").expect("a token");
+        self
+    }
+
+    fn fetch(&self, what: &str) -> sd_gen::Result<PathBuf> {
+        self.fetch_observed(what, &mut |_| Ok(()))
+    }
+
+    fn fetch_observed(&self, what: &str, observer: &mut dyn FnMut(Event<'_>) -> sd_gen::Result<()>) -> sd_gen::Result<PathBuf> {
+        let id = HubId::parse(what).expect("well-formed").expect("a hub id");
+        fetch(&self.settings, &id, self.prefer, observer)
+    }
+
+    /// Fetches, and gives the sentence that says why not; it is one, and it shows no secret.
+    fn refused(&self, what: &str) -> String {
+        let error = self.fetch(what).expect_err(what);
+        let sentence = error.to_string();
+        assert_eq!(error.exit_code(), 3, "{sentence}");
+        assert!(sentence.contains(what) && !sentence.contains(SECRET) && !sentence.contains('\n'), "{sentence}");
+        sentence
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.cache.path().join("models--org--model")
+    }
+
+    fn blob(&self, path: &str, bytes: &[u8]) -> PathBuf {
+        self.repository().join("blobs").join(etag(path, bytes))
+    }
+}
+
+fn emoji() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji")
+}
+
+/// Bytes that differ everywhere, so that a piece in the wrong place is seen.
+fn bytes(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    })
+    .take(length)
+    .collect()
+}
+
+/// A repository of one file, of a megabyte.
+fn single() -> (Hub, Vec<u8>) {
+    let content = bytes(1 << 20, 7);
+    (Hub::new([("model.safetensors".to_owned(), content.clone()), ("README.md".to_owned(), b"a model".to_vec())]), content)
+}
+
+fn is_content(asked: &Asked) -> bool {
+    asked.method == "GET" && asked.path.starts_with("/cdn/")
+}
+
+/// The files of the emoji model under other names, contents by what they are in it.
+fn repository_of(names: &[(&str, &str)]) -> Hub {
+    Hub::new(names.iter().map(|(name, of)| {
+        let content = if of.is_empty() { b"not a model".to_vec() } else { std::fs::read(emoji().join(of)).expect(of) };
+        ((*name).to_owned(), content)
+    }))
+}
+
+/// A diffusers folder without its weights.
+const TEXTS: [(&str, &str); 8] = [
+    ("model_index.json", "model_index.json"),
+    ("scheduler/scheduler_config.json", "scheduler/scheduler_config.json"),
+    ("text_encoder/config.json", "text_encoder/config.json"),
+    ("tokenizer/merges.txt", "tokenizer/merges.txt"),
+    ("tokenizer/tokenizer_config.json", "tokenizer/tokenizer_config.json"),
+    ("tokenizer/vocab.json", "tokenizer/vocab.json"),
+    ("unet/config.json", "unet/config.json"),
+    ("vae/config.json", "vae/config.json"),
+];
+
+fn with_texts(weights: &[(&'static str, &'static str)]) -> Hub {
+    repository_of(&[&TEXTS, weights].concat())
+}
+
+#[test]
+fn only_the_files_that_are_read_are_fetched_and_they_are_the_same() {
+    let hub = Hub::of_folder(&emoji());
+    let trial = Trial::new(&hub);
+    let path = trial.fetch("org/model").expect("fetched");
+    assert_eq!(path, trial.repository().join("snapshots").join(COMMIT));
+    let fetched = hub.fetched();
+    assert_eq!(
+        fetched,
+        [
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "sd-gen.json",
+            "text_encoder/config.json",
+            "text_encoder/model.safetensors",
+            "tokenizer/merges.txt",
+            "tokenizer/special_tokens_map.json",
+            "tokenizer/tokenizer_config.json",
+            "tokenizer/vocab.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+        ]
+    );
+    for file in &fetched {
+        let original = std::fs::read(emoji().join(file)).expect("read");
+        assert_eq!(std::fs::read(path.join(file)).expect("read"), original, "{file}");
+        // The cache's own layout: content under its hash, and a link to it.
+        assert_eq!(
+            std::fs::canonicalize(path.join(file)).expect("a link"),
+            std::fs::canonicalize(trial.blob(file, &original)).expect("a blob")
+        );
+    }
+    assert_eq!(std::fs::read_to_string(trial.repository().join("refs/main")).expect("a ref"), COMMIT);
+    // Again: one question, whether there is something new.
+    hub.forget();
+    assert_eq!(trial.fetch("org/model").expect("cached"), path);
+    assert_eq!(hub.asked().len(), 1);
+}
+
+#[test]
+fn a_revision_is_a_branch_a_tag_or_a_commit() {
+    let (hub, _) = single();
+    let trial = Trial::new(&hub);
+    for (what, reference) in
+        [("org/model@v1", Some("v1")), ("org/model@refs/pr/1", Some("refs/pr/1")), (&format!("org/model@{COMMIT}"), None)]
+    {
+        let path = trial.fetch(what).expect(what);
+        assert_eq!(path, trial.repository().join("snapshots").join(COMMIT).join("model.safetensors"));
+        if let Some(reference) = reference {
+            assert_eq!(std::fs::read_to_string(trial.repository().join("refs").join(reference)).expect("a ref"), COMMIT);
+        }
+    }
+    // A content that is here is not fetched again.
+    assert_eq!(hub.asked().iter().filter(|asked| is_content(asked)).count(), 1);
+    let sentence = trial.refused("org/model@v2");
+    assert!(sentence.contains("no revision \"v2\""), "{sentence}");
+}
+
+#[test]
+fn half_precision_takes_the_variant_of_half_the_size_where_there_is_one() {
+    let unet = "unet/diffusion_pytorch_model.safetensors";
+    let weights = [
+        ("unet/diffusion_pytorch_model.safetensors", unet),
+        ("unet/diffusion_pytorch_model.fp16.safetensors", unet),
+        ("unet/diffusion_pytorch_model.non_ema.safetensors", unet),
+        ("unet/diffusion_pytorch_model.bin", ""),
+        ("vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"),
+        ("text_encoder/model.fp16.safetensors", "text_encoder/model.safetensors"),
+        ("safety_checker/model.safetensors", ""),
+        ("safety_checker/config.json", ""),
+        ("v1-5-pruned.safetensors", ""),
+    ];
+    for (prefer, chosen) in
+        [(None, "unet/diffusion_pytorch_model.safetensors"), (Some("fp16"), "unet/diffusion_pytorch_model.fp16.safetensors")]
+    {
+        let hub = with_texts(&weights);
+        let trial = Trial { prefer, ..Trial::new(&hub) };
+        trial.fetch("org/model").expect("fetched");
+        let fetched: Vec<String> = hub.fetched().into_iter().filter(|file| file.ends_with(".safetensors")).collect();
+        assert_eq!(fetched, ["text_encoder/model.fp16.safetensors", chosen, "vae/diffusion_pytorch_model.safetensors"]);
+    }
+}
+
+#[test]
+fn shards_are_fetched_as_their_index_says() {
+    let index = br#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
+    let files = TEXTS.iter().map(|(name, of)| ((*name).to_owned(), std::fs::read(emoji().join(of)).expect(of)));
+    let weights = [
+        ("unet/diffusion_pytorch_model.safetensors", bytes(100, 1)),
+        ("vae/diffusion_pytorch_model.safetensors", bytes(100, 2)),
+        ("text_encoder/model.safetensors.index.json", index.to_vec()),
+        ("text_encoder/model-00001-of-00002.safetensors", bytes(100, 3)),
+        ("text_encoder/model-00002-of-00002.safetensors", bytes(100, 4)),
+    ];
+    let hub = Hub::new(files.chain(weights.map(|(name, content)| (name.to_owned(), content))));
+    let trial = Trial::new(&hub);
+    let path = trial.fetch("org/model").expect("fetched");
+    for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+        assert!(path.join("text_encoder").join(shard).is_file(), "{shard}");
+    }
+}
+
+#[test]
+fn a_repository_of_single_files_is_asked_for_by_the_files_name() {
+    let (hub, content) = single();
+    let trial = Trial::new(&hub);
+    assert_eq!(std::fs::read(trial.fetch("org/model").expect("the only candidate")).expect("read"), content);
+
+    let hub = repository_of(&[("a b.safetensors", ""), ("sub/c.safetensors", ""), ("d.ckpt", ""), ("config.json", "")]);
+    let trial = Trial::new(&hub);
+    let sentence = trial.refused("org/model");
+    assert!(sentence.contains("several models") && sentence.contains("a b.safetensors, sub/c.safetensors"), "{sentence}");
+    assert!(trial.fetch("org/model:sub/c.safetensors").expect("named").ends_with("sub/c.safetensors"));
+    assert!(trial.fetch("org/model:a b.safetensors").expect("named").ends_with("a b.safetensors"));
+    let sentence = trial.refused("org/model:e.safetensors");
+    assert!(sentence.contains("no file e.safetensors") && sentence.contains("it has a b.safetensors"), "{sentence}");
+    let sentence = trial.refused("org/model:config.json");
+    assert!(sentence.contains("no .safetensors file; it has"), "{sentence}");
+    let sentence = trial.refused("org/model:d.ckpt");
+    assert!(sentence.contains("pickle"), "{sentence}");
+    // A diffusers folder has its single files beside it, and they can be named.
+    let hub = with_texts(&[("v1-5-pruned.safetensors", "")]);
+    assert!(Trial::new(&hub).fetch("org/model:v1-5-pruned.safetensors").expect("named").ends_with("v1-5-pruned.safetensors"));
+}
+
+#[test]
+fn pickles_and_repositories_without_a_model_are_refused_before_anything_large_is_fetched() {
+    let sentence = Trial::new(&repository_of(&[("v1.ckpt", ""), ("x.bin", "")])).refused("org/model");
+    assert!(sentence.contains("no .safetensors file") && sentence.contains("v1.ckpt") && sentence.contains("pickle"), "{sentence}");
+    let sentence = Trial::new(&repository_of(&[("README.md", "")])).refused("org/model");
+    assert!(sentence.contains("no model"), "{sentence}");
+
+    let large = ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors");
+    let hub = with_texts(&[large, ("vae/diffusion_pytorch_model.safetensors", ""), ("text_encoder/pytorch_model.bin", "")]);
+    let sentence = Trial::new(&hub).refused("org/model");
+    assert!(sentence.contains("text_encoder/pytorch_model.bin is a pickle"), "{sentence}");
+    assert!(hub.fetched().iter().all(|file| !file.ends_with(".safetensors")));
+
+    // Another architecture: its texts say so.
+    let hub = Hub::new([
+        ("model_index.json".to_owned(), br#"{"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3"]}"#.to_vec()),
+        ("transformer/diffusion_pytorch_model.safetensors".to_owned(), bytes(100, 1)),
+    ]);
+    let error = Trial::new(&hub).fetch("org/model").expect_err("no UNet");
+    assert!(error.to_string().contains("only UNets are implemented"), "{error}");
+    assert_eq!(hub.fetched(), ["model_index.json"]);
+}
+
+#[test]
+fn a_file_that_is_cut_off_goes_on_where_it_broke() {
+    let (hub, content) = single();
+    // Every connection ends after 300,000 bytes.
+    let hub = hub.with_fault(|asked, _, answer| if is_content(asked) { Answer { cut: Some(300_000), ..answer } } else { answer });
+    let trial = Trial::new(&hub);
+    let path = trial.fetch("org/model").expect("fetched over four connections");
+    assert_eq!(std::fs::read(path).expect("read"), content);
+    let ranges: Vec<_> = hub.asked().iter().filter(|asked| is_content(asked)).map(|asked| asked.headers.get("range").cloned()).collect();
+    let wanted = [None, Some("bytes=300000-"), Some("bytes=600000-"), Some("bytes=900000-")].map(|range| range.map(str::to_owned));
+    assert_eq!(ranges, wanted);
+}
+
+#[test]
+fn a_run_that_ended_in_the_middle_is_taken_up_by_the_next_one() {
+    let (hub, content) = single();
+    let trial = Trial::new(&hub);
+    // The user stops it after the first bytes.
+    let stopped = trial.fetch_observed("org/model", &mut |event| match event {
+        Event::Received { done, .. } if done >= 100_000 => Err(sd_gen::Error::Cancelled),
+        _ => Ok(()),
+    });
+    assert_eq!(stopped.expect_err("stopped").exit_code(), 130);
+    let incomplete = PathBuf::from(format!("{}.incomplete", trial.blob("model.safetensors", &content).display()));
+    let left = std::fs::metadata(&incomplete).expect("what was received is kept").len();
+    assert!((100_000..1 << 20).contains(&left), "{left}");
+    assert!(!trial.repository().join("snapshots").join(COMMIT).join("model.safetensors").exists());
+    hub.forget();
+    let path = trial.fetch("org/model").expect("the rest");
+    assert_eq!(std::fs::read(path).expect("read"), content);
+    assert!(!incomplete.exists());
+    let asked = hub.asked();
+    let range = asked.iter().find(|asked| is_content(asked)).and_then(|asked| asked.headers.get("range").cloned());
+    assert_eq!(range, Some(format!("bytes={left}-")));
+}
+
+#[test]
+fn a_server_that_knows_no_ranges_sends_the_whole_file_again() {
+    let (hub, content) = single();
+    let whole = content.clone();
+    let hub = hub.with_fault(move |asked, before, answer| match is_content(asked) {
+        true if before == 0 => Answer { cut: Some(300_000), ..answer },
+        true => Answer { status: 200, body: whole.clone(), ..Answer::default() },
+        false => answer,
+    });
+    let trial = Trial::new(&hub);
+    assert_eq!(std::fs::read(trial.fetch("org/model").expect("fetched")).expect("read"), content);
+}
+
+#[test]
+fn what_an_earlier_run_left_wrong_is_found_and_fetched_again() {
+    let (hub, content) = single();
+    for left in [bytes(500_000, 99), bytes(1 << 20, 99), bytes((1 << 20) + 5, 99), content.clone()] {
+        let trial = Trial::new(&hub);
+        let incomplete = format!("{}.incomplete", trial.blob("model.safetensors", &content).display());
+        std::fs::create_dir_all(trial.repository().join("blobs")).expect("folder");
+        std::fs::write(&incomplete, &left).expect("write");
+        let path = trial.fetch("org/model").expect("fetched");
+        assert_eq!(std::fs::read(path).expect("read"), content, "{} bytes were left", left.len());
+    }
+    // A content that was cut short under its final name.
+    let trial = Trial::new(&hub);
+    let path = trial.fetch("org/model").expect("fetched");
+    std::fs::write(trial.blob("model.safetensors", &content), b"short").expect("write");
+    assert_eq!(std::fs::read(trial.fetch("org/model").expect("fetched again")).expect("read"), content);
+    // A link that leads nowhere.
+    std::fs::remove_file(trial.blob("model.safetensors", &content)).expect("remove");
+    trial.fetch("org/model").expect("fetched again");
+    assert_eq!(std::fs::read(path).expect("read"), content);
+}
+
+#[test]
+fn a_file_that_is_not_what_the_hub_says_gets_no_name() {
+    let (hub, content) = single();
+    let mut wrong = content.clone();
+    wrong[12_345] ^= 1;
+    for (body, said) in [(wrong, "SHA-256"), ([content.as_slice(), b"more"].concat(), "longer"), (content[..1000].to_vec(), "breaks again")]
+    {
+        hub.set_fault(Some(Box::new(move |asked, _, answer| match is_content(asked) {
+            true => Answer { status: 200, body: body.clone(), ..Answer::default() },
+            false => answer,
+        })));
+        let trial = Trial::new(&hub);
+        let sentence = trial.refused("org/model");
+        assert!(sentence.contains(said), "{sentence}");
+        assert!(!trial.blob("model.safetensors", &content).exists());
+    }
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_to_nobody_else() {
+    let (elsewhere, content) = single();
+    let (hub, _) = single();
+    // The same machine by another name is another host.
+    let other = elsewhere.address.replace("127.0.0.1", "localhost");
+    let hub = hub.sending_to(&other);
+    let trial = Trial::new(&hub).with_token();
+    let path = trial.fetch("org/model").expect("fetched from elsewhere");
+    assert_eq!(std::fs::read(path).expect("read"), content);
+    let bearer = format!("Bearer {SECRET}");
+    assert!(hub.asked().iter().all(|asked| asked.headers.get("authorization") == Some(&bearer)));
+    assert_eq!(elsewhere.asked().len(), 1);
+    assert!(elsewhere.asked().iter().all(|asked| !asked.headers.contains_key("authorization")));
+    // The other port of the same name is another host too.
+    let hub = single().0.sending_to(&elsewhere.address);
+    elsewhere.forget();
+    Trial::new(&hub).with_token().fetch("org/model").expect("fetched from elsewhere");
+    assert!(elsewhere.asked().iter().all(|asked| !asked.headers.contains_key("authorization")));
+    // Without a token none is sent.
+    let (hub, _) = single();
+    Trial::new(&hub).fetch("org/model").expect("fetched");
+    assert!(hub.asked().iter().all(|asked| !asked.headers.contains_key("authorization")));
+}
+
+#[test]
+fn a_repository_that_was_renamed_is_found_and_circles_end() {
+    let (hub, content) = single();
+    let hub = hub.with_fault(|asked, _, answer| match asked.path.contains("org/old") {
+        true => Answer::status(307).with("Location", asked.path.replace("org/old", "org/model")),
+        false => answer,
+    });
+    let trial = Trial::new(&hub);
+    assert_eq!(std::fs::read(trial.fetch("org/old").expect("fetched")).expect("read"), content);
+    let hub = single().0.with_fault(|asked, _, _| Answer::status(302).with("Location", asked.path.clone()));
+    let sentence = Trial::new(&hub).refused("org/model");
+    assert!(sentence.contains("circles"), "{sentence}");
+}
+
+/// The sentence for an answer of the hub to every question for `kind` of address.
+fn sentence(kind: &'static str, answer: Answer, with_token: bool) -> String {
+    let hub = single().0.with_fault(move |asked, _, usual| if asked.path.contains(kind) { answer.clone() } else { usual });
+    let trial = Trial::new(&hub);
+    if with_token { trial.with_token().refused("org/model") } else { trial.refused("org/model") }
+}
+
+#[test]
+fn every_refusal_has_its_sentence() {
+    let coded = |status: u16, code: &str| Answer::status(status).with("X-Error-Code", code);
+    for (kind, answer, with_token, said) in [
+        ("/resolve/", coded(401, "GatedRepo"), false, "accept its conditions at http://127.0.0.1"),
+        ("/resolve/", coded(403, "GatedRepo"), true, "the account of the token in HF_TOKEN has not been let in"),
+        ("/api/", coded(401, "RepoNotFound"), false, "no public model of that name"),
+        ("/api/", coded(404, "RepoNotFound"), true, "that the token in HF_TOKEN may see"),
+        ("/api/", Answer::status(401), true, "does not accept the token in HF_TOKEN"),
+        ("/api/", Answer::status(401), false, "set HF_TOKEN"),
+        ("/api/", Answer::status(403), true, "give the token the permission"),
+        ("/api/", Answer::status(404), false, "check the spelling"),
+        ("/resolve/", coded(404, "EntryNotFound"), false, "no file model.safetensors"),
+        ("/api/", Answer::status(429).with("Retry-After", "3600"), false, "try again in 3600 s, or set HF_TOKEN"),
+        ("/resolve/", Answer::status(429).with("Retry-After", "0"), true, "limits how often"),
+        ("/api/", Answer::status(500), false, "trouble of its own"),
+        ("/cdn/", Answer::status(503), false, "trouble of its own"),
+        ("/cdn/", Answer::status(403), true, "may not be read"),
+        ("/api/", Answer::status(418), false, "status 418"),
+        ("/api/", Answer { status: 200, body: b"<html>".to_vec(), ..Answer::default() }, false, "does not answer as a hub does"),
+        ("/api/", Answer { status: 200, body: br#"{"sha": "../../x"}"#.to_vec(), ..Answer::default() }, false, "does not answer as a hub"),
+        ("/api/", Answer::status(302).with("Location", "nowhere"), false, "does not answer as a hub does"),
+        ("/resolve/", Answer::status(200).with("ETag", "\"../../x\""), false, "does not answer as a hub does"),
+    ] {
+        let shown = format!("{answer:?}");
+        let sentence = sentence(kind, answer, with_token);
+        assert!(sentence.contains(said), "{shown}: {sentence}");
+    }
+}
+
+#[test]
+fn trouble_that_passes_is_waited_for() {
+    let (hub, content) = single();
+    let hub = hub.with_fault(|asked, before, answer| match before {
+        0 if asked.path.contains("/api/") => Answer::status(502),
+        1 if asked.path.contains("/api/") => {
+            Answer { silent: Some(Duration::from_millis(600)), ..Answer::status(200).with("Content-Length", "10") }
+        }
+        0 => Answer::status(429).with("Retry-After", "0"),
+        _ => answer,
+    });
+    let mut notes = Vec::new();
+    let trial = Trial::new(&hub).impatient();
+    let path = trial.fetch_observed("org/model", &mut |event| {
+        if let Event::Note(note) = event {
+            notes.push(note.to_owned());
+        }
+        Ok(())
+    });
+    assert_eq!(std::fs::read(path.expect("fetched")).expect("read"), content);
+    assert!(notes.iter().any(|note| note.contains("trying again")), "{notes:?}");
+}
+
+#[test]
+fn a_server_that_falls_silent_is_given_up() {
+    let silent = |answer: Answer| Answer { cut: Some(10), silent: Some(Duration::from_secs(2)), ..answer };
+    let hub = single().0.with_fault(move |asked, _, answer| if asked.path.contains("/api/") { silent(answer) } else { answer });
+    let sentence = Trial::new(&hub).impatient().refused("org/model");
+    assert!(sentence.contains("check the network"), "{sentence}");
+    // In the middle of a file: another connection goes on.
+    let (hub, content) = single();
+    let hub = hub.with_fault(move |asked, before, answer| match is_content(asked) && before == 0 {
+        true => Answer { cut: Some(300_000), silent: Some(Duration::from_secs(2)), ..answer },
+        false => answer,
+    });
+    let trial = Trial::new(&hub).impatient();
+    assert_eq!(std::fs::read(trial.fetch("org/model").expect("fetched")).expect("read"), content);
+}
+
+#[test]
+fn nobody_there_is_said() {
+    let (hub, _) = single();
+    let mut trial = Trial::new(&hub);
+    // A port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("address");
+    trial.settings.endpoint = format!("http://{free}");
+    let sentence = trial.refused("org/model");
+    assert!(sentence.contains("refuses the connection") && sentence.contains("check the network"), "{sentence}");
+}
+
+#[test]
+fn offline_takes_what_the_cache_has_and_asks_nobody() {
+    let hub = Hub::of_folder(&emoji());
+    let mut trial = Trial::new(&hub);
+    trial.settings.offline = Some("--offline");
+    let sentence = trial.refused("org/model");
+    assert!(sentence.contains("run once without --offline"), "{sentence}");
+    assert!(hub.asked().is_empty());
+
+    trial.settings.offline = None;
+    let path = trial.fetch("org/model").expect("fetched");
+    trial.settings.offline = Some("HF_HUB_OFFLINE");
+    hub.forget();
+    assert_eq!(trial.fetch("org/model").expect("cached"), path);
+    assert_eq!(trial.fetch(&format!("org/model@{COMMIT}")).expect("cached"), path);
+    assert!(hub.asked().is_empty());
+    // A part of a model is none.
+    std::fs::remove_file(path.join("unet/diffusion_pytorch_model.safetensors")).expect("remove");
+    let sentence = trial.refused("org/model");
+    assert!(sentence.contains("unet has no weights") && sentence.contains("HF_HUB_OFFLINE forbids"), "{sentence}");
+}
+
+#[test]
+fn a_hub_that_cannot_be_reached_is_done_without() {
+    let (hub, content) = single();
+    let trial = Trial::new(&hub);
+    let path = trial.fetch("org/model").expect("fetched");
+    hub.set_fault(Some(Box::new(|_, _, _| Answer::status(503))));
+    let mut notes = Vec::new();
+    let again = trial.fetch_observed("org/model", &mut |event| {
+        if let Event::Note(note) = event {
+            notes.push(note.to_owned());
+        }
+        Ok(())
+    });
+    assert_eq!(again.expect("cached"), path);
+    assert_eq!(std::fs::read(path).expect("read"), content);
+    assert!(notes.iter().any(|note| note.contains("taken as it was fetched before")), "{notes:?}");
+}
+
+#[test]
+fn a_hostile_list_of_files_leads_nowhere() {
+    let listed = |siblings: &str| {
+        let body = format!(r#"{{"sha": "{COMMIT}", "siblings": [{siblings}]}}"#).into_bytes();
+        single().0.with_fault(move |asked, _, answer| match asked.path.contains("/api/") {
+            true => Answer { status: 200, body: body.clone(), ..Answer::default() },
+            false => answer,
+        })
+    };
+    let evil = [
+        "../../x.safetensors",
+        "/etc/x.safetensors",
+        "a/../../x.safetensors",
+        "C:\\\\x.safetensors",
+        "a\\u0000.safetensors",
+        "x/./y.safetensors",
+    ];
+    let siblings = evil.map(|path| format!(r#"{{"rfilename": "{path}", "size": 5}}"#)).join(",");
+    let hub = listed(&siblings);
+    let trial = Trial::new(&hub);
+    let sentence = trial.refused("org/model");
+    assert!(sentence.contains("no model"), "{sentence}");
+    assert_eq!(std::fs::read_dir(trial.cache.path()).expect("folder").count(), 0);
+
+    // A million files are more than any model has; so is a configuration of gigabytes.
+    let many = r#"{"rfilename": "some/file/of/a/repository"},"#.repeat(1_000_000);
+    let sentence = Trial::new(&listed(many.trim_end_matches(','))).refused("org/model");
+    assert!(sentence.contains("list of its files is longer"), "{sentence}");
+    let deep = "[".repeat(100_000);
+    let sentence = Trial::new(&listed(&deep)).refused("org/model");
+    assert!(sentence.contains("does not answer as a hub does"), "{sentence}");
+    let hub = single().0.with_fault(|asked, _, answer| match asked.path.contains("/api/") {
+        true => {
+            let body = format!(r#"{{"sha": "{COMMIT}", "siblings": [{{"rfilename": "model_index.json"}}]}}"#).into_bytes();
+            Answer { status: 200, body, ..Answer::default() }
+        }
+        false if asked.method == "HEAD" => Answer::status(200).with("ETag", "\"0123456789\"").with("Content-Length", "9000000000"),
+        false => answer,
+    });
+    let sentence = Trial::new(&hub).refused("org/model");
+    assert!(sentence.contains("too many for a configuration file"), "{sentence}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_and_a_cache_that_cannot_be_written_are_said() {
+    let (hub, content) = single();
+    let trial = Trial::new(&hub);
+    let blob = trial.blob("model.safetensors", &content);
+    std::fs::create_dir_all(trial.repository().join("blobs")).expect("folder");
+    std::os::unix::fs::symlink("/dev/full", format!("{}.incomplete", blob.display())).expect("link");
+    let sentence = trial.refused("org/model");
+    assert!(sentence.contains("is full") && sentence.contains("HF_HOME"), "{sentence}");
+    let mut trial = Trial::new(&hub);
+    trial.settings.cache = PathBuf::from("/proc/nowhere");
+    let sentence = trial.refused("org/model");
+    assert!(sentence.contains("cannot be written") && sentence.contains("HF_HOME"), "{sentence}");
+}
+
+#[test]
+fn two_processes_fetch_a_file_once() {
+    let (hub, content) = single();
+    let trial = Trial::new(&hub);
+    // Another process holds the lock, and is done with the file when it lets go.
+    let locks = trial.cache.path().join(".locks/models--org--model");
+    std::fs::create_dir_all(&locks).expect("folder");
+    let lock = std::fs::File::create(locks.join(format!("{}.lock", etag("model.safetensors", &content)))).expect("create");
+    lock.lock().expect("locked");
+    let waited = AtomicBool::new(false);
+    let mut lock = Some(lock);
+    let path = trial.fetch_observed("org/model", &mut |event| {
+        if let Event::Note(note) = event
+            && note.contains("another process")
+        {
+            waited.store(true, Ordering::Relaxed);
+            let blob = trial.blob("model.safetensors", &content);
+            std::fs::create_dir_all(blob.parent().expect("below")).expect("folder");
+            std::fs::write(blob, &content).expect("write");
+            lock.take();
+        }
+        Ok(())
+    });
+    assert_eq!(std::fs::read(path.expect("fetched")).expect("read"), content);
+    assert!(waited.load(Ordering::Relaxed));
+    assert!(!hub.asked().iter().any(is_content));
+}
+
+/// The program in `folder`, with its hub at `endpoint` and its cache in `folder`.
+fn sd_gen(folder: &Path, endpoint: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    command.args(arguments).current_dir(folder).env("HF_HOME", folder.join("cache")).env("HF_ENDPOINT", endpoint);
+    for name in ["SD_GEN_MODELS", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+        command.env_remove(name);
+    }
+    command.output().expect("sd-gen starts")
+}
+
+/// The bytes of the one picture that a run wrote.
+fn picture(folder: &Path, output: &Output) -> Vec<u8> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let path = folder.join(String::from_utf8_lossy(&output.stdout).trim_end());
+    std::fs::read(&path).expect("a picture")
+}
+
+const APPLE: [&str; 6] = ["--prompt=a red apple", "--seed=1", "--steps=2", "--overwrite", "--output=apple.png", "--model"];
+
+#[test]
+fn a_model_from_the_hub_paints_what_the_local_one_paints() {
+    let hub = Hub::of_folder(&emoji());
+    let folder = tempfile::tempdir().expect("folder");
+    let paint = |endpoint: &str, more: &[&str]| sd_gen(folder.path(), endpoint, &[&APPLE, more].concat());
+    let local = picture(folder.path(), &paint(&hub.address, &[emoji().to_str().expect("text")]));
+    assert!(hub.asked().is_empty(), "a local model asks nobody");
+
+    let output = paint(&hub.address, &["org/emoji"]);
+    assert_eq!(picture(folder.path(), &output), local, "pixels and metadata, the model's name in it included");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("fetching unet/diffusion_pytorch_model.safetensors, 18 MB"));
+    // Nobody listens there.
+    let nowhere = "http://127.0.0.1:9";
+    assert_eq!(picture(folder.path(), &paint(nowhere, &["org/emoji", "--offline", "--quiet"])), local);
+    let output = paint(nowhere, &["org/other", "--offline"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--offline forbids"));
+    // Other commands take the same names.
+    let output = sd_gen(folder.path(), nowhere, &["convert", "org/emoji", "emoji.safetensors", "--offline"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(picture(folder.path(), &paint(nowhere, &["emoji.safetensors"])).len(), local.len());
+}
+
+#[test]
+fn programs_hear_of_a_download_as_events() {
+    let hub = Hub::of_folder(&emoji());
+    let folder = tempfile::tempdir().expect("folder");
+    let output = sd_gen(folder.path(), &hub.address, &[&APPLE[..], &["org/emoji", "--progress=json"]].concat());
+    picture(folder.path(), &output);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let events: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let size = std::fs::metadata(emoji().join("vae/diffusion_pytorch_model.safetensors")).expect("metadata").len();
+    let whole = events.iter().find(|event| event["file"] == "vae/diffusion_pytorch_model.safetensors" && event["bytes"] == size);
+    assert_eq!(whole.map(|event| (&event["event"], &event["total"])), Some((&"download".into(), &size.into())), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_here_wins_and_what_is_no_hub_id_is_not_asked_for() {
+    let hub = Hub::of_folder(&emoji());
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::create_dir_all(folder.path().join("org")).expect("folder");
+    std::fs::create_dir_all(folder.path().join("models/group")).expect("folder");
+    std::os::unix::fs::symlink(emoji(), folder.path().join("org/emoji")).expect("link");
+    std::os::unix::fs::symlink(emoji(), folder.path().join("models/group/emoji")).expect("link");
+    let run = |what: &str| sd_gen(folder.path(), &hub.address, &[&APPLE[..], &[what]].concat());
+    picture(folder.path(), &run("org/emoji"));
+    picture(folder.path(), &run("group/emoji"));
+    for (what, code, said) in [
+        ("org/emojy", 2, "write hf://org/emojy"),
+        ("models/emoji.safetensors", 2, "no such file"),
+        ("emojy", 2, "no file, folder or model of that name"),
+        ("other/emoji@", 2, "a hub id is org/name"),
+        ("other/emoji:../x.safetensors", 2, "a hub id is org/name"),
+        ("hf://emoji", 2, "a hub id is org/name"),
+    ] {
+        let output = run(what);
+        let sentence = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{sentence}");
+        assert!(sentence.contains(said), "{sentence}");
+    }
+    assert!(hub.asked().is_empty());
+    // Named so, it is the hub's in spite of the folder.
+    picture(folder.path(), &run("hf://org/emoji"));
+    assert!(!hub.asked().is_empty());
+}
+
+/// Runs where `SD_GEN_TEST_PYTHON` names a Python that has `huggingface_hub`.
+#[test]
+fn the_cache_is_shared_with_python() {
+    let Some(python) = std::env::var_os("SD_GEN_TEST_PYTHON") else {
+        println!("skipped: SD_GEN_TEST_PYTHON names no Python with huggingface_hub");
+        return;
+    };
+    let python = |hub: &Hub, trial: &Trial| {
+        let script = "import sys; from huggingface_hub import snapshot_download; \
+                      print(snapshot_download('org/model', cache_dir=sys.argv[1], allow_patterns=['*.json', '*.txt', '*.safetensors'], \
+                      ignore_patterns=['recipe/*']))";
+        let output = Command::new(&python)
+            .args(["-c", script])
+            .arg(trial.cache.path())
+            .env("HF_ENDPOINT", &hub.address)
+            .env("HF_HUB_DISABLE_TELEMETRY", "1")
+            .output()
+            .expect("Python starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+    };
+    let contents = |hub: &Hub| hub.fetched().len();
+    let hub = Hub::of_folder(&emoji());
+    // What this program has fetched, Python does not fetch.
+    let trial = Trial::new(&hub);
+    let path = trial.fetch("org/model").expect("fetched");
+    hub.forget();
+    assert_eq!((python(&hub, &trial), contents(&hub)), (path, 0));
+    // And the other way round.
+    let trial = Trial::new(&hub);
+    let path = python(&hub, &trial);
+    hub.forget();
+    assert_eq!((trial.fetch("org/model").expect("cached"), hub.asked().len()), (path, 1));
+}
