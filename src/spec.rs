@@ -4,6 +4,9 @@
 //! tensors (`weights`), and obeyed by `models`, `text` and `pipeline`. Nobody else asks for the family.
 
 mod families;
+mod latent_rgb;
+
+pub use latent_rgb::LatentRgb;
 
 use crate::schedulers::SchedulerConfig;
 
@@ -153,12 +156,39 @@ pub struct VaeSpec {
     pub post_quant_conv: bool,
     /// The middle has an attention layer.
     pub mid_attention: bool,
+    /// How the latents look, where it is known.
+    pub latent_rgb: Option<LatentRgb>,
 }
 
 impl VaeSpec {
     /// Pixels per latent along one side.
     pub fn factor(&self) -> usize {
         1 << self.block_out_channels.len().saturating_sub(1)
+    }
+}
+
+/// AutoencoderTiny (TAESD): its decoder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AutoencoderTinySpec {
+    /// Channels of the picture: 3.
+    pub picture_channels: usize,
+    /// Channels of the latents: 4.
+    pub latent_channels: usize,
+    /// Channels of every level: 64.
+    pub channels: usize,
+    /// Blocks of each level, from coarse to fine.
+    pub blocks: [usize; 4],
+}
+
+impl AutoencoderTinySpec {
+    /// As all of its author's models for 8 times smaller latents are.
+    pub fn taesd(channels: usize, latent_channels: usize) -> Self {
+        Self { picture_channels: 3, latent_channels, channels, blocks: [3, 3, 3, 1] }
+    }
+
+    /// Pixels per latent along one side.
+    pub fn factor(&self) -> usize {
+        1 << (self.blocks.len() - 1)
     }
 }
 

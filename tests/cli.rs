@@ -158,16 +158,6 @@ fn standard_input_and_standard_output() {
 }
 
 #[test]
-fn progress_for_programs_is_json_lines() {
-    let folder = folder();
-    let output = sd_gen(folder.path(), &["-p", "a cat", "-s", "1", "--steps", "2", "--progress", "json"]);
-    let events: Vec<serde_json::Value> =
-        String::from_utf8_lossy(&output.stderr).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    let named = |name: &str| events.iter().filter(|event| event["event"] == name).count();
-    assert_eq!((named("load"), named("step"), named("decode"), named("picture")), (3, 3, 1, 1));
-}
-
-#[test]
 fn long_prompts_name_what_is_left_out() {
     let folder = folder();
     let prompt = format!("{} zebra", "a cat, ".repeat(40));

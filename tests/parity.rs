@@ -6,11 +6,11 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot read its models has failed")]
 
 use sd_gen::candle_core::{DType, Device, Tensor, safetensors};
-use sd_gen::models::{AddedCondition, AutoencoderKLDecoder, AutoencoderKLEncoder, Scope, UNet2DCondition};
-use sd_gen::pipeline::{Painted, Pipeline, Silent, Sketch};
+use sd_gen::models::{AddedCondition, AutoencoderKLDecoder, AutoencoderKLEncoder, AutoencoderTinyDecoder, Scope, UNet2DCondition};
+use sd_gen::pipeline::{Estimate, Observer, Painted, Pipeline, Silent, Sketch, Stage};
 use sd_gen::request::{GenerationRequest, RequestDraft};
 use sd_gen::text::{ClipTokenizer, TextEncoder};
-use sd_gen::weights::{Checkpoint, Component};
+use sd_gen::weights::{Checkpoint, Component, TinyAutoencoder};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -344,4 +344,86 @@ fn a_picture_does_not_depend_on_its_batch() {
             }
         }
     }
+}
+
+#[test]
+fn tiny_autoencoder() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/taesd");
+    let golden = safetensors::load(folder.join("golden.safetensors"), &Device::Cpu).expect("golden.safetensors");
+    let wanted = numbers(&golden["picture"]);
+    let mean = wanted.iter().sum::<f64>() / wanted.len() as f64;
+    let deviation = (wanted.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / wanted.len() as f64).sqrt();
+    let decode = |tiny: &TinyAutoencoder| {
+        let decoder = AutoencoderTinyDecoder::load(&Scope::root(tiny, DType::F32, &Device::Cpu), tiny.spec()).expect("a decoder");
+        decoder.decode(&golden["latents"]).expect("a picture")
+    };
+    let mut pictures = Vec::new();
+    for name in ["diffusers.safetensors", "decoder.safetensors"] {
+        let picture = decode(&TinyAutoencoder::open(&folder.join(name)).expect(name));
+        assert_eq!(picture.dims(), golden["picture"].dims(), "{name}");
+        let largest = numbers(&picture).iter().zip(&wanted).map(|(a, b)| (a - b).abs() / deviation).fold(0.0, f64::max);
+        say(&format!("taesd         {name:22} largest {largest:.1e}"));
+        assert!(largest <= CLOSE, "{name}: off by {largest:.1e} standard deviations");
+        pictures.push(bits(&picture));
+    }
+    // Both halves in the original's names, as its author's training script saves them.
+    let decoder = safetensors::load(folder.join("decoder.safetensors"), &Device::Cpu).expect("decoder.safetensors");
+    let both: HashMap<String, Tensor> = decoder.into_iter().map(|(key, value)| (format!("decoder.{key}"), value)).collect();
+    let path = tempfile::tempdir().expect("a folder").keep().join("taesd.safetensors");
+    safetensors::save(&both, &path).expect("a file");
+    pictures.push(bits(&decode(&TinyAutoencoder::open(&path).expect("the third layout"))));
+    std::fs::remove_dir_all(path.parent().expect("a folder")).expect("the folder goes");
+    assert!(pictures[0] == pictures[1] && pictures[1] == pictures[2], "the layouts differ");
+
+    let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/parity/sd15/vae/diffusion_pytorch_model.safetensors");
+    let said = TinyAutoencoder::open(&model).expect_err("another autoencoder").to_string();
+    assert!(said.contains("not a tiny autoencoder") && said.contains("taesd_decoder.safetensors"), "{said}");
+}
+
+/// Looks at every estimate.
+#[derive(Default)]
+struct Looking(Vec<image::RgbImage>);
+
+impl Observer for Looking {
+    fn stage(&mut self, _: Stage<'_>) -> sd_gen::Result<()> {
+        Ok(())
+    }
+
+    fn warn(&mut self, _: &str) {}
+
+    fn forming(&mut self, estimate: &Estimate<'_>) {
+        self.0.extend(estimate().expect("an estimate"));
+    }
+}
+
+#[test]
+fn estimates_come_to_look_like_the_picture() {
+    let checkpoint = Checkpoint::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/emoji")).expect("the built-in model");
+    let mut pipeline = Pipeline::load(&checkpoint, &Device::Cpu, DType::F32, DType::F32, &mut Silent).expect("a pipeline");
+    let draft = RequestDraft { prompt: "a red apple".into(), seed: 1, ..RequestDraft::default() };
+    for (sampler, evaluated) in [("pndm", 25), ("heun", 25), ("dpm++2m", 25)] {
+        let request = RequestDraft { sampler: Some(sampler.into()), ..draft.clone() }.resolve(checkpoint.spec()).expect("a request");
+        let prompt = pipeline.encode_prompt(&request, &mut Silent).expect("an encoded prompt");
+        let mut looking = Looking::default();
+        let painted = pipeline.paint(&request, &prompt, &[1], &mut looking).expect("a picture").remove(0);
+        assert_eq!(looking.0.len(), evaluated, "{sampler}");
+        let small = image::imageops::resize(&painted.picture, 16, 16, image::imageops::FilterType::Triangle);
+        let off = |look: &image::RgbImage| -> f64 {
+            let differences = look.as_raw().iter().zip(small.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
+            differences.sum::<f64>() / small.as_raw().len() as f64
+        };
+        let (first, last) = (off(&looking.0[0]), off(&looking.0[evaluated - 1]));
+        say(&format!("{sampler}: the first estimate is {first:.1} levels off, the last {last:.1}"));
+        assert!(last < 25.0 && first > last, "{sampler}: {first} {last}");
+    }
+    // A tiny autoencoder takes the map's place, and has the picture's size.
+    let request = draft.resolve(checkpoint.spec()).expect("a request");
+    let prompt = pipeline.encode_prompt(&request, &mut Silent).expect("an encoded prompt");
+    let taesd = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/taesd/decoder.safetensors");
+    pipeline.estimate_with(&TinyAutoencoder::open(&taesd).expect("a tiny autoencoder")).expect("it fits");
+    let mut looking = Looking::default();
+    pipeline
+        .denoise(&RequestDraft { steps: Some(2), ..draft }.resolve(checkpoint.spec()).expect("a request"), &prompt, &[1, 2], &mut looking)
+        .expect("latents");
+    assert_eq!((looking.0.len(), looking.0[0].dimensions()), (2 * request.steps.min(2), (128, 128)));
 }

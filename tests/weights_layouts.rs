@@ -543,11 +543,23 @@ fn a_distilled_models_scheduler_changes_steps_and_guidance() {
     assert!(evidence(&Checkpoint::open(&root).unwrap(), "usual one"));
 
     // What the maker recommends goes before, and travels.
-    std::fs::write(root.join("sd-gen.json"), r#"{"steps": 9, "guidance_scale": 1.5}"#).unwrap();
+    std::fs::write(
+        root.join("sd-gen.json"),
+        r#"{"steps": 9, "guidance_scale": 1.5, "latent_rgb": [[1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 0.5, 1], [-1, -1, -1]]}"#,
+    )
+    .unwrap();
     assert_eq!((defaults().0, defaults().1), (Some(9), 1.5));
     let single = dir.path().join("single.safetensors");
     convert(&Checkpoint::open(&root).unwrap(), &single, Layout::Original, None, &[]).unwrap();
-    assert_eq!(Checkpoint::open(&single).unwrap().spec().defaults.steps, Some(9));
+    let spec = Checkpoint::open(&single).unwrap().spec().clone();
+    assert_eq!(spec.defaults.steps, Some(9));
+    let latent_rgb = spec.vae.latent_rgb.unwrap();
+    assert_eq!((latent_rgb.factors[1], latent_rgb.factors.len(), latent_rgb.bias), ([4.0, 5.0, 6.0], 4, [-1.0; 3]));
+    for bad in ["[[1, 2, 3]]", "[[1,2,3],[1,2,3],[1,2,3],[1,2,3],[1,2]]", "[[1,2,3],[1,2,3],[1,2,3],[1,2,3],[1,2,\"x\"]]", "7"] {
+        std::fs::write(root.join("sd-gen.json"), format!("{{\"latent_rgb\": {bad}}}")).unwrap();
+        let said = Checkpoint::open(&root).unwrap_err().to_string();
+        assert!(said.contains("sd-gen.json") && said.contains("latent_rgb"), "{said}");
+    }
 }
 
 #[test]

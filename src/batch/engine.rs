@@ -15,9 +15,10 @@
 mod tests;
 
 use super::texts::Texts;
-use crate::pipeline::{Conditioning, Observer, Painted, Pipeline, Sketch, Stage};
+use crate::pipeline::{Conditioning, Estimate, Observer, Painted, Pipeline, Sketch, Stage};
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
+use ::image::RgbImage;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
@@ -99,6 +100,8 @@ pub enum News {
         seed: u64,
         /// Its file; `None` is standard output.
         path: Option<std::path::PathBuf>,
+        /// What it shows.
+        picture: RgbImage,
     },
     /// A picture failed.
     Failed {
@@ -124,6 +127,14 @@ pub trait Audience: Observer {
     /// [`Error::Cancelled`] stops the run.
     fn news(&mut self, news: News) -> Result<()>;
 
+    /// A look at what is forming is wanted now.
+    fn would_look(&self) -> bool {
+        false
+    }
+
+    /// The look that was wanted, and what it cost.
+    fn formed(&mut self, _pictures: Result<Vec<RgbImage>>, _cost: Duration) {}
+
     /// Nothing happened for a moment.
     ///
     /// # Errors
@@ -133,10 +144,11 @@ pub trait Audience: Observer {
 
 /// An event on its way to the caller's thread.
 enum Event {
-    Load(&'static str),
+    Load { component: &'static str, done: u64, all: Option<u64> },
     EncodePrompt,
     Denoise { step: usize, steps: usize, seeds: Vec<u64> },
-    Decode,
+    Decode { done: usize, all: usize },
+    Forming(Result<Vec<RgbImage>>, Duration),
     Warn(String),
     News(News),
 }
@@ -144,10 +156,14 @@ enum Event {
 impl Event {
     fn tell(self, audience: &mut dyn Audience) -> Result<()> {
         match self {
-            Event::Load(component) => audience.stage(Stage::Load { component }),
+            Event::Load { component, done, all } => audience.stage(Stage::Load { component, done, all }),
             Event::EncodePrompt => audience.stage(Stage::EncodePrompt),
             Event::Denoise { step, steps, seeds } => audience.stage(Stage::Denoise { step, steps, pictures: &seeds }),
-            Event::Decode => audience.stage(Stage::Decode),
+            Event::Decode { done, all } => audience.stage(Stage::Decode { done, all }),
+            Event::Forming(pictures, cost) => {
+                audience.formed(pictures, cost);
+                Ok(())
+            }
             Event::Warn(message) => {
                 audience.warn(&message);
                 Ok(())
@@ -162,6 +178,8 @@ impl Event {
 pub struct Hear {
     events: Sender<Event>,
     stop: Arc<AtomicBool>,
+    /// The caller waits for a look at what is forming.
+    look: Arc<AtomicBool>,
 }
 
 impl Hear {
@@ -188,15 +206,24 @@ impl Hear {
 impl Observer for Hear {
     fn stage(&mut self, stage: Stage<'_>) -> Result<()> {
         self.send(match stage {
-            Stage::Load { component } => Event::Load(component),
+            Stage::Load { component, done, all } => Event::Load { component, done, all },
             Stage::EncodePrompt => Event::EncodePrompt,
             Stage::Denoise { step, steps, pictures } => Event::Denoise { step, steps, seeds: pictures.to_vec() },
-            Stage::Decode => Event::Decode,
+            Stage::Decode { done, all } => Event::Decode { done, all },
         })
     }
 
     fn warn(&mut self, message: &str) {
         let _ = self.events.send(Event::Warn(message.to_owned()));
+    }
+
+    fn forming(&mut self, estimate: &Estimate<'_>) {
+        // Estimated here, where the latents are, but only when the caller would look.
+        if self.look.swap(false, Ordering::Relaxed) {
+            let began = Instant::now();
+            let pictures = estimate();
+            let _ = self.events.send(Event::Forming(pictures, began.elapsed()));
+        }
     }
 }
 
@@ -214,7 +241,8 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
 ) -> Result<()> {
     let (events, heard) = channel();
     let stop = Arc::new(AtomicBool::new(false));
-    let hear = Hear { events, stop: stop.clone() };
+    let look = Arc::new(AtomicBool::new(false));
+    let hear = Hear { events, stop: stop.clone(), look: look.clone() };
     // One prepared batch waits, and one painted batch for each painter.
     let (prepared, to_paint) = sync_channel(1);
     let (painted, to_write) = sync_channel(PAINTERS);
@@ -237,7 +265,7 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
     drop((painted, to_paint));
     let writer = spawn("write", Box::new(move || write(&to_write, sink, &hear)))?;
 
-    let heard = listen(&heard, &stop, &writer, audience);
+    let heard = listen(&heard, &stop, &look, &writer, audience);
     let kept = end_of(writer);
     if heard.is_err() || kept.is_err() {
         stop.store(true, Ordering::Relaxed);
@@ -248,11 +276,20 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
 }
 
 /// Tells the audience until everything is written. From the moment that it wants no more, the threads are told to stop.
-fn listen(events: &Receiver<Event>, stop: &AtomicBool, writer: &JoinHandle<Result<()>>, audience: &mut dyn Audience) -> Result<()> {
+fn listen(
+    events: &Receiver<Event>,
+    stop: &AtomicBool,
+    look: &AtomicBool,
+    writer: &JoinHandle<Result<()>>,
+    audience: &mut dyn Audience,
+) -> Result<()> {
     let mut ended = Ok(());
     loop {
         // Asked first: what it said before its end is then in the channel.
         let written = writer.is_finished();
+        if audience.would_look() {
+            look.store(true, Ordering::Relaxed);
+        }
         match (events.recv_timeout(Duration::from_millis(20)), &ended) {
             (Ok(event), Ok(())) => ended = event.tell(audience),
             // Pictures are still being kept; that the audience has had enough is known.

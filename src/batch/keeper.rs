@@ -10,6 +10,7 @@ use crate::image::write_png;
 use crate::metadata::{KEYWORD, parameters};
 use crate::pipeline::Painted;
 use crate::{Error, Result};
+use ::image::RgbImage;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -47,6 +48,7 @@ struct Ready {
     staged: Staged,
     record: Record,
     path: PathBuf,
+    picture: RgbImage,
 }
 
 impl Sink for Keeper {
@@ -56,10 +58,10 @@ impl Sink for Keeper {
         for Finished { task, result, seconds } in finished {
             let Some(job) = self.book.take(task.id) else { continue };
             let mut record = record_of(&job, seconds);
-            match result.and_then(|painted| self.stage(&job, &painted)) {
-                Ok((staged, path)) => {
+            match result.and_then(|painted| Ok((self.stage(&job, &painted)?, painted.picture))) {
+                Ok(((staged, path), picture)) => {
                     record.painted(&self.seen(&path), staged.size, &staged.sha256);
-                    ready.push(Ready { job, staged, record, path });
+                    ready.push(Ready { job, staged, record, path, picture });
                 }
                 // The model may be there the next time; its lines are not at fault.
                 Err(Error::Model(reason)) => {
@@ -148,12 +150,12 @@ impl Keeper {
 
     /// Gives the file its name, which is in the record already.
     fn publish(&self, ready: Ready, hear: &Hear) -> Result<()> {
-        let Ready { job, mut staged, mut record, mut path } = ready;
+        let Ready { job, mut staged, mut record, mut path, picture } = ready;
         loop {
             let error = match staged.publish(&path, job.overwrite) {
                 Ok(()) => {
                     self.tally().kept += 1;
-                    hear.tell(News::Kept { id: job.id, seed: job.seed, path: Some(path) });
+                    hear.tell(News::Kept { id: job.id, seed: job.seed, path: Some(path), picture });
                     return Ok(());
                 }
                 Err((error, back)) => {

@@ -104,7 +104,7 @@ pub fn reference_picture(subject: &Subject<'_>, size: Option<(usize, usize)>, ob
         let request = request(model.spec(), size, 1, 1)?;
         let prompt = pipeline.encode_prompt(&request, observer)?;
         let latents = pipeline.denoise(&Sketch::of_seeds(&request, &prompt, &[SEED]), observer)?;
-        observer.stage(Stage::Decode)?;
+        observer.stage(Stage::Decode { done: 0, all: 1 })?;
         pipeline.decode(&latents)
     })
 }
@@ -173,7 +173,7 @@ fn fill(
     let batch = Sketch::of_seeds(&one_step, &prompt, &seeds);
     let latents = clock.time(row, Phase::Step, observer, |observer| pipeline.denoise(&batch, observer))?;
     let decoded = clock.time(row, Phase::Decode, observer, |observer| {
-        observer.stage(Stage::Decode)?;
+        observer.stage(Stage::Decode { done: 0, all: 1 })?;
         let pictures = (0..seeds.len()).map(|i| pipeline.decode(&latents.narrow(0, i, 1)?));
         pictures.collect::<Result<Vec<_>>>()
     })?;

@@ -184,9 +184,6 @@ mod tests {
         struct Patience(usize);
         impl Observer for Patience {
             fn stage(&mut self, _: Stage<'_>) -> Result<()> {
-                Ok(())
-            }
-            fn go_on(&mut self) -> Result<()> {
                 self.0 = self.0.checked_sub(1).ok_or(Error::Cancelled)?;
                 Ok(())
             }

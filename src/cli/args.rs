@@ -4,12 +4,14 @@ use super::batch::{BatchArgs, MergeArgs};
 use super::bench::BenchArgs;
 use super::completions::{CompletionsArgs, Offering};
 use super::devices::DevicesArgs;
+use super::graphics::Graphics;
 use super::inspect::InspectArgs;
 use super::models::ModelsArgs;
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
 use crate::request::RequestDraft;
 use crate::schedulers::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::weights::TinyAutoencoder;
 use crate::{Error, Result};
 use candle_core::DType;
 use clap::builder::StringValueParser;
@@ -216,12 +218,18 @@ pub(super) struct GenerateArgs {
     /// How progress is shown on standard error
     #[arg(long, value_enum, default_value = "auto", value_name = "STYLE", help_heading = "Output")]
     pub(super) progress: ProgressStyle,
+    /// Draw the picture in the terminal as it forms, and when it is finished; by the terminal's protocol, or as --preview=blocks
+    #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, help_heading = "Output")]
+    pub(super) preview: Option<Option<Graphics>>,
+    /// Preview with a tiny autoencoder: taesd_decoder.safetensors, taesdxl_decoder.safetensors, or a folder of one
+    #[arg(long, visible_alias = "tae", value_name = "FILE", requires = "preview", help_heading = "Output")]
+    pub(super) taesd: Option<PathBuf>,
     /// Only errors, and the pictures' paths
     #[arg(short, long, help_heading = "Output", conflicts_with = "verbose")]
     pub(super) quiet: bool,
-    /// What was concluded and chosen, and why
-    #[arg(short, long, help_heading = "Output")]
-    pub(super) verbose: bool,
+    /// What was concluded and chosen, and why; twice: what is read and how long it takes; thrice: every step; see SD_GEN_LOG
+    #[arg(short, long, action = clap::ArgAction::Count, help_heading = "Output")]
+    pub(super) verbose: u8,
 }
 
 /// A seed as typed.
@@ -303,6 +311,11 @@ impl GenerateArgs {
     pub(super) fn model_flags(&self) -> ModelFlags {
         let Self { model, models_dir, device, dtype, vae_dtype, .. } = self;
         ModelFlags { model: model.clone(), models_dir: models_dir.clone(), device: *device, dtype: *dtype, vae_dtype: *vae_dtype }
+    }
+
+    /// What `--taesd` holds.
+    pub(super) fn read_tiny_autoencoder(&self) -> Result<Option<TinyAutoencoder>> {
+        self.taesd.as_deref().map(TinyAutoencoder::open).transpose()
     }
 
     /// What `--scheduler-config` holds.

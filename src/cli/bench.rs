@@ -4,7 +4,8 @@ use super::args::{ProgressStyle, parse_size};
 use super::generate::set_threads;
 use super::model;
 use super::progress::Progress;
-use super::{answer, listen_for_cancellation, say};
+use super::screen::say;
+use super::{answer, listen_for_cancellation};
 use crate::bench::{
     Case, Machine, Peaks, RandomModel, Report, Row, Settings, Subject, aligned, check_size, compare, csv, markdown, measure, record,
     reference_picture,
@@ -118,7 +119,7 @@ pub(super) struct BenchArgs {
     progress: ProgressStyle,
     /// Only errors and results
     #[arg(short, long, help_heading = "Output")]
-    quiet: bool,
+    pub(super) quiet: bool,
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {

@@ -1,12 +1,13 @@
 //! `sd-gen convert`: the same weights in the other layout.
 
-use super::args::ConvertArgs;
-use super::{answer, cancelled, listen_for_cancellation, model, say};
+use super::args::{ConvertArgs, ProgressStyle};
+use super::progress::Progress;
+use super::screen::say;
+use super::{answer, cancelled, listen_for_cancellation, model};
 use crate::spec::TextEncoderSpec;
 use crate::text::{clip_merges, clip_vocab_json};
 use crate::weights::{Layout, TokenizerFiles, convert_observed};
 use crate::{Error, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let from = model::open(Some(&args.from), args.models_dir.as_deref())?;
@@ -37,16 +38,12 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let folders = [("tokenizer", encoders.first()), ("tokenizer_2", encoders.last())];
     let tokenizers: Vec<_> = folders.into_iter().filter_map(|(folder, encoder)| Some((folder, tokenizer(encoder?)))).collect();
     listen_for_cancellation()?;
-    let bar = ProgressBar::new_spinner().with_style(
-        ProgressStyle::default_spinner()
-            .template("{spinner} {bytes} written [{elapsed}]")
-            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
-    );
+    let mut progress = Progress::new(ProgressStyle::Auto, false);
     let report = convert_observed(&from, &args.to, layout, args.dtype, &tokenizers, &mut |bytes| {
-        bar.set_position(bytes);
+        progress.bytes("writing", bytes, None);
         if cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     });
-    bar.finish_and_clear();
+    drop(progress);
     let report = report?;
     for note in &report.notes {
         say(note);

@@ -12,7 +12,7 @@ use crate::device::open;
 use crate::disk::write_whole;
 use crate::image::write_png;
 use crate::metadata::{KEYWORD, Painter, parameters};
-use crate::pipeline::Painted;
+use crate::pipeline::{Observer, Painted};
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -21,6 +21,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use tracing::info;
 
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
     // Everything that can be wrong is found before a weight is read.
@@ -53,25 +54,27 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     {
         return Err(Error::Input(format!("--save-latents {picture}: is the picture's file too; give another name")));
     }
+    let tiny = args.read_tiny_autoencoder()?;
     listen_for_cancellation()?;
 
     let mut progress = Progress::new(args.progress, args.quiet);
+    if let Some(how) = args.preview {
+        progress.preview(how);
+    }
     if let Some(remark) = remark {
-        progress.warn_of(&remark);
+        progress.warn(&remark);
     }
     if let Some(remark) = model.remark() {
         progress.say(remark);
     }
-    if args.verbose {
-        model.describe(&progress);
-        for request in &requests {
-            let (scheduler, GenerationRequest { width, height, steps, guidance_scale, seed, .. }) = (&request.scheduler, &**request);
-            let (sampler, schedule) = (scheduler.sampler()?.name(), scheduler.sigma_schedule()?.name());
-            progress.say(&format!("{width}x{height}, {steps} steps of {sampler} ({schedule}), guidance {guidance_scale}, seed {seed}"));
-        }
+    model.describe();
+    for request in &requests {
+        let (scheduler, GenerationRequest { width, height, steps, guidance_scale, seed, .. }) = (&request.scheduler, &**request);
+        let (sampler, schedule) = (scheduler.sampler()?.name(), scheduler.sigma_schedule()?.name());
+        info!("{width}x{height}, {steps} steps of {sampler} ({schedule}), guidance {guidance_scale}, seed {seed}");
     }
     if requests.iter().any(|request| request.negative_prompt.is_some() && !request.is_guided()) {
-        progress.warn_of("the negative prompt does nothing without guidance; --guidance-scale above 1 turns it on");
+        progress.warn("the negative prompt does nothing without guidance; --guidance-scale above 1 turns it on");
     }
     if args.seed.is_none_or(|seed| seed == Seed::Random) {
         progress.say(&format!("seed {seed}"));
@@ -90,9 +93,10 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
     let sizes = sizes(&model.footprint(first), pictures, first.batch_size);
     let batches = batches(requests.clone(), sizes);
+    let models = model::Models::new(model).showing(tiny.filter(|_| progress.previews()));
     let prompt_of = |id: usize| requests.get(id).map(|request| request.prompt.clone()).unwrap_or_default();
     let mut watch = Watch::new(&mut progress, Some(pictures), &prompt_of);
-    let painted = crate::batch::run(|_| batches, model::Models::new(model), writer, &mut watch);
+    let painted = crate::batch::run(|_| batches, models, writer, &mut watch);
     drop(progress);
 
     let Kept { latents, failed, last } = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
@@ -154,15 +158,12 @@ struct Writer {
 impl Sink for Writer {
     fn take(&mut self, finished: Vec<Finished>, hear: &Hear) -> Result<()> {
         for Finished { task: Task { id, request, seed, .. }, result, .. } in finished {
-            let written = result.and_then(|painted| {
-                let path = self.write(&painted, &request)?;
-                Ok((path, painted.latents))
-            });
+            let written = result.and_then(|painted| Ok((self.write(&painted, &request)?, painted)));
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
             match written {
-                Ok((path, latents)) => {
+                Ok((path, Painted { picture, latents, .. })) => {
                     kept.latents.extend(self.latents.then_some(latents));
-                    hear.tell(News::Kept { id, seed, path });
+                    hear.tell(News::Kept { id, seed, path, picture });
                 }
                 // These would stop every other picture too.
                 Err(error @ (Error::Cancelled | Error::Input(_) | Error::Model(_))) => return Err(error),

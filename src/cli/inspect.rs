@@ -1,14 +1,15 @@
 //! `sd-gen inspect`: what a file or folder is, for people and for programs.
 
+use super::args::ProgressStyle;
 use super::args::PromptSyntax;
+use super::progress::Progress;
 use super::show::{bytes, count, facts};
-use super::{answer, cancelled, listen_for_cancellation, model, say};
+use super::{answer, cancelled, listen_for_cancellation, model, screen};
 use crate::metadata::{self, Command, Field, Picture};
 use crate::weights::{Checkpoint, Fit, HashCache, Hashes, Kind, Survey, trained_words};
 use crate::{Error, Result};
 use clap::{Args, ValueEnum};
 use etcetera::BaseStrategy;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -67,7 +68,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
             }
             Err(error) if args.files.len() == 1 => return Err(error),
             Err(error) => {
-                say(&format!("error: {error}"));
+                screen::say(&format!("error: {error}"));
                 failed = Some(error);
                 continue;
             }
@@ -114,17 +115,13 @@ fn find(file: &str, args: &InspectArgs, model: Option<&Checkpoint>, cache: &mut 
 
 /// Hashes a file with a bar, as far as it is not in the cache; Ctrl-C stops it.
 pub(super) fn hash(path: &Path, cache: &mut HashCache) -> Result<Hashes> {
-    let bar = ProgressBar::no_length();
-    let style = ProgressStyle::with_template("hashing {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} [{eta}]");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_message(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
-    bar.set_length(path.metadata().map(|metadata| metadata.len()).unwrap_or_default());
-    let hashes = cache.hash(path, |done| {
-        bar.set_position(done);
+    let mut progress = Progress::new(ProgressStyle::Auto, false);
+    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy());
+    let all = path.metadata().map(|metadata| metadata.len()).ok();
+    cache.hash(path, |done| {
+        progress.bytes(&what, done, all);
         if cancelled() { Err(Error::Cancelled) } else { Ok(()) }
-    });
-    bar.finish_and_clear();
-    hashes
+    })
 }
 
 /// The command that paints a picture again.

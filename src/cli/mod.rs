@@ -10,12 +10,16 @@ mod devices;
 mod download;
 mod flags;
 mod generate;
+mod graphics;
 mod inspect;
 mod lines;
+mod logs;
 mod model;
 mod models;
 mod output;
+mod preview;
 mod progress;
+mod screen;
 mod show;
 mod sweep;
 mod watch;
@@ -39,15 +43,30 @@ static OFFLINE: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// What stopped it; [`Error::exit_code`] is the process's exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // Before they are understood: what cannot be understood must be said to a program as it asked for.
+    if asks_for_events(&arguments) {
+        screen::speak_json();
+    }
     let Configured { arguments, remarks } = config::configured(arguments)?;
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
+        Err(wrong) if wrong.use_stderr() && screen::is_json() => {
+            return Err(Error::Input(wrong.render().to_string().trim_start_matches("error: ").trim_end().to_owned()));
+        }
         // Help and version are answers, not errors; clap prints both kinds in its own way and knows the code.
         Err(answer) => answer.exit(),
     };
+    let (verbose, quiet) = match &cli.command {
+        None => (cli.generate.verbose, cli.generate.quiet),
+        Some(Command::Batch(args)) => args.loudness(),
+        Some(Command::Bench(args)) => (0, args.quiet),
+        Some(_) => (0, false),
+    };
+    logs::start(verbose, quiet)?;
     OFFLINE.store(cli.offline, Ordering::Relaxed);
     for remark in &remarks {
-        say(remark);
+        screen::say(remark);
     }
     match cli.command {
         None => generate::run(cli.generate),
@@ -63,6 +82,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     }
 }
 
+/// Whether `--progress json` is among the arguments.
+fn asks_for_events(arguments: &[OsString]) -> bool {
+    let mut words = arguments.iter().take_while(|word| *word != "--");
+    words.any(|word| word == "--progress=json") || arguments.windows(2).any(|pair| pair[0] == "--progress" && pair[1] == "json")
+}
+
 /// From here on Ctrl-C stops the work at its next step. Called once everything was read: until then Ctrl-C ends the program at once.
 ///
 /// # Errors
@@ -70,6 +95,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
 fn listen_for_cancellation() -> Result<()> {
     let handler = ctrlc::set_handler(|| {
         if CANCELLED.swap(true, Ordering::SeqCst) {
+            // Whoever holds the screen may be waiting for a reader that never comes: that must not keep the process.
+            let cleared = std::thread::spawn(|| screen::show(Vec::new()));
+            for _ in 0..20 {
+                if cleared.is_finished() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
             std::process::exit(i32::from(Error::Cancelled.exit_code()));
         }
     });
@@ -83,16 +116,13 @@ fn cancelled() -> bool {
 
 /// Says on standard error what went wrong.
 pub fn report(error: &Error) {
-    match error {
-        Error::Cancelled => say("cancelled; what was finished is kept"),
-        _ => say(&format!("error: {error}")),
+    if screen::is_json() {
+        return screen::event(|| serde_json::json!({ "event": "error", "message": error.to_string(), "exit_code": error.exit_code() }));
     }
-}
-
-/// A line on standard error, for people.
-fn say(line: &str) {
-    // Nobody listens any more: that is no reason to lose a picture.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    match error {
+        Error::Cancelled => screen::say("cancelled; what was finished is kept"),
+        _ => screen::say(&format!("error: {error}")),
+    }
 }
 
 /// A line on standard output, for the next program.

@@ -1,18 +1,18 @@
 //! Which model `--model` names.
 
 use super::download::{self, Showing};
-use super::progress::Progress;
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory};
 use crate::hub::{HubId, name_in_cache};
 use crate::metadata::Painter;
 use crate::pipeline::{Observer, Pipeline};
 use crate::request::GenerationRequest;
-use crate::weights::{Checkpoint, Found, Holds, Kind, Survey, find_models, is_model_folder};
+use crate::weights::{Checkpoint, Found, Holds, Kind, Survey, TinyAutoencoder, find_models, is_model_folder};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use tracing::info;
 
 /// The name of the model that is compiled in.
 pub(super) const BUILTIN: &str = "emoji";
@@ -78,14 +78,9 @@ impl Opened {
     }
 
     /// Says what was concluded, and from what.
-    pub(super) fn describe(&self, progress: &Progress) {
-        let spec = self.checkpoint.spec();
-        progress.say(&format!("{}: {}", self.checkpoint.name(), spec.family.name()));
-        for sentence in &spec.evidence {
-            progress.say(&format!("  {sentence}"));
-        }
+    pub(super) fn describe(&self) {
         let (dtype, vae_dtype) = (self.dtype.as_str(), self.vae_dtype.as_str());
-        progress.say(&format!("computing on {:?} in {dtype}, VAE in {vae_dtype}", self.device.location()));
+        info!("computing on {:?} in {dtype}, VAE in {vae_dtype}", self.device.location());
     }
 
     /// What decides, beside a request, which pixels it paints.
@@ -110,7 +105,11 @@ impl Opened {
 
 /// The models of a run, loaded when their turn comes. Lines that are still being typed may name more of them.
 #[derive(Clone, Default)]
-pub(super) struct Models(Arc<Mutex<Vec<Arc<Opened>>>>);
+pub(super) struct Models {
+    opened: Arc<Mutex<Vec<Arc<Opened>>>>,
+    /// Shows what is forming.
+    tiny: Option<Arc<TinyAutoencoder>>,
+}
 
 impl Models {
     pub(super) fn new(model: Opened) -> Self {
@@ -119,15 +118,20 @@ impl Models {
         models
     }
 
+    /// Forming pictures of all of them are shown by a tiny autoencoder, where there is one.
+    pub(super) fn showing(self, tiny: Option<TinyAutoencoder>) -> Self {
+        Self { tiny: tiny.map(Arc::new), ..self }
+    }
+
     /// Gives the model's number.
     pub(super) fn add(&self, model: Opened) -> usize {
-        let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut models = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         models.push(Arc::new(model));
         models.len() - 1
     }
 
     pub(super) fn get(&self, model: usize) -> Option<Arc<Opened>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
     }
 }
 
@@ -135,13 +139,16 @@ impl Load for Models {
     fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
         let opened = self.get(model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let Opened { checkpoint, device, dtype, vae_dtype, .. } = &*opened;
-        let pipeline = Pipeline::load(checkpoint, device, *dtype, *vae_dtype, observer)?;
+        let mut pipeline = Pipeline::load(checkpoint, device, *dtype, *vae_dtype, observer)?;
+        if let Some(tiny) = &self.tiny {
+            pipeline.estimate_with(tiny)?;
+        }
         let unused = checkpoint.unknown();
         if let Some((first, others)) = unused.split_first() {
             let more = if others.is_empty() { String::new() } else { format!(" and {} more (-v names them)", others.len()) };
             observer.warn(&format!("{}: the model does not use {first:?}{more}", checkpoint.name()));
             for key in others {
-                tracing::info!("  {key:?}");
+                info!("  {key:?}");
             }
         }
         Ok(pipeline)

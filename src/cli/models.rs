@@ -85,7 +85,7 @@ pub(super) fn run(args: &ModelsArgs) -> Result<()> {
     table.extend(rows.iter().map(|row| as_cells(row, args)));
     answer(&columns(&table))?;
     if rows.len() <= 1 && !is_named {
-        super::say(&format!("no models in {}: put .safetensors files or diffusers folders there", folder.display()));
+        super::screen::say(&format!("no models in {}: put .safetensors files or diffusers folders there", folder.display()));
     }
     Ok(())
 }

@@ -1,139 +1,416 @@
-//! Progress on standard error: a bar for people, events for programs.
+//! Progress on standard error: live lines for people, events for programs; `docs/progress.md` lists the events.
 
 use super::args::ProgressStyle;
-use super::{answer, cancelled, say};
+use super::graphics::Graphics;
+use super::preview::Preview;
+use super::{answer, cancelled, screen};
 use crate::pipeline::{Observer, Stage};
 use crate::{Error, Result};
-use indicatif::{ProgressBar, ProgressStyle as BarStyle};
-use serde_json::json;
-use std::io::IsTerminal;
-use std::time::Duration;
+use ::image::RgbImage;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Work that is over sooner shows nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often the lines are drawn, and events about bytes are said.
+const PERIOD: Duration = Duration::from_millis(250);
 
 /// Shows what the pipeline does, and stops it when the user asks.
 pub(super) struct Progress {
-    style: ProgressStyle,
     quiet: bool,
-    bar: Option<ProgressBar>,
-    /// Where a run of many pictures is.
-    run: Option<String>,
+    status: Arc<Mutex<Status>>,
+    /// Draws while nothing happens, until the sender is gone.
+    ticker: Option<(Sender<()>, JoinHandle<()>)>,
+    preview: Option<Preview>,
+    last_bytes: Option<Instant>,
 }
 
 impl Progress {
     pub(super) fn new(style: ProgressStyle, quiet: bool) -> Self {
-        let style = match style {
-            ProgressStyle::Auto if !quiet && std::io::stderr().is_terminal() => ProgressStyle::Bar,
-            ProgressStyle::Auto => ProgressStyle::None,
-            chosen => chosen,
+        let status = Arc::new(Mutex::new(Status::new()));
+        let wanted = match style {
+            ProgressStyle::Auto => !quiet,
+            ProgressStyle::Bar => true,
+            ProgressStyle::Json | ProgressStyle::None => false,
         };
-        Self { style, quiet, bar: None, run: None }
-    }
-
-    fn event(&self, event: impl FnOnce() -> serde_json::Value) {
-        if self.style == ProgressStyle::Json {
-            say(&event().to_string());
-        }
-    }
-
-    fn draw(&mut self, message: String, done: usize, all: usize) {
-        if self.style != ProgressStyle::Bar {
-            return;
-        }
-        let bar = self.bar.get_or_insert_with(|| {
-            let bar = ProgressBar::new(0);
-            let style = BarStyle::with_template("{msg} {wide_bar} {pos}/{len} [{elapsed} < {eta}]")
-                .or_else(|_| BarStyle::with_template("{msg} {pos}/{len}"));
-            bar.set_style(style.unwrap_or_else(|_| BarStyle::default_bar()));
-            bar.enable_steady_tick(Duration::from_millis(250));
-            bar
+        let ticker = (wanted && screen::is_terminal() && !screen::is_json()).then(|| {
+            let (sender, stopped) = channel::<()>();
+            let status = Arc::clone(&status);
+            let tick = move || {
+                let mut wait = PATIENCE;
+                while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                    screen::show(locked(&status).lines());
+                    wait = PERIOD;
+                }
+            };
+            (sender, std::thread::spawn(tick))
         });
-        if done == 0 {
-            bar.reset();
+        Self { quiet, status, ticker, preview: None, last_bytes: None }
+    }
+
+    /// Draws each picture as it forms and when it is finished; on a pipe nothing is drawn.
+    pub(super) fn preview(&mut self, graphics: Option<Graphics>) {
+        if self.ticker.is_some() {
+            self.preview = Some(Preview::new(graphics.unwrap_or_else(Graphics::detect)));
         }
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        bar.set_message(message);
+    }
+
+    /// Whether there are live lines.
+    pub(super) fn is_live(&self) -> bool {
+        self.ticker.is_some()
+    }
+
+    /// Whether pictures are drawn as they form.
+    pub(super) fn previews(&self) -> bool {
+        self.preview.is_some()
+    }
+
+    /// The first of `all` pictures comes; `None` where nobody knows how many there are.
+    pub(super) fn begin_run(&mut self, all: Option<usize>) {
+        screen::event(|| json!({ "event": "run", "pictures": all }));
+        self.status().run = Some(Run { started: Instant::now(), all, written: 0, failed: 0, prompt: String::new() });
+    }
+
+    /// The pictures at work are now of `prompt`.
+    pub(super) fn picture_started(&mut self, prompt: &str) {
+        screen::event(|| json!({ "event": "prompt", "prompt": prompt }));
+        if let Some(run) = &mut self.status().run {
+            run.prompt = one_line(prompt);
+        }
+    }
+
+    /// A picture was written; its path is said on standard output.
+    ///
+    /// # Errors
+    /// Its path cannot be said on standard output.
+    pub(super) fn written(&mut self, path: Option<&Path>, seed: u64, picture: &RgbImage) -> Result<()> {
+        self.status().finished(|run| &mut run.written);
+        let (path, size) = (path.map(|path| path.display().to_string()), picture.dimensions());
+        screen::event(|| json!({ "event": "picture", "path": path, "seed": seed, "width": size.0, "height": size.1 }));
+        if let Some(preview) = &mut self.preview {
+            screen::leave_picture(&preview.finished(picture));
+        }
+        match path {
+            Some(path) => screen::aside(|| answer(&path)),
+            None => Ok(()),
+        }
+    }
+
+    /// A picture of a prompt could not be made; the run goes on.
+    pub(super) fn failed(&mut self, prompt: &str, reason: &str) {
+        self.status().finished(|run| &mut run.failed);
+        if screen::is_json() {
+            return screen::event(|| json!({ "event": "failed", "prompt": prompt, "error": reason }));
+        }
+        let prompt = one_line(prompt);
+        self.warn(&format!("\"{}\": {reason}", console::truncate_str(&prompt, 60, "…")));
+    }
+
+    /// A picture needs no painting.
+    pub(super) fn known(&mut self) {
+        if let Some(all) = self.status().run.as_mut().and_then(|run| run.all.as_mut()) {
+            *all = all.saturating_sub(1);
+        }
+    }
+
+    /// A look at what is forming is due.
+    pub(super) fn would_look(&self) -> bool {
+        self.preview.as_ref().is_some_and(Preview::is_due)
+    }
+
+    /// Draws what is forming; `cost` is what it took to make.
+    pub(super) fn formed(&mut self, pictures: Result<Vec<RgbImage>>, cost: Duration) {
+        let Some(preview) = &mut self.preview else { return };
+        match pictures {
+            Ok(pictures) => {
+                let drawing = preview.forming(&pictures, cost);
+                // The picture hangs below the lines, so they are there from now on.
+                screen::show(locked(&self.status).lines());
+                screen::show_picture(drawing);
+            }
+            Err(error) => {
+                self.preview = None;
+                self.warn(&format!("no preview: {error}"));
+            }
+        }
+    }
+
+    /// Bytes that come or go: `what` is said as "loading the UNet" is.
+    pub(super) fn bytes(&mut self, what: &str, done: u64, all: Option<u64>) {
+        self.bytes_as(what, done, all, || json!({ "event": "bytes", "what": what, "done": done, "all": all }));
+    }
+
+    /// Bytes of a file that is fetched.
+    pub(super) fn download(&mut self, file: &str, done: u64, all: Option<u64>) {
+        self.bytes_as(file, done, all, || json!({ "event": "download", "file": file, "bytes": done, "total": all }));
+    }
+
+    fn bytes_as(&mut self, what: &str, done: u64, all: Option<u64>, event: impl FnOnce() -> Value) {
+        // Thousands of tensors are not thousands of events; the first and the last are always said.
+        let due = done == 0 || Some(done) == all || self.last_bytes.is_none_or(|last| last.elapsed() >= PERIOD);
+        if due {
+            self.last_bytes = Some(Instant::now());
+            screen::event(event);
+        }
+        self.status().work = Work::Bytes { what: what.to_owned(), done, all };
     }
 
     /// Something that the user may want to know.
     pub(super) fn say(&self, message: &str) {
-        if self.quiet {
-            return;
-        }
-        self.event(|| json!({ "event": "message", "message": message }));
-        match (&self.bar, self.style) {
-            (_, ProgressStyle::Json) => {}
-            (Some(bar), _) => bar.suspend(|| say(message)),
-            (None, _) => say(message),
+        if !self.quiet {
+            screen::say(message);
         }
     }
 
-    /// Something that the user should know.
-    pub(super) fn warn_of(&self, message: &str) {
-        self.say(&format!("warning: {message}"));
+    fn status(&self) -> MutexGuard<'_, Status> {
+        locked(&self.status)
     }
+}
 
-    /// Of a run of many pictures, `done` are done; `all` is not known of lines that are still being typed. Of one picture, the steps say
-    /// it all.
-    pub(super) fn pictures(&mut self, done: usize, all: Option<usize>, prompt: &str) {
-        if all == Some(1) {
-            return;
-        }
-        self.event(|| json!({ "event": "progress", "done": done, "all": all, "prompt": prompt }));
-        let all = all.map(|all| format!("/{all}")).unwrap_or_default();
-        self.run = Some(format!("{done}{all} {}", prompt.chars().take(30).collect::<String>()));
-    }
-
-    /// A picture was written.
-    ///
-    /// # Errors
-    /// Its path cannot be said on standard output.
-    pub(super) fn written(&self, path: Option<&std::path::Path>, seed: u64) -> Result<()> {
-        self.event(|| json!({ "event": "picture", "path": path.map(|p| p.to_string_lossy()), "seed": seed }));
-        let Some(path) = path else { return Ok(()) };
-        match &self.bar {
-            Some(bar) => bar.suspend(|| answer(&path.display().to_string())),
-            None => answer(&path.display().to_string()),
-        }
-    }
+fn locked(status: &Mutex<Status>) -> MutexGuard<'_, Status> {
+    status.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
+        if let Some((sender, thread)) = self.ticker.take() {
+            drop(sender);
+            let _ = thread.join();
+            screen::show(Vec::new());
+        }
+        if let Some(Run { started, written, failed, .. }) = self.status().run.take() {
+            let seconds = started.elapsed().as_secs_f64();
+            screen::event(|| json!({ "event": "end", "written": written, "failed": failed, "seconds": seconds }));
         }
     }
 }
 
 impl Observer for Progress {
     fn stage(&mut self, stage: Stage<'_>) -> Result<()> {
-        self.go_on()?;
+        if cancelled() {
+            return Err(Error::Cancelled);
+        }
         match stage {
-            Stage::Load { component } => {
-                self.event(|| json!({ "event": "load", "component": component }));
-                self.draw(format!("loading the {component}"), 0, 1);
-            }
-            Stage::EncodePrompt => self.event(|| json!({ "event": "encode" })),
-            Stage::Denoise { step, steps, pictures } => {
-                self.event(|| json!({ "event": "step", "step": step, "steps": steps, "seeds": pictures }));
-                let seeds = || format!("seed {}", pictures.iter().map(u64::to_string).collect::<Vec<_>>().join(", "));
-                self.draw(self.run.clone().unwrap_or_else(seeds), step, steps);
-            }
-            Stage::Decode => {
-                self.event(|| json!({ "event": "decode" }));
-                if let Some(bar) = &self.bar {
-                    bar.set_message("decoding");
+            Stage::Load { component, done, all } => {
+                if done == 0 {
+                    screen::event(|| json!({ "event": "load", "component": component, "bytes": all }));
                 }
+                self.bytes(&format!("loading the {component}"), done, all);
+            }
+            Stage::EncodePrompt => {
+                screen::event(|| json!({ "event": "encode" }));
+                self.status().work = Work::Words("encoding the prompt");
+            }
+            Stage::Denoise { step, steps, pictures } => {
+                screen::event(|| json!({ "event": "step", "step": step, "steps": steps, "seeds": pictures }));
+                self.status().step(step, steps, pictures.len());
+            }
+            Stage::Decode { done, all } => {
+                screen::event(|| json!({ "event": "decode", "done": done, "pictures": all }));
+                self.status().work = Work::Decode { done, all };
             }
         }
         Ok(())
     }
 
-    fn go_on(&mut self) -> Result<()> {
-        if cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    fn warn(&mut self, message: &str) {
+        if screen::is_json() && !self.quiet {
+            return screen::event(|| json!({ "event": "warning", "message": message }));
+        }
+        self.say(&format!("warning: {message}"));
+    }
+}
+
+/// What the lines say.
+struct Status {
+    run: Option<Run>,
+    work: Work,
+    /// When the pictures at work were begun.
+    began: Instant,
+    /// How many of them there still are.
+    in_flight: usize,
+}
+
+/// All pictures.
+struct Run {
+    started: Instant,
+    all: Option<usize>,
+    written: usize,
+    failed: usize,
+    prompt: String,
+}
+
+/// What is being done.
+enum Work {
+    Words(&'static str),
+    Bytes { what: String, done: u64, all: Option<u64> },
+    Denoise { step: usize, steps: usize },
+    Decode { done: usize, all: usize },
+}
+
+impl Status {
+    fn new() -> Self {
+        Self { run: None, work: Work::Words("starting"), began: Instant::now(), in_flight: 0 }
     }
 
-    fn warn(&mut self, message: &str) {
-        self.warn_of(message);
+    fn step(&mut self, step: usize, steps: usize, pictures: usize) {
+        if step == 0 {
+            self.began = Instant::now();
+        }
+        self.in_flight = pictures;
+        self.work = Work::Denoise { step, steps };
+    }
+
+    fn finished(&mut self, count: impl FnOnce(&mut Run) -> &mut usize) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if let Some(run) = &mut self.run {
+            *count(run) += 1;
+        }
+    }
+
+    /// Pictures' worth of work that is done beside those that are finished.
+    fn in_work(&self) -> f64 {
+        match self.work {
+            // Decoding is about one step more.
+            Work::Denoise { step, steps } => self.in_flight as f64 * step as f64 / (steps + 1) as f64,
+            Work::Decode { .. } => self.in_flight as f64 * 0.9,
+            Work::Words(_) | Work::Bytes { .. } => 0.0,
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let width = usize::from(screen::size().1).saturating_sub(1);
+        let of_run = self.run.as_ref().map(|run| run.line(self.in_work()));
+        of_run.into_iter().chain([self.work.line(self.began.elapsed(), width)]).collect()
+    }
+}
+
+impl Run {
+    fn line(&self, in_work: f64) -> String {
+        let finished = self.written + self.failed;
+        let seconds = self.started.elapsed().as_secs_f64();
+        let each = seconds / (finished as f64 + in_work);
+        let mut parts = Vec::new();
+        match self.all {
+            Some(1) => {}
+            Some(all) => parts.push(format!("{finished}/{all} pictures")),
+            None => parts.push(format!("{finished} pictures")),
+        }
+        if self.failed > 0 {
+            parts.push(format!("{} failed", self.failed));
+        }
+        if self.all != Some(1) && finished > 0 {
+            parts.push(rate(seconds / finished as f64));
+        }
+        if let Some(all) = self.all
+            && finished as f64 + in_work > 0.0
+        {
+            parts.push(format!("{} left", duration(each * (all as f64 - finished as f64 - in_work).max(0.0))));
+        }
+        if !self.prompt.is_empty() {
+            parts.push(self.prompt.clone());
+        }
+        parts.join(" · ")
+    }
+}
+
+impl Work {
+    fn line(&self, elapsed: Duration, width: usize) -> String {
+        let (share, words) = match self {
+            Work::Words(words) => return (*words).to_owned(),
+            Work::Bytes { what, done, all: None } => return format!("{what} {}", size(*done)),
+            Work::Bytes { what, done, all: Some(all) } => {
+                (*done as f64 / (*all).max(1) as f64, format!("{what} {}/{}", size(*done), size(*all)))
+            }
+            Work::Denoise { step, steps } => {
+                let pace = if *step > 0 { format!(", {} a step", duration(elapsed.as_secs_f64() / *step as f64)) } else { String::new() };
+                (*step as f64 / (*steps).max(1) as f64, format!("{step}/{steps} steps{pace}"))
+            }
+            Work::Decode { all: 1, .. } => return "decoding".to_owned(),
+            Work::Decode { done, all } => (*done as f64 / (*all).max(1) as f64, format!("decoding {done}/{all}")),
+        };
+        let room = width.saturating_sub(console::measure_text_width(&words) + 1);
+        if room < 8 { words } else { format!("{} {words}", bar(share, room.min(50))) }
+    }
+}
+
+/// A bar of `width` columns, filled by eighths of a column.
+fn bar(share: f64, width: usize) -> String {
+    let eighths = (share.clamp(0.0, 1.0) * (8 * width) as f64).round() as usize;
+    let part = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
+    let filled = "█".repeat(eighths / 8) + part;
+    let empty = width - eighths.div_ceil(8);
+    filled + &"░".repeat(empty)
+}
+
+/// As few words as say how fast it goes.
+fn rate(seconds_each: f64) -> String {
+    if seconds_each >= 6.0 {
+        format!("{} a picture", duration(seconds_each))
+    } else {
+        format!("{:.0} pictures a minute", 60.0 / seconds_each)
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        _ if seconds < 9.95 => format!("{seconds:.1} s"),
+        0..120 => format!("{whole} s"),
+        120..7200 => format!("{} min", (whole + 30) / 60),
+        _ => format!("{} h {:02} min", (whole + 30) / 3600, (whole + 30) % 3600 / 60),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    if bytes < 1_000_000_000 { format!("{:.0} MB", bytes as f64 / 1e6) } else { format!("{:.1} GB", bytes as f64 / 1e9) }
+}
+
+/// A text of anybody's as a part of a line: nothing in it moves the cursor or changes the terminal.
+fn one_line(text: &str) -> String {
+    let harmless: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    harmless.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_as_wide_as_asked_for() {
+        for width in [8, 13, 50] {
+            for share in [-1.0, 0.0, 0.01, 0.5, 0.999, 1.0, 7.0] {
+                assert_eq!(console::measure_text_width(&bar(share, width)), width, "{share}");
+            }
+        }
+        assert_eq!((bar(0.5, 8), bar(0.25, 2)), ("████░░░░".into(), "▌░".into()));
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let durations = [0.0, 1.234, 9.96, 119.4, 125.0, 7199.0, 7200.0, 90_000.0].map(duration);
+        assert_eq!(durations, ["0.0 s", "1.2 s", "10 s", "119 s", "2 min", "120 min", "2 h 00 min", "25 h 00 min"]);
+        assert_eq!([rate(12.3), rate(0.5)], ["12 s a picture", "120 pictures a minute"]);
+        assert_eq!([size(3_000_000), size(3_438_000_000)], ["3 MB", "3.4 GB"]);
+    }
+
+    #[test]
+    fn a_prompt_cannot_move_the_cursor() {
+        assert_eq!(one_line("a \x1b[2J cat\r\n\ton a\u{9b}2J mat\u{7}"), "a [2J cat on a 2J mat");
+    }
+
+    #[test]
+    fn the_run_line_says_what_is_known() {
+        let started = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
+        let run = |all, written, failed| Run { started, all, written, failed, prompt: "赤いリンゴ".into() };
+        assert_eq!(run(Some(40), 9, 1).line(0.0), "10/40 pictures · 1 failed · 10 s a picture · 5 min left · 赤いリンゴ");
+        assert_eq!(run(None, 50, 0).line(0.5), "50 pictures · 30 pictures a minute · 赤いリンゴ");
+        assert_eq!(run(Some(1), 0, 0).line(0.5), "100 s left · 赤いリンゴ");
+        assert_eq!(run(Some(1), 0, 0).line(0.0), "赤いリンゴ");
+        assert_eq!(console::truncate_str(&run(Some(1), 0, 0).line(0.0), 6, "…"), "赤い…");
     }
 }

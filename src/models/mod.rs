@@ -3,6 +3,7 @@
 //! A model takes a tensor source and its spec; it never sees a path, a file layout or a family.
 
 mod autoencoder_kl;
+mod autoencoder_tiny;
 mod clip_text_model;
 mod embeddings;
 mod resnet;
@@ -10,6 +11,7 @@ mod transformer_2d;
 mod unet_2d_condition;
 
 pub use autoencoder_kl::{AutoencoderKLDecoder, AutoencoderKLEncoder};
+pub use autoencoder_tiny::AutoencoderTinyDecoder;
 pub use clip_text_model::{ClipTextModel, ClipTextOutput};
 pub use embeddings::sinusoidal_embedding;
 pub use unet_2d_condition::{AddedCondition, UNet2DCondition};
@@ -77,6 +79,10 @@ impl<'a> Scope<'a> {
         self.weight("weight", &[output, input, 3, 3], |weight| {
             Ok(Conv2d::new(weight, Some(self.tensor("bias", &[output])?), stride, padding)?)
         })
+    }
+
+    fn conv3x3_without_bias(&self, input: usize, output: usize, stride: usize, padding: Padding) -> Result<Conv2d> {
+        Ok(Conv2d::new(self.tensor("weight", &[output, input, 3, 3])?, None, stride, padding)?)
     }
 
     fn group_norm(&self, channels: usize, groups: usize, eps: f64) -> Result<GroupNorm> {

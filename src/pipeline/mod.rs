@@ -7,15 +7,17 @@
 //! The pipeline knows no family: it obeys the spec. It neither reads files nor prints; an [`Observer`] hears what is
 //! going on and may stop it.
 
+mod estimate;
 mod guided_denoiser;
+mod loading;
 mod observer;
 mod prompt;
 
-pub use observer::{Observer, Silent, Stage};
+pub use observer::{Estimate, Observer, Silent, Stage};
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
 
 use crate::image::to_rgb;
-use crate::models::{AutoencoderKLDecoder, Scope, UNet2DCondition};
+use crate::models::{AutoencoderKLDecoder, AutoencoderTinyDecoder, Scope, UNet2DCondition};
 use crate::noise::SeededNoise;
 use crate::request::GenerationRequest;
 use crate::schedulers::{NoiseSource, plan, sample};
@@ -25,8 +27,11 @@ use crate::weights::{Component, ModelSource};
 use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
+use estimate::Watched;
 use guided_denoiser::GuidedDenoiser;
-use observer::Observed;
+use loading::read;
+use std::cell::RefCell;
+use tracing::{debug_span, trace};
 
 /// Counts the changes of this program after which a request gives other pixels.
 ///
@@ -44,6 +49,8 @@ pub struct Pipeline {
     text_encoders: Vec<TextEncoder>,
     unet: UNet2DCondition,
     vae: AutoencoderKLDecoder,
+    /// Quick pictures of latents that are still forming.
+    tiny: Option<AutoencoderTinyDecoder>,
 }
 
 /// One picture of a batch that is yet to be painted.
@@ -91,7 +98,6 @@ impl Pipeline {
         }
         let mut text_encoders = Vec::new();
         for (i, encoder) in spec.text_encoders.iter().enumerate() {
-            observer.stage(Stage::Load { component: "text encoder" })?;
             let length = encoder.clip.max_positions;
             let tokenizer = match model.tokenizer(i) {
                 Some(files) => {
@@ -100,14 +106,17 @@ impl Pipeline {
                 }
                 None => ClipTokenizer::clip(&encoder.pad_token, length)?,
             };
-            let source = Observed::new(model, Component::TextEncoder(i), observer);
-            text_encoders.push(TextEncoder::load(&Scope::root(&source, dtype, device), encoder, tokenizer)?);
+            let text_encoder = read(model, Component::TextEncoder(i), dtype, observer, |source| {
+                TextEncoder::load(&Scope::root(source, dtype, device), encoder, tokenizer)
+            })?;
+            text_encoders.push(text_encoder);
         }
-        observer.stage(Stage::Load { component: "UNet" })?;
-        let unet = UNet2DCondition::load(&Scope::root(&Observed::new(model, Component::UNet, observer), dtype, device), &spec.unet)?;
-        observer.stage(Stage::Load { component: "VAE" })?;
-        let vae = AutoencoderKLDecoder::load(&Scope::root(&Observed::new(model, Component::Vae, observer), vae_dtype, device), &spec.vae)?;
-        Ok(Self { spec, device: device.clone(), dtype, vae_dtype, text_encoders, unet, vae })
+        let unet =
+            read(model, Component::UNet, dtype, observer, |source| UNet2DCondition::load(&Scope::root(source, dtype, device), &spec.unet))?;
+        let vae = read(model, Component::Vae, vae_dtype, observer, |source| {
+            AutoencoderKLDecoder::load(&Scope::root(source, vae_dtype, device), &spec.vae)
+        })?;
+        Ok(Self { spec, device: device.clone(), dtype, vae_dtype, text_encoders, unet, vae, tiny: None })
     }
 
     /// What the model is.
@@ -120,6 +129,7 @@ impl Pipeline {
     /// # Errors
     /// The observer stops it, or a value stops being finite.
     pub fn encode_prompt(&self, request: &GenerationRequest, observer: &mut dyn Observer) -> Result<Conditioning> {
+        let _span = debug_span!("encode_prompt").entered();
         observer.stage(Stage::EncodePrompt)?;
         let texts = prompt::texts(request);
         let encoded: Vec<EncodedText> = texts.iter().map(|text| self.encode_text(text, observer)).collect::<Result<_>>()?;
@@ -148,9 +158,9 @@ impl Pipeline {
     /// The observer stops it, the pictures do not go together, or a value stops being finite; the message names the stage.
     pub fn paint(&self, batch: &[Sketch<'_>], observer: &mut dyn Observer) -> Result<Vec<Painted>> {
         let latents = self.denoise(batch, observer)?;
-        observer.stage(Stage::Decode)?;
         let mut painted = Vec::new();
         for (i, sketch) in batch.iter().enumerate() {
+            observer.stage(Stage::Decode { done: i, all: batch.len() })?;
             // One picture at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
             let picture = to_rgb(&self.decode(&latents)?)?;
@@ -171,6 +181,7 @@ impl Pipeline {
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
             return Err(Error::Picture("pictures of different size, steps or sampler cannot be painted at once".into()));
         }
+        let _span = debug_span!("denoise", pictures = batch.len(), width = request.width, height = request.height).entered();
         let schedule = plan(&request.scheduler, request.steps)?;
         let factor = self.spec.vae.factor();
         let shape = (batch.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
@@ -180,10 +191,17 @@ impl Pipeline {
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: &seeds })?;
         let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, schedule.prediction, batch)?;
         let steps = schedule.steps.len();
-        sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, latents| {
+        let denoised = RefCell::new(None);
+        let mut watched = Watched::new(&mut denoiser, &denoised);
+        sample(&schedule, &latents, &mut watched, &mut noise, &mut |step, latents| {
             let (number, steps) = (step.index + 1, steps);
             check_finite(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
-            observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: &seeds })
+            trace!(step = number, steps, sigma = step.to.sigma, "a step is done");
+            observer.stage(Stage::Denoise { step: number, steps, pictures: &seeds })?;
+            if let Some(denoised) = denoised.take() {
+                observer.forming(&|| self.estimate(&denoised));
+            }
+            Ok(())
         })
     }
 
@@ -195,6 +213,7 @@ impl Pipeline {
     /// # Errors
     /// A value is not finite.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let _span = debug_span!("decode").entered();
         let decoded = self.vae.decode(&latents.to_dtype(self.vae_dtype)?)?.to_dtype(DType::F32)?;
         check_finite(&decoded, || format!("the VAE's picture in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
         Ok(decoded)

@@ -1,9 +1,7 @@
 //! Who hears what the pipeline does.
 
 use crate::Result;
-use crate::weights::{Component, InPlace, ModelSource, TensorSource};
-use candle_core::{DType, Device, Tensor};
-use std::cell::RefCell;
+use ::image::RgbImage;
 
 /// Where the work is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +10,10 @@ pub enum Stage<'a> {
     Load {
         /// Which network.
         component: &'static str,
+        /// Bytes read so far, as they lie in memory.
+        done: u64,
+        /// Bytes in all, where that is known.
+        all: Option<u64>,
     },
     /// The text encoders are at work.
     EncodePrompt,
@@ -25,8 +27,16 @@ pub enum Stage<'a> {
         pictures: &'a [u64],
     },
     /// The autoencoder is at work.
-    Decode,
+    Decode {
+        /// Pictures of the batch that are decoded.
+        done: usize,
+        /// Pictures of the batch.
+        all: usize,
+    },
 }
+
+/// Makes a picture, or says why it cannot; see [`Observer::forming`].
+pub type Estimate<'a> = dyn Fn() -> Result<Vec<RgbImage>> + 'a;
 
 /// Hears of every stage, and of what the user should know.
 pub trait Observer {
@@ -36,16 +46,11 @@ pub trait Observer {
     /// [`crate::Error::Cancelled`] stops the work.
     fn stage(&mut self, stage: Stage<'_>) -> Result<()>;
 
-    /// Asked in the middle of a stage that takes long: between the tensors of a network that is loaded.
-    ///
-    /// # Errors
-    /// As [`Observer::stage`].
-    fn go_on(&mut self) -> Result<()> {
-        Ok(())
-    }
-
     /// Something that the user should know although the work goes on.
     fn warn(&mut self, message: &str);
+
+    /// A step is done. Who wants to see what is forming calls `estimate` for one picture a seed; who does not pays nothing.
+    fn forming(&mut self, _estimate: &Estimate<'_>) {}
 }
 
 /// Hears nothing.
@@ -58,32 +63,4 @@ impl Observer for Silent {
     }
 
     fn warn(&mut self, _: &str) {}
-}
-
-/// Tensors that are served as long as an observer lets the work go on.
-pub(super) struct Observed<'a> {
-    tensors: Box<dyn TensorSource + 'a>,
-    observer: RefCell<&'a mut dyn Observer>,
-}
-
-impl<'a> Observed<'a> {
-    pub(super) fn new(model: &'a dyn ModelSource, component: Component, observer: &'a mut dyn Observer) -> Self {
-        Self { tensors: model.tensors(component), observer: RefCell::new(observer) }
-    }
-}
-
-impl TensorSource for Observed<'_> {
-    fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        self.observer.borrow_mut().go_on()?;
-        self.tensors.tensor(name, shape, dtype, device)
-    }
-
-    fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
-        self.observer.borrow_mut().go_on()?;
-        self.tensors.in_place(name, shape)
-    }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.tensors.shape(name)
-    }
 }

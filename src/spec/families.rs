@@ -1,6 +1,8 @@
 //! The well-known models as data, for whoever has no file of them at hand.
 
-use super::{Activation, ClipTextSpec, Defaults, Family, ModelSpec, TextEncoderSpec, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
+use super::{
+    Activation, ClipTextSpec, Defaults, Family, LatentRgb, ModelSpec, TextEncoderSpec, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec,
+};
 use crate::schedulers::{SchedulerConfig, SchedulerFile};
 
 impl ModelSpec {
@@ -106,6 +108,7 @@ fn vae(scaling_factor: f64, force_upcast: bool) -> VaeSpec {
         quant_conv: true,
         post_quant_conv: true,
         mid_attention: true,
+        latent_rgb: LatentRgb::known(scaling_factor, 4),
     }
 }
 

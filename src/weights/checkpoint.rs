@@ -10,6 +10,7 @@ use crate::Result;
 use crate::spec::ModelSpec;
 use std::path::Path;
 use std::sync::Arc;
+use tracing::{debug, info};
 
 /// One network of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -142,6 +143,13 @@ impl Checkpoint {
         concluded: String,
     ) -> Checkpoint {
         let Description { spec, tokenizers, scheduler, .. } = description;
+        info!("{name}: {}", spec.family.name());
+        for sentence in &spec.evidence {
+            info!("  {sentence}");
+        }
+        for (component, part) in &parts {
+            debug!(?component, parameters = part.parameters(), files = part.files.len(), "found {}", part.title);
+        }
         let nothing = Part::empty("a network that the model does not have", files.clone());
         Checkpoint { name, spec, files, parts, tokenizers, scheduler, concluded, nothing }
     }

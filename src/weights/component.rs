@@ -72,6 +72,12 @@ impl Part {
         places.filter_map(|(_, place)| Some((self.files.get(place.file)?, place.entry)))
     }
 
+    /// How many numbers all tensors have.
+    pub(crate) fn parameters(&self) -> u64 {
+        let count = |name: &String| self.shape(name).map_or(0, |shape| shape.iter().product::<usize>() as u64);
+        self.places.keys().map(count).sum()
+    }
+
     /// The tensor's shape as diffusers has it.
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let (_, entry, form) = self.find(name)?;

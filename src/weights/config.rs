@@ -5,7 +5,7 @@
 
 use super::json::{Allowed, Fields, shown};
 use crate::Result;
-use crate::spec::{Activation, ClipTextSpec, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
+use crate::spec::{Activation, ClipTextSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
 use serde_json::Value;
 
 /// Limits on what a configuration may claim. Names are written out for every level, block and layer, so that these numbers
@@ -180,9 +180,10 @@ pub(crate) fn vae(fields: &Fields) -> Result<VaeSpec> {
     if scaling_factor <= 0.0 {
         return Err(fields.wrong("scaling_factor", format!("{scaling_factor} is not above zero")));
     }
+    let latent_channels = fields.count("latent_channels", Some(4), limit::CHANNELS)?;
     Ok(VaeSpec {
         picture_channels,
-        latent_channels: fields.count("latent_channels", Some(4), limit::CHANNELS)?,
+        latent_channels,
         layers_per_block: fields.count("layers_per_block", Some(1), limit::BLOCKS)?,
         norm_groups: groups(fields, &block_out_channels)?,
         block_out_channels,
@@ -192,6 +193,7 @@ pub(crate) fn vae(fields: &Fields) -> Result<VaeSpec> {
         quant_conv: fields.flag("use_quant_conv", true)?,
         post_quant_conv: fields.flag("use_post_quant_conv", true)?,
         mid_attention: fields.flag("mid_block_add_attention", true)?,
+        latent_rgb: LatentRgb::known(scaling_factor, latent_channels),
     })
 }
 

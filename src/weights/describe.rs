@@ -83,7 +83,7 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
     let unet_json = folder.required_json("unet/config.json")?;
     let unet = config::unet(&unet_json)?;
     let vae_json = folder.required_json("vae/config.json")?;
-    let vae = config::vae(&vae_json)?;
+    let mut vae = config::vae(&vae_json)?;
     check_latents(&unet_json.file, &unet, &vae)?;
 
     let xl = unet.text_time.is_some();
@@ -150,6 +150,7 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
     evidence.extend(distilled);
     if let Some(fields) = folder.json(schedule::RECOMMENDED)? {
         defaults = schedule::recommended(&fields, defaults)?;
+        vae.latent_rgb = schedule::latent_rgb(&fields, vae.latent_channels)?.or(vae.latent_rgb);
         evidence.push(format!("{} recommends steps and guidance.", fields.file));
     }
     let latents = config::sample_size(&unet_json)?.unwrap_or(default_size(family) / 8);

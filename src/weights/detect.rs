@@ -8,7 +8,7 @@ use super::file::WeightFile;
 use super::keys::TextLayout;
 use super::{model_error, quoted};
 use crate::Result;
-use crate::spec::{Activation, ClipTextSpec, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
+use crate::spec::{Activation, ClipTextSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
 
 /// Groups of every group norm; nothing in a file says it.
 const GROUPS: usize = 32;
@@ -240,6 +240,7 @@ pub(crate) fn vae(probe: Probe<'_>, scaling_factor: f64, force_upcast: bool) -> 
         quant_conv: probe.has("quant_conv.weight"),
         post_quant_conv: probe.has("post_quant_conv.weight"),
         mid_attention: probe.has("decoder.mid.attn_1.q.weight"),
+        latent_rgb: LatentRgb::known(scaling_factor, latent_channels),
     })
 }
 

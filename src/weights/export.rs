@@ -7,7 +7,7 @@ use super::describe::TEXT_ENCODERS;
 use super::json::Fields;
 use super::{config, model_error, schedule};
 use crate::Result;
-use crate::spec::{Activation, ClipTextSpec, Family, ModelSpec, TextEncoderSpec, UNetLevel, UNetSpec, VaeSpec};
+use crate::spec::{Activation, ClipTextSpec, Family, LatentRgb, ModelSpec, TextEncoderSpec, UNetLevel, UNetSpec, VaeSpec};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -79,10 +79,16 @@ pub(crate) fn texts(model: &Checkpoint, usual: &[(&str, TokenizerFiles)]) -> Res
     texts.insert("scheduler/scheduler_config.json".into(), model.scheduler.clone());
     // Only what the scheduler and the family do not say already.
     let (implied, _) = schedule::defaults(spec.family, &Fields::parse(model.name(), model.scheduler.as_bytes())?)?;
-    if implied != spec.defaults {
+    let latent_rgb =
+        spec.vae.latent_rgb.clone().filter(|own| LatentRgb::known(spec.vae.scaling_factor, own.factors.len()).as_ref() != Some(own));
+    if implied != spec.defaults || latent_rgb.is_some() {
         let mut recommended = json!({ "guidance_scale": spec.defaults.guidance_scale });
         if let Some(steps) = spec.defaults.steps {
             recommended["steps"] = json!(steps);
+        }
+        if let Some(LatentRgb { factors, bias }) = latent_rgb {
+            let rows: Vec<[f64; 3]> = factors.into_iter().chain([bias]).collect();
+            recommended["latent_rgb"] = json!(rows);
         }
         texts.insert(schedule::RECOMMENDED.into(), format!("{recommended:#}\n"));
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tracing::debug;
 
 /// The bytes of a file.
 pub(crate) enum Blob {
@@ -60,6 +61,7 @@ impl WeightFile {
     /// Reads the header of `blob`.
     pub(crate) fn new(name: String, blob: Blob) -> Result<WeightFile> {
         let header = header::parse(&name, blob.bytes())?;
+        debug!(bytes = blob.bytes().len(), tensors = header.entries.len(), "opened {name}");
         let by_name = header.entries.iter().enumerate().map(|(i, entry)| (entry.name.clone(), i)).collect();
         let used = header.entries.iter().map(|_| AtomicBool::new(false)).collect();
         Ok(WeightFile { name, blob, header, by_name, used })

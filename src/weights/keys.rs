@@ -4,7 +4,7 @@
 //! below give both spellings of every leaf; the sites follow from a network's spec. Together they are a list of [`Pair`]s
 //! that is read from left to right to load a file and from right to left to write one.
 
-use crate::spec::{ClipTextSpec, UNetSpec, VaeSpec};
+use crate::spec::{AutoencoderTinySpec, ClipTextSpec, UNetSpec, VaeSpec};
 
 /// How a stored tensor becomes the one that diffusers has under the name. Every form has an inverse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +104,9 @@ const VAE_ATTENTION: Leaves = &[
     ("v", "to_v", Conv1x1),
     ("proj_out", "to_out.0", Conv1x1),
 ];
+
+const TINY_CONV: Leaves = &[("weight", "weight", Tensor(Form::Same)), ("bias", "bias", Tensor(Form::Same))];
+const TINY_BLOCK: Leaves = &[("conv.0", "conv.0", Layer), ("conv.2", "conv.2", Layer), ("conv.4", "conv.4", Layer)];
 
 const CLIP: Leaves = &[
     ("text_model.embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight", Tensor(Form::Same)),
@@ -260,6 +263,34 @@ pub(crate) fn vae(spec: &VaeSpec, prefix: &'static str) -> Vec<Pair> {
             pairs.add(&format!("encoder.down.{i}.downsample"), &format!("encoder.down_blocks.{i}.downsamplers.0"), CONV);
             pairs.add(&format!("decoder.up.{up}.upsample"), &format!("decoder.up_blocks.{i}.upsamplers.0"), CONV);
         }
+    }
+    pairs.pairs
+}
+
+/// How a tiny autoencoder's tensors are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TinyLayout {
+    /// As in diffusers' AutoencoderTiny.
+    Diffusers,
+    /// As its author's sequence of layers, behind a prefix; it counts a clamp before the first convolution.
+    Original(&'static str),
+}
+
+/// The names of a tiny autoencoder's decoder.
+pub(crate) fn tiny(spec: &AutoencoderTinySpec, layout: TinyLayout) -> Vec<Pair> {
+    let (prefix, shift) = match layout {
+        TinyLayout::Diffusers => ("decoder.layers.", 0),
+        TinyLayout::Original(prefix) => (prefix, 1),
+    };
+    let mut pairs = Pairs { prefix, pairs: Vec::new() };
+    let mut add = |n: usize, leaves| pairs.add(&format!("{}", n + shift), &format!("decoder.layers.{n}"), leaves);
+    add(0, TINY_CONV);
+    let mut next = 2;
+    for (i, blocks) in spec.blocks.iter().enumerate() {
+        (next..next + blocks).for_each(|n| add(n, TINY_BLOCK));
+        next += blocks + usize::from(i + 1 < spec.blocks.len());
+        add(next, TINY_CONV);
+        next += 1;
     }
     pairs.pairs
 }

@@ -40,6 +40,7 @@ mod kinds;
 mod schedule;
 mod single;
 mod survey;
+mod tiny;
 mod training;
 
 pub use adapter::{Adapter, Change, Embedding, Fit, Target};
@@ -49,6 +50,7 @@ pub use component::{ComponentTensors, InPlace};
 pub use convert::{Layout, Report, convert, convert_observed};
 pub use hash::{HashCache, Hashes, hash};
 pub use survey::{ComponentSummary, Kind, Stored, Survey};
+pub use tiny::TinyAutoencoder;
 pub use training::trained_words;
 
 // What a diffusers folder is read from, for whoever has to fetch it first.
@@ -94,6 +96,11 @@ pub trait ModelSource {
     /// The tokenizer of the text encoder `index`; `None` where CLIP's own is meant.
     fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles>;
 
+    /// How many numbers one network's tensors have; `None` where that is not known beforehand.
+    fn parameters(&self, _: Component) -> Option<u64> {
+        None
+    }
+
     /// The tensors of one network.
     fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_>;
 }
@@ -109,6 +116,10 @@ impl ModelSource for Checkpoint {
 
     fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles> {
         Checkpoint::tokenizer(self, index)
+    }
+
+    fn parameters(&self, component: Component) -> Option<u64> {
+        self.part(component).map(|part| part.parameters())
     }
 
     fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_> {

@@ -3,7 +3,7 @@
 use super::json::Fields;
 use crate::Result;
 use crate::schedulers::SchedulerConfig;
-use crate::spec::{Defaults, Family};
+use crate::spec::{Defaults, Family, LatentRgb};
 use serde_json::{Value, json};
 
 /// Parses the text of a `scheduler_config.json`. The only place that knows how.
@@ -54,13 +54,28 @@ pub(crate) fn of_family(family: Family, prediction: Prediction) -> String {
     format!("{config:#}\n")
 }
 
-/// What a model's maker recommends: `sd-gen.json` beside `model_index.json`, sd-gen's own, with `steps` and `guidance_scale`.
+/// What a model's maker recommends: `sd-gen.json` beside `model_index.json`, sd-gen's own, with `steps`, `guidance_scale` and `latent_rgb`.
 pub(crate) const RECOMMENDED: &str = "sd-gen.json";
 
 /// `defaults` with what the maker recommends in their place.
 pub(crate) fn recommended(fields: &Fields, defaults: Defaults) -> Result<Defaults> {
     let steps = if fields.has("steps") { Some(fields.count("steps", None, 1000)?) } else { defaults.steps };
     Ok(Defaults { steps, guidance_scale: fields.number("guidance_scale", defaults.guidance_scale)? })
+}
+
+/// How the latents look: for each channel its red, green and blue, and a last row for where all channels are 0.
+pub(crate) fn latent_rgb(fields: &Fields, channels: usize) -> Result<Option<LatentRgb>> {
+    const NAME: &str = "latent_rgb";
+    if !fields.has(NAME) {
+        return Ok(None);
+    }
+    let number = |value: &Value| value.as_f64().filter(|x| x.is_finite());
+    let row = |row: &Value| -> Option<[f64; 3]> { row.as_array()?.iter().map(number).collect::<Option<Vec<f64>>>()?.try_into().ok() };
+    let rows: Option<Vec<[f64; 3]>> = fields.list(NAME, channels + 1)?.iter().map(row).collect();
+    match rows.as_deref() {
+        Some([factors @ .., bias]) if factors.len() == channels => Ok(Some(LatentRgb { factors: factors.to_vec(), bias: *bias })),
+        _ => Err(fields.wrong(NAME, format!("is not a list of {channels} rows and a last one, each of three numbers"))),
+    }
 }
 
 /// Schedulers that only distilled models ask for: class, timestep spacing where it matters, steps, guidance scale.

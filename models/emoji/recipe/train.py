@@ -164,6 +164,10 @@ def main():
     matrices = [p for p in vae.decoder.parameters() if p.ndim >= 2 and min(p.shape[:2]) > 4]
     train(params, matrices, decoder_loss, a.minutes_decoder * 60, 0, 1e-3, ema, "decoder", dev, state("decoder")); ema.swap(); vae.eval()
     scale = 1 / lat.std().item(); lat *= scale; vae.register_to_config(scaling_factor=scale); print("scaling_factor", scale)
+    # How the latents look, for previews: least squares from the latents at a place to the mean colour of its 8 by 8 pixels; the last row is the bias.
+    at = lat.permute(0, 2, 3, 1).reshape(-1, 4).cpu(); colours = F.avg_pool2d(x_all.float() / 127.5 - 1, 8).permute(0, 2, 3, 1).reshape(-1, 3).cpu()
+    rgb = torch.linalg.lstsq(torch.cat([at, torch.ones(len(at), 1)], 1), colours).solution
+    settings = dict(steps=25, guidance_scale=2.0, latent_rgb=[[round(v, 4) for v in row] for row in rgb.tolist()])
 
     # 3. UNet and text encoder
     rng = random.Random(a.seed); captions = [[caption(l, rng) for _ in range(24)] for l in names]
@@ -194,7 +198,7 @@ def main():
         pipe = StableDiffusionPipeline(vae=vae, text_encoder=clip, tokenizer=tok, unet=unet, scheduler=sched, safety_checker=None, feature_extractor=None, requires_safety_checker=False); pipe.set_progress_bar_config(disable=True)
         with torch.autocast(dev, torch.bfloat16): tiles = [np.asarray(i) for i in pipe(PROMPTS, num_inference_steps=25, guidance_scale=guidance, generator=[torch.Generator("cpu").manual_seed(s) for s in range(len(PROMPTS))]).images]
         Image.fromarray(np.concatenate([np.concatenate(tiles[i : i + 8], 1) for i in range(0, len(tiles), 8)])).save(a.out / ("sheet.png" if step is None else f"sheet-{step:06}.png"))
-        export(pipe, a.out / "model"); ema.swap(); unet.train(); clip.train()
+        export(pipe, a.out / "model"); (a.out / "model/sd-gen.json").write_text(json.dumps(settings) + "\n"); ema.swap(); unet.train(); clip.train()
     train(params, matrices, unet_loss, a.minutes_unet * 60, a.until, a.lr, ema, "unet", dev, state("unet"), a.look * 60, look)
     look(None); print("written to", a.out / "model")
 

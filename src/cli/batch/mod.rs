@@ -5,14 +5,14 @@ mod resolve;
 
 use super::args::GenerateArgs;
 use super::download::Showing;
-use super::flags::Flags;
+use super::flags::{Flags, Wrong};
 use super::generate::set_threads;
 use super::lines::{self, Format, LineError, LineErrors};
 use super::model::Models;
 use super::output::make_folder;
 use super::progress::Progress;
 use super::watch::Watch;
-use super::{listen_for_cancellation, say};
+use super::{listen_for_cancellation, screen};
 use crate::batch::{Book, Feed, Hear, Job, Keeper, Ledger, News, Shard, Sizes, Standing, Tally, Window, sizes};
 use crate::disk::{folder_of, sweep};
 use crate::{Error, Result};
@@ -81,8 +81,21 @@ pub(super) struct MergeArgs {
     manifests: Vec<PathBuf>,
 }
 
+impl BatchArgs {
+    /// What every line starts from.
+    fn base(&self) -> Result<GenerateArgs> {
+        let wrong = |wrong: Vec<Wrong>| Error::Input(wrong.into_iter().map(|wrong| wrong.what).collect::<Vec<_>>().join("\n"));
+        self.flags.args().map_err(wrong)
+    }
+
+    /// How often `--verbose` was said, and whether `--quiet` was.
+    pub(super) fn loudness(&self) -> (u8, bool) {
+        self.base().map_or((0, false), |base| (base.verbose, base.quiet))
+    }
+}
+
 pub(super) fn run(args: BatchArgs) -> Result<()> {
-    let base = args.flags.args().map_err(|wrong| Error::Input(wrong.into_iter().map(|wrong| wrong.what).collect::<Vec<_>>().join("\n")))?;
+    let base = args.base()?;
     if let Some(threads) = base.threads {
         set_threads(threads)?;
     }
@@ -286,11 +299,11 @@ impl Run {
         }
         let ledger = Ledger::open(manifest, args.retry_failed, args.verify)?;
         if !ledger.manifest().has_locks() {
-            say("warning: this file system has no locks; do not run two processes on this folder");
+            screen::say("warning: this file system has no locks; do not run two processes on this folder");
         }
         if ledger.manifest().strange_lines() > 0 {
             let (lines, path) = (ledger.manifest().strange_lines(), manifest.display());
-            say(&format!("warning: {lines} lines of {path} are no records, and are passed over"));
+            screen::say(&format!("warning: {lines} lines of {path} are no records, and are passed over"));
         }
         listen_for_cancellation()?;
         Ok(Self { ledger: Arc::new(Mutex::new(ledger)), tally: Arc::default(), manifest: manifest.to_owned() })
@@ -379,7 +392,7 @@ fn stopped(error: Error, kept: usize) -> Error {
 /// `sd-gen merge`: joins the manifests of shards.
 pub(super) fn merge(args: &MergeArgs) -> Result<()> {
     let merged = crate::batch::merge(&args.out, &args.manifests)?;
-    say(&format!(
+    screen::say(&format!(
         "{}: {} pictures, {} of them failed; {} records said the same as others",
         args.out.display(),
         merged.pictures,
@@ -387,7 +400,7 @@ pub(super) fn merge(args: &MergeArgs) -> Result<()> {
         merged.duplicates
     ));
     for conflict in &merged.conflicts {
-        say(&format!("warning: {conflict}"));
+        screen::say(&format!("warning: {conflict}"));
     }
     Ok(())
 }
