@@ -87,7 +87,7 @@ mod tests {
         // The sixth does not fit behind the others.
         let mut slabs = [1, 16, 17, 0, 1000, LINES * 16 - 1000, 5].map(Slab::new).into_iter().collect::<Result<Vec<_>>>()?;
         // Of the large one only the ends, to be spared its memory.
-        let ends = |slab: &mut Slab, at: usize| (slab.len() > 0).then(|| at * (slab.len() - 1));
+        let ends = |slab: &mut Slab, at: usize| slab.len().checked_sub(1).map(|last| at * last);
         for (i, slab) in slabs.iter_mut().enumerate() {
             for at in 0..2 {
                 if let Some(line) = ends(slab, at) {
