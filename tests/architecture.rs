@@ -14,7 +14,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
-    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers::TimestepSpacing", "spec", "weights"]),
+    ("batch", &["Error", "Result", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
+    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers", "spec", "weights"]),
     ("pipeline", &["Error", "Result", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
     ("weights", &["Error", "Result", "schedulers", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),
@@ -28,6 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("image", &["Error", "Result"]),
     ("sheet", &["Error", "Result"]),
     ("device", &["Error", "Result"]),
+    ("disk", &["Error", "Result"]),
     ("error", &[]),
 ];
 

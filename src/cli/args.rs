@@ -1,5 +1,6 @@
 //! What was typed: flags as clap reads them, in the order of `--help`.
 
+use super::batch::{BatchArgs, MergeArgs};
 use super::bench::BenchArgs;
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
@@ -17,6 +18,7 @@ Examples:
   sd-gen -p \"a lighthouse at dusk\" -m sd15.safetensors --sampler \"DPM++ 2M Karras\" --steps 25
   sd-gen -p \"a lighthouse\" -m ./models --images 4 --batch-size 2 -o \"out/{date}/{seed}.png\"
   echo \"a green apple\" | sd-gen -p - -o - > apple.png
+  sd-gen batch prompts.txt --output-dir out              a prompt a line; run it again to go on
   sd-gen convert models/sd15 sd15.safetensors --dtype f16
   sd-gen bench --random sd15 --dtypes f32,bf16
 
@@ -37,6 +39,10 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Paint the lines of a file, thousands of them, and go on where an earlier run stopped
+    Batch(Box<BatchArgs>),
+    /// Join the manifests of shards
+    Merge(MergeArgs),
     /// Write a model in the other layout: a diffusers folder as one file in the original layout, or back
     Convert(ConvertArgs),
     /// Time every phase of painting, for every combination of models, devices, dtypes, sizes and batch sizes
@@ -101,9 +107,9 @@ pub(super) struct GenerateArgs {
     /// Pictures for each prompt
     #[arg(long, aliases = ["count", "num-images-per-prompt", "batch-count", "n-iter"], value_name = "N", default_value = "1", help_heading = "What to paint")]
     pub(super) images: usize,
-    /// Pictures painted at once; does not change them
-    #[arg(short, long, value_name = "N", default_value = "1", help_heading = "What to paint")]
-    pub(super) batch_size: usize,
+    /// The most pictures painted at once, or auto, by their size and the memory; does not change them
+    #[arg(short, long, value_name = "N", default_value = "auto", value_parser = parse_batch_size, help_heading = "What to paint")]
+    pub(super) batch_size: BatchSize,
 
     /// A path (folder or .safetensors file), a folder of models, or a name in the models folder
     #[arg(short, long, aliases = ["sd-model", "ckpt-name", "checkpoint"], value_name = "WHAT", help_heading = "The model")]
@@ -192,6 +198,27 @@ pub(super) enum Seed {
     Is(u64),
 }
 
+/// What is loaded, and where: lines with equal ones share a pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ModelFlags {
+    pub(super) model: Option<String>,
+    pub(super) models_dir: Option<PathBuf>,
+    pub(super) device: DeviceChoice,
+    pub(super) dtype: DTypeChoice,
+    pub(super) vae_dtype: DTypeChoice,
+}
+
+/// The most pictures at once; `None` is auto.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BatchSize(pub(super) Option<usize>);
+
+fn parse_batch_size(text: &str) -> Result<BatchSize, String> {
+    match text {
+        "auto" => Ok(BatchSize(None)),
+        _ => text.parse().map(|most| BatchSize(Some(most))).map_err(|_| "give a whole number, or auto".into()),
+    }
+}
+
 fn parse_seed(text: &str) -> Result<Seed, String> {
     match text.parse::<i128>() {
         Ok(n) if n < 0 => Ok(Seed::Random),
@@ -239,6 +266,12 @@ impl GenerateArgs {
         self.prompts.iter().map(|prompt| if prompt == "-" { read_standard_input() } else { Ok(prompt.clone()) }).collect()
     }
 
+    /// The flags of [`Opened::new`](super::model::Opened::new) that choose and load a model.
+    pub(super) fn model_flags(&self) -> ModelFlags {
+        let Self { model, models_dir, device, dtype, vae_dtype, .. } = self;
+        ModelFlags { model: model.clone(), models_dir: models_dir.clone(), device: *device, dtype: *dtype, vae_dtype: *vae_dtype }
+    }
+
     /// What `--scheduler-config` holds.
     pub(super) fn read_scheduler_config(&self) -> Result<Option<SchedulerConfig>> {
         let Some(path) = &self.scheduler_config else { return Ok(None) };
@@ -277,7 +310,7 @@ impl GenerateArgs {
             seed,
             rng: self.rng,
             images: Some(self.images),
-            batch_size: Some(self.batch_size),
+            batch_size: self.batch_size.0,
             clip_skip: self.clip_skip,
         }
     }

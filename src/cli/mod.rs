@@ -1,6 +1,7 @@
 //! The command line: what was typed, and what it means. Together with `main`, the only part that prints.
 
 mod args;
+mod batch;
 mod bench;
 mod config;
 mod convert;
@@ -11,6 +12,7 @@ mod model;
 mod output;
 mod progress;
 mod sweep;
+mod watch;
 
 use crate::{Error, Result};
 use args::{Cli, Command};
@@ -39,6 +41,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     }
     match cli.command {
         None => generate::run(cli.generate),
+        Some(Command::Batch(args)) => batch::run(*args),
+        Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
     }
