@@ -1,7 +1,7 @@
 //! Flags as pairs of name and value, wherever they were written: the lines of a batch file, a sweep and a configuration file are
 //! nothing but flags, so clap's own definition is the one list of what they may say and the one judge of their values.
 
-use super::args::{GenerateArgs, Seed};
+use super::args::{BatchSize, GenerateArgs, Seed};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
@@ -194,6 +194,7 @@ impl Kind {
             TypeId::of::<i64>(),
             TypeId::of::<i32>(),
             TypeId::of::<Seed>(),
+            TypeId::of::<BatchSize>(),
         ];
         match () {
             () if is(&whole) => Self::Whole,

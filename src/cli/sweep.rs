@@ -2,7 +2,7 @@
 //! are laid over those of the line.
 
 use super::flags::{Flags, GENERATION, Kind, varies};
-use super::lines::{Line, LineError, cells_of, values_of};
+use super::lines::{Line, LineError, Lines, cells_of, values_of};
 use crate::{Error, Result};
 use std::ffi::OsString;
 use std::path::Path;
@@ -133,7 +133,7 @@ impl Sweep {
     }
 
     /// Combinations of all values; 1 without any sweep.
-    pub(super) fn points(&self) -> usize {
+    fn points(&self) -> usize {
         self.axes.iter().fold(1, |product, axis| product.saturating_mul(axis.labels.len()))
     }
 
@@ -150,8 +150,19 @@ impl Sweep {
         flags
     }
 
+    /// Every line once for every combination.
+    pub(super) fn over(self, lines: Lines) -> impl Iterator<Item = Result<Line, LineError>> {
+        lines.flat_map(move |line| -> Box<dyn Iterator<Item = Result<Line, LineError>>> {
+            match line {
+                Ok(line) if self.axes.is_empty() => Box::new(std::iter::once(Ok(line))),
+                Ok(line) => Box::new(self.expand(line)),
+                Err(error) => Box::new(std::iter::once(Err(error))),
+            }
+        })
+    }
+
     /// The line once for every combination, the last sweep's values changing fastest; `at` of [`Line::swept`] says which.
-    pub(super) fn expand(&self, line: Line) -> impl Iterator<Item = Result<Line, LineError>> + use<> {
+    fn expand(&self, line: Line) -> impl Iterator<Item = Result<Line, LineError>> + use<> {
         let sweep = self.clone();
         (0..self.points()).map(move |point| {
             let mut rest = point;

@@ -2,22 +2,25 @@
 
 mod dry_run;
 mod resolve;
+mod sheets;
 
 use super::args::GenerateArgs;
 use super::download::Showing;
 use super::flags::{Flags, Wrong};
 use super::generate::set_threads;
-use super::lines::{self, Format, LineError, LineErrors};
+use super::lines::{self, Format, Line, LineError, LineErrors};
 use super::model::Models;
 use super::output::make_folder;
 use super::progress::Progress;
+use super::sweep::{Axis, Sweep};
 use super::watch::Watch;
 use super::{listen_for_cancellation, screen};
-use crate::batch::{Book, Feed, Hear, Job, Keeper, Ledger, News, Shard, Sizes, Standing, Tally, Window, sizes};
+use crate::batch::{Book, Feed, Hear, Job, Keeper, Key, Ledger, News, Shard, Sizes, Standing, Tally, Window, sizes};
 use crate::disk::{folder_of, sweep};
 use crate::{Error, Result};
 use clap::Args;
 use resolve::{Names, Resolver};
+use sheets::Sheets;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -40,6 +43,8 @@ Examples:
   sd-gen batch prompts.txt --output-dir out --steps 20
   sd-gen batch prompts.txt --output-dir out --dry-run            what would be painted, and what it takes
   sd-gen batch prompts.txt --output-dir out --retry-failed
+  sd-gen batch prompts.txt --output-dir out --sweep guidance-scale=4,6,8 --sweep sampler=euler,dpm++2m
+  sd-gen batch -p \"a cat\" --output-dir out --sweep seed=1..16   no file: one line, which the flags are
   sd-gen batch prompts.txt --output-dir out --shard 3/16         one part of sixteen, the same everywhere
   sd-gen merge out/sd-gen.manifest.jsonl out/sd-gen.manifest.*-of-16.jsonl";
 
@@ -47,8 +52,11 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(super) struct BatchArgs {
     /// The file of prompts; \"-\" is standard input, painted as it comes
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    #[arg(value_name = "FILE", required_unless_present = "sweep")]
+    file: Option<PathBuf>,
+    /// Paint every line with each of the values, and of several sweeps every combination; draws a contact sheet: steps=10,20 seed=1..16
+    #[arg(long, value_name = "FLAG=VALUES", value_parser = Axis::parse, help_heading = "The batch")]
+    sweep: Vec<Axis>,
     /// Say what would be painted and what it takes, and paint nothing
     #[arg(long, help_heading = "The batch")]
     dry_run: bool,
@@ -101,17 +109,19 @@ pub(super) fn run(args: BatchArgs) -> Result<()> {
     }
     let mut resolver = Resolver::new(args.shard);
     resolver.showing = Showing { style: base.progress, quiet: base.quiet };
-    if args.file.as_os_str() != "-" {
-        return paint_file(&args, &base, resolver);
+    let sweep = Sweep::new(args.sweep.clone())?;
+    if args.file.as_ref().is_none_or(|file| file.as_os_str() != "-") {
+        return paint_file(&args, &base, sweep, resolver);
     }
     if args.dry_run {
         return Err(Error::Input("--dry-run wants a file, which standard input is not: it is painted as it comes".into()));
     }
-    paint_stream(args, &base, resolver)
+    paint_stream(args, &base, sweep, resolver)
 }
 
-fn paint_file(args: &BatchArgs, base: &GenerateArgs, mut resolver: Resolver) -> Result<()> {
-    let jobs = check(args, &mut resolver)?;
+fn paint_file(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver) -> Result<()> {
+    let mut sheets = Sheets::new(&sweep);
+    let jobs = check(args, sweep, &mut resolver, &mut sheets)?;
     let manifest = args.manifest_path(base);
     if args.dry_run {
         // Nothing is made, a manifest included.
@@ -122,7 +132,7 @@ fn paint_file(args: &BatchArgs, base: &GenerateArgs, mut resolver: Resolver) -> 
     }
     let run = Run::begin(args, &manifest, &resolver.folders)?;
     let Sorted { open, there, failed } = Sorted::new(jobs, |job| run.look(job));
-    check_names(&open, &args.file)?;
+    check_names(&open, args.file.as_deref().unwrap_or(Path::new("the command line")))?;
     let mut progress = Progress::new(base.progress, base.quiet);
     for remark in &resolver.remarks {
         progress.say(remark);
@@ -135,21 +145,25 @@ fn paint_file(args: &BatchArgs, base: &GenerateArgs, mut resolver: Resolver) -> 
     let mut open = Some(open);
     let windows = move |_: &Hear| open.take().map_or(Window::End, Window::Jobs);
     let ended = run.paint(windows, &resolver.models, &resolver.names, Some(pictures), &mut progress);
-    run.conclude(ended, there, failed, 0, &progress)
+    // However it ended: what there is so far is worth a look.
+    let drawn = sheets.write(base.output_dir.as_deref().unwrap_or(Path::new("")), args.shard, |key| run.path(key), &progress);
+    run.conclude(ended, there, failed, 0, &progress).and(drawn)
 }
 
 /// All lines of a file as jobs, or all that is wrong with them.
-fn check(args: &BatchArgs, resolver: &mut Resolver) -> Result<Vec<Job>> {
+fn check(args: &BatchArgs, sweep: Sweep, resolver: &mut Resolver, sheets: &mut Sheets) -> Result<Vec<Job>> {
     let mut jobs = Vec::new();
     let mut errors = LineErrors::default();
     let (mut wrong, mut only_models) = (false, true);
-    for line in lines::read(&args.file, args.format, &args.flags)? {
+    for line in args.lines(sweep)? {
         let error = match line {
             Ok(line) => match resolver.jobs(&line) {
                 Ok(more) => {
                     // Once something is wrong, nothing will be painted.
                     if !wrong {
-                        jobs.extend(more.into_iter().flatten());
+                        let more = more.unwrap_or_default();
+                        sheets.note(&line, &more);
+                        jobs.extend(more);
                     }
                     continue;
                 }
@@ -206,7 +220,7 @@ impl Sorted {
 }
 
 /// Paints lines of standard input as they come.
-fn paint_stream(args: BatchArgs, base: &GenerateArgs, resolver: Resolver) -> Result<()> {
+fn paint_stream(args: BatchArgs, base: &GenerateArgs, sweep: Sweep, resolver: Resolver) -> Result<()> {
     let manifest = args.manifest_path(base);
     let run = Run::begin(&args, &manifest, &BTreeSet::new())?;
     let mut progress = Progress::new(base.progress, base.quiet);
@@ -216,15 +230,15 @@ fn paint_stream(args: BatchArgs, base: &GenerateArgs, resolver: Resolver) -> Res
     let wrong = Arc::new(AtomicUsize::new(0));
     let counted = wrong.clone();
     let reader = std::thread::Builder::new().name("read".into());
-    let reader = reader.spawn(move || read_stream(&args, resolver, &sender, &counted));
+    let reader = reader.spawn(move || read_stream(&args, sweep, resolver, &sender, &counted));
     reader.map_err(|e| Error::Input(format!("standard input cannot be read by a thread: {e}")))?;
     let ended = run.paint(move |hear| window(&received, hear), &models, &names, None, &mut progress);
     run.conclude(ended, 0, 0, wrong.load(Ordering::SeqCst), &progress)
 }
 
 /// Sends jobs for as long as somebody takes them.
-fn read_stream(args: &BatchArgs, mut resolver: Resolver, sender: &SyncSender<Result<Job, String>>, wrong: &AtomicUsize) {
-    let lines = match lines::read(&args.file, args.format, &args.flags) {
+fn read_stream(args: &BatchArgs, sweep: Sweep, mut resolver: Resolver, sender: &SyncSender<Result<Job, String>>, wrong: &AtomicUsize) {
+    let lines = match args.lines(sweep) {
         Ok(lines) => lines,
         Err(error) => {
             wrong.fetch_add(1, Ordering::SeqCst);
@@ -274,6 +288,17 @@ fn window(received: &Receiver<Result<Job, String>>, hear: &Hear) -> Window {
 }
 
 impl BatchArgs {
+    /// The lines of the file, or the one that the flags are without a file, each with all combinations of the sweeps.
+    fn lines(&self, sweep: Sweep) -> Result<impl Iterator<Item = Result<Line, LineError>> + use<>> {
+        // A line may leave what is swept to the sweep, its prompt above all.
+        let base = self.flags.over(&sweep.first());
+        let lines = match &self.file {
+            Some(file) => lines::read(file, self.format, &base)?,
+            None => lines::of_flags(&base),
+        };
+        Ok(sweep.over(lines))
+    }
+
     fn manifest_path(&self, base: &GenerateArgs) -> PathBuf {
         self.manifest.clone().unwrap_or_else(|| {
             let folder = base.output_dir.clone().unwrap_or_default();
@@ -307,6 +332,14 @@ impl Run {
         }
         listen_for_cancellation()?;
         Ok(Self { ledger: Arc::new(Mutex::new(ledger)), tally: Arc::default(), manifest: manifest.to_owned() })
+    }
+
+    /// The file of a picture that is there.
+    fn path(&self, key: Key) -> Option<PathBuf> {
+        match self.ledger.lock().unwrap_or_else(PoisonError::into_inner).look(key) {
+            Standing::Painted(path) => Some(path),
+            _ => None,
+        }
     }
 
     fn look(&self, job: &Job) -> Standing {

@@ -60,11 +60,6 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// As it stands in the file.
-    pub(super) fn text(&self) -> &str {
-        &self.record.text
-    }
-
     /// An error about this line; a sentence that begins with a flag of the line, such as `--width 100: …`, points to it.
     pub(super) fn error(&self, sentence: &str) -> LineError {
         let swept: Vec<String> = self.labels.iter().map(|(name, label)| format!("{name}={label}")).collect();

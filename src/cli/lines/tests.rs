@@ -48,7 +48,7 @@ fn flags_on_a_line_are_read_as_a1111_reads_them() {
         let args = one(Format::Text, line);
         assert_eq!((args.prompts[0].as_str(), args.seed), (prompt, seed.map(super::super::args::Seed::Is)), "{line}");
     }
-    let args = one(Format::Text, "--prompt a --batch_size 4 --n_iter 3");
+    let args = one(Format::Text, "--prompt a --batch_size 4.0 --n_iter 3");
     assert_eq!((args.images, args.batch_size.0), (12, Some(4)));
 }
 
@@ -347,9 +347,8 @@ fn sweeps_lie_over_every_line() {
     use super::super::sweep::{Axis, Sweep};
     let axes = ["cfg=4,7.5", "seed=1..2", "size=64x64,128x64"].map(|text| Axis::parse(text).unwrap());
     let sweep = Sweep::new(axes.to_vec()).unwrap();
-    assert_eq!(sweep.points(), 8);
-    let line = over("", Format::Text, b"a cat --seed 9 --width 256").next().unwrap().unwrap();
-    let swept: Vec<Line> = sweep.expand(line.clone()).map(|line| line.unwrap()).collect();
+    let swept: Vec<Line> = sweep.over(over("", Format::Text, b"a cat --seed 9 --width 256")).map(|line| line.unwrap()).collect();
+    assert_eq!(swept.len(), 8);
     let points: Vec<_> = swept.iter().map(|line| (line.at.clone(), line.args.guidance_scale, line.args.size, line.args.width)).collect();
     assert_eq!(points[1], (vec![0, 0, 1], Some(4.0), Some((128, 64)), None));
     assert_eq!(points[7], (vec![1, 1, 1], Some(7.5), Some((128, 64)), None));
@@ -358,9 +357,10 @@ fn sweeps_lie_over_every_line() {
     assert!(said.starts_with("lines:1:14: --seed: no (with --sweep guidance-scale=7.5, seed=2, size=128x64)"), "{said}");
     // A line may leave its prompt to the sweep.
     let prompts = Sweep::new(vec![Axis::parse("prompt=a,b").unwrap()]).unwrap();
-    let line = lines(Source::new("lines", Cursor::new("{\"seed\": 1}")), Format::Jsonl, &prompts.first()).next().unwrap().unwrap();
-    assert_eq!(prompts.expand(line).map(|line| line.unwrap().args.prompts.concat()).collect::<Vec<_>>(), ["a", "b"]);
-    assert_eq!(of_flags(&prompts.first()).next().unwrap().unwrap().args.prompts, ["a"]);
+    let first = prompts.first();
+    let lines = lines(Source::new("lines", Cursor::new("{\"seed\": 1}")), Format::Jsonl, &first);
+    assert_eq!(prompts.over(lines).map(|line| line.unwrap().args.prompts.concat()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(of_flags(&first).next().unwrap().unwrap().args.prompts, ["a"]);
 }
 
 mod any_input {

@@ -1,0 +1,159 @@
+//! The contact sheets of a sweep and the table of what made which, written beside the pictures when the run has ended.
+
+use crate::batch::{Job, Key, Shard};
+use crate::cli::lines::Line;
+use crate::cli::output::make_folder;
+use crate::cli::progress::Progress;
+use crate::cli::sweep::{self, Sweep};
+use crate::disk::write_whole;
+use crate::image::write_png;
+use crate::sheet::{Axis, Made, Sheet, write_table};
+use crate::{Error, Result};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// More pages than anybody looks through.
+const MOST_PAGES: usize = 100;
+/// The text chunk by which a sheet knows an earlier one, which it may replace.
+const KEYWORD: &str = "sd-gen";
+const SHEET: &str = "contact sheet";
+
+/// Where every picture of a sweep belongs.
+pub(super) struct Sheets {
+    sweeps: Arc<[sweep::Axis]>,
+    /// The lines of the file: number and prompt.
+    lines: Vec<(usize, String)>,
+    pictures: Vec<Place>,
+}
+
+struct Place {
+    /// Which value of each sweep, which line, and which of the pictures that both give.
+    swept: Vec<usize>,
+    line: usize,
+    image: usize,
+    key: Key,
+    prompt: String,
+    seed: u64,
+    size: (u32, u32),
+}
+
+impl Sheets {
+    pub(super) fn new(sweep: &Sweep) -> Self {
+        Self { sweeps: sweep.axes.clone(), lines: Vec::new(), pictures: Vec::new() }
+    }
+
+    /// Takes in what a line became.
+    pub(super) fn note(&mut self, line: &Line, jobs: &[Job]) {
+        if self.sweeps.is_empty() {
+            return;
+        }
+        if self.lines.last().is_none_or(|(number, _)| *number != line.number) {
+            self.lines.push((line.number, line.args.prompts.join(" | ")));
+        }
+        let index = self.lines.len() - 1;
+        self.pictures.extend(jobs.iter().enumerate().map(|(image, job)| Place {
+            swept: line.at.clone(),
+            line: index,
+            image,
+            key: job.key,
+            prompt: job.request.prompt.clone(),
+            seed: job.seed,
+            size: (job.request.width as u32, job.request.height as u32),
+        }));
+    }
+
+    /// Writes sheets and table into a folder.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub(super) fn write(
+        self,
+        folder: &Path,
+        shard: Option<Shard>,
+        path: impl Fn(Key) -> Option<PathBuf>,
+        progress: &Progress,
+    ) -> Result<()> {
+        let Some(first) = self.pictures.first() else { return Ok(()) };
+        make_folder(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
+        let names: Vec<&str> = self.sweeps.iter().map(|axis| axis.name.as_str()).collect();
+        let part = shard.map(|shard| format!("-{}", shard.label())).unwrap_or_default();
+        let stem = format!("sweep-{}{part}", names.join("-"));
+        let paths: Vec<Option<PathBuf>> = self.pictures.iter().map(|picture| path(picture.key)).collect();
+
+        let swept: Vec<Axis> = self.sweeps.iter().map(|axis| Axis { name: axis.name.clone(), labels: axis.labels.clone() }).collect();
+        let made = self.pictures.iter().zip(&paths).map(|(picture, path)| Made {
+            labels: picture.swept.iter().zip(&swept).map(|(at, axis)| axis.labels[*at].clone()).collect(),
+            prompt: picture.prompt.clone(),
+            seed: picture.seed,
+            path: path.clone(),
+        });
+        let mut table = Vec::new();
+        write_table(&swept, made, &mut table).map_err(Error::io(folder.join(&stem)))?;
+        let header = table.split(|byte| *byte == b'\n').next().unwrap_or_default().to_vec();
+        let name = free_name(folder, &stem, "csv", |path| std::fs::read(path).is_ok_and(|text| text.starts_with(&header)));
+        write_whole(&name, true, |to| to.write_all(&table))?;
+        progress.say(&format!("table: {}", name.display()));
+
+        let (axes, order) = self.arranged(swept);
+        let size = self.pictures.iter().fold(first.size, |most, picture| (most.0.max(picture.size.0), most.1.max(picture.size.1)));
+        let sheet = Sheet::new(axes, size)?;
+        if sheet.pages() > MOST_PAGES {
+            progress.say(&format!("no contact sheet: it would have {} pages; the table says what made which", sheet.pages()));
+            return Ok(());
+        }
+        let places: HashMap<Vec<usize>, &PathBuf> =
+            self.pictures.iter().zip(&paths).filter_map(|(picture, path)| Some((order(picture), path.as_ref()?))).collect();
+        for page in 0..sheet.pages() {
+            let stem = if sheet.pages() == 1 { stem.clone() } else { format!("{stem}-{:03}", page + 1) };
+            let drawn = sheet.draw(page, |at| places.get(at).map(|path| (*path).clone()));
+            let name = free_name(folder, &stem, "png", is_sheet);
+            write_whole(&name, true, |to| write_png(&drawn, &[(KEYWORD, Cow::from(SHEET))], to).map_err(std::io::Error::other))?;
+            progress.say(&format!("contact sheet: {}", name.display()));
+        }
+        Ok(())
+    }
+
+    /// The axes of the sheet, and a picture's place on them. Lines and pictures of one request are axes where there are several; beside
+    /// a single sweep the lines go down, so that one page shows all of it.
+    fn arranged(&self, mut axes: Vec<Axis>) -> (Vec<Axis>, impl Fn(&Place) -> Vec<usize> + use<>) {
+        let images = self.pictures.iter().map(|picture| picture.image + 1).max().unwrap_or(1);
+        let (with_lines, with_images) = (self.lines.len() > 1, images > 1);
+        let lines_first = with_lines && axes.len() == 1;
+        if with_images {
+            axes.push(Axis { name: "picture".into(), labels: (1..=images).map(|number| number.to_string()).collect() });
+        }
+        if with_lines {
+            let labels = self.lines.iter().map(|(number, prompt)| format!("{number}: {prompt}")).collect();
+            axes.insert(if lines_first { 0 } else { axes.len() }, Axis { name: "line".into(), labels });
+        }
+        let order = move |picture: &Place| {
+            let mut at = picture.swept.clone();
+            at.extend(with_images.then_some(picture.image));
+            if with_lines {
+                at.insert(if lines_first { 0 } else { at.len() }, picture.line);
+            }
+            at
+        };
+        (axes, order)
+    }
+}
+
+/// A name that no file has, or one of an earlier run of ours.
+fn free_name(folder: &Path, stem: &str, extension: &str, is_ours: impl Fn(&Path) -> bool) -> PathBuf {
+    let named = |stem: &str| folder.join(format!("{stem}.{extension}"));
+    let mut name = named(stem);
+    let mut count = 2;
+    while name.symlink_metadata().is_ok() && !(name.is_file() && is_ours(&name)) {
+        name = named(&format!("{stem}-{count}"));
+        count += 1;
+    }
+    name
+}
+
+fn is_sheet(path: &Path) -> bool {
+    let Ok(file) = std::fs::File::open(path) else { return false };
+    let Ok(reader) = png::Decoder::new(std::io::BufReader::new(file)).read_info() else { return false };
+    reader.info().uncompressed_latin1_text.iter().any(|chunk| chunk.keyword == KEYWORD && chunk.text == SHEET)
+}

@@ -1,0 +1,90 @@
+//! Sweeps as their users meet them: pictures, contact sheets and tables.
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn sd_gen(folder: &Path, arguments: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    command.args(arguments.split(' ')).args(["--no-config", "--output-dir", "out"]).current_dir(folder).env_remove("SD_GEN_MODELS");
+    command.output().expect("sd-gen starts")
+}
+
+fn table(path: &Path) -> Vec<Vec<String>> {
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_path(path).expect("a table");
+    reader.records().map(|record| record.expect("a row").iter().map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn every_line_is_painted_with_every_combination() {
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::write(folder.path().join("lines.csv"), "prompt,seed\n\"a cat, red\",5\na rocket,\n").expect("write");
+    let arguments = "batch lines.csv --sweep cfg=1,4 --sweep steps=1..2";
+    let output = sd_gen(folder.path(), arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 8);
+
+    let out = folder.path().join("out");
+    let rows = table(&out.join("sweep-guidance-scale-steps.csv"));
+    assert_eq!(rows[0], ["guidance-scale", "steps", "prompt", "seed", "path"]);
+    let combinations: Vec<_> = rows[1..].iter().map(|row| row[..3].join(" ")).collect();
+    let of = |prompt: &str| ["1 1", "1 2", "4 1", "4 2"].map(|values| format!("{values} {prompt}"));
+    assert_eq!(combinations, [of("a cat, red"), of("a rocket")].concat());
+    for row in &rows[1..] {
+        assert_eq!(row[2] == "a cat, red", row[3] == "5", "{row:?}");
+        assert!(folder.path().join(&row[4]).is_file(), "{row:?}");
+        // The picture says itself what the table says of it.
+        let text = String::from_utf8_lossy(&std::fs::read(folder.path().join(&row[4])).expect("read")).into_owned();
+        assert!(text.contains(&format!("Steps: {}", row[1])) && text.contains(&format!("Seed: {}", row[3])), "{row:?}");
+    }
+    // One seed for all combinations of a line: guidance alone makes the difference.
+    assert!(rows[5..].iter().all(|row| row[3] == rows[5][3]));
+
+    // A line a page; the same run again draws the same sheets in the same place, and takes nobody's file.
+    let pages = || -> Vec<Vec<u8>> {
+        let names = ["001", "002"].map(|page| out.join(format!("sweep-guidance-scale-steps-{page}.png")));
+        names.map(|path| std::fs::read(path).expect("a sheet")).to_vec()
+    };
+    let (first, count) = (pages(), std::fs::read_dir(&out).expect("folder").count());
+    assert!(sd_gen(folder.path(), arguments).status.success());
+    assert_eq!(pages(), first);
+    assert_eq!(std::fs::read_dir(&out).expect("folder").count(), count);
+}
+
+#[test]
+fn a_sweep_needs_no_file_and_replaces_no_file_of_others() {
+    let folder = tempfile::tempdir().expect("folder");
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).expect("folder");
+    std::fs::write(out.join("sweep-prompt.png"), "mine").expect("write");
+    let output = sd_gen(folder.path(), "batch --sweep prompt=dog,cat --steps 1 --seed 1");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read(out.join("sweep-prompt.png")).expect("read"), b"mine");
+    let sheet = image::open(out.join("sweep-prompt-2.png")).expect("a sheet").to_rgb8();
+    let painted = image::open(out.join("dog-1.png")).expect("a picture").to_rgb8();
+    // Pictures that fit are drawn as they are.
+    let (across, down) = (sheet.width() - painted.width(), sheet.height() - painted.height());
+    let is_at = |x, y| image::imageops::crop_imm(&sheet, x, y, painted.width(), painted.height()).to_image() == painted;
+    assert!((0..=across).any(|x| (0..=down).any(|y| sheet.get_pixel(x, y) == painted.get_pixel(0, 0) && is_at(x, y))));
+    assert_eq!(table(&out.join("sweep-prompt.csv"))[1][..2], ["dog", "1"]);
+}
+
+#[test]
+fn a_wrong_sweep_is_said_before_any_work() {
+    let folder = tempfile::tempdir().expect("folder");
+    for (arguments, said) in [
+        ("batch -p x --sweep steps=1,abc", "--steps \"abc\": give a whole number such as 20"),
+        ("batch -p x --sweep stepz=1", "did you mean \"steps\"?"),
+        ("batch -p x --sweep width=64,100", "(with --sweep width=100)"),
+        ("batch -p x --sweep width=64 --sweep size=64x64", "does not go with --sweep width"),
+        ("batch --sweep steps=1", "has no prompt"),
+        ("batch -p x", "FILE"),
+    ] {
+        let output = sd_gen(folder.path(), arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {error}");
+        assert!(error.contains(said), "{arguments}: {error}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 0);
+}
