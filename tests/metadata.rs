@@ -50,8 +50,22 @@ fn other_tools_pictures_are_read_field_by_field() {
 
 /// What the committed `sd-gen.png` was painted with.
 const OURS: &[&str] = &[
-    "--prompt", "a red apple, (shiny: very) — 東京\nsecond line", "--negative-prompt", "blurry: bad, worse", "--seed", "5", "--steps", "2",
-    "--size", "64x64", "--sampler", "dpmpp_2m_karras", "--guidance-scale", "3.5", "--clip-skip", "2",
+    "--prompt",
+    "a red apple, (shiny: very) — 東京\nsecond line",
+    "--negative-prompt",
+    "blurry: bad, worse",
+    "--seed",
+    "5",
+    "--steps",
+    "2",
+    "--size",
+    "64x64",
+    "--sampler",
+    "dpmpp_2m_karras",
+    "--guidance-scale",
+    "3.5",
+    "--clip-skip",
+    "2",
 ];
 
 #[test]
@@ -60,9 +74,16 @@ fn what_two_readers_see_in_our_pictures_is_what_we_write() {
     sd_gen(folder.path(), &[OURS, &["-o", "new.png"]].concat());
     let without_version = |path: &Path| {
         let texts = texts(path).expect("read").expect("a picture");
-        texts.into_iter().map(|text| (text.keyword, text.text.rsplit_once(", Version: ").expect("a version").0.to_owned())).collect::<Vec<_>>()
+        texts
+            .into_iter()
+            .map(|text| (text.keyword, text.text.rsplit_once(", Version: ").expect("a version").0.to_owned()))
+            .collect::<Vec<_>>()
     };
-    assert_eq!(without_version(&folder.path().join("new.png")), without_version(&data("sd-gen.png")), "paint it again, and run make_pictures.py");
+    assert_eq!(
+        without_version(&folder.path().join("new.png")),
+        without_version(&data("sd-gen.png")),
+        "paint it again, and run make_pictures.py"
+    );
     let (wanted, seen) = (read_json("sd-gen.json"), read_json("readers.json"));
     let found = read(&data("sd-gen.png")).expect("read").expect("a picture").recipe.expect("a recipe").json();
     for (field, value) in wanted.as_object().expect("an object") {

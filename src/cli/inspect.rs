@@ -192,7 +192,10 @@ fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Fit>
         let numbers = |list: Vec<String>| list.join(", ");
         add("ranks", vec![numbers(adapter.ranks().iter().map(usize::to_string).collect())]);
         add("alphas", vec![numbers(adapter.alphas().iter().map(f32::to_string).collect())]);
-        add("changes", adapter.sites().iter().map(|(site, layers)| format!("{site}: {layers} layer{}", if *layers == 1 { "" } else { "s" })).collect());
+        add(
+            "changes",
+            adapter.sites().iter().map(|(site, layers)| format!("{site}: {layers} layer{}", if *layers == 1 { "" } else { "s" })).collect(),
+        );
     }
     if let Some(embedding) = &survey.embedding {
         let word = embedding.word.as_ref().map(|word| format!(" for {word}")).unwrap_or_default();
