@@ -7,26 +7,15 @@
 Every measurement is a new process. sd-gen's clock starts with the process; PyTorch's starts when torch is imported and one thread pool is
 warm, and it leaves out the tensors that painting does not need (the autoencoder's encoder). Before every measurement the file is read, so that it
 comes from the page cache, and as much memory as the weights need is entered and given back, because a virtual machine's host takes back what lies
-idle and the first to enter it pays, whichever program that is. Prints one JSON object: seconds of every round, medians, and the ratios sd-gen / PyTorch.
+idle and the first to enter it pays, whichever program that is. Prints one JSON object:
+seconds of every round, medians, and the ratio sd-gen / PyTorch. On a machine that is not idle, start it with `chrt -r 1`.
 """
 import argparse, json, mmap, os, statistics, subprocess, sys, time
 
-TORCH = """
-import sys, time, torch
-from safetensors import safe_open
-path, dtype, threads = sys.argv[1], getattr(torch, sys.argv[2]), int(sys.argv[3])
-torch.set_num_threads(threads)
-torch.ones(1 << 22, dtype=torch.float16).to(dtype)
-start = time.perf_counter()
-with safe_open(path, "pt") as file:
-    tensors = [file.get_tensor(key).to(dtype) for key in file.keys() if ".encoder." not in key or not key.startswith("first_stage_model")]
-print(time.perf_counter() - start, sum(t.numel() * t.element_size() for t in tensors))
-"""
-
-
-def warm(path, size, most=4):
+def warm(a, most=4):
     """Reads the file, and enters as much fresh memory until that is as fast as it gets: what lay idle may have to come from a host first."""
-    with open(path, "rb", buffering=0) as file:
+    size = os.path.getsize(a.model) * {"f32": 2, "bf16": 1}[a.dtype] * 9 // 8
+    with open(a.model, "rb", buffering=0) as file:
         block = bytearray(1 << 22)
         while file.readinto(block): pass
     for _ in range(most):
@@ -38,10 +27,25 @@ def warm(path, size, most=4):
         if time.perf_counter() - start < 0.3 * size / 1e9: break
 
 
+def by_torch(a):
+    """The process that `--by-torch` starts: reads and converts, and prints its seconds and the bytes of the tensors."""
+    import torch
+    from safetensors import safe_open
+    torch.set_num_threads(a.threads)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[a.dtype]
+    torch.ones(1 << 22, dtype=torch.float16).to(dtype)
+    warm(a)
+    start = time.perf_counter()
+    with safe_open(a.model, "pt") as file:
+        tensors = [file.get_tensor(key).to(dtype) for key in file.keys() if not key.startswith("first_stage_model.encoder.")]
+    print(time.perf_counter() - start, sum(t.numel() * t.element_size() for t in tensors))
+
+
 def sd_gen(a):
     """Seconds until the first text is encoded, the peak memory by then, and the processor's seconds."""
-    command = [a.sd_gen, "-m", a.model, "-p", "x", "--steps", "1", "--size", "64x64", "--dtype", a.dtype, "--device", "cpu", "--threads", str(a.threads),
-               "--progress", "json", "-o", "-"]
+    command = [a.sd_gen, "-m", a.model, "-p", "x", "--steps", "99", "--dtype", a.dtype, "--device", "cpu",
+               "--threads", str(a.threads), "--progress", "json", "-o", "-"]
+    warm(a)
     start = time.perf_counter()
     program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     for line in program.stderr:
@@ -59,15 +63,14 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("sd_gen"); ap.add_argument("model"); ap.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
     ap.add_argument("--rounds", type=int, default=7); ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--by-torch", action="store_true", help=argparse.SUPPRESS)
     a = ap.parse_args()
-    torch_dtype = {"f32": "float32", "bf16": "bfloat16"}[a.dtype]
-    size = os.path.getsize(a.model) * {"f32": 2, "bf16": 1}[a.dtype] * 5 // 4
+    if a.by_torch: return by_torch(a)
     ours, theirs = [], []
     for _ in range(a.rounds):
-        warm(a.model, size)
-        seconds, weights = subprocess.run([sys.executable, "-c", TORCH, a.model, torch_dtype, str(a.threads)], capture_output=True, text=True, check=True).stdout.split()
+        torch = [sys.executable, __file__, a.sd_gen, a.model, "--dtype", a.dtype, "--threads", str(a.threads), "--by-torch"]
+        seconds, weights = subprocess.run(torch, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
         theirs.append(float(seconds))
-        warm(a.model, size)
         ours.append(sd_gen(a))
     seconds = [run[0] for run in ours]
     print(json.dumps({"model": os.path.basename(a.model), "dtype": a.dtype, "threads": a.threads, "load average": os.getloadavg()[0],

@@ -14,7 +14,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
-    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers::TimestepSpacing", "spec", "weights"]),
+    ("batch", &["Error", "Result", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
+    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers", "spec", "weights"]),
     ("pipeline", &["Error", "Result", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
     ("hub", &["Error", "Result", "weights"]),
     ("weights", &["Error", "Result", "schedulers", "spec"]),
@@ -27,7 +28,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("metadata", &["Error", "Result", "noise", "request", "schedulers"]),
     ("noise", &["Error", "Result", "schedulers::NoiseSource"]),
     ("image", &["Error", "Result"]),
+    ("sheet", &["Error", "Result"]),
     ("device", &["Error", "Result"]),
+    ("disk", &["Error", "Result"]),
     ("error", &[]),
 ];
 

@@ -198,6 +198,29 @@ fn both_layouts_paint_the_same_picture() {
 }
 
 #[test]
+fn tensors_that_are_not_used_are_counted_and_named_when_asked_for() {
+    let folder = folder();
+    sd_gen(folder.path(), &["convert", "emoji", "whole.safetensors"]);
+    let bytes = std::fs::read(folder.path().join("whole.safetensors")).expect("a model");
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).expect("a header");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("tensors");
+    let mut tensors = file.tensors();
+    for name in ["extra.one", "extra.two", "extra.three"] {
+        tensors.push((name.to_owned(), safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).expect("a tensor")));
+    }
+    let more = safetensors::serialize(tensors, metadata.metadata().clone()).expect("a file");
+    std::fs::write(folder.path().join("more.safetensors"), more).expect("written");
+    let said = |flags: &[&str]| {
+        let arguments = [&["-m", "./more.safetensors", "-p", "a cat", "--steps", "1", "-o", "-"], flags].concat();
+        String::from_utf8_lossy(&sd_gen(folder.path(), &arguments).stderr).into_owned()
+    };
+    let brief = said(&[]);
+    assert!(brief.contains("does not use \"extra.one\" and 2 more (-v names them)") && !brief.contains("extra.two"), "{brief}");
+    let long = said(&["-v"]);
+    assert!(["extra.one", "extra.two", "extra.three"].iter().all(|name| long.contains(name)), "{long}");
+}
+
+#[test]
 fn a_model_is_found_by_its_name() {
     let folder = folder();
     sd_gen(folder.path(), &["convert", "emoji", "models/my-emoji-model"]);
@@ -214,7 +237,7 @@ fn a_model_is_found_by_its_name() {
 
 #[test]
 fn help_names_every_flag_of_the_readme() {
-    let helps = [&["--help"][..], &["bench", "--help"]].map(|arguments| sd_gen(Path::new("."), arguments).stdout);
+    let helps = [&["--help"][..], &["bench", "--help"], &["batch", "--help"]].map(|arguments| sd_gen(Path::new("."), arguments).stdout);
     let help = String::from_utf8_lossy(&helps.concat()).into_owned();
     let readme = include_str!("../README.md");
     let flags: std::collections::BTreeSet<&str> = readme

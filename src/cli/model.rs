@@ -1,11 +1,18 @@
 //! Which model `--model` names.
 
 use super::download::{self, Showing};
+use super::progress::Progress;
+use crate::batch::{Footprint, Load};
+use crate::device::{DTypeChoice, free_memory};
 use crate::hub::{HubId, name_in_cache};
+use crate::metadata::Painter;
+use crate::pipeline::{Observer, Pipeline};
+use crate::request::GenerationRequest;
 use crate::weights::{Checkpoint, Found, Holds, Kind, Survey, find_models, is_model_folder};
 use crate::{Error, Result};
-use candle_core::DType;
+use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The name of the model that is compiled in.
 pub(super) const BUILTIN: &str = "emoji";
@@ -34,6 +41,119 @@ static BUILTIN_FILES: &[(&str, &[u8])] = builtin_files![
 ];
 #[cfg(not(feature = "builtin-model"))]
 static BUILTIN_FILES: &[(&str, &[u8])] = &[];
+
+/// A model that was opened, and what it is to compute in.
+pub(super) struct Opened {
+    pub(super) checkpoint: Checkpoint,
+    /// Its name as people say it.
+    pub(super) label: Arc<str>,
+    pub(super) dtype: DType,
+    pub(super) vae_dtype: DType,
+    device: Device,
+    /// The VAE computes in f32 although it was not asked for.
+    upcast: bool,
+}
+
+impl Opened {
+    pub(super) fn new(checkpoint: Checkpoint, device: &Device, dtype: DTypeChoice, vae_dtype: DTypeChoice) -> Self {
+        let dtype = dtype.on(device);
+        let upcast = vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
+        let vae_dtype = match vae_dtype {
+            DTypeChoice::Is(dtype) => dtype,
+            DTypeChoice::Auto if upcast => DType::F32,
+            DTypeChoice::Auto => dtype,
+        };
+        let label = label(&checkpoint);
+        Self { checkpoint, label: label.into(), dtype, vae_dtype, device: device.clone(), upcast }
+    }
+
+    /// Where it computes.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the user should know.
+    pub(super) fn remark(&self) -> Option<&'static str> {
+        self.upcast.then_some("this model's VAE overflows in f16: it computes in f32 (--vae-dtype changes that)")
+    }
+
+    /// Says what was concluded, and from what.
+    pub(super) fn describe(&self, progress: &Progress) {
+        let spec = self.checkpoint.spec();
+        progress.say(&format!("{}: {}", self.checkpoint.name(), spec.family.name()));
+        for sentence in &spec.evidence {
+            progress.say(&format!("  {sentence}"));
+        }
+        let (dtype, vae_dtype) = (self.dtype.as_str(), self.vae_dtype.as_str());
+        progress.say(&format!("computing on {:?} in {dtype}, VAE in {vae_dtype}", self.device.location()));
+    }
+
+    /// What decides, beside a request, which pixels it paints.
+    pub(super) fn painter(&self) -> Painter {
+        Painter { label: self.label.clone(), dtype: self.dtype, vae_dtype: self.vae_dtype }
+    }
+
+    /// The memory that its weights and a request's pictures take.
+    pub(super) fn footprint(&self, request: &GenerationRequest) -> Footprint {
+        let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
+        Footprint::new(
+            self.checkpoint.spec(),
+            request,
+            self.dtype,
+            self.vae_dtype,
+            self.device.is_cpu(),
+            weights,
+            free_memory(&self.device),
+        )
+    }
+}
+
+/// The models of a run, loaded when their turn comes. Lines that are still being typed may name more of them.
+#[derive(Clone, Default)]
+pub(super) struct Models(Arc<Mutex<Vec<Arc<Opened>>>>);
+
+impl Models {
+    pub(super) fn new(model: Opened) -> Self {
+        let models = Self::default();
+        models.add(model);
+        models
+    }
+
+    /// Gives the model's number.
+    pub(super) fn add(&self, model: Opened) -> usize {
+        let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        models.push(Arc::new(model));
+        models.len() - 1
+    }
+
+    pub(super) fn get(&self, model: usize) -> Option<Arc<Opened>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
+    }
+}
+
+impl Load for Models {
+    fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+        let opened = self.get(model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
+        let Opened { checkpoint, device, dtype, vae_dtype, .. } = &*opened;
+        let pipeline = Pipeline::load(checkpoint, device, *dtype, *vae_dtype, observer)?;
+        let unused = checkpoint.unknown();
+        if let Some((first, others)) = unused.split_first() {
+            let more = if others.is_empty() { String::new() } else { format!(" and {} more (-v names them)", others.len()) };
+            observer.warn(&format!("{}: the model does not use {first:?}{more}", checkpoint.name()));
+            for key in others {
+                tracing::info!("  {key:?}");
+            }
+        }
+        Ok(pipeline)
+    }
+
+    fn fits_beside(&self, model: usize) -> bool {
+        let Some(opened) = self.get(model) else { return false };
+        // The other one and its pictures are in memory already, so what is free is left beside them.
+        let weights = Footprint::weights(&opened.checkpoint, opened.dtype, opened.vae_dtype);
+        free_memory(&opened.device).is_some_and(|free| weights < free / 2)
+    }
+}
 
 /// What `--model` names.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,15 +12,16 @@ use crate::noise::Rng;
 use crate::request::GenerationRequest;
 use crate::schedulers::SigmaSchedule;
 use candle_core::DType;
+use std::sync::Arc;
 
 /// The PNG keyword.
 pub const KEYWORD: &str = "parameters";
 
 /// What paints, beside the request.
-#[derive(Debug, Clone, Copy)]
-pub struct Painter<'a> {
+#[derive(Debug, Clone)]
+pub struct Painter {
     /// What people call the model.
-    pub model: &'a str,
+    pub label: Arc<str>,
     /// What UNet and text encoders compute in.
     pub dtype: DType,
     /// What the VAE computes in.
@@ -31,7 +32,7 @@ pub struct Painter<'a> {
 ///
 /// # Errors
 /// The scheduler's configuration names something that is not implemented.
-pub fn parameters(request: &GenerationRequest, seed: u64, painter: &Painter<'_>) -> Result<String> {
+pub fn parameters(request: &GenerationRequest, seed: u64, painter: &Painter) -> Result<String> {
     let scheduler = &request.scheduler;
     let schedule = scheduler.sigma_schedule()?;
     // A1111 has no name for this one, and no reader minds one more.
@@ -43,7 +44,7 @@ pub fn parameters(request: &GenerationRequest, seed: u64, painter: &Painter<'_>)
         ("CFG scale", request.guidance_scale.to_string()),
         ("Seed", seed.to_string()),
         ("Size", format!("{}x{}", request.width, request.height)),
-        ("Model", painter.model.to_owned()),
+        ("Model", painter.label.to_string()),
     ];
     if request.skip_layers > 0 {
         pairs.push(("Clip skip", (request.skip_layers + 1).to_string()));

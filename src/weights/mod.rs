@@ -32,6 +32,7 @@ mod file;
 mod folder;
 mod hash;
 mod header;
+mod identity;
 mod ignorable;
 mod json;
 mod keys;

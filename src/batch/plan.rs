@@ -1,0 +1,152 @@
+//! In which order pictures are painted, and which of them at once.
+//!
+//! Models come in the order in which the file first names them, and within a model the pictures that can be painted at once, so that a
+//! model is loaded once and batches are full. Within such a group equal prompts follow each other, so that they are encoded once.
+
+use super::key::Key;
+use crate::metadata::Painter;
+use crate::request::GenerationRequest;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// One picture with everything decided.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Its number among the pictures of the file, which counts from 0.
+    pub id: usize,
+    /// What it is.
+    pub key: Key,
+    /// The line that asked for it, counted from 1.
+    pub line: usize,
+    /// Which of the run's models.
+    pub model: usize,
+    /// What paints it.
+    pub painter: Painter,
+    /// What to paint.
+    pub request: Arc<GenerationRequest>,
+    /// The seed.
+    pub seed: u64,
+    /// Its file.
+    pub path: PathBuf,
+    /// The user named this very file, so that a taken name is an error and not a reason to count on.
+    pub exact: bool,
+    /// A file that is no picture of this run may be replaced.
+    pub overwrite: bool,
+}
+
+/// Jobs in the order in which they are painted, those together that can be painted at once.
+pub fn groups(jobs: Vec<Job>) -> Vec<Vec<Job>> {
+    let mut models: Vec<usize> = Vec::new();
+    let mut places: HashMap<(usize, [u8; 32]), usize> = HashMap::new();
+    let mut prompts: HashMap<(String, Option<String>), usize> = HashMap::new();
+    let mut groups: Vec<(usize, Vec<(usize, Job)>)> = Vec::new();
+    for job in jobs {
+        if !models.contains(&job.model) {
+            models.push(job.model);
+        }
+        let place = *places.entry((job.model, shape(&job.request))).or_insert_with(|| {
+            groups.push((job.model, Vec::new()));
+            groups.len() - 1
+        });
+        let count = prompts.len();
+        let prompt = *prompts.entry((job.request.prompt.clone(), job.request.negative_prompt.clone())).or_insert(count);
+        if let Some((_, group)) = groups.get_mut(place) {
+            group.push((prompt, job));
+        }
+    }
+    groups.sort_by_key(|(model, _)| models.iter().position(|other| other == model));
+    let in_order = |(_, mut group): (usize, Vec<(usize, Job)>)| {
+        // Stable: pictures of one prompt stay in the file's order.
+        group.sort_by_key(|(prompt, _)| *prompt);
+        group.into_iter().map(|(_, job)| job).collect()
+    };
+    groups.into_iter().map(in_order).collect()
+}
+
+/// A hash of [`GenerationRequest::shape`], which holds floats and is therefore none itself.
+fn shape(request: &GenerationRequest) -> [u8; 32] {
+    Sha256::digest(format!("{:?}", request.shape())).into()
+}
+
+/// One part of a file that is painted in several places: `3/16`.
+///
+/// Picture i of the file, in the order of its lines, belongs to part `i mod count`: every part has as much of everything, and
+/// neither the machine nor what is painted already has a say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    number: usize,
+    count: NonZeroUsize,
+}
+
+impl Shard {
+    /// Whether the picture belongs to it.
+    pub fn has(&self, picture: usize) -> bool {
+        picture % self.count == self.number - 1
+    }
+
+    /// As a part of a file's name.
+    pub fn label(&self) -> String {
+        format!("{}-of-{}", self.number, self.count)
+    }
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(number, count)| Some((number.trim().parse().ok()?, count.trim().parse().ok()?)));
+        match parts {
+            Some((number, count)) if (1..=NonZeroUsize::get(count)).contains(&number) => Ok(Self { number, count }),
+            Some((number, count)) => Err(format!("there is no part {number} of {count}; parts are counted from 1")),
+            None => Err("give the part and the number of parts like 3/16".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::RequestDraft;
+    use crate::spec::ModelSpec;
+    use candle_core::DType;
+
+    fn job(id: usize, model: usize, change: impl FnOnce(&mut RequestDraft)) -> Job {
+        let mut draft = RequestDraft { prompt: "a cat".into(), ..RequestDraft::default() };
+        change(&mut draft);
+        let request = draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap();
+        let painter = Painter { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32 };
+        let key = Key::of(&model.to_string(), &painter, &request, draft.seed).unwrap();
+        let seed = draft.seed;
+        let path = format!("{id}.png").into();
+        Job { id, key, line: id, model, painter, request: Arc::new(request), seed, path, exact: false, overwrite: false }
+    }
+
+    #[test]
+    fn models_are_loaded_once_and_prompts_encoded_once() {
+        let dog = |d: &mut RequestDraft| d.prompt = "a dog".into();
+        let jobs = vec![
+            job(0, 1, |_| ()),
+            job(1, 0, |_| ()),
+            job(2, 1, dog),
+            job(3, 1, |d| d.steps = Some(3)),
+            job(4, 1, |d| d.seed = 2),
+            job(5, 1, |d| d.guidance_scale = Some(3.0)),
+            job(6, 1, |d| d.guidance_scale = Some(1.0)),
+        ];
+        let found: Vec<Vec<usize>> = groups(jobs).iter().map(|group| group.iter().map(|job| job.id).collect()).collect();
+        assert_eq!(found, [vec![0, 4, 5, 2], vec![3], vec![6], vec![1]]);
+    }
+
+    #[test]
+    fn shards_are_disjoint_and_together_the_whole() {
+        let shards: Vec<Shard> = ["1/3", "2/3", " 3 / 3 "].iter().map(|text| text.parse().unwrap()).collect();
+        assert!((0..100).all(|picture| shards.iter().filter(|shard| shard.has(picture)).count() == 1));
+        for bad in ["0/3", "4/3", "1/0", "1", "a/b", "", "-1/3"] {
+            assert!(bad.parse::<Shard>().is_err(), "{bad}");
+        }
+    }
+}

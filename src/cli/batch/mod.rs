@@ -1,0 +1,393 @@
+//! `sd-gen batch FILE`: thousands of pictures, checked first, painted in groups, recorded one by one.
+
+mod dry_run;
+mod resolve;
+
+use super::args::GenerateArgs;
+use super::download::Showing;
+use super::flags::Flags;
+use super::generate::set_threads;
+use super::lines::{self, Format, LineError, LineErrors};
+use super::model::Models;
+use super::output::make_folder;
+use super::progress::Progress;
+use super::watch::Watch;
+use super::{listen_for_cancellation, say};
+use crate::batch::{Book, Feed, Hear, Job, Keeper, Ledger, News, Shard, Sizes, Standing, Tally, Window, sizes};
+use crate::disk::{folder_of, sweep};
+use crate::{Error, Result};
+use clap::Args;
+use resolve::{Names, Resolver};
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The manifest's name where nobody gives one.
+const MANIFEST: &str = "sd-gen.manifest";
+
+/// Lines of standard input that are planned together, at most.
+const WINDOW: usize = 1024;
+
+const EXAMPLES: &str = "\
+Every picture is recorded in the manifest when it is safe on the disk. The same command again paints what is missing, however the last
+run ended; two processes on one folder share the work. A line without a seed has one drawn from its prompt, so that it keeps it.
+
+Examples:
+  sd-gen batch prompts.txt --output-dir out --steps 20
+  sd-gen batch prompts.txt --output-dir out --dry-run            what would be painted, and what it takes
+  sd-gen batch prompts.txt --output-dir out --retry-failed
+  sd-gen batch prompts.txt --output-dir out --shard 3/16         one part of sixteen, the same everywhere
+  sd-gen merge out/sd-gen.manifest.jsonl out/sd-gen.manifest.*-of-16.jsonl";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct BatchArgs {
+    /// The file of prompts; \"-\" is standard input, painted as it comes
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Say what would be painted and what it takes, and paint nothing
+    #[arg(long, help_heading = "The batch")]
+    dry_run: bool,
+    /// Where every picture is recorded [default: sd-gen.manifest.jsonl in the output folder]
+    #[arg(long, value_name = "FILE", help_heading = "The batch")]
+    manifest: Option<PathBuf>,
+    /// Try again what failed in earlier runs
+    #[arg(long, help_heading = "The batch")]
+    retry_failed: bool,
+    /// Read every picture that is there, and paint it again if its bytes are not those that were written
+    #[arg(long, help_heading = "The batch")]
+    verify: bool,
+    /// Paint one part of the file: 3/16 is the third of sixteen
+    #[arg(long, value_name = "I/N", help_heading = "The batch")]
+    shard: Option<Shard>,
+    /// How the file is written [default: by its name, else by its first line]
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "The batch")]
+    format: Option<Format>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MergeArgs {
+    /// The manifest to write; it is one of those that are joined, if it exists
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    /// Manifests to join
+    #[arg(value_name = "IN", required = true)]
+    manifests: Vec<PathBuf>,
+}
+
+pub(super) fn run(args: BatchArgs) -> Result<()> {
+    let base = args.flags.args().map_err(|wrong| Error::Input(wrong.into_iter().map(|wrong| wrong.what).collect::<Vec<_>>().join("\n")))?;
+    if let Some(threads) = base.threads {
+        set_threads(threads)?;
+    }
+    let mut resolver = Resolver::new(args.shard);
+    resolver.showing = Showing { style: base.progress, quiet: base.quiet };
+    if args.file.as_os_str() != "-" {
+        return paint_file(&args, &base, resolver);
+    }
+    if args.dry_run {
+        return Err(Error::Input("--dry-run wants a file, which standard input is not: it is painted as it comes".into()));
+    }
+    paint_stream(args, &base, resolver)
+}
+
+fn paint_file(args: &BatchArgs, base: &GenerateArgs, mut resolver: Resolver) -> Result<()> {
+    let jobs = check(args, &mut resolver)?;
+    let manifest = args.manifest_path(base);
+    if args.dry_run {
+        // Nothing is made, a manifest included.
+        let ledger = if manifest.exists() { Some(Ledger::read(&manifest, args.retry_failed, args.verify)?) } else { None };
+        let look = |job: &Job| ledger.as_ref().map_or(Standing::Open, |ledger| ledger.look(job.key));
+        let Sorted { open, there, failed } = Sorted::new(jobs, look);
+        return dry_run::say(open, &resolver.models, ledger.as_ref(), there, failed);
+    }
+    let run = Run::begin(args, &manifest, &resolver.folders)?;
+    let Sorted { open, there, failed } = Sorted::new(jobs, |job| run.look(job));
+    check_names(&open, &args.file)?;
+    let mut progress = Progress::new(base.progress, base.quiet);
+    for remark in &resolver.remarks {
+        progress.say(remark);
+    }
+    if there + failed > 0 {
+        let failed = if failed > 0 { format!(", {failed} failed before") } else { String::new() };
+        progress.say(&format!("{there} pictures are there already{failed}, {} are to be painted", open.len()));
+    }
+    let pictures = open.len();
+    let mut open = Some(open);
+    let windows = move |_: &Hear| open.take().map_or(Window::End, Window::Jobs);
+    let ended = run.paint(windows, &resolver.models, &resolver.names, Some(pictures), &mut progress);
+    run.conclude(ended, there, failed, 0, &progress)
+}
+
+/// All lines of a file as jobs, or all that is wrong with them.
+fn check(args: &BatchArgs, resolver: &mut Resolver) -> Result<Vec<Job>> {
+    let mut jobs = Vec::new();
+    let mut errors = LineErrors::default();
+    let (mut wrong, mut only_models) = (false, true);
+    for line in lines::read(&args.file, args.format, &args.flags)? {
+        let error = match line {
+            Ok(line) => match resolver.jobs(&line) {
+                Ok(more) => {
+                    // Once something is wrong, nothing will be painted.
+                    if !wrong {
+                        jobs.extend(more.into_iter().flatten());
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    only_models &= matches!(error, Error::Model(_));
+                    line.error(&error.to_string())
+                }
+            },
+            Err(error) => {
+                only_models = false;
+                error
+            }
+        };
+        wrong = true;
+        errors.push(error);
+    }
+    errors.finish().map_err(|error| match error {
+        Error::Input(what) if only_models => Error::Model(what),
+        other => other,
+    })?;
+    Ok(jobs)
+}
+
+/// No picture that is to be painted has a name that the user gave to it and that a file has.
+fn check_names(jobs: &[Job], file: &Path) -> Result<()> {
+    let mut errors = LineErrors::default();
+    let file: Arc<str> = file.display().to_string().into();
+    for job in jobs.iter().filter(|job| job.exact && !job.overwrite && job.path.symlink_metadata().is_ok()) {
+        let what = format!("--output {}: the file exists and is not of this run; give another name, or --overwrite", job.path.display());
+        errors.push(LineError::of_line(&file, job.line, what));
+    }
+    errors.finish()
+}
+
+/// Jobs by how they stand.
+struct Sorted {
+    open: Vec<Job>,
+    there: usize,
+    failed: usize,
+}
+
+impl Sorted {
+    fn new(jobs: Vec<Job>, look: impl Fn(&Job) -> Standing) -> Self {
+        let mut sorted = Self { open: Vec::new(), there: 0, failed: 0 };
+        for job in jobs {
+            match look(&job) {
+                Standing::Open | Standing::Elsewhere => sorted.open.push(job),
+                Standing::Painted(_) => sorted.there += 1,
+                Standing::Failed(_) => sorted.failed += 1,
+            }
+        }
+        sorted
+    }
+}
+
+/// Paints lines of standard input as they come.
+fn paint_stream(args: BatchArgs, base: &GenerateArgs, resolver: Resolver) -> Result<()> {
+    let manifest = args.manifest_path(base);
+    let run = Run::begin(&args, &manifest, &BTreeSet::new())?;
+    let mut progress = Progress::new(base.progress, base.quiet);
+    let (models, names) = (resolver.models.clone(), resolver.names.clone());
+    // As many pictures wait as are planned together; a writer that is faster than the painting waits.
+    let (sender, received) = sync_channel(WINDOW);
+    let wrong = Arc::new(AtomicUsize::new(0));
+    let counted = wrong.clone();
+    let reader = std::thread::Builder::new().name("read".into());
+    let reader = reader.spawn(move || read_stream(&args, resolver, &sender, &counted));
+    reader.map_err(|e| Error::Input(format!("standard input cannot be read by a thread: {e}")))?;
+    let ended = run.paint(move |hear| window(&received, hear), &models, &names, None, &mut progress);
+    run.conclude(ended, 0, 0, wrong.load(Ordering::SeqCst), &progress)
+}
+
+/// Sends jobs for as long as somebody takes them.
+fn read_stream(args: &BatchArgs, mut resolver: Resolver, sender: &SyncSender<Result<Job, String>>, wrong: &AtomicUsize) {
+    let lines = match lines::read(&args.file, args.format, &args.flags) {
+        Ok(lines) => lines,
+        Err(error) => {
+            wrong.fetch_add(1, Ordering::SeqCst);
+            return drop(sender.send(Err(error.to_string())));
+        }
+    };
+    for line in lines {
+        let jobs = line.and_then(|line| {
+            let jobs = resolver.jobs(&line).map_err(|error| line.error(&error.to_string()))?;
+            let folders = std::mem::take(&mut resolver.folders);
+            folders.iter().try_for_each(|folder| make_folder(folder)).map_err(|error| line.error(&error.to_string()))?;
+            jobs.ok_or_else(|| line.error("its model cannot be opened, as was said of an earlier line"))
+        });
+        let remarks = resolver.remarks.drain(..).map(Err);
+        let sent = match jobs {
+            Ok(jobs) => remarks.chain(jobs.into_iter().map(Ok)).try_for_each(|next| sender.send(next).map_err(drop)),
+            Err(error) => {
+                wrong.fetch_add(1, Ordering::SeqCst);
+                sender.send(Err(format!("error: {}", LineError::to_string(&error)))).map_err(drop)
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// What has come since the last time; waits for the first.
+fn window(received: &Receiver<Result<Job, String>>, hear: &Hear) -> Window {
+    let mut jobs = Vec::new();
+    let mut take = |next: Result<Job, String>| match next {
+        Ok(job) => jobs.push(job),
+        Err(remark) => hear.tell(News::Remark(remark)),
+    };
+    loop {
+        match received.recv_timeout(Duration::from_millis(100)) {
+            Ok(next) => {
+                take(next);
+                received.try_iter().take(WINDOW - 1).for_each(&mut take);
+                return Window::Jobs(jobs);
+            }
+            Err(RecvTimeoutError::Disconnected) => return Window::End,
+            Err(RecvTimeoutError::Timeout) if hear.is_stopped() => return Window::End,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+impl BatchArgs {
+    fn manifest_path(&self, base: &GenerateArgs) -> PathBuf {
+        self.manifest.clone().unwrap_or_else(|| {
+            let folder = base.output_dir.clone().unwrap_or_default();
+            let shard = self.shard.map(|shard| format!(".{}", shard.label())).unwrap_or_default();
+            folder.join(format!("{MANIFEST}{shard}.jsonl"))
+        })
+    }
+}
+
+/// A run under way.
+struct Run {
+    ledger: Arc<Mutex<Ledger>>,
+    tally: Arc<Mutex<Tally>>,
+    manifest: PathBuf,
+}
+
+impl Run {
+    /// Makes the folders, clears what dead processes left there, and opens the manifest.
+    fn begin(args: &BatchArgs, manifest: &Path, folders: &BTreeSet<PathBuf>) -> Result<Self> {
+        for folder in folders.iter().map(PathBuf::as_path).chain([folder_of(manifest)]) {
+            make_folder(folder)?;
+            sweep(folder);
+        }
+        let ledger = Ledger::open(manifest, args.retry_failed, args.verify)?;
+        if !ledger.manifest().has_locks() {
+            say("warning: this file system has no locks; do not run two processes on this folder");
+        }
+        if ledger.manifest().strange_lines() > 0 {
+            let (lines, path) = (ledger.manifest().strange_lines(), manifest.display());
+            say(&format!("warning: {lines} lines of {path} are no records, and are passed over"));
+        }
+        listen_for_cancellation()?;
+        Ok(Self { ledger: Arc::new(Mutex::new(ledger)), tally: Arc::default(), manifest: manifest.to_owned() })
+    }
+
+    fn look(&self, job: &Job) -> Standing {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).look(job.key)
+    }
+
+    /// Gives the pictures that turned out to be there, and those of them that failed.
+    fn paint(
+        &self,
+        windows: impl FnMut(&Hear) -> Window + Send + 'static,
+        models: &Models,
+        names: &Names,
+        pictures: Option<usize>,
+        progress: &mut Progress,
+    ) -> (Result<()>, usize, usize) {
+        if pictures == Some(0) {
+            return (Ok(()), 0, 0);
+        }
+        let book = Book::default();
+        let (planned, opened) = (names.clone(), models.clone());
+        let keeper = Keeper {
+            book: book.clone(),
+            ledger: self.ledger.clone(),
+            tally: self.tally.clone(),
+            is_planned: Box::new(move |path| planned.has(path)),
+        };
+        let sizes_of = move |job: &Job, count: usize| {
+            let most = job.request.batch_size;
+            opened.get(job.model).map_or(Sizes { batch: 1, at_once: 1 }, |model| sizes(&model.footprint(&job.request), count, most))
+        };
+        let (ledger, fed) = (self.ledger.clone(), book.clone());
+        let prompt_of = |id: usize| book.prompt(id).unwrap_or_default();
+        let mut watch = Watch::new(progress, pictures, &prompt_of);
+        let feed = move |hear: Hear| Feed::new(windows, sizes_of, ledger, fed, hear);
+        let ended = crate::batch::run(feed, models.clone(), keeper, &mut watch);
+        (ended, watch.known, watch.known_failed)
+    }
+
+    /// What the run came to, as a sentence and as an exit code.
+    fn conclude(
+        self,
+        (ended, known, known_failed): (Result<()>, usize, usize),
+        there: usize,
+        failed_before: usize,
+        wrong: usize,
+        progress: &Progress,
+    ) -> Result<()> {
+        // Threads that were stopped in a step may still hold it.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).close();
+        let tally = std::mem::take(&mut *self.tally.lock().unwrap_or_else(PoisonError::into_inner));
+        let (there, failed) = (there + known - known_failed, tally.failed + failed_before + known_failed);
+        let mut parts = vec![format!("{} pictures painted", tally.kept)];
+        parts.extend((there > 0).then(|| format!("{there} were there already")));
+        parts.extend((tally.unloaded > 0).then(|| format!("{} were not tried for want of their model", tally.unloaded)));
+        progress.say(&parts.join(", "));
+        ended.map_err(|error| stopped(error, tally.kept))?;
+        if let Some(reason) = tally.model {
+            return Err(Error::Model(reason));
+        }
+        let mut wrongs = Vec::new();
+        wrongs.extend((wrong > 0).then(|| format!("{wrong} lines were wrong")));
+        let manifest = self.manifest.display();
+        wrongs.extend((failed > 0).then(|| format!("{failed} pictures failed, as {manifest} records; --retry-failed tries them again")));
+        if wrongs.is_empty() { Ok(()) } else { Err(Error::Picture(wrongs.join("; "))) }
+    }
+}
+
+/// Why no further picture can be kept, and what to do.
+fn stopped(error: Error, kept: usize) -> Error {
+    let Error::Io { path, source } = error else { return error };
+    let what = match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "the disk is full",
+        ErrorKind::NotFound => "the folder is not there any more",
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => "the folder cannot be written any more",
+        _ => "it cannot be written",
+    };
+    Error::Picture(format!(
+        "{}: {what} ({source}); {kept} pictures of this run are kept, and the same command goes on where this one stopped",
+        path.display()
+    ))
+}
+
+/// `sd-gen merge`: joins the manifests of shards.
+pub(super) fn merge(args: &MergeArgs) -> Result<()> {
+    let merged = crate::batch::merge(&args.out, &args.manifests)?;
+    say(&format!(
+        "{}: {} pictures, {} of them failed; {} records said the same as others",
+        args.out.display(),
+        merged.pictures,
+        merged.failed,
+        merged.duplicates
+    ));
+    for conflict in &merged.conflicts {
+        say(&format!("warning: {conflict}"));
+    }
+    Ok(())
+}
