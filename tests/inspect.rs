@@ -302,7 +302,7 @@ fn devices_say_what_is_there_and_why_not() {
 #[test]
 fn shells_complete_values_and_man_has_every_subcommand() {
     for (shell, word) in [
-        ("bash", "_sd-gen"),
+        ("bash", "complete -F _sd__gen"),
         ("zsh", "#compdef sd-gen"),
         ("fish", "complete -c sd-gen"),
         ("powershell", "Register-ArgumentCompleter"),
@@ -310,8 +310,9 @@ fn shells_complete_values_and_man_has_every_subcommand() {
     ] {
         let script = said(Path::new("."), &["completions", shell]);
         assert!(script.contains(word), "{shell}");
+        // PowerShell's and elvish's scripts have flags alone: clap writes no values there.
         for value in ["dpm++2m-sde", "karras", "trailing", "torch-cuda", "bf16"] {
-            assert!(script.contains(value), "{shell} does not complete {value}");
+            assert!(["powershell", "elvish"].contains(&shell) || script.contains(value), "{shell} does not complete {value}");
         }
     }
     let manual = said(Path::new("."), &["man"]);

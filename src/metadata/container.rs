@@ -8,7 +8,7 @@
 use super::{exif, stealth};
 use crate::{Error, Result};
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// The longest text that is read, in bytes, packed or not; ComfyUI's workflows have some hundred thousand.
@@ -51,7 +51,7 @@ pub fn texts(path: &Path) -> Result<Option<Vec<Text>>> {
 }
 
 /// As [`texts`], from anything that can be read; the error is what is wrong with it.
-pub(super) fn read(mut from: impl Read + Seek + std::io::BufRead) -> Result<Option<Vec<Text>>, String> {
+pub(super) fn read(mut from: impl BufRead + Seek) -> Result<Option<Vec<Text>>, String> {
     let mut start = [0; 12];
     if from.read_exact(&mut start).is_err() {
         return Ok(None);
@@ -77,7 +77,7 @@ struct Texts<R> {
     length: u64,
 }
 
-impl<R: Read + Seek + std::io::BufRead> Texts<R> {
+impl<R: BufRead + Seek> Texts<R> {
     fn go_to(&mut self, at: u64) -> Result<(), String> {
         self.from.seek(SeekFrom::Start(at)).map(drop).map_err(|e| format!("cannot be read: {e}"))
     }
