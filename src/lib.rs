@@ -38,6 +38,7 @@ pub mod ops;
 pub mod pipeline;
 pub mod request;
 pub mod schedulers;
+pub mod sheet;
 pub mod spec;
 pub mod text;
 pub mod weights;

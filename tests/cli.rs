@@ -120,7 +120,7 @@ fn pictures_remember_their_request() {
     assert_eq!(keyword, "parameters");
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[..2], ["grüne Äpfel — 東京", "Negative prompt: blurry: bad, worse"]);
-    let wanted = "Steps: 2, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3.5, Seed: 5, Size: 128x128, Model: emoji, Timestep spacing: leading, RNG: CPU, Version: sd-gen ";
+    let wanted = "Steps: 2, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3.5, Seed: 5, Size: 128x128, Model: emoji, Prediction: epsilon, Timestep spacing: leading, RNG: CPU, Version: sd-gen ";
     assert!(lines[2].starts_with(wanted), "{}", lines[2]);
 }
 
@@ -195,6 +195,29 @@ fn both_layouts_paint_the_same_picture() {
     assert_eq!(paint("./back", "back.png"), paint("emoji", "once-more.png"));
     let twice = command(folder.path(), &["convert", "emoji", "back"]).output().expect("sd-gen starts");
     assert_eq!(twice.status.code(), Some(2), "an existing model is not overwritten");
+}
+
+#[test]
+fn tensors_that_are_not_used_are_counted_and_named_when_asked_for() {
+    let folder = folder();
+    sd_gen(folder.path(), &["convert", "emoji", "whole.safetensors"]);
+    let bytes = std::fs::read(folder.path().join("whole.safetensors")).expect("a model");
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).expect("a header");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("tensors");
+    let mut tensors = file.tensors();
+    for name in ["extra.one", "extra.two", "extra.three"] {
+        tensors.push((name.to_owned(), safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).expect("a tensor")));
+    }
+    let more = safetensors::serialize(tensors, metadata.metadata().clone()).expect("a file");
+    std::fs::write(folder.path().join("more.safetensors"), more).expect("written");
+    let said = |flags: &[&str]| {
+        let arguments = [&["-m", "./more.safetensors", "-p", "a cat", "--steps", "1", "-o", "-"], flags].concat();
+        String::from_utf8_lossy(&sd_gen(folder.path(), &arguments).stderr).into_owned()
+    };
+    let brief = said(&[]);
+    assert!(brief.contains("does not use \"extra.one\" and 2 more (-v names them)") && !brief.contains("extra.two"), "{brief}");
+    let long = said(&["-v"]);
+    assert!(["extra.one", "extra.two", "extra.three"].iter().all(|name| long.contains(name)), "{long}");
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn mix(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::{Pipeline, Silent, Sketch};
+    use crate::pipeline::{Observer, Pipeline, Silent, Sketch, Stage};
     use crate::request::RequestDraft;
     use crate::spec::UNetLevel;
 
@@ -177,6 +177,30 @@ mod tests {
             assert!((0.05..20.0).contains(&deviation), "{name}: a picture with a deviation of {deviation}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_load_stops_between_two_tensors_when_the_observer_says_so() -> Result<()> {
+        struct Patience(usize);
+        impl Observer for Patience {
+            fn stage(&mut self, _: Stage<'_>) -> Result<()> {
+                Ok(())
+            }
+            fn go_on(&mut self) -> Result<()> {
+                self.0 = self.0.checked_sub(1).ok_or(Error::Cancelled)?;
+                Ok(())
+            }
+            fn warn(&mut self, _: &str) {}
+        }
+        let spec = tiny("sd15").ok_or_else(|| Error::Input("sd15".to_owned()))?;
+        let load = |patience| {
+            let model = RandomModel::new("sd15", spec.clone(), 1);
+            Pipeline::load(&model, &Device::Cpu, DType::F32, DType::F32, &mut Patience(patience)).map(|_| ())
+        };
+        for patience in [0, 1, 100, 500] {
+            assert!(matches!(load(patience), Err(Error::Cancelled)), "after {patience} tensors");
+        }
+        load(usize::MAX)
     }
 
     #[test]

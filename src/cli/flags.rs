@@ -38,9 +38,9 @@ pub(super) struct Flag {
     pub(super) kind: Kind,
     /// May be given several times.
     pub(super) repeatable: bool,
-    id: String,
     /// Those that it cannot stand beside.
-    rivals: Vec<usize>,
+    pub(super) rivals: Vec<usize>,
+    id: String,
 }
 
 /// The flags of one command, by every name that they have.
@@ -253,7 +253,7 @@ fn shortened(value: &str) -> String {
 pub(super) struct Flags(BTreeMap<usize, Vec<OsString>>);
 
 impl Flags {
-    /// Gives a flag of [`GENERATION`] values that [`FlagList::read`] has judged.
+    /// Gives a flag values that [`FlagList::read`] has judged.
     pub(super) fn set(&mut self, flag: usize, values: Vec<OsString>) {
         self.0.insert(flag, values);
     }
@@ -266,10 +266,16 @@ impl Flags {
     /// These flags, and below them those of a farther source: what is set here is dropped there, and so is what conflicts with it.
     #[must_use]
     pub(super) fn over(&self, farther: &Self) -> Self {
+        self.over_in(&GENERATION, farther)
+    }
+
+    /// The same for the flags of another command.
+    #[must_use]
+    pub(super) fn over_in(&self, list: &FlagList, farther: &Self) -> Self {
         let mut merged = farther.clone();
-        merged.split_size(self);
+        merged.split_size(list, self);
         for &flag in self.0.keys() {
-            for rival in &GENERATION.flags[flag].rivals {
+            for rival in &list.flags[flag].rivals {
                 merged.0.remove(rival);
             }
         }
@@ -278,8 +284,8 @@ impl Flags {
     }
 
     /// A `--size` becomes width and height where only one of them is replaced: the other one still stands.
-    fn split_size(&mut self, nearer: &Self) {
-        let of = |name: &str| GENERATION.find(name).ok();
+    fn split_size(&mut self, list: &FlagList, nearer: &Self) {
+        let of = |name: &str| list.find(name).ok();
         let (Some(size), Some(width), Some(height)) = (of("size"), of("width"), of("height")) else { return };
         if nearer.0.contains_key(&width) == nearer.0.contains_key(&height) {
             return;
@@ -288,6 +294,28 @@ impl Flags {
         self.0.remove(&size);
         self.set(width, vec![w.to_string().into()]);
         self.set(height, vec![h.to_string().into()]);
+    }
+
+    /// The flags that are not `typed`, as they would have been typed.
+    pub(super) fn tokens_besides(&self, list: &FlagList, typed: &Self) -> Vec<OsString> {
+        let untyped = self.0.iter().filter(|(flag, _)| !typed.0.contains_key(flag));
+        untyped.flat_map(|(flag, values)| values.iter().filter_map(|value| list.token(*flag, value))).collect()
+    }
+
+    /// What was typed of a command's flags.
+    pub(super) fn typed(list: &FlagList, matches: &ArgMatches) -> Self {
+        let mut flags = Self::default();
+        for (index, flag) in list.flags.iter().enumerate() {
+            if matches.value_source(&flag.id) != Some(ValueSource::CommandLine) {
+                continue;
+            }
+            let values = match flag.kind {
+                Kind::Switch => vec!["true".into()],
+                _ => matches.get_raw(&flag.id).into_iter().flatten().map(OsString::from).collect(),
+            };
+            flags.set(index, values);
+        }
+        flags
     }
 
     /// All of them through clap, defaults filled in; a prompt is not demanded.
@@ -352,22 +380,11 @@ impl Args for Flags {
 
 impl FromArgMatches for Flags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut flags = Self::default();
-        flags.update_from_arg_matches(matches)?;
-        Ok(flags)
+        Ok(Self::typed(&GENERATION, matches))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for (index, flag) in GENERATION.flags.iter().enumerate() {
-            if matches.value_source(&flag.id) != Some(ValueSource::CommandLine) {
-                continue;
-            }
-            let values = match flag.kind {
-                Kind::Switch => vec!["true".into()],
-                _ => matches.get_raw(&flag.id).into_iter().flatten().map(OsString::from).collect(),
-            };
-            self.set(index, values);
-        }
+        *self = Self::typed(&GENERATION, matches).over(self);
         Ok(())
     }
 }

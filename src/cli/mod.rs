@@ -3,19 +3,27 @@
 mod args;
 mod batch;
 mod bench;
+mod completions;
+mod config;
 mod convert;
+mod devices;
 mod download;
 mod flags;
 mod generate;
+mod inspect;
 mod lines;
 mod model;
+mod models;
 mod output;
 mod progress;
+mod show;
+mod sweep;
 mod watch;
 
 use crate::{Error, Result};
 use args::{Cli, Command};
 use clap::Parser;
+use config::Configured;
 use std::ffi::OsString;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,18 +39,27 @@ static OFFLINE: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// What stopped it; [`Error::exit_code`] is the process's exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    let Configured { arguments, remarks } = config::configured(arguments)?;
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         // Help and version are answers, not errors; clap prints both kinds in its own way and knows the code.
         Err(answer) => answer.exit(),
     };
     OFFLINE.store(cli.offline, Ordering::Relaxed);
+    for remark in &remarks {
+        say(remark);
+    }
     match cli.command {
         None => generate::run(cli.generate),
         Some(Command::Batch(args)) => batch::run(*args),
         Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Models(args)) => models::run(&args),
+        Some(Command::Devices(args)) => devices::run(&args),
+        Some(Command::Completions(args)) => completions::run(&args),
+        Some(Command::Man) => completions::manual(),
     }
 }
 

@@ -107,9 +107,7 @@ impl Drop for Progress {
 
 impl Observer for Progress {
     fn stage(&mut self, stage: Stage<'_>) -> Result<()> {
-        if cancelled() {
-            return Err(Error::Cancelled);
-        }
+        self.go_on()?;
         match stage {
             Stage::Load { component } => {
                 self.event(|| json!({ "event": "load", "component": component }));
@@ -129,6 +127,10 @@ impl Observer for Progress {
             }
         }
         Ok(())
+    }
+
+    fn go_on(&mut self) -> Result<()> {
+        if cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     fn warn(&mut self, message: &str) {

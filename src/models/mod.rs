@@ -15,7 +15,7 @@ pub use embeddings::sinusoidal_embedding;
 pub use unet_2d_condition::{AddedCondition, UNet2DCondition};
 
 use crate::Result;
-use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, Padding};
+use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, Padding, Weight};
 use crate::weights::TensorSource;
 use candle_core::{DType, Device, Tensor};
 
@@ -44,26 +44,39 @@ impl<'a> Scope<'a> {
     /// # Errors
     /// It is missing or has another shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.source.tensor(&format!("{}{name}", self.prefix), shape, self.dtype, self.device)
+        self.weight(name, shape, |weight| Ok(weight.into_tensor()?))
+    }
+
+    /// Gives `make` the weights `name` of this place: where they are stored if `ops` reads them there, as a tensor if not.
+    fn weight<T>(&self, name: &str, shape: &[usize], make: impl FnOnce(Weight<'_>) -> Result<T>) -> Result<T> {
+        let name = format!("{}{name}", self.prefix);
+        if let Some(stored) = self.source.in_place(&name, shape)?
+            && let Some(weight) = Weight::in_place(stored.bytes(), stored.dtype(), shape, self.dtype, self.device)
+        {
+            return make(weight);
+        }
+        make(self.source.tensor(&name, shape, self.dtype, self.device)?.into())
     }
 
     fn linear(&self, input: usize, output: usize) -> Result<Linear> {
-        Ok(Linear::new(self.tensor("weight", &[output, input])?, Some(self.tensor("bias", &[output])?))?)
+        self.weight("weight", &[output, input], |weight| Ok(Linear::new(weight, Some(self.tensor("bias", &[output])?))?))
     }
 
     fn linear_without_bias(&self, input: usize, output: usize) -> Result<Linear> {
-        Ok(Linear::new(self.tensor("weight", &[output, input])?, None)?)
+        self.weight("weight", &[output, input], |weight| Ok(Linear::new(weight, None)?))
     }
 
     /// A 1×1 convolution, which on channels-last data is a linear layer.
     fn pointwise(&self, input: usize, output: usize) -> Result<Linear> {
-        let weight = self.tensor("weight", &[output, input, 1, 1])?.reshape((output, input))?;
-        Ok(Linear::new(weight, Some(self.tensor("bias", &[output])?))?)
+        self.weight("weight", &[output, input, 1, 1], |weight| {
+            Ok(Linear::new(weight.reshape(&[output, input])?, Some(self.tensor("bias", &[output])?))?)
+        })
     }
 
     fn conv3x3(&self, input: usize, output: usize, stride: usize, padding: Padding) -> Result<Conv2d> {
-        let weight = self.tensor("weight", &[output, input, 3, 3])?;
-        Ok(Conv2d::new(weight, Some(self.tensor("bias", &[output])?), stride, padding)?)
+        self.weight("weight", &[output, input, 3, 3], |weight| {
+            Ok(Conv2d::new(weight, Some(self.tensor("bias", &[output])?), stride, padding)?)
+        })
     }
 
     fn group_norm(&self, channels: usize, groups: usize, eps: f64) -> Result<GroupNorm> {

@@ -4,10 +4,14 @@
 //! `(batch, tokens, channels)`, so that a transformer block is a view and a 1×1 convolution a matrix product.
 //! Each op has a portable reference written with candle's tensor operations (`reference`), which runs on every
 //! device, and the fast paths that stand behind the same name (`cpu`).
-//! Weights are given in the layout of the files and packed once, at construction, for the device that they are on.
+//! Weights are given in the layout of the files, as tensors or where a file has them, and packed once, at construction, for the
+//! device that they are on.
 
 mod cpu;
 mod reference;
+mod weight;
+
+pub use weight::Weight;
 
 use candle_core::{Device, Result, Tensor};
 use std::cell::Cell;
@@ -39,6 +43,25 @@ pub fn cpu_instructions() -> Result<&'static str> {
     cpu::instructions()
 }
 
+/// What the processor could use, and what is used of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuKernels {
+    /// The instruction sets that kernels were compiled for and that the processor has, the plainest first.
+    pub available: Vec<&'static str>,
+    /// The one in use.
+    pub chosen: &'static str,
+    /// The one in use for products of bf16.
+    pub bf16: &'static str,
+}
+
+/// Which kernels are used on the processor.
+///
+/// # Errors
+/// The environment asks for one that is not here.
+pub fn cpu_kernels() -> Result<CpuKernels> {
+    cpu::kernels()
+}
+
 /// A layer in the form for the device of its weights.
 #[derive(Debug, Clone)]
 enum Kind<R, C> {
@@ -64,10 +87,11 @@ pub struct Linear {
 impl Linear {
     /// # Shapes
     /// `weight` `(out, in)`, `bias` `(out)`.
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let inner = match weight.device() {
-            Device::Cpu if !REFERENCE_ONLY.get() => Kind::Cpu(cpu::Linear::new(&weight, bias.as_ref())?),
-            _ => Kind::Reference(reference::Linear::new(weight, bias)?),
+    pub fn new<'a>(weight: impl Into<Weight<'a>>, bias: Option<Tensor>) -> Result<Self> {
+        let weight = weight.into();
+        let inner = match weight.is_for_cpu() {
+            true => Kind::Cpu(cpu::Linear::new(weight, bias.as_ref())?),
+            false => Kind::Reference(reference::Linear::new(weight.into_tensor()?, bias)?),
         };
         Ok(Self { inner })
     }
@@ -112,10 +136,11 @@ pub struct Conv2d {
 impl Conv2d {
     /// # Shapes
     /// `weight` `(out, in, kernel height, kernel width)`, `bias` `(out)`.
-    pub fn new(weight: Tensor, bias: Option<Tensor>, stride: usize, padding: Padding) -> Result<Self> {
-        let inner = match weight.device() {
-            Device::Cpu if !REFERENCE_ONLY.get() => Kind::Cpu(cpu::Conv2d::new(&weight, bias.as_ref(), stride, padding)?),
-            _ => Kind::Reference(reference::Conv2d::new(weight, bias, stride, padding)?),
+    pub fn new<'a>(weight: impl Into<Weight<'a>>, bias: Option<Tensor>, stride: usize, padding: Padding) -> Result<Self> {
+        let weight = weight.into();
+        let inner = match weight.is_for_cpu() {
+            true => Kind::Cpu(cpu::Conv2d::new(weight, bias.as_ref(), stride, padding)?),
+            false => Kind::Reference(reference::Conv2d::new(weight.into_tensor()?, bias, stride, padding)?),
         };
         Ok(Self { inner })
     }

@@ -26,6 +26,7 @@ use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
 use guided_denoiser::GuidedDenoiser;
+use observer::Observed;
 
 /// Counts the changes of this program after which a request gives other pixels.
 ///
@@ -99,13 +100,13 @@ impl Pipeline {
                 }
                 None => ClipTokenizer::clip(&encoder.pad_token, length)?,
             };
-            let source = model.tensors(Component::TextEncoder(i));
-            text_encoders.push(TextEncoder::load(&Scope::root(&*source, dtype, device), encoder, tokenizer)?);
+            let source = Observed::new(model, Component::TextEncoder(i), observer);
+            text_encoders.push(TextEncoder::load(&Scope::root(&source, dtype, device), encoder, tokenizer)?);
         }
         observer.stage(Stage::Load { component: "UNet" })?;
-        let unet = UNet2DCondition::load(&Scope::root(&*model.tensors(Component::UNet), dtype, device), &spec.unet)?;
+        let unet = UNet2DCondition::load(&Scope::root(&Observed::new(model, Component::UNet, observer), dtype, device), &spec.unet)?;
         observer.stage(Stage::Load { component: "VAE" })?;
-        let vae = AutoencoderKLDecoder::load(&Scope::root(&*model.tensors(Component::Vae), vae_dtype, device), &spec.vae)?;
+        let vae = AutoencoderKLDecoder::load(&Scope::root(&Observed::new(model, Component::Vae, observer), vae_dtype, device), &spec.vae)?;
         Ok(Self { spec, device: device.clone(), dtype, vae_dtype, text_encoders, unet, vae })
     }
 

@@ -25,6 +25,8 @@ pub(crate) struct Part {
     pub(crate) title: String,
     pub(crate) files: Vec<Arc<WeightFile>>,
     places: HashMap<String, Place>,
+    /// What the tables name and no file has: needed or not.
+    pub(crate) absent: Vec<Pair>,
 }
 
 impl Part {
@@ -34,21 +36,27 @@ impl Part {
     /// Two files that have the same tensor.
     pub(crate) fn new(title: impl Into<String>, files: Vec<Arc<WeightFile>>, pairs: Vec<Pair>) -> Result<Part> {
         let mut places = HashMap::new();
+        let mut absent = Vec::new();
         for pair in pairs {
             let mut found = files.iter().enumerate().filter_map(|(i, file)| Some((i, file.find(&pair.stored)?)));
-            let Some((file, entry)) = found.next() else { continue };
+            let Some((file, entry)) = found.next() else {
+                absent.push(pair);
+                continue;
+            };
             if let (Some((other, _)), Some(first)) = (found.next(), files.get(file)) {
                 let other = files.get(other).map_or("", |f| f.name.as_str());
                 return Err(model_error(&first.name, format!("and {other} both have the tensor {}", quoted(&pair.stored))));
             }
             places.entry(pair.name).or_insert(Place { file, entry, form: pair.form });
         }
-        Ok(Part { title: title.into(), files, places })
+        // Of several spellings one is enough.
+        absent.retain(|pair| !places.contains_key(&pair.name));
+        Ok(Part { title: title.into(), files, places, absent })
     }
 
     /// A network without tensors.
     pub(crate) fn empty(title: &str, files: Vec<Arc<WeightFile>>) -> Part {
-        Part { title: title.to_owned(), files, places: HashMap::new() }
+        Part { title: title.to_owned(), files, ..Part::default() }
     }
 
     /// The names of all tensors, sorted.
@@ -220,8 +228,9 @@ pub struct ComponentTensors<'a> {
     pub(crate) concluded: &'a str,
 }
 
-impl TensorSource for ComponentTensors<'_> {
-    fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+impl ComponentTensors<'_> {
+    /// The tensor `name` as it is stored, and where, after its shape was found to be `shape`.
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<(&WeightFile, &Entry, Raw<'_>)> {
         let with_reason = |e: Error| match e {
             Error::Model(what) => Error::Model(format!("{what} ({})", self.concluded)),
             other => other,
@@ -235,14 +244,57 @@ impl TensorSource for ComponentTensors<'_> {
                 format!("has tensor {key} of shape {found:?} where {} needs {shape:?}", self.part.title),
             )));
         }
-        let raw = self.part.raw(name)?;
+        Ok((file, entry, self.part.raw(name)?))
+    }
+}
+
+impl TensorSource for ComponentTensors<'_> {
+    fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let (file, entry, raw) = self.checked(name, shape)?;
         let tensor = decode::tensor(&raw.bytes, raw.dtype, shape, dtype, device);
         file.release(entry);
         Ok(tensor
             .ok_or_else(|| model_error(&file.name, format!("has tensor {} as {}, not read as {dtype:?}", quoted(name), raw.dtype)))??)
     }
 
+    fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
+        let (file, entry, raw) = self.checked(name, shape)?;
+        Ok(match (raw.bytes, decode::computed_as(raw.dtype)) {
+            (Cow::Borrowed(bytes), Some(dtype)) => Some(InPlace { bytes, dtype, file, entry }),
+            _ => None,
+        })
+    }
+
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.part.shape(name)
+    }
+}
+
+/// A tensor's numbers where the file has them: little-endian, at any alignment, in the order of the shape.
+///
+/// When it goes, so do the file's pages from the process's memory.
+#[derive(Debug)]
+pub struct InPlace<'a> {
+    bytes: &'a [u8],
+    dtype: DType,
+    file: &'a WeightFile,
+    entry: &'a Entry,
+}
+
+impl InPlace<'_> {
+    /// The numbers.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
+    /// Their type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+}
+
+impl Drop for InPlace<'_> {
+    fn drop(&mut self) {
+        self.file.release(self.entry);
     }
 }

@@ -41,6 +41,9 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
+/// Bytes that wait for the disk at most. Else they would all be waited for at the end, where nothing can stop the work.
+const UNSYNCED: u64 = 64 << 20;
+
 /// Where the text encoders of a family are in the original layout.
 const TEXT: &[(Family, &[(&str, TextLayout)])] = &[
     (Family::Sd1, &[("cond_stage_model.transformer.", TextLayout::Clip)]),
@@ -273,23 +276,27 @@ fn write(
 
     let file = File::create_new(path).map_err(Error::io(path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io(path));
-    put(&(header.len() as u64).to_le_bytes())?;
-    put(&header)?;
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
+    out.write_all(&header).map_err(Error::io(path))?;
+    let mut synced = report.bytes;
     for Planned { item, dtype, shape, bytes } in &plan {
         let raw = item.read(*dtype)?;
         if raw.shape != *shape || raw.bytes.len() != *bytes || raw.dtype != *dtype {
             return Err(unexpected(&format!("{} changed while it was written", item.key)));
         }
-        put(&raw.bytes)?;
+        out.write_all(&raw.bytes).map_err(Error::io(path))?;
         item.names.iter().for_each(|name| item.part.release(name));
         report.tensors += 1;
         report.bytes += *bytes as u64;
         written(report.bytes)?;
+        if report.bytes - synced > UNSYNCED {
+            out.flush().and_then(|()| out.get_ref().sync_data()).map_err(Error::io(path))?;
+            synced = report.bytes;
+        }
     }
     let file = out.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
     file.sync_all().map_err(Error::io(path))?;
-    Ok(())
+    written(report.bytes)
 }
 
 /// A tensor to be written, with its size.

@@ -19,15 +19,18 @@ pub(crate) fn readable(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2)
 }
 
+/// Types of numbers that are computed with, and the stored types that are the same.
+const SAME: [(DType, Dtype); 4] =
+    [(DType::F32, Dtype::F32), (DType::F16, Dtype::F16), (DType::BF16, Dtype::BF16), (DType::F64, Dtype::F64)];
+
 /// The stored type that is the same as a type of numbers that are computed with.
 pub(crate) fn stored_as(dtype: DType) -> Option<Dtype> {
-    match dtype {
-        DType::F32 => Some(Dtype::F32),
-        DType::F16 => Some(Dtype::F16),
-        DType::BF16 => Some(Dtype::BF16),
-        DType::F64 => Some(Dtype::F64),
-        _ => None,
-    }
+    SAME.iter().find(|(computed, _)| *computed == dtype).map(|(_, stored)| *stored)
+}
+
+/// The inverse of [`stored_as`].
+pub(crate) fn computed_as(stored: Dtype) -> Option<DType> {
+    SAME.iter().find(|(_, same)| *same == stored).map(|(computed, _)| *computed)
 }
 
 /// The tensor of `shape` in `bytes`; `None` where one of the types is not converted.

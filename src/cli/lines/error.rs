@@ -29,20 +29,39 @@ impl LineError {
     pub(in crate::cli) fn of_line(file: &Arc<str>, line: usize, what: impl Into<String>) -> Self {
         Self { file: file.clone(), line, column: 0, what: what.into(), shown: None }
     }
+}
 
-    /// About a part of the record that starts at line `first` of the file.
-    pub(in crate::cli) fn at(file: &Arc<str>, first: usize, record: &str, part: Range<usize>, what: impl Into<String>) -> Self {
-        let start = record.floor_char_boundary(part.start);
-        let end = record.floor_char_boundary(part.end).max(start);
-        let before = &record[..start];
+/// A piece of a file that is one line of the batch, and where it stands.
+#[derive(Debug, Clone)]
+pub(in crate::cli) struct Record {
+    pub(in crate::cli) file: Arc<str>,
+    /// The number of its first line.
+    pub(in crate::cli) first: usize,
+    /// Characters of that line before it.
+    pub(in crate::cli) skipped: usize,
+    pub(in crate::cli) text: String,
+}
+
+impl Record {
+    /// A line as a whole.
+    pub(in crate::cli) fn line(file: &Arc<str>, number: usize, text: String) -> Self {
+        Self { file: file.clone(), first: number, skipped: 0, text }
+    }
+
+    /// What is wrong with a part of it.
+    pub(in crate::cli) fn error(&self, part: Range<usize>, what: impl Into<String>) -> LineError {
+        let start = self.text.floor_char_boundary(part.start);
+        let end = self.text.floor_char_boundary(part.end).max(start);
+        let before = &self.text[..start];
         let begin = before.rfind('\n').map_or(0, |at| at + 1);
-        let line = record[begin..].split('\n').next().unwrap_or_default();
+        let line = self.text[begin..].split('\n').next().unwrap_or_default();
         let column = before[begin..].chars().count();
-        let length = record[start..end].split('\n').next().unwrap_or_default().chars().count();
-        Self {
-            file: file.clone(),
-            line: first + before.matches('\n').count(),
-            column: column + 1,
+        let length = self.text[start..end].split('\n').next().unwrap_or_default().chars().count();
+        let skipped = if begin == 0 { self.skipped } else { 0 };
+        LineError {
+            file: self.file.clone(),
+            line: self.first + before.matches('\n').count(),
+            column: skipped + column + 1,
             what: what.into(),
             shown: Some(excerpt(line, column, length)),
         }

@@ -1,6 +1,6 @@
 //! JSON Lines: an object a line, its keys the flags' names; a string alone is a prompt.
 
-use super::error::LineError;
+use super::error::{LineError, Record};
 use super::source::Source;
 use super::{Pair, Row};
 use serde::de::IgnoredAny;
@@ -12,10 +12,13 @@ pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError
     source.filter_map(move |line| match line {
         Err(error) => Some(Err(error)),
         Ok((_, text)) if text.trim().is_empty() => None,
-        Ok((first, text)) => Some(match pairs(&text) {
-            Ok(pairs) => Ok(Row { first, text, pairs }),
-            Err((part, what)) => Err(LineError::at(&file, first, &text, part, what)),
-        }),
+        Ok((number, text)) => {
+            let record = Record::line(&file, number, text);
+            Some(match pairs(&record.text) {
+                Ok(pairs) => Ok(Row { record, pairs }),
+                Err((part, what)) => Err(record.error(part, what)),
+            })
+        }
     })
 }
 

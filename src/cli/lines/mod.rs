@@ -10,8 +10,11 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod text;
+mod yaml;
 
-pub(super) use error::{LineError, LineErrors};
+pub(super) use error::{LineError, LineErrors, Record};
+pub(super) use table::cells_of;
+pub(super) use text::values_of;
 
 use super::args::GenerateArgs;
 use super::flags::{Flags, GENERATION, Kind, Wrong, fold, varies};
@@ -21,7 +24,6 @@ use source::Source;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 /// How the lines of a file are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,6 +37,9 @@ pub(super) enum Format {
     Csv,
     /// the same with tabs
     Tsv,
+    /// a sequence of maps and texts, or documents of them; JSON with brackets too
+    #[value(alias = "yml", alias = "json")]
+    Yaml,
 }
 
 /// One line of a batch file: flags merged, checked by clap, not yet by a model.
@@ -42,30 +47,51 @@ pub(super) enum Format {
 pub(super) struct Line {
     /// The file's line that it begins on, from 1.
     pub(super) number: usize,
-    /// As it stands in the file.
-    pub(super) text: String,
     /// The line's flags over those of the command line.
     pub(super) flags: Flags,
     pub(super) args: GenerateArgs,
-    file: Arc<str>,
+    /// Which value of each sweep, for a line that was swept.
+    pub(super) at: Vec<usize>,
+    /// The sweeps' flags and those values as they were written.
+    pub(super) labels: Vec<(String, String)>,
+    record: Record,
     /// Where the line's own flags stand in its text.
     parts: Vec<(usize, Range<usize>)>,
 }
 
 impl Line {
+    /// As it stands in the file.
+    pub(super) fn text(&self) -> &str {
+        &self.record.text
+    }
+
     /// An error about this line; a sentence that begins with a flag of the line, such as `--width 100: …`, points to it.
     pub(super) fn error(&self, sentence: &str) -> LineError {
-        let part = GENERATION.said(sentence).and_then(|flag| self.parts.iter().find(|(at, _)| *at == flag));
-        let part = part.map_or(0..self.text.len(), |(_, part)| part.clone());
-        LineError::at(&self.file, self.number, &self.text, part, sentence)
+        let swept: Vec<String> = self.labels.iter().map(|(name, label)| format!("{name}={label}")).collect();
+        let swept = if swept.is_empty() { String::new() } else { format!(" (with --sweep {})", swept.join(", ")) };
+        self.record.error(part_of(&self.record, &self.parts, GENERATION.said(sentence)), format!("{sentence}{swept}"))
+    }
+
+    /// The line with a sweep's values over its own.
+    ///
+    /// # Errors
+    /// They do not go together.
+    pub(super) fn swept(&self, flags: &Flags, at: Vec<usize>, labels: Vec<(String, String)>) -> Result<Self, LineError> {
+        let mut line = Self { at, labels, flags: flags.over(&self.flags), ..self.clone() };
+        line.args = line.flags.args().map_err(|wrong| line.error(wrong.first().map_or("", |wrong| &wrong.what)))?;
+        Ok(line)
     }
 }
 
-/// A record of any format.
+/// Where a flag stands in a line; the whole line for one that does not.
+fn part_of(record: &Record, parts: &[(usize, Range<usize>)], flag: Option<usize>) -> Range<usize> {
+    let part = flag.and_then(|flag| parts.iter().find(|(at, _)| *at == flag));
+    part.map_or(0..record.text.len(), |(_, part)| part.clone())
+}
+
+/// A record of any format, as names and values.
 struct Row {
-    /// The number of its first line.
-    first: usize,
-    text: String,
+    record: Record,
     pairs: Vec<Pair>,
 }
 
@@ -79,7 +105,6 @@ struct Pair {
 /// The lines of a file, with everything that is wrong in it in their place.
 pub(super) struct Lines {
     rows: Box<dyn Iterator<Item = Result<Row, LineError>>>,
-    file: Arc<str>,
     base: Flags,
     /// More errors of the line before.
     wrong: VecDeque<LineError>,
@@ -95,15 +120,21 @@ pub(super) fn read(path: &Path, format: Option<Format>, base: &Flags) -> Result<
     Ok(lines(source, format, base))
 }
 
+/// The one line that the flags of the command line are by themselves.
+pub(super) fn of_flags(base: &Flags) -> Lines {
+    let record = Record::line(&"the command line".into(), 1, String::new());
+    Lines { rows: Box::new(std::iter::once(Ok(Row { record, pairs: Vec::new() }))), base: base.clone(), wrong: VecDeque::new() }
+}
+
 fn lines(source: Source, format: Format, base: &Flags) -> Lines {
-    let file = source.file.clone();
     let rows: Box<dyn Iterator<Item = Result<Row, LineError>>> = match format {
         Format::Text => Box::new(text::rows(source)),
         Format::Jsonl => Box::new(json::rows(source)),
         Format::Csv => Box::new(table::rows(source, None)),
         Format::Tsv => Box::new(table::rows(source, Some(b'\t'))),
+        Format::Yaml => Box::new(yaml::rows(source)),
     };
-    Lines { rows, file, base: base.clone(), wrong: VecDeque::new() }
+    Lines { rows, base: base.clone(), wrong: VecDeque::new() }
 }
 
 fn of_name(path: &Path) -> Option<Format> {
@@ -112,6 +143,7 @@ fn of_name(path: &Path) -> Option<Format> {
         "jsonl" | "ndjson" => Some(Format::Jsonl),
         "csv" => Some(Format::Csv),
         "tsv" | "tab" => Some(Format::Tsv),
+        "yaml" | "yml" => Some(Format::Yaml),
         _ => None,
     }
 }
@@ -120,11 +152,17 @@ fn of_name(path: &Path) -> Option<Format> {
 fn sniffed(source: &mut Source) -> Format {
     let first = source.peek(1).pop().unwrap_or_default();
     let is_header = |delimiter| {
-        let cells = table::cells_of(&first, delimiter);
+        let cells = cells_of(&first, delimiter).unwrap_or_default();
         cells.len() > 1 && cells.iter().all(|cell| known(cell).is_ok())
     };
+    // What follows tells JSON from the brackets of prompts such as `[cat:dog:0.5]`.
+    let opens = |bracket: char, inside: &[char]| {
+        first.strip_prefix(bracket).map(str::trim_start).is_some_and(|after| after.is_empty() || after.starts_with(inside))
+    };
     match () {
-        () if first.starts_with('{') => Format::Jsonl,
+        () if opens('{', &['"']) && first.ends_with('}') => Format::Jsonl,
+        // An object over several lines is YAML too.
+        () if opens('{', &['"']) || opens('[', &['"', '{', ']']) || first.starts_with("- ") || first == "---" => Format::Yaml,
         () if is_header(b'\t') => Format::Tsv,
         () if is_header(b',') || is_header(b';') => Format::Csv,
         () => Format::Text,
@@ -244,35 +282,22 @@ impl Merged {
 impl Lines {
     fn line(&mut self, row: Row) -> Result<Line, LineError> {
         let Merged { flags, parts, wrong } = merged(&row);
-        let Row { first, text, .. } = row;
-        let error = |part: Range<usize>, what: String| LineError::at(&self.file, first, &text, part, what);
-        let mut errors: VecDeque<LineError> = wrong.into_iter().map(|(part, what)| error(part, what)).collect();
-        let part_of = |flag: Option<usize>| {
-            let part = flag.and_then(|flag| parts.iter().find(|(at, _)| *at == flag));
-            part.map_or(0..text.len(), |(_, part)| part.clone())
-        };
+        let record = row.record;
+        let mut errors: VecDeque<LineError> = wrong.into_iter().map(|(part, what)| record.error(part, what)).collect();
         let flags = flags.over(&self.base);
-        let args = match flags.args() {
-            // What clap says now follows from what was wrong before.
-            _ if !errors.is_empty() => None,
-            Ok(args) if args.prompts.is_empty() => {
-                errors.push_back(error(0..text.len(), "the line has no prompt, and no --prompt was given for all lines".into()));
-                None
+        // Where a value is bad already, clap would only say so again.
+        let args = if errors.is_empty() { flags.args() } else { Err(Vec::new()) };
+        match args {
+            Ok(args) if !args.prompts.is_empty() => {
+                Ok(Line { number: record.first, flags, args, at: Vec::new(), labels: Vec::new(), record, parts })
             }
-            Ok(args) => Some(args),
+            Ok(_) => Err(record.error(0..record.text.len(), "the line has no prompt, and no --prompt was given for all lines")),
             Err(wrong) => {
-                errors.extend(wrong.into_iter().map(|Wrong { flag, what }| error(part_of(flag), what)));
-                None
-            }
-        };
-        match (args, errors.pop_front()) {
-            (Some(args), None) => Ok(Line { number: first, text, flags, args, file: self.file.clone(), parts }),
-            (_, Some(first)) => {
+                errors.extend(wrong.into_iter().map(|Wrong { flag, what }| record.error(part_of(&record, &parts, flag), what)));
+                let first = errors.pop_front();
                 self.wrong = errors;
-                Err(first)
+                Err(first.unwrap_or_else(|| record.error(0..record.text.len(), "the line cannot be read")))
             }
-            // `args` gives at least one error or arguments.
-            (None, None) => Err(LineError::of_line(&self.file, first, "the line cannot be read")),
         }
     }
 }

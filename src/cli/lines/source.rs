@@ -1,6 +1,6 @@
 //! The lines of a file as they stand, one at a time: no line is longer than a prompt may be, and all are text.
 
-use super::error::LineError;
+use super::error::{LineError, Record};
 use crate::{Error, Result};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -101,7 +101,11 @@ impl Source {
             Ok(None) => return None,
             Ok(Some(Some(bytes))) => bytes,
             Ok(Some(None)) => {
-                return Some(Err(LineError::of_line(&file, number, "the line is longer than a megabyte; a prompt is a few sentences")));
+                return Some(Err(LineError::of_line(
+                    &file,
+                    number,
+                    "the line is longer than a megabyte; break it, and keep prompts to a few sentences",
+                )));
             }
             Err(error) => {
                 self.ended = true;
@@ -124,11 +128,11 @@ impl Source {
                 let valid = error.utf8_error().valid_up_to();
                 let (byte, text) = (error.as_bytes()[valid], String::from_utf8_lossy(error.as_bytes()));
                 let what = format!("byte {} of the line, {byte:#04x}, is not UTF-8 text; save the file as UTF-8", valid + 1);
-                return Some(Err(LineError::at(&file, number, &text, valid..valid + 1, what)));
+                return Some(Err(Record::line(&file, number, text.into_owned()).error(valid..valid + 1, what)));
             }
         };
         if let Some(at) = text.find('\0') {
-            return Some(Err(LineError::at(&file, number, &text, at..at + 1, "the line holds a NUL character; it is not text")));
+            return Some(Err(Record::line(&file, number, text).error(at..at + 1, "the line holds a NUL character; it is not text")));
         }
         Some(Ok((number, text)))
     }

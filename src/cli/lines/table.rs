@@ -1,8 +1,8 @@
 //! CSV and TSV: the header names flags, an empty cell leaves its flag unset, a cell in quotes may have several lines.
 
-use super::error::LineError;
+use super::error::{LineError, Record};
 use super::source::{LONGEST, Source};
-use super::{Pair, Row};
+use super::{Pair, Row, fold};
 use csv_core::{ReadFieldResult, Reader, ReaderBuilder};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -28,15 +28,15 @@ pub(super) fn rows(mut source: Source, delimiter: Option<u8>) -> Rows {
     Rows { source, delimiter, header: None, wrong: VecDeque::new() }
 }
 
-/// The cells of one line, if it is whole in itself.
-pub(super) fn cells_of(line: &str, delimiter: u8) -> Vec<String> {
-    let mut record = Record::new(delimiter);
-    record.push(line);
-    record.cells.into_iter().map(|(cell, _)| cell).collect()
+/// The cells of one record; `None` where a quote stays open or there is more than one record.
+pub(in crate::cli) fn cells_of(text: &str, delimiter: u8) -> Option<Vec<String>> {
+    let mut record = Cells::new(delimiter);
+    record.push(text);
+    (record.whole && record.start > text.len()).then(|| record.cells.into_iter().map(|(cell, _)| cell).collect())
 }
 
 /// A record that is read line by line.
-struct Record {
+struct Cells {
     reader: Reader,
     text: String,
     cells: Vec<Cell>,
@@ -46,7 +46,7 @@ struct Record {
     whole: bool,
 }
 
-impl Record {
+impl Cells {
     fn new(delimiter: u8) -> Self {
         let reader = ReaderBuilder::new().delimiter(delimiter).build();
         Self { reader, text: String::new(), cells: Vec::new(), open: Vec::new(), start: 0, whole: false }
@@ -82,60 +82,55 @@ impl Record {
 }
 
 impl Rows {
-    /// The next record that is not empty, and the number of its first line.
-    fn record(&mut self) -> Option<Result<(usize, Record), LineError>> {
+    /// The next record that is not empty.
+    fn record(&mut self) -> Option<Result<(Record, Vec<Cell>), LineError>> {
         let mut first = 0;
-        let mut record = Record::new(self.delimiter);
-        while !record.whole {
+        let mut cells = Cells::new(self.delimiter);
+        while !cells.whole {
             let (number, line) = match self.source.next() {
                 Some(Ok(numbered)) => numbered,
                 Some(Err(error)) => return Some(Err(error)),
-                None if record.text.is_empty() => return None,
-                None => return Some(Err(self.unclosed(first, &record))),
+                None if cells.text.is_empty() => return None,
+                None => return Some(Err(self.unclosed(first, cells))),
             };
-            if record.text.is_empty() {
+            if cells.text.is_empty() {
                 if line.trim().is_empty() {
                     continue;
                 }
                 first = number;
             }
-            if record.text.len() + line.len() > LONGEST {
-                let error = self.unclosed(first, &record);
+            if cells.text.len() + line.len() > LONGEST {
                 // What follows is inside a cell or not: nobody knows.
                 self.source.end();
-                return Some(Err(error));
+                return Some(Err(self.unclosed(first, cells)));
             }
-            record.push(&line);
+            cells.push(&line);
         }
-        Some(Ok((first, record)))
+        Some(Ok((Record::line(&self.source.file, first, cells.text), cells.cells)))
     }
 
-    fn unclosed(&self, first: usize, record: &Record) -> LineError {
+    fn unclosed(&self, first: usize, cells: Cells) -> LineError {
         let what = "the quote at the start of this cell is never closed; close it, or write \"\" for a quote inside a cell";
-        LineError::at(&self.source.file, first, &record.text, record.start..record.start + 1, what)
+        Record::line(&self.source.file, first, cells.text).error(cells.start..cells.start + 1, what)
     }
 
     fn read_header(&mut self) -> Option<LineError> {
-        let (first, record) = match self.record()? {
+        let (record, cells) = match self.record()? {
             Ok(record) => record,
             Err(error) => return Some(error),
         };
-        for (name, part) in &record.cells {
-            if let Err(what) = super::known(name) {
-                self.wrong.push_back(LineError::at(
-                    &self.source.file,
-                    first,
-                    &record.text,
-                    part.clone(),
-                    format!("the header names a flag for each column: {what}"),
-                ));
+        for (at, (name, part)) in cells.iter().enumerate() {
+            let twice = cells[..at].iter().any(|(before, _)| fold(before) == fold(name));
+            let wrong = if twice { Err(format!("the column {name:?} is there twice; leave one out")) } else { super::known(name) };
+            if let Err(what) = wrong {
+                self.wrong.push_back(record.error(part.clone(), format!("the header names a flag for each column: {what}")));
             }
         }
         if !self.wrong.is_empty() {
             // Every row would repeat it.
             self.source.end();
         }
-        self.header = Some(record.cells.into_iter().map(|(name, _)| name).collect());
+        self.header = Some(cells.into_iter().map(|(name, _)| name).collect());
         self.wrong.pop_front()
     }
 }
@@ -152,20 +147,20 @@ impl Iterator for Rows {
         {
             return Some(Err(error));
         }
-        let (first, record) = match self.record()? {
+        let (record, cells) = match self.record()? {
             Ok(record) => record,
             Err(error) => return Some(Err(error)),
         };
-        let Record { text, cells, .. } = record;
         let header = self.header.as_deref().unwrap_or_default();
         if let Some((_, extra)) = cells.get(header.len()) {
             let what =
                 format!("the row has {} cells and the header {}; put a cell that holds a comma into quotes", cells.len(), header.len());
-            return Some(Err(LineError::at(&self.source.file, first, &text, extra.start..text.len(), what)));
+            return Some(Err(record.error(extra.start..record.text.len(), what)));
         }
         let given = header.iter().zip(cells).filter(|(_, (cell, _))| !cell.is_empty());
-        let pairs =
-            given.map(|(name, (cell, part))| Pair { name: name.clone(), part: part.clone(), values: Some(vec![(cell, part)]) }).collect();
-        Some(Ok(Row { first, text, pairs }))
+        let pair =
+            |name: &String, cell, part: Range<usize>| Pair { name: name.clone(), part: part.clone(), values: Some(vec![(cell, part)]) };
+        let pairs = given.map(|(name, (cell, part))| pair(name, cell, part)).collect();
+        Some(Ok(Row { record, pairs }))
     }
 }

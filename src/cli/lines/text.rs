@@ -1,9 +1,11 @@
 //! A prompt a line, and flags on a line as A1111's "Prompts from file" reads them.
 
-use super::error::LineError;
+use super::error::{LineError, LineErrors, Record};
 use super::source::Source;
 use super::{Pair, Row};
+use crate::Error;
 use std::ops::Range;
+use std::path::Path;
 
 /// Reads a line as one row; empty lines and those that begin with `#` are passed over.
 pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError>> {
@@ -11,11 +13,31 @@ pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError
     source.filter_map(move |line| match line {
         Err(error) => Some(Err(error)),
         Ok((_, text)) if text.trim().is_empty() || text.trim_start().starts_with('#') => None,
-        Ok((first, text)) => Some(match pairs(&text) {
-            Ok(pairs) => Ok(Row { first, text, pairs }),
-            Err((part, what)) => Err(LineError::at(&file, first, &text, part, what)),
-        }),
+        Ok((number, text)) => {
+            let record = Record::line(&file, number, text);
+            Some(match pairs(&record.text) {
+                Ok(pairs) => Ok(Row { record, pairs }),
+                Err((part, what)) => Err(record.error(part, what)),
+            })
+        }
     })
+}
+
+/// The lines of a file as values of one flag; empty lines and those that begin with `#` are passed over.
+///
+/// # Errors
+/// The file cannot be read, or a line is no text.
+pub(in crate::cli) fn values_of(path: &Path) -> Result<Vec<String>, Error> {
+    let mut errors = LineErrors::default();
+    let mut values = Vec::new();
+    for line in Source::open(path)? {
+        match line {
+            Ok((_, text)) if text.trim().is_empty() || text.trim_start().starts_with('#') => {}
+            Ok((_, text)) => values.push(text.trim().to_owned()),
+            Err(error) => errors.push(error),
+        }
+    }
+    errors.finish().map(|()| values)
 }
 
 /// A word with its quotes taken off.

@@ -1,6 +1,6 @@
 //! Convolutions as products: every kernel tap is a product of shifted pixels, and all taps are one sum.
 
-use super::super::{Epilogue, Padding};
+use super::super::{Epilogue, Padding, Weight};
 use super::element::with_element;
 use super::isa::Isa;
 use super::linear::multiply;
@@ -19,18 +19,25 @@ pub(in super::super) struct Conv2d {
 }
 
 impl Conv2d {
-    pub(in super::super) fn new(weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Self> {
+    pub(in super::super) fn new(weight: Weight<'_>, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Self> {
         Self::with(Isa::current()?, weight, bias, stride, padding)
     }
 
-    pub(super) fn with(isa: Isa, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Self> {
+    pub(super) fn with<'a>(
+        isa: Isa,
+        weight: impl Into<Weight<'a>>,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Result<Self> {
+        let weight = weight.into();
         let &[_, _, height, width] = weight.dims() else {
-            candle_core::bail!("conv2d: weights are (out, in, height, width), got {:?}", weight.shape());
+            candle_core::bail!("conv2d: weights are (out, in, height, width), got {:?}", weight.dims());
         };
         if stride == 0 || height * width == 0 {
             candle_core::bail!("conv2d: a kernel of {height}×{width} with stride {stride}");
         }
-        let packed = Arc::new(Packed::new(isa, weight, bias, height * width)?);
+        let packed = Arc::new(Packed::new(isa, &weight, bias, height * width)?);
         Ok(Self { packed, kernel: (height, width), stride, padding })
     }
 

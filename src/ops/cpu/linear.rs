@@ -1,7 +1,7 @@
 //! Linear layers on packed weights.
 #![expect(unsafe_code, reason = "the output is written by the product")]
 
-use super::super::Epilogue;
+use super::super::{Epilogue, Weight};
 use super::element::{Element, Elements, build, with_element};
 use super::isa::Isa;
 use super::output::Output;
@@ -17,15 +17,16 @@ pub(in super::super) struct Linear {
 }
 
 impl Linear {
-    pub(in super::super) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+    pub(in super::super) fn new(weight: Weight<'_>, bias: Option<&Tensor>) -> Result<Self> {
         Self::with(Isa::current()?, weight, bias)
     }
 
-    pub(super) fn with(isa: Isa, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        if weight.rank() != 2 {
-            candle_core::bail!("linear: weights are (out, in), got {:?}", weight.shape());
+    pub(super) fn with<'a>(isa: Isa, weight: impl Into<Weight<'a>>, bias: Option<&Tensor>) -> Result<Self> {
+        let weight = weight.into();
+        if weight.dims().len() != 2 {
+            candle_core::bail!("linear: weights are (out, in), got {:?}", weight.dims());
         }
-        Ok(Self { packed: Arc::new(Packed::new(isa, weight, bias, 1)?) })
+        Ok(Self { packed: Arc::new(Packed::new(isa, &weight, bias, 1)?) })
     }
 
     pub(in super::super) fn forward(&self, x: &Tensor, extra: Epilogue<'_>) -> Result<Tensor> {

@@ -13,10 +13,13 @@ mod lines;
 mod math;
 mod microkernel;
 mod normalization;
+mod numbers;
 mod output;
 mod packed;
+mod packing;
 mod product;
 mod rows;
+mod slab;
 mod upsample;
 
 #[cfg(test)]
@@ -29,9 +32,19 @@ pub(super) use attention::attention;
 pub(super) use conv2d::Conv2d;
 pub(super) use linear::Linear;
 pub(super) use normalization::{GroupNorm, LayerNorm};
+pub(super) use numbers::{Numbers, tensor, with_numbers};
 pub(super) use upsample::upsample_nearest_2x;
 
 /// The name of the instruction set in use.
 pub(super) fn instructions() -> candle_core::Result<&'static str> {
     Ok(isa::Isa::current()?.name())
+}
+
+/// What the processor could use, and what is used of it.
+pub(super) fn kernels() -> candle_core::Result<super::CpuKernels> {
+    let chosen = isa::Isa::current()?;
+    let available = isa::Isa::available().into_iter().map(isa::Isa::name).collect();
+    // Without an instruction for pairs of bf16 their products are f32's.
+    let bf16 = if chosen.bf16_kernels().is_some() { chosen.name() } else { "f32's" };
+    Ok(super::CpuKernels { available, chosen: chosen.name(), bf16 })
 }

@@ -1,6 +1,6 @@
 //! Every fast path against the portable reference, for every instruction set that this processor has.
 
-use super::super::{Epilogue, Padding, reference};
+use super::super::{Epilogue, Padding, Weight, reference};
 use super::activation::{Activation, geglu_with};
 use super::isa::Isa;
 use super::{Conv2d, GroupNorm, LayerNorm, Linear, attention, upsample_nearest_2x};
@@ -111,6 +111,48 @@ fn weights_and_activations_may_differ_in_dtype() -> Result<()> {
                 // Pairs of bf16 round other activations to bf16.
                 agree(&format!("{isa:?} {weights:?} {activations:?}"), &fast, &exact, activations, 3e-3)?;
             }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_in_place_make_the_same_layer_as_a_tensor_of_them() -> Result<()> {
+    let mut random = Random(12);
+    for isa in Isa::available() {
+        for stored in DTYPES {
+            // Numbers of every size, so that what is stored is rounded for the other types.
+            let (inputs, outputs) = (random.among(250, 300), random.among(1, 70));
+            let weight = (random.tensor(&[outputs, inputs, 3, 3], DType::F32)? / 3.0)?.to_dtype(stored)?;
+            let x = random.tensor(&[1, 3, 4, inputs], DType::F32)?;
+            // One byte on, where no number is aligned.
+            let bytes = match stored {
+                DType::F32 => weight.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>(),
+                DType::F16 => weight.flatten_all()?.to_vec1::<half::f16>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
+                _ => weight.flatten_all()?.to_vec1::<half::bf16>()?.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            };
+            let bytes = [&[0], bytes.as_slice()].concat();
+            for dtype in DTYPES {
+                let what = format!("{isa:?} {stored:?} as {dtype:?}");
+                let in_place = Weight::in_place(&bytes[1..], stored, weight.dims(), dtype, &Device::Cpu);
+                let in_place = in_place.ok_or_else(|| candle_core::Error::Msg(format!("{what} is not read in place")))?;
+                assert_eq!(values(&in_place.clone().into_tensor()?)?, values(&weight.to_dtype(dtype)?)?, "{what}");
+                let x = x.to_dtype(dtype)?;
+                let paint = |weight: Weight<'_>| {
+                    Conv2d::with(isa, weight, None, 1, Padding::same(1))?.forward(&x, Epilogue::default()).and_then(|y| values(&y))
+                };
+                assert_eq!(paint(in_place.clone())?, paint(weight.to_dtype(dtype)?.into())?, "{what}");
+                let flat = in_place.reshape(&[outputs, inputs * 9])?;
+                assert!(flat.clone().reshape(&[outputs, inputs]).is_err(), "{what}");
+                assert_eq!(flat.into_tensor()?.dims(), [outputs, inputs * 9], "{what}");
+            }
+            assert!(Weight::in_place(&bytes[2..], stored, weight.dims(), DType::F32, &Device::Cpu).is_none());
+            assert!(Weight::in_place(&bytes[1..], stored, &[outputs, inputs, 3, 2], DType::F32, &Device::Cpu).is_none());
+            assert!(Weight::in_place(&bytes[1..], stored, weight.dims(), DType::F64, &Device::Cpu).is_none());
+            let weights = weight.dims().to_vec();
+            let refused =
+                super::super::with_reference(|| Weight::in_place(&bytes[1..], stored, &weights, DType::F32, &Device::Cpu).is_none());
+            assert!(refused, "the reference takes tensors");
         }
     }
     Ok(())

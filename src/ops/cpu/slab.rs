@@ -1,0 +1,107 @@
+//! Memory for the weights of many layers, side by side in huge pages.
+//!
+//! A layer's weights alone seldom fill pages of 2 MiB, and entering fresh memory by 4 KiB costs more than filling it.
+//! So layers share mappings, which go back to the system when the last layer in them is gone.
+#![expect(unsafe_code, reason = "layers share a mapping, each its own part")]
+
+use super::lines::Line;
+use candle_core::{Error, Result};
+use memmap2::{MmapMut, MmapRaw};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Lines of a mapping: 256 MiB. Its end is seldom used, and so never entered but for the rest of one page.
+const LINES: usize = (256 << 20) / size_of::<Line>();
+
+/// The mapping that the next layer has a part of, and its first free line.
+static CURRENT: Mutex<(Weak<MmapRaw>, usize)> = Mutex::new((Weak::new(), 0));
+
+/// A part of a mapping that nobody else has.
+#[derive(Debug)]
+pub(super) struct Slab {
+    mapping: Arc<MmapRaw>,
+    first: usize,
+    len: usize,
+}
+
+impl Slab {
+    /// Lines that hold at least `words` words, all 0.
+    ///
+    /// # Errors
+    /// The system has no memory left.
+    pub(super) fn new(words: usize) -> Result<Self> {
+        let len = words.div_ceil(size_of::<Line>() / size_of::<u32>());
+        // Nothing that is done under the lock leaves it half done.
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mapping, first) = match current.0.upgrade() {
+            Some(mapping) if mapping.len() / size_of::<Line>() - current.1 >= len => (mapping, current.1),
+            _ => {
+                let mapping = Arc::new(map(len.max(LINES))?);
+                current.0 = Arc::downgrade(&mapping);
+                (mapping, 0)
+            }
+        };
+        current.1 = first + len;
+        Ok(Self { mapping, first, len })
+    }
+
+    fn start(&self) -> *mut Line {
+        // SAFETY: `new` took the part from within the mapping.
+        unsafe { self.mapping.as_mut_ptr().cast::<Line>().add(self.first) }
+    }
+}
+
+fn map(lines: usize) -> Result<MmapRaw> {
+    let failed = |e| Error::Msg(format!("no memory for {} MB of weights: {e}", lines * size_of::<Line>() / 1_000_000));
+    let mapping = MmapMut::map_anon(lines * size_of::<Line>()).map_err(failed)?;
+    #[cfg(target_os = "linux")]
+    // A system that has no huge pages is slower, not wrong.
+    let _ = mapping.advise(memmap2::Advice::HugePage);
+    Ok(mapping.into())
+}
+
+impl Deref for Slab {
+    type Target = [Line];
+
+    fn deref(&self) -> &[Line] {
+        // SAFETY: a mapping begins with a page and so is aligned for lines, is cleared, and lives as long as `self`; every bit
+        // pattern is a line; no other slab has this part.
+        unsafe { std::slice::from_raw_parts(self.start(), self.len) }
+    }
+}
+
+impl DerefMut for Slab {
+    fn deref_mut(&mut self) -> &mut [Line] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lines::elements_mut;
+    use super::*;
+
+    #[test]
+    fn slabs_are_cleared_and_their_own() -> Result<()> {
+        // The sixth does not fit behind the others.
+        let mut slabs = [1, 16, 17, 0, 1000, LINES * 16 - 1000, 5].map(Slab::new).into_iter().collect::<Result<Vec<_>>>()?;
+        // Of the large one only the ends, to be spared its memory.
+        let ends = |slab: &mut Slab, at: usize| (slab.len() > 0).then(|| at * (slab.len() - 1));
+        for (i, slab) in slabs.iter_mut().enumerate() {
+            for at in 0..2 {
+                if let Some(line) = ends(slab, at) {
+                    let words = elements_mut::<f32>(&mut slab[line..=line]);
+                    assert!(words.iter().all(|word| word.to_bits() == 0) || at == 1 && line == 0);
+                    words.fill(i as f32);
+                }
+            }
+        }
+        for (i, slab) in slabs.iter_mut().enumerate() {
+            for line in [0, 1].into_iter().filter_map(|at| ends(slab, at)).collect::<Vec<_>>() {
+                assert!(elements_mut::<f32>(&mut slab[line..=line]).iter().all(|word| *word == i as f32));
+            }
+        }
+        Ok(())
+    }
+}
