@@ -12,8 +12,8 @@ mod lines;
 mod model;
 mod output;
 mod progress;
-mod watch;
 mod sweep;
+mod watch;
 
 use crate::{Error, Result};
 use args::{Cli, Command};

@@ -46,9 +46,9 @@ impl Audience for Watch<'_> {
                 self.done += 1;
                 self.progress.written(path.as_deref(), seed)?;
             }
-            News::Failed { id, reason } => {
+            News::Failed { prompt, reason } => {
                 self.done += 1;
-                let prompt: String = (self.prompt_of)(id).chars().take(60).collect();
+                let prompt: String = prompt.chars().take(60).collect();
                 self.progress.warn_of(&format!("\"{prompt}\": {reason}"));
             }
             News::Known { failed } => {

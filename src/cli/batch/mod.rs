@@ -2,15 +2,17 @@
 
 mod dry_run;
 mod resolve;
+mod sheets;
 
 use super::args::GenerateArgs;
 use super::download::Showing;
 use super::flags::Flags;
 use super::generate::set_threads;
-use super::lines::{self, Format, LineError, LineErrors};
+use super::lines::{self, Format, Line, LineError, LineErrors};
 use super::model::Models;
 use super::output::make_folder;
 use super::progress::Progress;
+use super::sweep::{Axis, Sweep};
 use super::watch::Watch;
 use super::{listen_for_cancellation, say};
 use crate::batch::{Book, Feed, Hear, Job, Keeper, Ledger, News, Shard, Sizes, Standing, Tally, Window, sizes};
@@ -18,6 +20,7 @@ use crate::disk::{folder_of, sweep};
 use crate::{Error, Result};
 use clap::Args;
 use resolve::{Names, Resolver};
+use sheets::Cell;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -40,15 +43,20 @@ Examples:
   sd-gen batch prompts.txt --output-dir out --steps 20
   sd-gen batch prompts.txt --output-dir out --dry-run            what would be painted, and what it takes
   sd-gen batch prompts.txt --output-dir out --retry-failed
+  sd-gen batch -p \"a cat\" --seed 1 --sweep guidance-scale=2,4,8 --sweep sampler=euler,dpm++2m --output-dir sweep
   sd-gen batch prompts.txt --output-dir out --shard 3/16         one part of sixteen, the same everywhere
   sd-gen merge out/sd-gen.manifest.jsonl out/sd-gen.manifest.*-of-16.jsonl";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct BatchArgs {
-    /// The file of prompts; \"-\" is standard input, painted as it comes
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    /// The file of prompts; "-" is standard input, painted as it comes [default: --prompt is the only line]
+    #[arg(value_name = "FILE", required_unless_present_any = ["prompts", "sweep"])]
+    file: Option<PathBuf>,
+    /// Paint every line with each of these values: steps=10,20,30 or seed=1..16 or prompt=@words.txt; several give all combinations,
+    /// a labelled contact sheet and a table of what made which
+    #[arg(long, value_name = "FLAG=VALUES", value_parser = Axis::parse, help_heading = "The batch")]
+    sweep: Vec<Axis>,
     /// Say what would be painted and what it takes, and paint nothing
     #[arg(long, help_heading = "The batch")]
     dry_run: bool,
@@ -88,17 +96,18 @@ pub(super) fn run(args: BatchArgs) -> Result<()> {
     }
     let mut resolver = Resolver::new(args.shard);
     resolver.showing = Showing { style: base.progress, quiet: base.quiet };
-    if args.file.as_os_str() != "-" {
-        return paint_file(&args, &base, resolver);
+    let sweep = Sweep::new(args.sweep.clone())?;
+    if args.file.as_ref().is_none_or(|file| file.as_os_str() != "-") {
+        return paint_file(&args, &base, &sweep, resolver);
     }
     if args.dry_run {
         return Err(Error::Input("--dry-run wants a file, which standard input is not: it is painted as it comes".into()));
     }
-    paint_stream(args, &base, resolver)
+    paint_stream(args, &base, sweep, resolver)
 }
 
-fn paint_file(args: &BatchArgs, base: &GenerateArgs, mut resolver: Resolver) -> Result<()> {
-    let jobs = check(args, &mut resolver)?;
+fn paint_file(args: &BatchArgs, base: &GenerateArgs, sweep: &Sweep, mut resolver: Resolver) -> Result<()> {
+    let (jobs, cells) = check(args, sweep, &mut resolver)?;
     let manifest = args.manifest_path(base);
     if args.dry_run {
         // Nothing is made, a manifest included.
@@ -109,7 +118,7 @@ fn paint_file(args: &BatchArgs, base: &GenerateArgs, mut resolver: Resolver) -> 
     }
     let run = Run::begin(args, &manifest, &resolver.folders)?;
     let Sorted { open, there, failed } = Sorted::new(jobs, |job| run.look(job));
-    check_names(&open, &args.file)?;
+    check_names(&open, args.file.as_deref().unwrap_or(Path::new("--prompt")))?;
     let mut progress = Progress::new(base.progress, base.quiet);
     for remark in &resolver.remarks {
         progress.say(remark);
@@ -122,21 +131,46 @@ fn paint_file(args: &BatchArgs, base: &GenerateArgs, mut resolver: Resolver) -> 
     let mut open = Some(open);
     let windows = move |_: &Hear| open.take().map_or(Window::End, Window::Jobs);
     let ended = run.paint(windows, &resolver.models, &resolver.names, Some(pictures), &mut progress);
+    // Another process or another shard may have the rest; a stopped run is not over.
+    if !cells.is_empty() && args.shard.is_none() && ended.0.is_ok() {
+        let ledger = run.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = sheets::write(&cells, sweep, &ledger, folder_of(&manifest))?;
+        written.iter().for_each(|path| progress.say(&format!("see {}", path.display())));
+    }
     run.conclude(ended, there, failed, 0, &progress)
 }
 
-/// All lines of a file as jobs, or all that is wrong with them.
-fn check(args: &BatchArgs, resolver: &mut Resolver) -> Result<Vec<Job>> {
-    let mut jobs = Vec::new();
+/// The lines, each as often as the sweep says.
+fn swept(args: &BatchArgs, sweep: &Sweep) -> Result<impl Iterator<Item = Result<Line, LineError>> + use<>> {
+    let base = args.flags.over(&sweep.first());
+    let lines = match &args.file {
+        Some(file) => lines::read(file, args.format, &base)?,
+        None => lines::of_flags(&base),
+    };
+    let sweep = sweep.clone();
+    Ok(lines.flat_map(move |line| -> Box<dyn Iterator<Item = Result<Line, LineError>>> {
+        match line {
+            Ok(line) if !sweep.axes.is_empty() => Box::new(sweep.expand(line)),
+            line => Box::new(std::iter::once(line)),
+        }
+    }))
+}
+
+/// All lines of a file as jobs, with their places in a sweep, or all that is wrong with them.
+fn check(args: &BatchArgs, sweep: &Sweep, resolver: &mut Resolver) -> Result<(Vec<Job>, Vec<Cell>)> {
+    let (mut jobs, mut cells) = (Vec::new(), Vec::new());
     let mut errors = LineErrors::default();
     let (mut wrong, mut only_models) = (false, true);
-    for line in lines::read(&args.file, args.format, &args.flags)? {
+    for line in swept(args, sweep)? {
         let error = match line {
             Ok(line) => match resolver.jobs(&line) {
                 Ok(more) => {
                     // Once something is wrong, nothing will be painted.
-                    if !wrong {
-                        jobs.extend(more.into_iter().flatten());
+                    if let Some(more) = more.filter(|_| !wrong) {
+                        if !sweep.axes.is_empty() {
+                            cells.extend(Cell::of(&line, &more));
+                        }
+                        jobs.extend(more);
                     }
                     continue;
                 }
@@ -157,7 +191,7 @@ fn check(args: &BatchArgs, resolver: &mut Resolver) -> Result<Vec<Job>> {
         Error::Input(what) if only_models => Error::Model(what),
         other => other,
     })?;
-    Ok(jobs)
+    Ok((jobs, cells))
 }
 
 /// No picture that is to be painted has a name that the user gave to it and that a file has.
@@ -193,7 +227,7 @@ impl Sorted {
 }
 
 /// Paints lines of standard input as they come.
-fn paint_stream(args: BatchArgs, base: &GenerateArgs, resolver: Resolver) -> Result<()> {
+fn paint_stream(args: BatchArgs, base: &GenerateArgs, sweep: Sweep, resolver: Resolver) -> Result<()> {
     let manifest = args.manifest_path(base);
     let run = Run::begin(&args, &manifest, &BTreeSet::new())?;
     let mut progress = Progress::new(base.progress, base.quiet);
@@ -203,15 +237,15 @@ fn paint_stream(args: BatchArgs, base: &GenerateArgs, resolver: Resolver) -> Res
     let wrong = Arc::new(AtomicUsize::new(0));
     let counted = wrong.clone();
     let reader = std::thread::Builder::new().name("read".into());
-    let reader = reader.spawn(move || read_stream(&args, resolver, &sender, &counted));
+    let reader = reader.spawn(move || read_stream(&args, &sweep, resolver, &sender, &counted));
     reader.map_err(|e| Error::Input(format!("standard input cannot be read by a thread: {e}")))?;
     let ended = run.paint(move |hear| window(&received, hear), &models, &names, None, &mut progress);
     run.conclude(ended, 0, 0, wrong.load(Ordering::SeqCst), &progress)
 }
 
 /// Sends jobs for as long as somebody takes them.
-fn read_stream(args: &BatchArgs, mut resolver: Resolver, sender: &SyncSender<Result<Job, String>>, wrong: &AtomicUsize) {
-    let lines = match lines::read(&args.file, args.format, &args.flags) {
+fn read_stream(args: &BatchArgs, sweep: &Sweep, mut resolver: Resolver, sender: &SyncSender<Result<Job, String>>, wrong: &AtomicUsize) {
+    let lines = match swept(args, sweep) {
         Ok(lines) => lines,
         Err(error) => {
             wrong.fetch_add(1, Ordering::SeqCst);
