@@ -2,6 +2,10 @@
 //!
 //! The only place beside `ops` that knows which backends were compiled in.
 
+mod backends;
+
+pub use backends::{Backend, backends};
+
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::str::FromStr;

@@ -75,6 +75,8 @@ pub struct GenerationRequest {
     pub guidance_rescale: f64,
     /// Noise schedule and solver.
     pub scheduler: SchedulerConfig,
+    /// The user named a configuration in place of the model's.
+    pub scheduler_is_named: bool,
     /// The first picture's seed; picture i has this plus i.
     pub seed: u64,
     /// Which generator's numbers.
@@ -172,6 +174,7 @@ impl RequestDraft {
             guidance_scale,
             guidance_rescale,
             scheduler,
+            scheduler_is_named: named_by_user,
             seed: self.seed,
             rng: self.rng,
             images,

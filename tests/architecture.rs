@@ -25,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ops", &[]),
     ("spec", &["schedulers"]),
     ("request", &["Error", "Result", "noise", "schedulers", "spec"]),
-    ("metadata", &["Result", "noise", "request"]),
+    ("metadata", &["Error", "Result", "noise", "request", "schedulers"]),
     ("noise", &["Error", "Result", "schedulers::NoiseSource"]),
     ("image", &["Error", "Result"]),
     ("sheet", &["Error", "Result"]),

@@ -120,7 +120,7 @@ fn pictures_remember_their_request() {
     assert_eq!(keyword, "parameters");
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[..2], ["grüne Äpfel — 東京", "Negative prompt: blurry: bad, worse"]);
-    let wanted = "Steps: 2, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3.5, Seed: 5, Size: 128x128, Model: emoji, Timestep spacing: leading, RNG: CPU, Version: sd-gen ";
+    let wanted = "Steps: 2, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3.5, Seed: 5, Size: 128x128, Model: emoji, Prediction: epsilon, Timestep spacing: leading, RNG: CPU, Version: sd-gen ";
     assert!(lines[2].starts_with(wanted), "{}", lines[2]);
 }
 

@@ -120,7 +120,7 @@ impl Keeper {
 
     /// Writes the bytes, and finds a name that is free.
     fn stage(&self, job: &Job, painted: &Painted) -> Result<(Staged, PathBuf)> {
-        let texts = [(KEYWORD, Cow::from(parameters(&job.request, job.seed, &job.label)?))];
+        let texts = [(KEYWORD, Cow::from(parameters(&job.request, job.seed, &job.painter)?))];
         let write = |to: &mut dyn std::io::Write| {
             write_png(&painted.picture, &texts, to).map_err(|e| match e {
                 png::EncodingError::IoError(e) => e,
@@ -217,8 +217,8 @@ fn record_of(job: &Job, seconds: f64) -> Record {
         sha256: None,
         seed: job.seed,
         prompt: job.request.prompt.clone(),
-        model: job.label.to_string(),
-        dtype: job.dtype.to_owned(),
+        model: job.painter.label.to_string(),
+        dtype: job.painter.dtype.as_str().to_owned(),
         width: job.request.width,
         height: job.request.height,
         steps: job.request.steps,

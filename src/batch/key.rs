@@ -1,5 +1,6 @@
 //! What a picture is, so that it can be known again: a hash of everything that decides its pixels, and of nothing else.
 
+use crate::metadata::Painter;
 use crate::pipeline::PAINTS;
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
@@ -15,23 +16,13 @@ use sha2::{Digest, Sha256};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key([u8; 32]);
 
-/// What paints: a model by its content, and the dtypes that it computes in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Painter {
-    /// [`crate::weights::Checkpoint::identity`].
-    pub model: String,
-    /// What UNet and text encoders compute in.
-    pub dtype: &'static str,
-    /// What the VAE computes in.
-    pub vae_dtype: &'static str,
-}
-
 impl Key {
-    /// The key of the picture that `painter` makes of a request with a seed.
+    /// The key of the picture that `painter` makes of a request with a seed; `content` is its model's
+    /// [`crate::weights::Checkpoint::identity`], as a label says nothing.
     ///
     /// # Errors
     /// The request holds a number that JSON has no word for; resolved requests hold none.
-    pub fn of(painter: &Painter, request: &GenerationRequest, seed: u64) -> Result<Self> {
+    pub fn of(content: &str, painter: &Painter, request: &GenerationRequest, seed: u64) -> Result<Self> {
         // Taken apart by name: a field that is added to requests does not compile until it is decided here whether it matters.
         let GenerationRequest {
             prompt,
@@ -47,12 +38,13 @@ impl Key {
             images: _,
             batch_size: _,
             skip_layers,
+            scheduler_is_named: _,
         } = request;
         let text = json!({
             "paints": PAINTS,
-            "model": painter.model,
-            "dtype": painter.dtype,
-            "vae_dtype": painter.vae_dtype,
+            "model": content,
+            "dtype": painter.dtype.as_str(),
+            "vae_dtype": painter.vae_dtype.as_str(),
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "width": width,
@@ -144,9 +136,10 @@ mod tests {
     use crate::request::RequestDraft;
     use crate::schedulers::{PredictionType, SigmaSchedule, TimestepSpacing};
     use crate::spec::ModelSpec;
+    use candle_core::DType;
 
     fn painter() -> Painter {
-        Painter { model: "m".into(), dtype: "f32", vae_dtype: "f32" }
+        Painter { label: "m".into(), dtype: DType::F32, vae_dtype: DType::F32 }
     }
 
     fn draft() -> RequestDraft {
@@ -161,11 +154,9 @@ mod tests {
 
     #[test]
     fn everything_that_decides_the_pixels_changes_the_key() {
-        let mut keys = vec![Key::of(&painter(), &request(|_| ()), 1).unwrap()];
-        let mut other = |painter: &Painter, request: GenerationRequest, seed| keys.push(Key::of(painter, &request, seed).unwrap());
-        for painter in
-            [Painter { model: "n".into(), ..painter() }, Painter { dtype: "bf16", ..painter() }, Painter { vae_dtype: "bf16", ..painter() }]
-        {
+        let mut keys = vec![Key::of("m", &painter(), &request(|_| ()), 1).unwrap()];
+        let mut other = |painter: &Painter, request: GenerationRequest, seed| keys.push(Key::of("m", painter, &request, seed).unwrap());
+        for painter in [Painter { dtype: DType::BF16, ..painter() }, Painter { vae_dtype: DType::BF16, ..painter() }] {
             other(&painter, request(|_| ()), 1);
         }
         other(&painter(), request(|_| ()), 2);
@@ -191,6 +182,7 @@ mod tests {
         for change in changes {
             other(&painter(), request(change), 1);
         }
+        keys.push(Key::of("n", &painter(), &request(|_| ()), 1).unwrap());
         keys.extend([1, 2].map(|n| keys[0].again(n)));
         let count = keys.len();
         keys.sort();
@@ -200,15 +192,15 @@ mod tests {
 
     #[test]
     fn how_it_is_painted_does_not_change_the_key() {
-        let key = Key::of(&painter(), &request(|_| ()), 1).unwrap();
+        let key = Key::of("m", &painter(), &request(|_| ()), 1).unwrap();
         let changes: [fn(&mut RequestDraft); 3] = [|d| d.batch_size = Some(8), |d| d.images = Some(3), |d| d.seed = 99];
         for change in changes {
-            assert_eq!(Key::of(&painter(), &request(change), 1).unwrap(), key);
+            assert_eq!(Key::of("m", &painter(), &request(change), 1).unwrap(), key);
         }
         // Where a scheduler's configuration was read from does not matter either.
         let mut moved = request(|_| ());
         moved.scheduler.source = Some("elsewhere/scheduler_config.json".into());
-        assert_eq!(Key::of(&painter(), &moved, 1).unwrap(), key);
+        assert_eq!(Key::of("m", &painter(), &moved, 1).unwrap(), key);
         assert_eq!((key.again(0), Key::from_hex(&key.to_string())), (key, Some(key)));
     }
 

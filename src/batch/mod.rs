@@ -21,7 +21,7 @@ mod texts;
 pub use engine::{Audience, Batch, Finished, Hear, Load, News, Sink, Task, run};
 pub use feed::{Book, Feed, Window};
 pub use keeper::{Keeper, Tally};
-pub use key::{Key, Painter, seed_of};
+pub use key::{Key, seed_of};
 pub use ledger::{Ledger, Standing};
 pub use manifest::{History, Manifest, Record, State, Status};
 pub use merge::{Merged, merge};

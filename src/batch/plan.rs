@@ -4,6 +4,7 @@
 //! model is loaded once and batches are full. Within such a group equal prompts follow each other, so that they are encoded once.
 
 use super::key::Key;
+use crate::metadata::Painter;
 use crate::request::GenerationRequest;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -23,10 +24,8 @@ pub struct Job {
     pub line: usize,
     /// Which of the run's models.
     pub model: usize,
-    /// What people call the model.
-    pub label: Arc<str>,
-    /// What the UNet computes in.
-    pub dtype: &'static str,
+    /// What paints it.
+    pub painter: Painter,
     /// What to paint.
     pub request: Arc<GenerationRequest>,
     /// The seed.
@@ -110,20 +109,20 @@ impl FromStr for Shard {
 
 #[cfg(test)]
 mod tests {
-    use super::super::key::Painter;
     use super::*;
     use crate::request::RequestDraft;
     use crate::spec::ModelSpec;
+    use candle_core::DType;
 
     fn job(id: usize, model: usize, change: impl FnOnce(&mut RequestDraft)) -> Job {
         let mut draft = RequestDraft { prompt: "a cat".into(), ..RequestDraft::default() };
         change(&mut draft);
         let request = draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap();
-        let painter = Painter { model: model.to_string(), dtype: "f32", vae_dtype: "f32" };
-        let key = Key::of(&painter, &request, draft.seed).unwrap();
-        let (seed, label) = (draft.seed, "sd15".into());
+        let painter = Painter { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32 };
+        let key = Key::of(&model.to_string(), &painter, &request, draft.seed).unwrap();
+        let seed = draft.seed;
         let path = format!("{id}.png").into();
-        Job { id, key, line: id, model, label, dtype: "f32", request: Arc::new(request), seed, path, exact: false, overwrite: false }
+        Job { id, key, line: id, model, painter, request: Arc::new(request), seed, path, exact: false, overwrite: false }
     }
 
     #[test]

@@ -2,12 +2,17 @@
 
 use super::batch::{BatchArgs, MergeArgs};
 use super::bench::BenchArgs;
+use super::completions::{CompletionsArgs, Offering};
+use super::devices::DevicesArgs;
+use super::inspect::InspectArgs;
+use super::models::ModelsArgs;
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
 use crate::request::RequestDraft;
-use crate::schedulers::{PredictionType, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::schedulers::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::{Error, Result};
 use candle_core::DType;
+use clap::builder::StringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::Read;
 use std::path::PathBuf;
@@ -22,6 +27,7 @@ Examples:
   sd-gen batch prompts.txt --output-dir out              a prompt a line; run it again to go on
   sd-gen convert models/sd15 sd15.safetensors --dtype f16
   sd-gen bench --random sd15 --dtypes f32,bf16
+  sd-gen inspect apple.png                               how it was made, and the command that paints it again
 
 Exit codes: 0 all written, 1 some picture failed, 2 bad usage or input, 3 the model cannot be loaded, 130 cancelled.";
 
@@ -51,9 +57,24 @@ pub(super) enum Command {
     Convert(ConvertArgs),
     /// Time every phase of painting, for every combination of models, devices, dtypes, sizes and batch sizes
     Bench(Box<BenchArgs>),
+    /// Say what a file is: a model, a LoRA, an embedding, a picture (and the command that paints it again)
+    Inspect(InspectArgs),
+    /// List what can be named after --model: family, size, dtype, prediction
+    Models(ModelsArgs),
+    /// List what can compute here, and why something cannot
+    Devices(DevicesArgs),
+    /// Write a shell's completions to standard output
+    Completions(CompletionsArgs),
+    /// Write the manual to standard output, as man reads it
+    #[command(after_help = "Examples:\n  sd-gen man > ~/.local/share/man/man1/sd-gen.1")]
+    Man,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sd-gen convert models/sd15 sd15.safetensors --dtype f16   a folder as one file, half as large
+  sd-gen convert sd15.safetensors sd15                      and back as a diffusers folder")]
 pub(super) struct ConvertArgs {
     /// The model: a folder, a .safetensors file, a name in the models folder, or a hub id
     pub(super) from: String,
@@ -122,7 +143,8 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "DIR", help_heading = "The model")]
     pub(super) models_dir: Option<PathBuf>,
     /// What the UNet predicts: epsilon or v [default: as detected]
-    #[arg(long, value_name = "WHAT", value_parser = PredictionType::from_name, help_heading = "The model")]
+    #[arg(long, value_name = "WHAT", hide_possible_values = true, help_heading = "The model",
+          value_parser = Offering { names: vec!["epsilon", "v"], parser: PredictionType::from_name })]
     pub(super) prediction: Option<PredictionType>,
     /// Rescale the noise schedule to zero terminal SNR
     #[arg(long, help_heading = "The model")]
@@ -141,13 +163,16 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "X", help_heading = "Sampling")]
     pub(super) guidance_rescale: Option<f64>,
     /// However a peer spells it: "DPM++ 2M Karras", euler_a, DDIMScheduler [default: the model's own]
-    #[arg(long, visible_aliases = ["scheduler", "sampling-method"], alias = "sampler-name", value_name = "NAME", help_heading = "Sampling")]
+    #[arg(long, visible_aliases = ["scheduler", "sampling-method"], alias = "sampler-name", value_name = "NAME", help_heading = "Sampling", hide_possible_values = true,
+          value_parser = Offering { names: Sampler::all().map(Sampler::name).collect(), parser: StringValueParser::new() })]
     pub(super) sampler: Option<String>,
     /// Which noise levels: discrete (also normal, uniform), karras, exponential or lu [default: the model's own]
-    #[arg(long, alias = "schedule-type", value_name = "NAME", value_parser = SigmaSchedule::from_name, help_heading = "Sampling")]
+    #[arg(long, alias = "schedule-type", value_name = "NAME", hide_possible_values = true, help_heading = "Sampling",
+          value_parser = Offering { names: SigmaSchedule::NAMES.iter().map(|(name, _)| *name).collect(), parser: SigmaSchedule::from_name })]
     pub(super) schedule: Option<SigmaSchedule>,
     /// leading, linspace or trailing, as diffusers means it [default: the model's own]
-    #[arg(long, value_name = "SPACING", value_parser = TimestepSpacing::from_name, help_heading = "Sampling")]
+    #[arg(long, value_name = "SPACING", hide_possible_values = true, help_heading = "Sampling",
+          value_parser = Offering { names: TimestepSpacing::NAMES.iter().map(|(name, _)| *name).collect(), parser: TimestepSpacing::from_name })]
     pub(super) timestep_spacing: Option<TimestepSpacing>,
     /// A diffusers scheduler_config.json in place of the model's; the flags here still win
     #[arg(long, value_name = "FILE", help_heading = "Sampling")]
@@ -156,17 +181,21 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "X", help_heading = "Sampling")]
     pub(super) eta: Option<f64>,
     /// Whose random numbers: torch-cpu or torch-cuda
-    #[arg(long, value_name = "RNG", default_value = "torch-cpu", value_parser = Rng::from_name, help_heading = "Sampling")]
+    #[arg(long, value_name = "RNG", default_value = "torch-cpu", hide_possible_values = true, help_heading = "Sampling",
+          value_parser = Offering { names: vec!["torch-cpu", "torch-cuda"], parser: Rng::from_name })]
     pub(super) rng: Rng,
 
     /// auto, cpu, cuda, cuda:N or metal
-    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "The machine")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "The machine", hide_possible_values = true,
+          value_parser = Offering { names: vec!["auto", "cpu", "cuda", "metal"], parser: str::parse::<DeviceChoice> })]
     pub(super) device: DeviceChoice,
     /// What UNet and text encoders compute in: auto, f32, f16 or bf16
-    #[arg(long, visible_alias = "precision", value_name = "DTYPE", default_value = "auto", help_heading = "The machine")]
+    #[arg(long, visible_alias = "precision", value_name = "DTYPE", default_value = "auto", help_heading = "The machine", hide_possible_values = true,
+          value_parser = Offering { names: vec!["auto", "f32", "f16", "bf16"], parser: str::parse::<DTypeChoice> })]
     pub(super) dtype: DTypeChoice,
     /// What the VAE computes in [default: as --dtype, f32 where f16 would overflow]
-    #[arg(long, value_name = "DTYPE", default_value = "auto", help_heading = "The machine")]
+    #[arg(long, value_name = "DTYPE", default_value = "auto", help_heading = "The machine", hide_possible_values = true,
+          value_parser = Offering { names: vec!["auto", "f32", "f16", "bf16"], parser: str::parse::<DTypeChoice> })]
     pub(super) vae_dtype: DTypeChoice,
     /// Threads [default: as many as the machine has]
     #[arg(short, long, value_name = "N", help_heading = "The machine")]

@@ -344,6 +344,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_documented_file_is_read() {
+        let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/lines.md")).unwrap();
+        let text = document.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
+        for folders in [Folders::new(text, ""), Folders::new("", text)] {
+            assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --models-dir=/data/models --steps=25 --sampler=DPM++ 2M Karras -p x");
+            assert_eq!(folders.arguments("sd-gen bench --random sd15"), "sd-gen bench --models-dir=/data/models --repeats=5 --random sd15");
+        }
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_folder_from_elsewhere_writes_nothing_outside_of_itself() {

@@ -11,7 +11,7 @@ use crate::batch::{Batch, Finished, Hear, News, Sink, Sizes, Task, sizes};
 use crate::device::open;
 use crate::disk::write_whole;
 use crate::image::write_png;
-use crate::metadata::{KEYWORD, parameters};
+use crate::metadata::{KEYWORD, Painter, parameters};
 use crate::pipeline::Painted;
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
@@ -80,7 +80,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     let kept = Arc::new(Mutex::new(Kept::default()));
     let writer = Writer {
         output,
-        model: model.label.clone(),
+        painter: model.painter(),
         latents: args.save_latents.is_some(),
         index: 0,
         written: HashSet::new(),
@@ -143,7 +143,7 @@ pub(super) fn set_threads(threads: usize) -> Result<()> {
 /// Puts finished pictures where they belong.
 struct Writer {
     output: Output,
-    model: Arc<str>,
+    painter: Painter,
     latents: bool,
     index: usize,
     /// What this run wrote: it is never overwritten by the run itself.
@@ -180,8 +180,8 @@ impl Sink for Writer {
 impl Writer {
     /// The file; `None` is standard output.
     fn write(&mut self, painted: &Painted, request: &GenerationRequest) -> Result<Option<PathBuf>> {
-        let texts = [(KEYWORD, Cow::from(parameters(request, painted.seed, &self.model)?))];
-        let name = PictureName { request, model: &self.model, seed: painted.seed, index: self.index };
+        let texts = [(KEYWORD, Cow::from(parameters(request, painted.seed, &self.painter)?))];
+        let name = PictureName { request, model: &self.painter.label, seed: painted.seed, index: self.index };
         self.index += 1;
         let Some(path) = self.output.path(&name)? else {
             let mut bytes = Vec::new();

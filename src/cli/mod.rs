@@ -3,15 +3,20 @@
 mod args;
 mod batch;
 mod bench;
+mod completions;
 mod config;
 mod convert;
+mod devices;
 mod download;
 mod flags;
 mod generate;
+mod inspect;
 mod lines;
 mod model;
+mod models;
 mod output;
 mod progress;
+mod show;
 mod sweep;
 mod watch;
 
@@ -50,6 +55,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Models(args)) => models::run(&args),
+        Some(Command::Devices(args)) => devices::run(&args),
+        Some(Command::Completions(args)) => completions::run(&args),
+        Some(Command::Man) => completions::manual(),
     }
 }
 

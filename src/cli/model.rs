@@ -2,12 +2,13 @@
 
 use super::download::{self, Showing};
 use super::progress::Progress;
-use crate::batch::{Footprint, Load, Painter};
+use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory};
 use crate::hub::{HubId, name_in_cache};
+use crate::metadata::Painter;
 use crate::pipeline::{Observer, Pipeline};
 use crate::request::GenerationRequest;
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, Found, Holds, Kind, Survey, find_models, is_model_folder};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
@@ -88,9 +89,8 @@ impl Opened {
     }
 
     /// What decides, beside a request, which pixels it paints.
-    pub(super) fn painter(&self) -> Result<Painter> {
-        let (dtype, vae_dtype) = (self.dtype.as_str(), self.vae_dtype.as_str());
-        Ok(Painter { model: self.checkpoint.identity()?, dtype, vae_dtype })
+    pub(super) fn painter(&self) -> Painter {
+        Painter { label: self.label.clone(), dtype: self.dtype, vae_dtype: self.vae_dtype }
     }
 
     /// The memory that its weights and a request's pictures take.
@@ -155,6 +155,17 @@ impl Load for Models {
     }
 }
 
+/// What `--model` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Named {
+    /// A file or folder.
+    Path(PathBuf),
+    /// The model that is compiled in.
+    Builtin,
+    /// A repository of the hub.
+    Hub(HubId),
+}
+
 /// Opens what `--model` names, in full precision where there is a choice.
 ///
 /// # Errors
@@ -163,21 +174,35 @@ pub(super) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Chec
     open_for(what, models_dir, DType::F32, Showing::default())
 }
 
-/// Opens what `--model` names: a path, a folder of models, a name in the models folder, a hub id, or nothing at all.
+/// Opens what `--model` names; a hub id that names nothing here is fetched, in the variant for `dtype`.
 ///
-/// What is here wins; only a hub id that names nothing here is fetched, in the variant for `dtype`.
+/// # Errors
+/// As [`resolve`], and what is wrong with the model.
+pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: Showing) -> Result<Checkpoint> {
+    match resolve(what, models_dir)? {
+        Named::Path(path) => Checkpoint::open(&path),
+        Named::Builtin => builtin(),
+        Named::Hub(id) => download::open(&id, dtype, showing),
+    }
+}
+
+/// The folder in which models are looked for by name, and whether somebody named it.
+pub(super) fn models_folder(models_dir: Option<&Path>) -> (PathBuf, bool) {
+    let from_environment = std::env::var_os("SD_GEN_MODELS").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let named = models_dir.map(Path::to_owned).or(from_environment);
+    (named.clone().unwrap_or_else(|| PathBuf::from("models")), named.is_some())
+}
+
+/// Finds what `--model` names: a path, a folder of models, a name in the models folder, a hub id, or nothing at all. What is here wins.
+/// Opens nothing but headers, and fetches nothing.
 ///
 /// # Errors
 /// Nothing of that name, or more than one; the message lists what there is.
-pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: Showing) -> Result<Checkpoint> {
-    let from_environment = std::env::var_os("SD_GEN_MODELS").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let named = models_dir.map(Path::to_owned).or(from_environment);
-    let folder = named.clone().unwrap_or_else(|| PathBuf::from("models"));
+pub(super) fn resolve(what: Option<&str>, models_dir: Option<&Path>) -> Result<Named> {
+    let (folder, is_named) = models_folder(models_dir);
     let Some(what) = what else {
-        return match candidates(&folder).as_slice() {
-            // A pickle that was put there is meant: opening it says why it is not opened.
-            [] if let [pickle, ..] = pickles(&folder).as_slice() => Checkpoint::open(pickle),
-            [] if named.is_none() => builtin(),
+        return match find_models(&folder).as_slice() {
+            [] if !is_named => Ok(Named::Builtin),
             [] => Err(Error::Input(format!(
                 "the models folder {} holds no model; put a .safetensors file or a diffusers folder there",
                 folder.display()
@@ -187,7 +212,7 @@ pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DTy
     };
     let path = Path::new(what);
     if path.is_dir() && !is_model_folder(path) {
-        return match candidates(path).as_slice() {
+        return match find_models(path).as_slice() {
             [] => Err(Error::Input(format!(
                 "--model {what}: the folder holds no model; a model is a .safetensors file or a folder with unet/, vae/ and text_encoder/"
             ))),
@@ -195,58 +220,65 @@ pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DTy
         };
     }
     if path.exists() {
-        return Checkpoint::open(path);
+        return Ok(Named::Path(path.to_owned()));
     }
     let hub_id = HubId::parse(what)?;
     match (by_name(what, hub_id.is_none(), &folder)?, hub_id) {
-        (Some(checkpoint), _) => Ok(checkpoint),
+        (Some(named), _) => Ok(named),
         (None, Some(_)) if path.parent().is_some_and(|parent| !parent.as_os_str().is_empty() && parent.is_dir()) => {
             // A path that was misspelt is nothing to ask the network about.
             Err(Error::Input(format!("--model {what}: there is no such file or folder; if the hub's is meant, write hf://{what}")))
         }
-        (None, Some(id)) => download::open(&id, dtype, showing),
+        (None, Some(id)) => Ok(Named::Hub(id)),
         (None, None) => {
-            let found = candidates(&folder);
-            let there = if found.is_empty() { format!("{BUILTIN} (built in)") } else { names(&found) };
+            let found = find_models(&folder);
+            let there = if found.is_empty() { format!("{BUILTIN} (built in)") } else { names(&found.iter().collect::<Vec<_>>()) };
             Err(Error::Input(format!("--model {what}: no file, folder or model of that name; in {}: {there}", folder.display())))
         }
     }
 }
 
-/// The one model of a folder; the built-in model's own folder steps back where there is another.
-fn only_one(found: &[PathBuf], folder: &Path) -> Result<Checkpoint> {
-    let others: Vec<&PathBuf> = found.iter().filter(|path| name_of(path) != BUILTIN).collect();
-    match (found, others.as_slice()) {
-        ([only], _) => Checkpoint::open(only),
-        (_, [only]) => Checkpoint::open(only),
-        _ => Err(Error::Input(format!("{} holds several models; say which with --model: {}", folder.display(), names(found)))),
+/// The one model of a folder. What is no whole model steps back where there is one, and so does the built-in model's own folder;
+/// a pickle is meant where there is nothing else, and opening it says why it is not opened.
+fn only_one(found: &[Found], folder: &Path) -> Result<Named> {
+    let (pickles, rest): (Vec<&Found>, Vec<&Found>) = found.iter().partition(|found| found.holds == Holds::Pickle);
+    let is_model = |found: &&&Found| Survey::of(&found.path).is_ok_and(|survey| survey.kind == Kind::Model);
+    let models: Vec<&Found> = if rest.len() > 1 { rest.iter().filter(is_model).copied().collect() } else { Vec::new() };
+    let others: Vec<&Found> = models.iter().filter(|found| found.name != BUILTIN).copied().collect();
+    match (others.as_slice(), models.as_slice(), rest.as_slice(), pickles.as_slice()) {
+        ([only], ..) | (_, [only], ..) | (_, _, [only], _) | (_, _, [], [only, ..]) => Ok(Named::Path(only.path.clone())),
+        (_, [], ..) => Err(Error::Input(format!("{} holds no whole model, only {}", folder.display(), names(&rest)))),
+        _ => Err(Error::Input(format!("{} holds several models; say which with --model: {}", folder.display(), names(&models)))),
     }
 }
 
-/// The model of that name in the models folder, or the built-in one; `None` where there is none.
-fn by_name(what: &str, may_be_a_path: bool, folder: &Path) -> Result<Option<Checkpoint>> {
+/// The model of a name: the whole name in the folder or its last part, else the only one that begins so; `None` where there is none.
+fn by_name(what: &str, may_be_a_path: bool, folder: &Path) -> Result<Option<Named>> {
     let in_folder = folder.join(what);
     if !what.is_empty() && (in_folder.is_file() || is_model_folder(&in_folder)) {
-        return Checkpoint::open(&in_folder).map(Some);
+        return Ok(Some(Named::Path(in_folder)));
     }
     let looks_like_a_path = what.ends_with(".safetensors") || what.starts_with(['.', '/', '~']) || what.contains('\\');
     if looks_like_a_path && may_be_a_path {
         return Err(Error::Input(format!("--model {what}: there is no such file or folder")));
     }
-    let found = candidates(folder);
+    let found = find_models(folder);
     let wanted = what.to_lowercase();
-    let matching =
-        |test: &dyn Fn(&str) -> bool| found.iter().filter(|path| test(&name_of(path).to_lowercase())).cloned().collect::<Vec<_>>();
+    let last = |name: &str| name.rsplit('/').next().unwrap_or(name).to_owned();
+    let matching = |test: &dyn Fn(&str) -> bool| -> Vec<&Found> {
+        let fits = |found: &&Found| {
+            let name = found.name.to_lowercase();
+            test(&name) || test(&last(&name))
+        };
+        let (pickles, rest): (Vec<&Found>, Vec<&Found>) = found.iter().filter(fits).partition(|found| found.holds == Holds::Pickle);
+        // Opening a pickle says why it is not opened, which helps where nothing else has the name.
+        if rest.is_empty() { pickles } else { rest }
+    };
     let exact = matching(&|name| name == wanted);
     let chosen = if exact.is_empty() { matching(&|name| name.starts_with(&wanted)) } else { exact };
     match chosen.as_slice() {
-        [only] => Checkpoint::open(only).map(Some),
-        [] if wanted == BUILTIN => builtin().map(Some),
-        // Opening a pickle says why it is not opened.
-        [] => {
-            let pickle = pickles(folder).into_iter().find(|path| name_of(path).to_lowercase() == wanted);
-            pickle.map(|pickle| Checkpoint::open(&pickle)).transpose()
-        }
+        [only] => Ok(Some(Named::Path(only.path.clone()))),
+        [] => Ok((wanted == BUILTIN).then_some(Named::Builtin)),
         several => Err(Error::Input(format!("--model {what}: several models start so; say which: {}", names(several)))),
     }
 }
@@ -257,25 +289,6 @@ pub(super) fn builtin() -> Result<Checkpoint> {
         return Err(Error::Input("no model: this program was built without its built-in one; give a file or folder with --model".into()));
     }
     Checkpoint::from_embedded(BUILTIN, BUILTIN_FILES)
-}
-
-/// The models of a folder, sorted by name.
-fn candidates(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let is_model = |path: &PathBuf| is_model_folder(path) || (path.is_file() && path.extension().is_some_and(|e| e == "safetensors"));
-    let mut found: Vec<PathBuf> = entries.filter(is_model).collect();
-    found.sort();
-    found
-}
-
-/// Files that hold models in a form that is not opened.
-fn pickles(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries.filter(|path| path.extension().is_some_and(|e| ["ckpt", "pt", "pth", "bin"].iter().any(|pickle| e == *pickle))).collect()
-}
-
-fn is_model_folder(path: &Path) -> bool {
-    path.join("model_index.json").is_file() || path.join("unet").is_dir()
 }
 
 /// A model's name as people say it: without folder and ending.
@@ -296,6 +309,8 @@ fn name_of(path: &Path) -> String {
     name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn names(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| name_of(path)).collect::<Vec<_>>().join(", ")
+fn names(found: &[&Found]) -> String {
+    const MOST: usize = 40;
+    let more = if found.len() > MOST { format!(" and {} more", found.len() - MOST) } else { String::new() };
+    format!("{}{more}", found.iter().take(MOST).map(|found| found.name.as_str()).collect::<Vec<_>>().join(", "))
 }

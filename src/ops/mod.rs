@@ -43,6 +43,25 @@ pub fn cpu_instructions() -> Result<&'static str> {
     cpu::instructions()
 }
 
+/// What the processor could use, and what is used of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuKernels {
+    /// The instruction sets that kernels were compiled for and that the processor has, the plainest first.
+    pub available: Vec<&'static str>,
+    /// The one in use.
+    pub chosen: &'static str,
+    /// The one in use for products of bf16.
+    pub bf16: &'static str,
+}
+
+/// Which kernels are used on the processor.
+///
+/// # Errors
+/// The environment asks for one that is not here.
+pub fn cpu_kernels() -> Result<CpuKernels> {
+    cpu::kernels()
+}
+
 /// A layer in the form for the device of its weights.
 #[derive(Debug, Clone)]
 enum Kind<R, C> {

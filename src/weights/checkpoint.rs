@@ -125,7 +125,11 @@ impl Checkpoint {
     }
 
     fn from_file(file: WeightFile) -> Result<Checkpoint> {
-        let file = Arc::new(file);
+        Checkpoint::from_shared(Arc::new(file))
+    }
+
+    /// As [`Checkpoint::open`], of a file whose header was read already.
+    pub(crate) fn from_shared(file: Arc<WeightFile>) -> Result<Checkpoint> {
         let Single { description, parts, concluded } = single::read(&file)?;
         Ok(Checkpoint::assemble(file.name.clone(), description, vec![file], parts, concluded))
     }

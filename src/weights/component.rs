@@ -25,6 +25,8 @@ pub(crate) struct Part {
     pub(crate) title: String,
     pub(crate) files: Vec<Arc<WeightFile>>,
     places: HashMap<String, Place>,
+    /// What the tables name and no file has: needed or not.
+    pub(crate) absent: Vec<Pair>,
 }
 
 impl Part {
@@ -34,21 +36,27 @@ impl Part {
     /// Two files that have the same tensor.
     pub(crate) fn new(title: impl Into<String>, files: Vec<Arc<WeightFile>>, pairs: Vec<Pair>) -> Result<Part> {
         let mut places = HashMap::new();
+        let mut absent = Vec::new();
         for pair in pairs {
             let mut found = files.iter().enumerate().filter_map(|(i, file)| Some((i, file.find(&pair.stored)?)));
-            let Some((file, entry)) = found.next() else { continue };
+            let Some((file, entry)) = found.next() else {
+                absent.push(pair);
+                continue;
+            };
             if let (Some((other, _)), Some(first)) = (found.next(), files.get(file)) {
                 let other = files.get(other).map_or("", |f| f.name.as_str());
                 return Err(model_error(&first.name, format!("and {other} both have the tensor {}", quoted(&pair.stored))));
             }
             places.entry(pair.name).or_insert(Place { file, entry, form: pair.form });
         }
-        Ok(Part { title: title.into(), files, places })
+        // Of several spellings one is enough.
+        absent.retain(|pair| !places.contains_key(&pair.name));
+        Ok(Part { title: title.into(), files, places, absent })
     }
 
     /// A network without tensors.
     pub(crate) fn empty(title: &str, files: Vec<Arc<WeightFile>>) -> Part {
-        Part { title: title.to_owned(), files, places: HashMap::new() }
+        Part { title: title.to_owned(), files, ..Part::default() }
     }
 
     /// The names of all tensors, sorted.

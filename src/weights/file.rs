@@ -65,6 +65,11 @@ impl WeightFile {
         Ok(WeightFile { name, blob, header, by_name, used })
     }
 
+    /// The file's bytes, header and all.
+    pub(crate) fn len(&self) -> u64 {
+        self.blob.bytes().len() as u64
+    }
+
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.header.entries
     }

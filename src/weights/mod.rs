@@ -18,6 +18,8 @@
 //! `keys` holds one table for each network and layout. A table is read in both directions, so that what is loaded from the
 //! original layout and what [`convert`] writes in it cannot disagree.
 
+mod adapter;
+mod catalog;
 mod checkpoint;
 mod component;
 mod config;
@@ -28,17 +30,26 @@ mod detect;
 mod export;
 mod file;
 mod folder;
+mod hash;
 mod header;
 mod identity;
 mod ignorable;
 mod json;
 mod keys;
+mod kinds;
 mod schedule;
 mod single;
+mod survey;
+mod training;
 
+pub use adapter::{Adapter, Change, Embedding, Fit, Target};
+pub use catalog::{Found, Holds, find_models, is_model_folder};
 pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
 pub use component::{ComponentTensors, InPlace};
 pub use convert::{Layout, Report, convert, convert_observed};
+pub use hash::{HashCache, Hashes, hash};
+pub use survey::{ComponentSummary, Kind, Stored, Survey};
+pub use training::trained_words;
 
 // What a diffusers folder is read from, for whoever has to fetch it first.
 #[cfg(feature = "hub")]

@@ -9,6 +9,7 @@ use super::file::WeightFile;
 use super::folder::Folder;
 use super::json::Fields;
 use super::keys::{self, TextLayout};
+use super::kinds::{self, Foreign, Lone};
 use super::model_error;
 use super::schedule::{self, Prediction};
 use crate::Result;
@@ -29,35 +30,6 @@ pub(crate) const TEXT: [(&str, TextLayout); 5] = [
     ("conditioner.embedders.0.transformer.", TextLayout::Clip),
     ("conditioner.embedders.0.model.", TextLayout::OpenClip),
     ("conditioner.embedders.1.model.", TextLayout::OpenClip),
-];
-
-/// Parts of keys that only other kinds of files have, and what those are.
-const FOREIGN: &[(&str, &str)] = &[
-    ("lora_", "is a LoRA, a small change to a model, and not a model"),
-    (".lora.", "is a LoRA, a small change to a model, and not a model"),
-    ("hada_w1", "is a LyCORIS file, a small change to a model, and not a model"),
-    ("lokr_w1", "is a LyCORIS file, a small change to a model, and not a model"),
-    ("joint_blocks.", "is Stable Diffusion 3, whose denoiser is a transformer; only UNets are implemented"),
-    ("double_blocks.", "is Flux or a relative, whose denoiser is a transformer; only UNets are implemented"),
-    ("control_model.", "is a ControlNet and not a model"),
-    ("controlnet_", "is a ControlNet and not a model"),
-    ("motion_modules.", "is AnimateDiff's motion module and not a model"),
-    ("time_stack.", "is Stable Video Diffusion, which is not implemented"),
-    ("edm_mean", "is Playground 2.5, whose noise schedule (EDM) is not implemented"),
-    ("edm_vpred.", "is CosXL, whose noise schedule (EDM) is not implemented"),
-    ("cond_proj.weight", "is a latent consistency model with an embedded guidance scale, which is not implemented"),
-    ("scaled_fp8", "holds scaled eight-bit weights, which are not read; use a plain f16 or f8_e4m3 file of the same model"),
-    ("emb_params", "is a textual inversion and not a model"),
-];
-
-/// Keys that show which single network a file holds.
-const LONE: &[(&str, &str)] = &[
-    ("input_blocks.0.0.weight", "a UNet"),
-    ("conv_in.weight", "a UNet of a diffusers folder"),
-    ("encoder.conv_in.weight", "an autoencoder"),
-    ("decoder.conv_in.weight", "an autoencoder"),
-    ("text_model.embeddings.token_embedding.weight", "a text encoder"),
-    ("token_embedding.weight", "a text encoder"),
 ];
 
 /// What a single file turned out to be.
@@ -99,10 +71,8 @@ type TextSlot = (&'static str, TextLayout);
 
 /// The prefixes of the autoencoder and of the text encoders.
 fn find(file: &WeightFile) -> Result<(&'static str, Vec<TextSlot>)> {
-    for (part, what) in FOREIGN {
-        if file.entries().iter().any(|entry| entry.name.contains(part)) {
-            return Err(model_error(&file.name, format!("{what} (a tensor's name contains \"{part}\")")));
-        }
+    if let Some(Foreign { part, what, why }) = kinds::foreign(file) {
+        return Err(model_error(&file.name, format!("is {what}, {why} (a tensor's name contains \"{part}\")")));
     }
     let has = |key: &str| file.find(key).is_some();
     let unet = has(&format!("{UNET}input_blocks.0.0.weight"));
@@ -110,9 +80,8 @@ fn find(file: &WeightFile) -> Result<(&'static str, Vec<TextSlot>)> {
     let tokens = ["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight", "token_embedding.weight"];
     let text: Vec<TextSlot> = TEXT.into_iter().filter(|(prefix, _)| tokens.iter().any(|key| has(&format!("{prefix}{key}")))).collect();
     if !unet && vae.is_none() && text.is_empty() {
-        let lone = LONE.iter().find(|(key, _)| has(key));
-        return Err(match lone {
-            Some((key, what)) => {
+        return Err(match kinds::lone(file) {
+            Some(Lone { key, what, .. }) => {
                 let rest =
                     "a whole model is needed: a diffusers folder, or one file that has the UNet, the autoencoder and the text encoder";
                 model_error(&file.name, format!("holds only {what} (it has {key}); {rest}"))

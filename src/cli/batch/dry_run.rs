@@ -24,20 +24,23 @@ pub(super) fn say(jobs: Vec<Job>, models: &Models, ledger: Option<&Ledger>, ther
                 DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
                 DeviceLocation::Metal { .. } => "metal".to_owned(),
             };
-            answer(&format!("{} ({}), {} on {device}", opened.label, spec.family.name(), first.dtype))?;
+            answer(&format!("{} ({}), {} on {device}", opened.label, spec.family.name(), first.painter.dtype.as_str()))?;
         }
         let request = &first.request;
         let footprint = opened.footprint(request);
         let sizes = sizes(&footprint, group.len(), request.batch_size);
         let work: f64 = group.iter().map(|job| (job.request.width * job.request.height * job.request.steps) as f64).sum();
         // What was measured is better than what was counted.
-        let history = ledger.and_then(|ledger| ledger.history(&opened.label, first.dtype)).filter(|history| history.work > 0.0);
+        let history =
+            ledger.and_then(|ledger| ledger.history(&opened.label, first.painter.dtype.as_str())).filter(|history| history.work > 0.0);
         let took = match history {
             Some(history) => Some(history.seconds * work / history.work),
             None => {
                 known = false;
                 let device = format!("{:?}", opened.device().location());
-                let speed = speeds.entry((device, first.dtype)).or_insert_with(|| painting_speed(opened.device(), opened.dtype).ok());
+                let speed = speeds
+                    .entry((device, first.painter.dtype.as_str()))
+                    .or_insert_with(|| painting_speed(opened.device(), opened.dtype).ok());
                 picture_flop(spec, request).ok().zip(*speed).map(|(flop, speed)| flop * group.len() as f64 / speed)
             }
         };

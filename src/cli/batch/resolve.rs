@@ -1,6 +1,6 @@
 //! From lines to jobs: every model opened, every request resolved, every name given, before a weight is read.
 
-use crate::batch::{Job, Key, Painter, Shard, seed_of};
+use crate::batch::{Job, Key, Shard, seed_of};
 use crate::cli::args::{ModelFlags, Seed};
 use crate::cli::download::Showing;
 use crate::cli::lines::Line;
@@ -53,7 +53,7 @@ impl Names {
 pub(super) struct Resolver {
     pub(super) models: Models,
     /// A model that could not be opened is said once.
-    opened: HashMap<ModelFlags, Option<(usize, Painter)>>,
+    opened: HashMap<ModelFlags, Option<(usize, String)>>,
     devices: Vec<(DeviceChoice, Device)>,
     schedulers: HashMap<PathBuf, SchedulerConfig>,
     /// Of each prompt without a seed, the last line and how many lines before it had it.
@@ -103,7 +103,7 @@ impl Resolver {
             return Err(Error::Input("--output -: the pictures of a batch go into files; give a template such as \"{seed}.png\"".into()));
         }
         let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?;
-        let Some((number, painter)) = self.model(&args.model_flags())? else { return Ok(None) };
+        let Some((number, content)) = self.model(&args.model_flags())? else { return Ok(None) };
         let opened = self.models.get(number).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let scheduler = match &args.scheduler_config {
             Some(path) if !self.schedulers.contains_key(path) => {
@@ -127,7 +127,7 @@ impl Resolver {
             for seed in request.seeds() {
                 let id = self.pictures;
                 self.pictures += 1;
-                let key = Key::of(&painter, &request, seed)?;
+                let key = Key::of(&content, &opened.painter(), &request, seed)?;
                 let count = self.keys.entry(key).or_insert(0);
                 let key = key.again(*count);
                 *count += 1;
@@ -146,8 +146,7 @@ impl Resolver {
                     key,
                     line: line.number,
                     model: number,
-                    label: opened.label.clone(),
-                    dtype: painter.dtype,
+                    painter: opened.painter(),
                     request: request.clone(),
                     seed,
                     path,
@@ -174,7 +173,7 @@ impl Resolver {
         }
     }
 
-    fn model(&mut self, flags: &ModelFlags) -> Result<Option<(usize, Painter)>> {
+    fn model(&mut self, flags: &ModelFlags) -> Result<Option<(usize, String)>> {
         if let Some(known) = self.opened.get(flags) {
             return Ok(known.clone());
         }
@@ -192,8 +191,8 @@ impl Resolver {
         let checkpoint = model::open_for(flags.model.as_deref(), flags.models_dir.as_deref(), flags.dtype.on(&device), self.showing)?;
         let opened = Opened::new(checkpoint, &device, flags.dtype, flags.vae_dtype);
         self.remarks.extend(opened.remark().map(str::to_owned));
-        let painter = opened.painter()?;
-        let known = (self.models.add(opened), painter);
+        let content = opened.checkpoint.identity()?;
+        let known = (self.models.add(opened), content);
         self.opened.insert(flags.clone(), Some(known.clone()));
         Ok(Some(known))
     }

@@ -161,7 +161,7 @@ fn every_error_has_its_place_and_its_caret() {
             Format::Jsonl,
             "{\"prompt\": \"a\", \"sampler\": {}}\n{\"prompt\": \"a\",}\n[1]\n{\"seed\": 1}",
             "lines:1:28: a value is a number, true, false or a text, or a list of them\n  1 | {\"prompt\": \"a\", \"sampler\": {}}\n    |                            ^^\n\
-             lines:2:16: not JSON: trailing comma\n  2 | {\"prompt\": \"a\",}\n    |                ^\n\
+             lines:2:16: not JSON: key must be a string\n  2 | {\"prompt\": \"a\",}\n    |                ^\n\
              lines:3:1: a line is an object such as {\"prompt\": \"a cat\"}, or a text, which is a prompt\n  3 | [1]\n    | ^^^\n\
              lines:4:1: the line has no prompt, and no --prompt was given for all lines\n  4 | {\"seed\": 1}\n    | ^^^^^^^^^^^",
         ),
@@ -457,4 +457,21 @@ mod any_input {
             }
         }
     }
+}
+
+#[test]
+fn the_documented_files_say_the_same() {
+    let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/lines.md")).unwrap();
+    let block = |language: &str| {
+        let after = document.split_once(&format!("```{language}\n")).unwrap_or_else(|| panic!("no {language}")).1;
+        after.split_once("```").unwrap().0.to_owned()
+    };
+    let flags = |format, text: &str| over("", format, text.as_bytes()).map(|line| line.unwrap().flags).collect::<Vec<_>>();
+    let text = flags(Format::Text, &block("text"));
+    assert_eq!(text.len(), 2);
+    for (format, language) in [(Format::Jsonl, "jsonl"), (Format::Csv, "csv"), (Format::Yaml, "yaml")] {
+        assert_eq!(flags(format, &block(language)), text, "{language}");
+    }
+    let said = over("", Format::Text, b"a cat\na dog --stpes 20").find_map(Result::err).unwrap().to_string();
+    assert_eq!(block("console").trim_end(), said.replace("lines:", "prompts.txt:"));
 }

@@ -39,3 +39,12 @@ pub(super) use upsample::upsample_nearest_2x;
 pub(super) fn instructions() -> candle_core::Result<&'static str> {
     Ok(isa::Isa::current()?.name())
 }
+
+/// What the processor could use, and what is used of it.
+pub(super) fn kernels() -> candle_core::Result<super::CpuKernels> {
+    let chosen = isa::Isa::current()?;
+    let available = isa::Isa::available().into_iter().map(isa::Isa::name).collect();
+    // Without an instruction for pairs of bf16 their products are f32's.
+    let bf16 = if chosen.bf16_kernels().is_some() { chosen.name() } else { "f32's" };
+    Ok(super::CpuKernels { available, chosen: chosen.name(), bf16 })
+}

@@ -1,29 +1,50 @@
 //! The request as text inside a picture, in the form that A1111's web UI writes and that the field's tools read.
 //!
+//! What A1111 has a key for stands under it; what decides the pixels beyond that has keys of ours, which `a1111` reads back, so that
+//! the command that a picture's text becomes paints the same pixels.
+//!
 //! # Source
 //! `create_infotext` in stable-diffusion-webui@v1.10:modules/processing.py.
 
+use super::a1111::NEGATIVE;
 use crate::Result;
 use crate::noise::Rng;
 use crate::request::GenerationRequest;
+use crate::schedulers::SigmaSchedule;
+use candle_core::DType;
+use std::sync::Arc;
 
 /// The PNG keyword.
 pub const KEYWORD: &str = "parameters";
+
+/// What paints, beside the request.
+#[derive(Debug, Clone)]
+pub struct Painter {
+    /// What people call the model.
+    pub label: Arc<str>,
+    /// What UNet and text encoders compute in.
+    pub dtype: DType,
+    /// What the VAE computes in.
+    pub vae_dtype: DType,
+}
 
 /// What made a picture: prompt, negative prompt, and one line of `Key: value` pairs.
 ///
 /// # Errors
 /// The scheduler's configuration names something that is not implemented.
-pub fn parameters(request: &GenerationRequest, seed: u64, model: &str) -> Result<String> {
+pub fn parameters(request: &GenerationRequest, seed: u64, painter: &Painter) -> Result<String> {
     let scheduler = &request.scheduler;
+    let schedule = scheduler.sigma_schedule()?;
+    // A1111 has no name for this one, and no reader minds one more.
+    let schedule = if schedule == SigmaSchedule::Lu { "Lu" } else { scheduler.a1111_schedule_name()? };
     let mut pairs = vec![
         ("Steps", request.steps.to_string()),
         ("Sampler", scheduler.sampler()?.a1111_name().to_owned()),
-        ("Schedule type", scheduler.a1111_schedule_name()?.to_owned()),
+        ("Schedule type", schedule.to_owned()),
         ("CFG scale", request.guidance_scale.to_string()),
         ("Seed", seed.to_string()),
         ("Size", format!("{}x{}", request.width, request.height)),
-        ("Model", model.to_owned()),
+        ("Model", painter.label.to_string()),
     ];
     if request.skip_layers > 0 {
         pairs.push(("Clip skip", (request.skip_layers + 1).to_string()));
@@ -34,28 +55,34 @@ pub fn parameters(request: &GenerationRequest, seed: u64, model: &str) -> Result
     if let Some(eta) = scheduler.eta {
         pairs.push(("Eta", eta.to_string()));
     }
-    let prediction = scheduler.prediction()?.name();
-    if prediction != "epsilon" {
-        pairs.push(("Prediction", prediction.to_owned()));
-    }
+    pairs.push(("Prediction", scheduler.prediction()?.name().to_owned()));
     if scheduler.file.rescale_betas_zero_snr == Some(true) {
         pairs.push(("Zero SNR", "True".into()));
     }
     pairs.push(("Timestep spacing", scheduler.spacing()?.name().to_owned()));
+    if request.scheduler_is_named {
+        let config = serde_json::to_string(scheduler).unwrap_or_default();
+        pairs.push(("Scheduler config", config));
+    }
     // A1111 calls its own generator on the host, which counts like CUDA's, "NV".
     let rng = match request.rng {
         Rng::TorchCpu => "CPU",
         Rng::TorchCuda => "NV",
     };
     pairs.push(("RNG", rng.into()));
+    // Both or none: the one decides what the other is by itself.
+    if painter.dtype != DType::F32 || painter.vae_dtype != DType::F32 {
+        pairs.push(("Precision", painter.dtype.as_str().to_owned()));
+        pairs.push(("VAE precision", painter.vae_dtype.as_str().to_owned()));
+    }
     pairs.push(("Version", format!("sd-gen {}", env!("CARGO_PKG_VERSION"))));
     let line: Vec<String> = pairs.iter().map(|(key, value)| format!("{key}: {}", quoted(value))).collect();
-    let negative = request.negative_prompt.as_deref().filter(|n| !n.is_empty());
-    let negative = negative.map(|n| format!("\nNegative prompt: {n}")).unwrap_or_default();
+    // An empty negative prompt is not the same as none to every model.
+    let negative = request.negative_prompt.as_deref().map(|text| format!("\n{NEGATIVE} {text}")).unwrap_or_default();
     Ok(format!("{}{negative}\n{}", request.prompt, line.join(", ")))
 }
 
 /// A value that would be mistaken for more than one is written as a JSON string.
 fn quoted(value: &str) -> String {
-    if value.contains([',', '\n', ':']) { serde_json::Value::from(value).to_string() } else { value.to_owned() }
+    if value.contains([',', '\n', ':', '"']) { serde_json::Value::from(value).to_string() } else { value.to_owned() }
 }

@@ -1,0 +1,17 @@
+//! Any bytes are a picture with a recipe and a command, a picture without one, or an error.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sd_gen::metadata::{command, read};
+
+fuzz_target!(|bytes: &[u8]| {
+    let path = std::env::temp_dir().join(format!("sd-gen-fuzz-{}", std::process::id()));
+    if std::fs::write(&path, bytes).is_err() {
+        return;
+    }
+    if let Ok(Some(picture)) = read(&path)
+        && let Some(recipe) = picture.recipe
+    {
+        let _ = (command(&recipe, &["plain"]).shell(), recipe.json());
+    }
+});

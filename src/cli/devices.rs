@@ -1,0 +1,96 @@
+//! `sd-gen devices`: what can compute here, and why something cannot.
+
+use super::answer;
+use super::show::{bytes, facts};
+use crate::Result;
+use crate::bench::Machine;
+use crate::device::{Backend, backends};
+use crate::ops;
+use clap::Args;
+use serde_json::{Value, json};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sd-gen devices
+  sd-gen devices --json
+
+SD_GEN_CPU_ISA=avx2 takes plainer kernels than the processor has, to compare.")]
+pub(super) struct DevicesArgs {
+    /// JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &DevicesArgs) -> Result<()> {
+    let machine = Machine::here();
+    // What the environment asks for and the processor does not have is a thing to say here, not to fail of.
+    let kernels = ops::cpu_kernels();
+    let gpus = backends();
+    if args.json {
+        return answer(&format!("{:#}", as_json(&machine, &kernels, &gpus)));
+    }
+    answer(&cpu_text(&machine, &kernels))?;
+    gpus.iter().try_for_each(|gpu| answer(&gpu_text(gpu)))
+}
+
+fn cpu_text(machine: &Machine, kernels: &candle_core::Result<ops::CpuKernels>) -> String {
+    let mut lines = vec![
+        ("memory".to_owned(), machine.memory_bytes.map(bytes).into_iter().collect()),
+        ("threads".to_owned(), vec![format!("{} on {} cores", machine.threads, machine.cores)]),
+    ];
+    match kernels {
+        Ok(kernels) => {
+            lines.push(("instructions".into(), vec![kernels.available.join(", ")]));
+            lines.push(("kernels".into(), vec![format!("{} for f32 and f16, {} for bf16", kernels.chosen, kernels.bf16)]));
+        }
+        Err(error) => lines.push(("problem".into(), vec![error.to_string()])),
+    }
+    lines.push(("dtypes".into(), vec!["f32 (taken by itself), bf16, f16".into()]));
+    facts(&format!("cpu: {}", machine.cpu), &lines)
+}
+
+fn gpu_text(gpu: &Backend) -> String {
+    let state = match (gpu.compiled_in, gpu.found) {
+        (_, true) => "ready",
+        (true, false) => "compiled in, but not usable",
+        (false, false) => "not compiled in",
+    };
+    let dtypes = gpu.dtypes.split_first().map(|(first, rest)| format!("{first} (taken by itself), {}", rest.join(", ")));
+    let lines = [
+        ("memory".to_owned(), gpu.memory.map(|(all, free)| format!("{}, {} free", bytes(all), bytes(free))).into_iter().collect()),
+        ("driver".to_owned(), gpu.what.iter().cloned().collect()),
+        ("dtypes".to_owned(), dtypes.into_iter().collect()),
+        ("why".to_owned(), gpu.why.iter().cloned().collect()),
+    ];
+    facts(&format!("{}: {state}", gpu.name), &lines)
+}
+
+fn as_json(machine: &Machine, kernels: &candle_core::Result<ops::CpuKernels>, gpus: &[Backend]) -> Value {
+    let cpu = json!({
+        "name": "cpu",
+        "compiled_in": true,
+        "found": kernels.is_ok(),
+        "what": machine.cpu,
+        "why": kernels.as_ref().err().map(ToString::to_string),
+        "memory_bytes": machine.memory_bytes,
+        "threads": machine.threads,
+        "cores": machine.cores,
+        "instructions": kernels.as_ref().ok().map(|k| &k.available),
+        "kernels": kernels.as_ref().ok().map(|k| json!({ "f32": k.chosen, "f16": k.chosen, "bf16": k.bf16 })),
+        "dtypes": ["f32", "bf16", "f16"],
+    });
+    let gpu = |gpu: &Backend| {
+        json!({
+            "name": gpu.name,
+            "compiled_in": gpu.compiled_in,
+            "found": gpu.found,
+            "what": gpu.what,
+            "why": gpu.why,
+            "memory_bytes": gpu.memory.map(|(all, _)| all),
+            "memory_free_bytes": gpu.memory.map(|(_, free)| free),
+            "dtypes": gpu.dtypes,
+        })
+    };
+    std::iter::once(cpu).chain(gpus.iter().map(gpu)).collect()
+}

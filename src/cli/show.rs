@@ -1,0 +1,66 @@
+//! How facts are laid out for people: columns, sizes, and text from files that must not steer the terminal.
+
+/// Rows as columns, two spaces apart; the last column is not padded.
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |i: usize| rows.iter().filter_map(|row| row.get(i)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect::<Vec<_>>();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A heading, and facts as labels with their lines.
+pub(super) fn facts(heading: &str, facts: &[(String, Vec<String>)]) -> String {
+    let width = facts.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0);
+    let mut text = harmless(heading);
+    for (label, lines) in facts {
+        for (i, line) in lines.iter().flat_map(|text| harmless(text).lines().map(str::to_owned).collect::<Vec<_>>()).enumerate() {
+            let label = if i == 0 { harmless(label) } else { String::new() };
+            text.push_str(format!("\n  {label:width$}  {line}").trim_end());
+        }
+    }
+    text
+}
+
+/// Text from a file without what would steer a terminal; lines and tabulators stay.
+pub(super) fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Bytes as people say them.
+pub(super) fn bytes(count: u64) -> String {
+    match count {
+        0..1_000 => format!("{count} B"),
+        1_000..1_000_000 => format!("{:.1} kB", count as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", count as f64 / 1e6),
+        _ => format!("{:.2} GB", count as f64 / 1e9),
+    }
+}
+
+/// Large numbers as people say them.
+pub(super) fn count(number: u64) -> String {
+    match number {
+        0..10_000 => number.to_string(),
+        10_000..1_000_000 => format!("{:.1} thousand", number as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} million", number as f64 / 1e6),
+        _ => format!("{:.2} billion", number as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_terminals_left_alone() {
+        let rows = [["a", "bbb", "c"], ["dddd", "e", ""]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(columns(&rows), "a     bbb  c\ndddd  e");
+        assert_eq!(harmless("a\x1b[31m\r\nb\tü\u{9b}"), "a\u{fffd}[31m\u{fffd}\nb\tü\u{fffd}");
+        assert_eq!([0, 999, 12_345, 1_720_000_000].map(bytes), ["0 B", "999 B", "12.3 kB", "1.72 GB"]);
+        let text = facts("x", &[("one".into(), vec!["a\nb".into()]), ("three".into(), vec!["c".into()])]);
+        assert_eq!(text, "x\n  one    a\n         b\n  three  c");
+    }
+}

@@ -1,0 +1,111 @@
+//! The texts of an EXIF block.
+//!
+//! # Source
+//! TIFF 6.0 §2 and Exif 2.32 §4.6: a byte order, a directory of twelve-byte entries, and values behind offsets.
+
+use super::container::Text;
+
+/// The fields that tools write their text into.
+const FIELDS: &[(u16, &str)] = &[
+    (0x010e, "ImageDescription"),
+    (0x010f, "Make"),
+    (0x0110, "Model"),
+    (0x0131, "Software"),
+    (0x9286, "UserComment"),
+    (0x9c9c, "XPComment"),
+];
+/// The entry that leads to the directory with UserComment.
+const EXIF_DIRECTORY: u16 = 0x8769;
+/// Entries of one directory: more than EXIF has tags.
+const MOST_ENTRIES: usize = 1000;
+
+/// The texts in an EXIF block, which begins with its byte order.
+pub(super) fn texts(bytes: &[u8]) -> Vec<Text> {
+    let little = match bytes {
+        [b'I', b'I', ..] => true,
+        [b'M', b'M', ..] => false,
+        _ => return Vec::new(),
+    };
+    let block = Block { bytes, little };
+    let mut found = Vec::new();
+    let Some(first) = block.u32(4) else { return found };
+    // Two directories at most, the second named by the first: no chain that could be a ring.
+    if let Some(second) = block.directory(first as usize, &mut found) {
+        block.directory(second, &mut found);
+    }
+    found
+}
+
+struct Block<'a> {
+    bytes: &'a [u8],
+    little: bool,
+}
+
+impl Block<'_> {
+    fn u16(&self, at: usize) -> Option<u16> {
+        let bytes = self.bytes.get(at..at.checked_add(2)?)?.try_into().ok()?;
+        Some(if self.little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) })
+    }
+
+    fn u32(&self, at: usize) -> Option<u32> {
+        let bytes = self.bytes.get(at..at.checked_add(4)?)?.try_into().ok()?;
+        Some(if self.little { u32::from_le_bytes(bytes) } else { u32::from_be_bytes(bytes) })
+    }
+
+    /// Reads the texts of a directory; gives the place of EXIF's own.
+    fn directory(&self, at: usize, found: &mut Vec<Text>) -> Option<usize> {
+        let mut exif = None;
+        let count = usize::from(self.u16(at)?).min(MOST_ENTRIES);
+        for entry in (0..count).map_while(|i| at.checked_add(2 + 12 * i)) {
+            let (Some(tag), Some(kind), Some(length)) = (self.u16(entry), self.u16(entry + 2), self.u32(entry + 4)) else { break };
+            if tag == EXIF_DIRECTORY {
+                exif = self.u32(entry + 8).map(|offset| offset as usize);
+            }
+            let Some((_, name)) = FIELDS.iter().find(|(known, _)| *known == tag) else { continue };
+            // Bytes, ASCII, undefined and UTF-8: one byte each. Others are no text.
+            if !matches!(kind, 1 | 2 | 7 | 129) {
+                continue;
+            }
+            let length = length as usize;
+            let start = if length <= 4 { Some(entry + 8) } else { self.u32(entry + 8).map(|offset| offset as usize) };
+            let value = start.and_then(|start| self.bytes.get(start..start.checked_add(length)?));
+            let Some(value) = value else { continue };
+            let text = match *name {
+                "UserComment" => self.comment(value),
+                "XPComment" => utf16(value, true),
+                _ => String::from_utf8_lossy(value).into_owned(),
+            };
+            let text = text.trim_end_matches('\0');
+            if !text.is_empty() {
+                found.push(Text::new("EXIF", *name, text));
+            }
+        }
+        exif
+    }
+
+    /// UserComment: eight bytes name the coding of the rest.
+    fn comment(&self, value: &[u8]) -> String {
+        match value.split_first_chunk::<8>() {
+            Some((b"UNICODE\0", rest)) => {
+                // The standard wants the block's byte order, most tools write big-endian in any; letters below 256 show which it is.
+                let zeros = |odd: usize| rest.iter().skip(odd).step_by(2).filter(|byte| **byte == 0).count();
+                let little = match (zeros(0), zeros(1)) {
+                    (even, odd) if even == odd => self.little,
+                    (even, odd) => odd > even,
+                };
+                match rest {
+                    [0xff, 0xfe, rest @ ..] => utf16(rest, true),
+                    [0xfe, 0xff, rest @ ..] => utf16(rest, false),
+                    _ => utf16(rest, little),
+                }
+            }
+            Some((b"ASCII\0\0\0" | [0, 0, 0, 0, 0, 0, 0, 0], rest)) => String::from_utf8_lossy(rest).into_owned(),
+            _ => String::from_utf8_lossy(value).into_owned(),
+        }
+    }
+}
+
+fn utf16(bytes: &[u8], little: bool) -> String {
+    let units = bytes.as_chunks::<2>().0.iter().map(|pair| if little { u16::from_le_bytes(*pair) } else { u16::from_be_bytes(*pair) });
+    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}

@@ -1,0 +1,403 @@
+//! What a file or folder of weights is, read from headers: nothing is loaded.
+
+use super::adapter::{Adapter, Embedding, family_of_context};
+use super::component::Part;
+use super::file::{Blob, WeightFile};
+use super::folder::{PICKLE, PICKLE_EXTENSIONS};
+use super::header::Entry;
+use super::kinds::{self, Lone, Network};
+use super::{Checkpoint, model_error};
+use crate::spec::Family;
+use crate::{Error, Result};
+use safetensors::Dtype;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The sort of thing that a file or folder is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole model that this program paints with.
+    Model,
+    /// A whole model, or the most of one, that it does not paint with.
+    OtherModel,
+    /// A UNet by itself.
+    UNet,
+    /// An autoencoder by itself.
+    Vae,
+    /// A text encoder by itself.
+    TextEncoder,
+    /// A LoRA or one of its relatives.
+    Adapter,
+    /// A textual inversion.
+    Embedding,
+    /// An add-on of another kind.
+    AddOn,
+    /// A file that is not opened.
+    Pickle,
+    /// Tensors that nothing is known of.
+    Unknown,
+}
+
+impl Kind {
+    /// A word for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Model => "model",
+            Kind::OtherModel => "other-model",
+            Kind::UNet => "unet",
+            Kind::Vae => "vae",
+            Kind::TextEncoder => "text-encoder",
+            Kind::Adapter => "lora",
+            Kind::Embedding => "embedding",
+            Kind::AddOn => "add-on",
+            Kind::Pickle => "pickle",
+            Kind::Unknown => "unknown",
+        }
+    }
+}
+
+/// Tensors of one type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The type's name: "F16".
+    pub dtype: String,
+    /// How many tensors.
+    pub tensors: usize,
+    /// How many numbers.
+    pub parameters: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// One network of a file or folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComponentSummary {
+    /// What people call it.
+    pub title: String,
+    /// Its tensors, type by type.
+    pub stored: Vec<Stored>,
+}
+
+impl ComponentSummary {
+    /// All of its numbers.
+    pub fn parameters(&self) -> u64 {
+        self.stored.iter().map(|stored| stored.parameters).sum()
+    }
+
+    /// All of its bytes.
+    pub fn bytes(&self) -> u64 {
+        self.stored.iter().map(|stored| stored.bytes).sum()
+    }
+}
+
+/// What a file or folder is.
+#[derive(Debug)]
+pub struct Survey {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The sort of thing.
+    pub kind: Kind,
+    /// One phrase: "a LoRA for Stable Diffusion XL".
+    pub what: String,
+    /// The line of models, where one is known.
+    pub family: Option<&'static str>,
+    /// What that rests on, one sentence each.
+    pub evidence: Vec<String>,
+    /// What it is for: "paints", "inpaints".
+    pub does: &'static str,
+    /// The networks.
+    pub components: Vec<ComponentSummary>,
+    /// What the UNet predicts, and from what that is known.
+    pub prediction: Option<(&'static str, String)>,
+    /// Width and height that it was trained at.
+    pub size: Option<usize>,
+    /// Keys that have no place in the networks.
+    pub unused: Vec<String>,
+    /// Keys that the networks need and the file does not have.
+    pub missing: Vec<String>,
+    /// What its makers wrote into it.
+    pub metadata: BTreeMap<String, String>,
+    /// The layers that a LoRA changes.
+    pub adapter: Option<Adapter>,
+    /// The words that an embedding holds.
+    pub embedding: Option<Embedding>,
+    /// Why it cannot be painted with, or what is wrong with it.
+    pub problem: Option<String>,
+    /// The files that it is made of.
+    pub files: Vec<PathBuf>,
+    /// Bytes of all of its weight files.
+    pub bytes: u64,
+}
+
+impl Survey {
+    /// Finds out what is at `path`. A file that is damaged or refused is no error: it is what there is to say about it.
+    ///
+    /// # Errors
+    /// There is nothing at `path`, or it cannot be read.
+    pub fn of(path: &Path) -> Result<Survey> {
+        let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
+        let mut survey = Survey::nothing(path);
+        if metadata.is_dir() {
+            survey.take_model(Checkpoint::open(path));
+            return Ok(survey);
+        }
+        survey.files.push(path.to_owned());
+        survey.bytes = metadata.len();
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        if PICKLE_EXTENSIONS.contains(&extension.as_str()) {
+            survey.kind = Kind::Pickle;
+            survey.what = "a pickle (PyTorch's format)".into();
+            survey.problem = Some(model_error(path.display(), PICKLE).to_string());
+            return Ok(survey);
+        }
+        match Blob::map(path).and_then(|blob| WeightFile::new(path.display().to_string(), blob)) {
+            Ok(file) => survey.take_file(file),
+            Err(error) => {
+                survey.what = "a file that holds no tensors to be read".into();
+                survey.problem = Some(error.to_string());
+            }
+        }
+        Ok(survey)
+    }
+
+    /// What there is to say about a model that is open already.
+    pub fn of_model(model: Checkpoint) -> Survey {
+        let mut survey = Survey::nothing(Path::new(&model.name));
+        survey.take_model(Ok(model));
+        survey
+    }
+
+    fn nothing(path: &Path) -> Survey {
+        Survey {
+            path: path.to_owned(),
+            kind: Kind::Unknown,
+            what: "nothing that is known".into(),
+            family: None,
+            evidence: Vec::new(),
+            does: "",
+            components: Vec::new(),
+            prediction: None,
+            size: None,
+            unused: Vec::new(),
+            missing: Vec::new(),
+            metadata: BTreeMap::new(),
+            adapter: None,
+            embedding: None,
+            problem: None,
+            files: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    fn take_file(&mut self, file: WeightFile) {
+        self.metadata = file.metadata().clone();
+        if let Some(adapter) = Adapter::read(&file) {
+            self.take_adapter(&file, adapter);
+        } else if let Some(embedding) = Embedding::read(&file) {
+            self.kind = Kind::Embedding;
+            self.family = Some(embedding.family.name());
+            self.does = "adds a word";
+            self.what = format!("a textual inversion for {}", embedding.family.name());
+            self.components = vec![summary("words", file.entries())];
+            self.embedding = Some(embedding);
+        } else if let Some(row) = kinds::foreign(&file) {
+            let is_model = !row.why.contains("not a model");
+            self.kind = if is_model { Kind::OtherModel } else { Kind::AddOn };
+            self.what = row.what.to_owned();
+            self.evidence.push(format!("A tensor's name contains \"{}\".", row.part));
+            self.components = vec![summary("tensors", file.entries())];
+            self.problem = is_model.then(|| format!("{} is {}, {}", file.name, row.what, row.why));
+        } else {
+            let lone = kinds::lone(&file);
+            let context =
+                file.entries().iter().find(|entry| entry.name.ends_with("attn2.to_k.weight")).and_then(|e| e.shape.get(1).copied());
+            let shape = ["model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight"];
+            let channels = shape.iter().find_map(|key| file.shape(key)?.get(1).copied());
+            let all = summary("tensors", file.entries());
+            let file = Arc::new(file);
+            match Checkpoint::from_shared(file.clone()) {
+                Ok(model) => self.take_model(Ok(model)),
+                Err(error) => {
+                    self.components = vec![all];
+                    self.take_network(&file, lone, context, channels);
+                    self.problem = Some(error.to_string());
+                }
+            }
+        }
+    }
+
+    fn take_model(&mut self, opened: Result<Checkpoint>) {
+        let model = match opened {
+            Ok(model) => model,
+            Err(error) => {
+                self.kind = Kind::OtherModel;
+                self.what = "a folder that cannot be opened as a model".into();
+                self.problem = Some(error.to_string());
+                return;
+            }
+        };
+        let spec = model.spec();
+        self.kind = Kind::Model;
+        self.family = Some(spec.family.name());
+        self.evidence = spec.evidence.clone();
+        self.size = Some(spec.default_size);
+        let latents = spec.vae.latent_channels;
+        self.does = match spec.unet.in_channels {
+            _ if spec.aesthetic_score => "refines",
+            channels if channels == 2 * latents + 1 => "inpaints",
+            channels if channels == 2 * latents => "edits",
+            _ => "paints",
+        };
+        let sort = match self.does {
+            "inpaints" => " for inpainting",
+            "edits" => " for editing by instruction",
+            _ => "",
+        };
+        let layout = if self.files.is_empty() { "a diffusers folder" } else { "one file" };
+        self.what = format!("{}{sort}, {layout}", spec.family.name());
+        if let Ok(prediction) = spec.scheduler.prediction() {
+            let said = spec.evidence.iter().find(|sentence| sentence.contains("predict"));
+            let source = spec.scheduler.source.clone().unwrap_or_else(|| "the family's usual".into());
+            self.prediction = Some((prediction.name(), said.cloned().unwrap_or(source)));
+        }
+        for (_, part) in &model.parts {
+            let mut seen = HashSet::new();
+            let stored = part.stored(|_| true).filter(|(file, i)| seen.insert((Arc::as_ptr(file), *i)));
+            self.components.push(summary(part.title.trim_start_matches("the "), stored.filter_map(|(file, i)| file.entries().get(i))));
+            self.missing.extend(missing(part));
+        }
+        self.missing.sort_unstable();
+        self.unused = model.unknown();
+        // A single file was counted already.
+        if self.files.is_empty() {
+            let mut seen = HashSet::new();
+            for file in model.files.iter().filter(|file| seen.insert(file.name.clone())) {
+                self.bytes += file.len();
+                self.files.push(PathBuf::from(&file.name));
+                self.metadata.extend(file.metadata().iter().filter(|(key, _)| *key != "format").map(|(k, v)| (k.clone(), v.clone())));
+            }
+        }
+        self.problem = match self.missing.as_slice() {
+            [] => None,
+            [first, rest @ ..] => Some(format!("lacks {} tensors, the first is {first}", rest.len() + 1)),
+        };
+    }
+
+    fn take_adapter(&mut self, file: &WeightFile, adapter: Adapter) {
+        self.kind = Kind::Adapter;
+        self.does = "changes a model";
+        let changes: Vec<&str> = adapter.changes().into_iter().map(super::Change::name).collect();
+        let dora = if adapter.is_dora() { " with DoRA" } else { "" };
+        let base = adapter.base();
+        let base_name = match &base {
+            _ if adapter.is_of_a_transformer() => Some("a transformer (Flux, Stable Diffusion 3 or a relative)"),
+            Some((family, _)) => Some(family.name()),
+            None => None,
+        };
+        self.family = base.as_ref().filter(|_| !adapter.is_of_a_transformer()).map(|(family, _)| family.name());
+        self.what = format!(
+            "{}{dora} ({} keys){}",
+            changes.join(" and "),
+            adapter.writer,
+            base_name.map(|name| format!(" for {name}")).unwrap_or_default()
+        );
+        self.evidence.extend(base.map(|(_, why)| format!("{why}.")));
+        self.components = vec![summary("tensors", file.entries())];
+        self.unused.clone_from(&adapter.unknown);
+        self.adapter = Some(adapter);
+    }
+
+    fn take_network(&mut self, file: &WeightFile, lone: Option<&Lone>, context: Option<usize>, channels: Option<usize>) {
+        let Some(Lone { key, what, network }) = lone else {
+            let first = file.entries().first().map(|entry| super::quoted(&entry.name));
+            self.what = "tensors of nothing that is known".into();
+            self.evidence.extend(first.map(|name| format!("Its tensors have names like {name}.")));
+            return;
+        };
+        self.evidence.push(format!("It has the tensor {key}."));
+        let family = match network {
+            Network::UNet => {
+                self.kind = Kind::UNet;
+                self.evidence.extend(context.map(|width| format!("Its cross-attention takes text of width {width}.")));
+                self.does = match channels {
+                    Some(5) => "paints after a depth map",
+                    Some(7) => "enlarges",
+                    Some(8) => "edits",
+                    Some(9) => "inpaints",
+                    _ => "paints",
+                };
+                context.and_then(family_of_context).map(Family::name)
+            }
+            Network::Vae => {
+                self.kind = Kind::Vae;
+                self.does = "encodes and decodes";
+                None
+            }
+            Network::Text => {
+                self.kind = Kind::TextEncoder;
+                self.does = "reads the prompt";
+                let width = ["text_model.embeddings.token_embedding.weight", "token_embedding.weight"]
+                    .iter()
+                    .find_map(|key| file.shape(key)?.get(1));
+                self.evidence.extend(width.map(|width| format!("Its width is {width}.")));
+                match width {
+                    Some(768) => Some("CLIP-L (Stable Diffusion 1.x and XL)"),
+                    Some(1024) => Some("OpenCLIP-H (Stable Diffusion 2.x)"),
+                    Some(1280) => Some("OpenCLIP-G (Stable Diffusion XL)"),
+                    _ => None,
+                }
+            }
+        };
+        self.family = family;
+        self.what = format!("{what}{}", family.map(|family| format!(" of {family}")).unwrap_or_default());
+    }
+}
+
+/// Counts tensors by their type.
+fn summary<'a>(title: &str, entries: impl IntoIterator<Item = &'a Entry>) -> ComponentSummary {
+    let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
+    for entry in entries {
+        let dtype = dtype_name(entry.dtype);
+        let row = stored.entry(dtype.clone()).or_insert(Stored { dtype, tensors: 0, parameters: 0, bytes: 0 });
+        row.tensors += 1;
+        row.parameters += entry.shape.iter().map(|&size| size as u64).product::<u64>();
+        row.bytes += entry.range.len() as u64;
+    }
+    let mut stored: Vec<Stored> = stored.into_values().collect();
+    stored.sort_by_key(|row| std::cmp::Reverse(row.bytes));
+    ComponentSummary { title: title.to_owned(), stored }
+}
+
+fn dtype_name(dtype: Dtype) -> String {
+    dtype.to_string()
+}
+
+/// The stored names of what a network needs and does not have.
+fn missing(part: &Part) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let absent = part.absent.iter().filter(|pair| is_needed(part, &pair.name) && seen.insert(&pair.name));
+    absent.map(|pair| pair.stored.clone()).collect()
+}
+
+/// Whether every network with such a layer needs the tensor.
+fn is_needed(part: &Part, name: &str) -> bool {
+    // UNets' queries, keys and values have no bias; autoencoders' and text encoders' have.
+    if part.title == "the UNet" && [".to_q.bias", ".to_k.bias", ".to_v.bias"].iter().any(|end| name.ends_with(end)) {
+        return false;
+    }
+    if name.starts_with("add_embedding.") {
+        return part.shape("add_embedding.linear_1.weight").is_some();
+    }
+    if name.contains("quant_conv.") {
+        let sibling = if name.ends_with(".bias") { name.replace(".bias", ".weight") } else { name.replace(".weight", ".bias") };
+        return part.shape(&sibling).is_some();
+    }
+    // A shortcut changes the number of channels, and is there where they change.
+    if let Some((site, _)) = name.split_once(".conv_shortcut.") {
+        let input = part.shape(&format!("{site}.norm1.weight")).and_then(|shape| shape.first().copied());
+        let output = part.shape(&format!("{site}.conv1.weight")).and_then(|shape| shape.first().copied());
+        return input != output;
+    }
+    name != "text_projection.weight"
+}

@@ -1,0 +1,51 @@
+//! The configuration files as their users meet them.
+#![cfg(all(unix, feature = "builtin-model"))]
+#![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn sd_gen(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    command.args(arguments).current_dir(folder).env_remove("SD_GEN_MODELS").env("XDG_CONFIG_HOME", folder.join("config"));
+    command.output().expect("sd-gen starts")
+}
+
+fn write(folder: &Path, name: &str, text: &str) {
+    let path = folder.join(name);
+    std::fs::create_dir_all(path.parent().expect("a folder")).expect("folder");
+    std::fs::write(path, text).expect("write");
+}
+
+#[test]
+fn flags_come_from_both_files_and_the_command_line_beats_them() {
+    let folder = tempfile::tempdir().expect("folder");
+    write(folder.path(), "config/sd-gen/config.toml", "seed = 1\nsteps = 1\noutput-dir = \"elsewhere\"\n");
+    write(folder.path(), "sd-gen.toml", "seed = 2\noutput = \"{prompt}-{seed}-{steps}.png\"\n");
+    let output = sd_gen(folder.path(), &["-p", "a cat", "--seed", "3", "-v"]);
+    let (said, paths) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{said}");
+    assert_eq!(paths.trim(), "elsewhere/a-cat-3-1.png");
+    let file = folder.path().join("config/sd-gen/config.toml");
+    let remark = format!(
+        "read ./sd-gen.toml\nread {}\nwhich adds --steps=1 --output={{prompt}}-{{seed}}-{{steps}}.png --output-dir=elsewhere\n",
+        file.display()
+    );
+    assert!(said.starts_with(&remark), "{said}");
+    let without = sd_gen(folder.path(), &["-p", "a cat", "--seed", "3", "--steps", "1", "--no-config"]);
+    assert_eq!(String::from_utf8_lossy(&without.stdout).trim(), "a-cat-3.png");
+}
+
+#[test]
+fn a_mistake_in_a_file_stops_before_any_work() {
+    let folder = tempfile::tempdir().expect("folder");
+    write(folder.path(), "sd-gen.toml", "steps = 1\noutput-dir = \"/tmp\"\n");
+    let output = sd_gen(folder.path(), &["-p", "a cat"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "error: ./sd-gen.toml:2:14: --output-dir: \"/tmp\" leaves the folder of ./sd-gen.toml; give it on the command line, or in the \
+         configuration file of the platform's folder\n  2 | output-dir = \"/tmp\"\n    |              ^^^^^^\n"
+    );
+    assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 1);
+}

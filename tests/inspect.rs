@@ -1,0 +1,327 @@
+//! What `inspect`, `models`, `devices`, `completions` and `man` say, word for word where people read it.
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot set up its files has failed")]
+
+mod weights_models;
+
+use sd_gen::weights::{Change, Kind, Survey};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::{Command, Output};
+use weights_models::{Plan, Shapes, file, original, refiner, sd1, sd2, sdxl};
+
+fn sd_gen(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    command.args(arguments).current_dir(folder).env_remove("SD_GEN_MODELS").env("XDG_CACHE_HOME", folder.join(".cache"));
+    command.output().expect("sd-gen starts")
+}
+
+/// What the program says to `arguments` on standard output.
+fn said(folder: &Path, arguments: &[&str]) -> String {
+    let output = sd_gen(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn said_json(folder: &Path, arguments: &[&str]) -> Value {
+    serde_json::from_str(&said(folder, arguments)).expect("JSON")
+}
+
+fn shapes(rows: &[(&str, &[usize])]) -> Shapes {
+    rows.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect()
+}
+
+fn survey(shapes: &Shapes, metadata: &[(&str, &str)]) -> Survey {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    std::fs::write(&path, file(shapes, metadata)).unwrap();
+    Survey::of(&path).unwrap()
+}
+
+#[test]
+fn whole_models_are_named_with_nothing_missing() {
+    let edit = Plan { in_channels: 8, ..sd1() };
+    let inpaint = Plan { in_channels: 9, ..sdxl() };
+    for (plan, what, does, prediction) in [
+        (sd1(), "Stable Diffusion 1.x, one file", "paints", "epsilon"),
+        (sd2(), "Stable Diffusion 2.x, one file", "paints", "epsilon"),
+        (sdxl(), "Stable Diffusion XL, one file", "paints", "epsilon"),
+        (refiner(), "Stable Diffusion XL refiner, one file", "refines", "epsilon"),
+        (edit, "Stable Diffusion 1.x for editing by instruction, one file", "edits", "epsilon"),
+        (inpaint, "Stable Diffusion XL for inpainting, one file", "inpaints", "epsilon"),
+    ] {
+        let found = survey(&original(&plan), &[]);
+        assert_eq!((found.kind, found.what.as_str(), found.does), (Kind::Model, what, does));
+        assert_eq!(found.prediction.as_ref().map(|(p, _)| *p), Some(prediction), "{what}");
+        assert_eq!((found.missing.as_slice(), found.unused.as_slice(), &found.problem), (&[][..], &[][..], &None), "{what}");
+        let unet = original(&plan)
+            .iter()
+            .filter(|(name, _)| name.starts_with("model."))
+            .map(|(_, shape)| shape.iter().product::<usize>() as u64)
+            .sum();
+        assert_eq!((found.components[0].title.as_str(), found.components[0].parameters()), ("UNet", unet));
+        assert_eq!(found.components[0].bytes(), 2 * unet);
+    }
+}
+
+#[test]
+fn missing_and_unused_keys_are_named() {
+    let mut names = original(&sd1());
+    names.retain(|(name, _)| {
+        name != "first_stage_model.decoder.conv_out.bias" && !name.ends_with("output_blocks.0.0.skip_connection.weight")
+    });
+    names.push(("something.else".to_owned(), vec![3]));
+    let found = survey(&names, &[("modelspec.prediction_type", "v")]);
+    assert_eq!(
+        found.missing,
+        ["first_stage_model.decoder.conv_out.bias", "model.diffusion_model.output_blocks.0.0.skip_connection.weight"]
+    );
+    assert_eq!(found.unused, ["something.else"]);
+    assert_eq!(found.prediction.map(|(p, _)| p), Some("v_prediction"));
+    assert!(found.problem.unwrap().contains("lacks 2 tensors"));
+}
+
+#[test]
+fn parts_and_add_ons_and_other_families_are_named() {
+    let part = |prefix: &str| -> Shapes {
+        original(&sd2()).into_iter().filter_map(|(name, shape)| Some((name.strip_prefix(prefix)?.to_owned(), shape))).collect()
+    };
+    for (shapes, kind, what) in [
+        (part("model.diffusion_model."), Kind::UNet, "a UNet of Stable Diffusion 2.x"),
+        (part("first_stage_model."), Kind::Vae, "an autoencoder"),
+        (part("cond_stage_model.model."), Kind::TextEncoder, "a text encoder of OpenCLIP-H (Stable Diffusion 2.x)"),
+        (shapes(&[("encoder.block.0.layer.0.SelfAttention.q.weight", &[8, 8])]), Kind::TextEncoder, "a text encoder (T5)"),
+        (shapes(&[("emb_params", &[4, 768])]), Kind::Embedding, "a textual inversion for Stable Diffusion 1.x"),
+        (shapes(&[("<word>", &[1024])]), Kind::Embedding, "a textual inversion for Stable Diffusion 2.x"),
+        (shapes(&[("clip_g", &[2, 1280]), ("clip_l", &[2, 768])]), Kind::Embedding, "a textual inversion for Stable Diffusion XL"),
+        (shapes(&[("model.diffusion_model.joint_blocks.0.x", &[1])]), Kind::OtherModel, "Stable Diffusion 3"),
+        (shapes(&[("double_blocks.0.img_attn.qkv.weight", &[1])]), Kind::OtherModel, "Flux or a relative"),
+        (shapes(&[("control_model.input_hint_block.0.weight", &[1])]), Kind::AddOn, "a ControlNet"),
+        (shapes(&[("down_blocks.0.motion_modules.0.x", &[1])]), Kind::AddOn, "AnimateDiff's motion module"),
+        (shapes(&[("body.0.rdb1.conv1.weight", &[1])]), Kind::AddOn, "an ESRGAN upscaler"),
+        (shapes(&[("layers.0.mlp", &[1])]), Kind::Unknown, "tensors of nothing that is known"),
+    ] {
+        let found = survey(&shapes, &[]);
+        assert_eq!((found.kind, found.what.as_str()), (kind, what));
+    }
+}
+
+#[test]
+fn loras_of_every_kind_are_named() {
+    const UNET: &str = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k";
+    const XL: &str = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k";
+    let kohya = |site: &str, input: usize, more: &[(&str, &[usize])]| {
+        let mut shapes = shapes(&[]);
+        for (end, shape) in [(".lora_down.weight", vec![8, input]), (".lora_up.weight", vec![32, 8]), (".alpha", vec![])] {
+            shapes.push((format!("{site}{end}"), shape));
+        }
+        shapes.extend(more.iter().map(|(end, shape)| (format!("{site}{end}"), shape.to_vec())));
+        shapes
+    };
+    let renamed = |from: &[&str], to: &[&str]| -> Shapes {
+        kohya(UNET, 768, &[])
+            .into_iter()
+            .filter_map(|(name, shape)| {
+                from.iter().zip(to).find_map(|(end, other)| Some((format!("{}{other}", name.strip_suffix(end)?), shape.clone())))
+            })
+            .collect()
+    };
+    let ends = [".lora_down.weight", ".lora_up.weight"];
+    let peft: Shapes = [("A", [8, 768]), ("B", [32, 8])]
+        .map(|(ab, shape)| (format!("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_{ab}.weight"), shape.to_vec()))
+        .to_vec();
+    for (shapes, change, what) in [
+        (kohya(UNET, 768, &[]), Change::Lora, "LoRA (kohya keys) for Stable Diffusion 1.x"),
+        (kohya(UNET, 1024, &[]), Change::Lora, "LoRA (kohya keys) for Stable Diffusion 2.x"),
+        (kohya(XL, 2048, &[]), Change::Lora, "LoRA (kohya keys) for Stable Diffusion XL"),
+        (kohya(UNET, 768, &[(".dora_scale", &[32, 1])]), Change::Lora, "LoRA with DoRA (kohya keys) for Stable Diffusion 1.x"),
+        (peft, Change::Lora, "LoRA (diffusers keys) for Stable Diffusion 1.x"),
+        (renamed(&ends, &[".hada_w1_b", ".hada_w1_a"]), Change::LoHa, "LyCORIS LoHa (kohya keys) for Stable Diffusion 1.x"),
+        (renamed(&ends, &[".lokr_w2_b", ".lokr_w1"]), Change::LoKr, "LyCORIS LoKr (kohya keys)"),
+        (renamed(&ends, &[".oft_blocks", ".rescale"]), Change::Oft, "LyCORIS OFT (kohya keys)"),
+        (renamed(&ends, &[".a1.weight", ".b1.weight"]), Change::GLora, "LyCORIS GLoRA (kohya keys)"),
+        (
+            kohya("lora_unet_double_blocks_0_img_attn_qkv", 3072, &[]),
+            Change::Lora,
+            "LoRA (kohya keys) for a transformer (Flux, Stable Diffusion 3 or a relative)",
+        ),
+    ] {
+        let found = survey(&shapes, &[]);
+        let adapter = found.adapter.as_ref().unwrap_or_else(|| panic!("{what}: {found:?}"));
+        assert_eq!((found.kind, found.what.as_str(), adapter.changes()), (Kind::Adapter, what, vec![change]));
+    }
+}
+
+#[test]
+fn a_lora_is_held_against_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), file(&original(&sd1()), &[])).unwrap();
+    let site = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0";
+    let (te, ldm) = ("lora_te_text_model_encoder_layers_0_self_attn_q_proj", "lora_unet_input_blocks_4_1_proj_in");
+    let names = [
+        (format!("{site}_attn2_to_k"), 768, 32),
+        (format!("{site}_attn1_to_out_0"), 32, 32),
+        (format!("{site}_attn1_to_q"), 64, 32),
+        (te.to_owned(), 768, 768),
+        (ldm.to_owned(), 64, 64),
+        ("lora_unet_down_blocks_7_x".to_owned(), 32, 32),
+    ];
+    let shapes: Shapes = names
+        .iter()
+        .flat_map(|(name, input, output)| {
+            [(format!("{name}.lora_down.weight"), vec![4, *input]), (format!("{name}.lora_up.weight"), vec![*output, 4])]
+        })
+        .collect();
+    let metadata = [("ss_base_model_version", "sd_v1"), ("ss_tag_frequency", r#"{"a": {"cat": 3, "dog": 5}}"#)];
+    std::fs::write(folder.path().join("lora.safetensors"), file(&shapes, &metadata)).unwrap();
+    let text = said(folder.path(), &["inspect", "lora.safetensors", "--model", "model.safetensors", "--no-hash"]);
+    let size = std::fs::metadata(folder.path().join("lora.safetensors")).unwrap().len() as f64 / 1e3;
+    let wanted = "
+  does          changes a model
+  holds         tensors: 10.8 thousand parameters, 12 tensors F16 21.5 kB
+  ranks         4
+  changes       UNet: 5 layers
+                text encoder 1: 1 layer
+  of the model  8 keys apply, they change 4 layers
+  not there     lora_unet_down_blocks_7_x.lora_down.weight
+                lora_unet_down_blocks_7_x.lora_up.weight
+  other shapes  lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight (64 to 32 where the model has [32, 32])
+                lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight (64 to 32 where the model has [32, 32])
+  evidence      down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k takes text of width 768.
+  trained on    dog (5), cat (3)
+  metadata      ss_base_model_version: sd_v1
+                … and 1 more (--verbose)
+";
+    assert_eq!(text, format!("lora.safetensors: LoRA (kohya keys) for Stable Diffusion 1.x, {size:.1} kB{wanted}"));
+    let json = said_json(folder.path(), &["inspect", "lora.safetensors", "--model", "model.safetensors", "--json"]);
+    assert_eq!(json[0]["fit"]["keys"], 8);
+    assert_eq!(json[0]["lora"]["layers"], json!({ "UNet": 5, "text encoder 1": 1 }));
+    assert_eq!(json[0]["trained_words"][0], json!({ "word": "dog", "times": 5 }));
+    assert_eq!(json[0]["hashes"][0]["model_hash"].as_str().map(str::len), Some(10));
+}
+
+#[test]
+fn the_models_folder_is_a_table_with_names_that_resolve() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = folder.path().join("models");
+    std::fs::create_dir_all(models.join("xl/.hidden")).unwrap();
+    std::fs::create_dir_all(models.join("loras")).unwrap();
+    std::fs::write(models.join("plain.safetensors"), file(&original(&sd1()), &[])).unwrap();
+    std::fs::write(models.join("xl/Large One.safetensors"), file(&original(&sdxl()), &[("modelspec.prediction_type", "v")])).unwrap();
+    std::fs::write(models.join("xl/.hidden/no.safetensors"), "x").unwrap();
+    std::fs::write(models.join("loras/small.safetensors"), file(&shapes(&[("lora_unet_a.lora_up.weight", &[2, 2])]), &[])).unwrap();
+    std::fs::write(models.join("old.ckpt"), "PK").unwrap();
+    std::fs::write(models.join("torn.safetensors"), [0; 9]).unwrap();
+    std::fs::write(models.join("notes.txt"), "x").unwrap();
+    let rows = said_json(folder.path(), &["models", "--json", "--hash"]);
+    let row = |row: &Value| ["name", "kind", "dtype", "prediction", "does"].map(|field| row[field].as_str().unwrap_or("-").to_owned());
+    assert_eq!(
+        rows.as_array().unwrap().iter().map(row).collect::<Vec<_>>(),
+        [
+            ["loras/small", "lora", "f16", "-", "changes a model"],
+            ["old", "pickle", "", "-", ""],
+            ["plain", "model", "f16", "epsilon", "paints"],
+            ["torn", "unknown", "", "-", ""],
+            ["xl/Large One", "model", "f16", "v_prediction", "paints"],
+            ["emoji", "model", "f16", "epsilon", "paints"],
+        ]
+    );
+    assert!(folder.path().join(".cache/sd-gen/hashes.json").is_file());
+    let table = said(folder.path(), &["models"]);
+    assert_eq!(
+        table.lines().next().unwrap().split_whitespace().collect::<Vec<_>>(),
+        ["name", "what", "size", "dtype", "predicts", "does", "problem"]
+    );
+    assert!(table.contains("xl/Large One  Stable Diffusion XL") && table.contains("is a pickle"), "{table}");
+    for (name, what) in [("xl/Large One", "XL"), ("large", "XL"), ("XL/L", "XL"), ("pla", "1.x"), ("emoji", "paints")] {
+        assert!(said(folder.path(), &["inspect", "--no-hash", name]).contains(what), "{name}");
+    }
+    std::fs::copy(models.join("plain.safetensors"), models.join("xl/plain two.safetensors")).unwrap();
+    let refused = sd_gen(folder.path(), &["-m", "pl", "-p", "x"]);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(message.contains("several models start so; say which: plain, xl/plain two"), "{message}");
+    let nothing = sd_gen(folder.path(), &["inspect", "nothing-of-this-name"]);
+    assert_eq!(nothing.status.code(), Some(2));
+    let missing = sd_gen(folder.path(), &["models", "nowhere"]);
+    assert_eq!(missing.status.code(), Some(2));
+}
+
+#[test]
+fn only_headers_are_read() {
+    // A thousand files whose data would be terabytes if they were there: sparse files on the disk.
+    let folder = tempfile::tempdir().unwrap();
+    let length = 1u64 << 30;
+    let header = format!(r#"{{"lora_unet_a.lora_up.weight":{{"dtype":"F16","shape":[{},1],"data_offsets":[0,{length}]}}}}"#, length / 2);
+    for i in 0..1000 {
+        let path = folder.path().join(format!("{i:04}.safetensors"));
+        std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(8 + header.len() as u64 + length).unwrap();
+    }
+    let table = said(folder.path(), &["models", "."]);
+    assert_eq!(table.lines().filter(|line| line.contains("1.07 GB")).count(), 1000);
+}
+
+#[test]
+fn the_built_in_model_and_a_pickle_are_inspected() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.ckpt"), "PK").unwrap();
+    let text = said(folder.path(), &["inspect", "--no-hash", "emoji", "a.ckpt"]);
+    assert!(text.starts_with("emoji: Stable Diffusion 1.x, a diffusers folder, "), "{text}");
+    assert!(text.contains("a.ckpt: a pickle (PyTorch's format), 2 B") && text.contains("is refused"), "{text}");
+    let some = sd_gen(folder.path(), &["inspect", "--no-hash", "a.ckpt", "missing"]);
+    assert_eq!(some.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&some.stdout).contains("pickle"));
+}
+
+#[test]
+fn text_from_files_does_not_steer_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let evil = "\x1b]0;owned\x07\u{9b}31m";
+    let names = shapes(&[("lora_unet_a.lora_up.weight", &[2, 2])]);
+    std::fs::write(folder.path().join("a.safetensors"), file(&names, &[("modelspec.title", evil)])).unwrap();
+    let text = said(folder.path(), &["inspect", "--no-hash", "-v", "a.safetensors"]);
+    assert!(text.contains("owned") && !text.contains(['\x1b', '\x07', '\u{9b}']), "{text:?}");
+}
+
+#[test]
+fn devices_say_what_is_there_and_why_not() {
+    let devices = said_json(Path::new("."), &["devices", "--json"]);
+    let names: Vec<&str> = devices.as_array().unwrap().iter().filter_map(|device| device["name"].as_str()).collect();
+    assert_eq!((names[0], names.last()), ("cpu", Some(&"metal")));
+    let cpu = &devices[0];
+    assert!(cpu["found"].as_bool().unwrap() && cpu["threads"].as_u64() >= Some(1));
+    assert!(cpu["instructions"].as_array().unwrap().contains(&cpu["kernels"]["f32"]));
+    for device in devices.as_array().unwrap() {
+        assert!(device["found"].as_bool().unwrap() || device["why"].is_string(), "{device}");
+    }
+    assert!(said(Path::new("."), &["devices"]).starts_with("cpu: "));
+}
+
+#[test]
+fn shells_complete_values_and_man_has_every_subcommand() {
+    for (shell, word) in [
+        ("bash", "_sd-gen"),
+        ("zsh", "#compdef sd-gen"),
+        ("fish", "complete -c sd-gen"),
+        ("powershell", "Register-ArgumentCompleter"),
+        ("elvish", "edit:completion"),
+    ] {
+        let script = said(Path::new("."), &["completions", shell]);
+        assert!(script.contains(word), "{shell}");
+        for value in ["dpm++2m-sde", "karras", "trailing", "torch-cuda", "bf16"] {
+            assert!(script.contains(value), "{shell} does not complete {value}");
+        }
+    }
+    let manual = said(Path::new("."), &["man"]);
+    for name in ["sd-gen-inspect", "sd-gen-models", "sd-gen-devices", "sd-gen-convert", "sd-gen-bench"] {
+        assert!(manual.contains(&name.replace('-', "\\-")), "{name}");
+    }
+    // Names are offered, not demanded: a peer's spelling still works.
+    let refused = sd_gen(Path::new("."), &["-p", "x", "--sampler", "nothing"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is not available"));
+    for command in ["convert", "bench", "inspect", "models", "devices", "completions", "man"] {
+        assert!(said(Path::new("."), &[command, "--help"]).contains("Examples:"), "{command}");
+    }
+}

@@ -1,0 +1,234 @@
+//! What pictures say about their making: other tools' are read field by field, and ours paint the same pixels again.
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
+
+use proptest::prelude::*;
+use sd_gen::metadata::{Field, Text, read, texts, understand};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/metadata").join(name)
+}
+
+fn read_json(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(data(name)).expect("read")).expect("JSON")
+}
+
+fn sd_gen(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    let output = command.args(arguments).current_dir(folder).env_remove("SD_GEN_MODELS").output().expect("sd-gen starts");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Numbers by their value, all else as it stands.
+fn same(one: &Value, other: &Value) -> bool {
+    let number = |value: &Value| value.as_f64().or_else(|| value.as_str()?.parse().ok());
+    one == other || number(one).is_some() && number(one) == number(other)
+}
+
+#[test]
+fn other_tools_pictures_are_read_field_by_field() {
+    let expected = read_json("expected.json");
+    let cases = expected.as_object().expect("an object");
+    assert!(cases.len() >= 24);
+    for (name, wanted) in cases {
+        let picture = read(&data(name)).expect(name).expect("a picture");
+        let Some(wanted) = wanted.as_object() else {
+            assert_eq!(picture.recipe, None, "{name}");
+            continue;
+        };
+        let found = picture.recipe.unwrap_or_else(|| panic!("{name}: no recipe in {:?}", picture.texts)).json();
+        for (field, value) in wanted {
+            assert!(same(&found[field], value), "{name}: {field} is {} and not {value}", found[field]);
+        }
+    }
+}
+
+/// What the committed `sd-gen.png` was painted with.
+const OURS: &[&str] = &[
+    "--prompt",
+    "a red apple, (shiny: very) — 東京\nsecond line",
+    "--negative-prompt",
+    "blurry: bad, worse",
+    "--seed",
+    "5",
+    "--steps",
+    "2",
+    "--size",
+    "64x64",
+    "--sampler",
+    "dpmpp_2m_karras",
+    "--guidance-scale",
+    "3.5",
+    "--clip-skip",
+    "2",
+];
+
+#[test]
+fn what_two_readers_see_in_our_pictures_is_what_we_write() {
+    let folder = tempfile::tempdir().expect("folder");
+    sd_gen(folder.path(), &[OURS, &["-o", "new.png"]].concat());
+    let without_version = |path: &Path| {
+        let texts = texts(path).expect("read").expect("a picture");
+        texts
+            .into_iter()
+            .map(|text| (text.keyword, text.text.rsplit_once(", Version: ").expect("a version").0.to_owned()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        without_version(&folder.path().join("new.png")),
+        without_version(&data("sd-gen.png")),
+        "paint it again, and run make_pictures.py"
+    );
+    let (wanted, seen) = (read_json("sd-gen.json"), read_json("readers.json"));
+    let found = read(&data("sd-gen.png")).expect("read").expect("a picture").recipe.expect("a recipe").json();
+    for (field, value) in wanted.as_object().expect("an object") {
+        assert!(same(&found[field], value), "ours: {field} is {} and not {value}", found[field]);
+        for reader in ["sd_parsers", "sd_prompt_reader"] {
+            let theirs = &seen["seen"]["sd-gen.png"][reader][field];
+            assert!(field == "tool" || same(theirs, value), "{reader}: {field} is {theirs} and not {value}");
+        }
+    }
+}
+
+#[test]
+fn the_command_of_our_picture_paints_its_pixels_again() {
+    let folder = tempfile::tempdir().expect("folder");
+    let config = r#"{"_class_name": "DDIMScheduler", "beta_start": 0.001, "beta_end": 0.013, "beta_schedule": "scaled_linear", "clip_sample": false}"#;
+    std::fs::write(folder.path().join("config.json"), config).expect("write");
+    let cases: &[&[&str]] = &[
+        &["-p", "a red apple"],
+        &["-p", "it's a \"green\" $HEART; `ls`\nNegative thoughts", "-n", ""],
+        &["-p", "--help", "-n", "bad", "--sampler", "euler-a", "--eta", "0.5"],
+        &["-p", "a cat", "--sampler", "dpm++2m", "--schedule", "lu", "--timestep-spacing", "trailing", "--rng", "torch-cuda"],
+        &["-p", "a cat", "--sampler", "dpm++2m-sde", "--schedule", "exponential"],
+        &["-p", "a cat", "--sampler", "ddim", "--timestep-spacing", "trailing", "--prediction", "v", "--zero-snr"],
+        &["-p", "a cat", "--sampler", "heun", "--dtype", "bf16", "--vae-dtype", "f32", "--guidance-rescale", "0.7", "--clip-skip", "2"],
+        &["-p", "a cat", "--sampler", "ddim", "--guidance-scale", "1", "--images", "2", "--batch-size", "2"],
+    ];
+    for (i, case) in cases.iter().enumerate() {
+        let name = format!("{i}-{{seed}}.png");
+        let painted = sd_gen(folder.path(), &[case, &["-s", "7", "--steps", "2", "--size", "64x64", "-o", &name][..]].concat());
+        for path in String::from_utf8_lossy(&painted.stdout).lines() {
+            let said = sd_gen(folder.path(), &["inspect", "--json", path]);
+            let said: Value = serde_json::from_slice(&said.stdout).expect("JSON");
+            let command = &said[0]["command"];
+            assert_eq!(command["notes"], json!([]), "{case:?}");
+            // The shell's line and the list are the same words.
+            let words = shlex::split(command["shell"].as_str().expect("a line")).expect("a line that a shell reads");
+            let arguments: Vec<&str> = command["arguments"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+            assert_eq!(words[1..], arguments, "{case:?}");
+            sd_gen(folder.path(), &[&arguments[..], &["-o", "again.png", "--overwrite"]].concat());
+            let pixels = |name: &str| image::open(folder.path().join(name)).expect("a picture").to_rgb8();
+            assert!(pixels(path) == pixels("again.png"), "{case:?}: {command:#} painted another picture");
+        }
+    }
+    // What no flag can say is said.
+    sd_gen(folder.path(), &["-p", "a cat", "-s", "7", "--steps", "2", "--scheduler-config", "config.json", "-o", "own.png"]);
+    let said: Value = serde_json::from_slice(&sd_gen(folder.path(), &["inspect", "--json", "own.png"]).stdout).expect("JSON");
+    let note = said[0]["command"]["notes"][0].as_str().expect("a note");
+    assert!(note.contains("--scheduler-config") && note.contains("0.013"), "{note}");
+}
+
+/// A PNG's chunk; nobody here checks its sum.
+fn chunk(kind: &[u8; 4], body: &[u8]) -> Vec<u8> {
+    [&(body.len() as u32).to_be_bytes()[..], kind, body, &[0; 4]].concat()
+}
+
+fn png(chunks: &[Vec<u8>]) -> Vec<u8> {
+    [b"\x89PNG\r\n\x1a\n".to_vec(), chunks.concat(), chunk(b"IEND", b"")].concat()
+}
+
+/// What is said of a file with these bytes.
+fn read_bytes(bytes: &[u8]) -> sd_gen::Result<Option<sd_gen::metadata::Picture>> {
+    let mut file = tempfile::NamedTempFile::new().expect("file");
+    file.write_all(bytes).expect("write");
+    read(file.path())
+}
+
+#[test]
+fn hostile_pictures_cost_no_memory_and_no_panic() {
+    let packed = |length: usize| {
+        let mut packer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        packer.write_all(&vec![b'a'; length]).expect("pack");
+        packer.finish().expect("pack")
+    };
+    let bomb = packed(64 << 20);
+    let ztxt = |packed: &[u8]| [b"parameters\0\0", packed].concat();
+    let refused: Vec<(Vec<u8>, &str)> = vec![
+        (png(&[chunk(b"zTXt", &ztxt(&bomb))]), "unpacks to more than"),
+        (png(&[chunk(b"iTXt", &[b"parameters\0\x01\0\0\0", &bomb[..]].concat())]), "unpacks to more than"),
+        (png(&[chunk(b"zTXt", &ztxt(b"no zlib at all"))]), "damaged"),
+        ([b"\x89PNG\r\n\x1a\n", &u32::MAX.to_be_bytes()[..], b"tEXtparameters"].concat(), "more than 16 MiB"),
+        ([b"\x89PNG\r\n\x1a\n", &1000u32.to_be_bytes()[..], b"tEXtparameters\0x"].concat(), "truncated"),
+        (png(&vec![chunk(b"IDAT", b""); 100_001]), "more than 100000 chunks"),
+        ([b"\xff\xd8\xff\xe1", &5000u16.to_be_bytes()[..], b"Exif\0\0II"].concat(), "truncated"),
+        ([b"RIFF\0\0\0\0WEBPEXIF", &u32::MAX.to_le_bytes()[..], b"II*\0"].concat(), "more than 16 MiB"),
+    ];
+    for (bytes, said) in refused {
+        let error = read_bytes(&bytes).expect_err(said).to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    let text = |text: &[u8]| png(&[chunk(b"tEXt", &[b"parameters\0", text].concat())]);
+    let deep = "[".repeat(100_000);
+    let nodes = r#"{"1": {"class_type": "KSampler", "inputs": {"steps": 1, "cfg": 2, "sampler_name": "euler", "positive": ["1", 0], "model": ["2", 0]}}, "2": {"class_type": "X", "inputs": {"model": ["1", 0], "y": ["2", 0]}}}"#;
+    // An EXIF directory that is its own EXIF directory, with more entries than bytes.
+    let ring = [b"MM\0*\0\0\0\x08\xff\xff", &[0x87, 0x69, 0, 4, 0, 0, 0, 1, 0, 0, 0, 8][..]].concat();
+    for bytes in [
+        b"".to_vec(),
+        b"\x89PNG".to_vec(),
+        b"\x89PNG\r\n\x1a\n".to_vec(),
+        b"not a picture at all".to_vec(),
+        text(b""),
+        text(&[0xff; 100]),
+        text(deep.as_bytes()),
+        text(format!("{{\"sui_image_params\": {deep}").as_bytes()),
+        text(b"Steps: 1, Sampler: \", Seed: {, Size: x, RNG: \\"),
+        png(&[chunk(b"tEXt", b"no separator")]),
+        png(&[chunk(b"iTXt", b"parameters\0\x07")]),
+        png(&[chunk(b"tEXt", &[b"prompt\0", nodes.as_bytes()].concat()), chunk(b"eXIf", &ring)]),
+        b"\xff\xd8\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(),
+        b"\xff\xd8\xff\xe1\0\0\0\0\0\0\0\0\0\0".to_vec(),
+    ] {
+        read_bytes(&bytes).expect("no error");
+    }
+    let graph = understand(&[text_of("prompt", nodes)]).expect("a recipe");
+    assert_eq!(graph.get(Field::Sampler), Some("euler"));
+}
+
+fn text_of(keyword: &str, text: &str) -> Text {
+    Text { place: "PNG tEXt", keyword: keyword.into(), text: text.into() }
+}
+
+proptest! {
+    #[test]
+    fn damaged_pictures_of_every_tool_are_read_or_refused(case in 0..24usize, at in 0..2000usize, byte: u8, cut in 0..4000usize) {
+        let expected = read_json("expected.json");
+        let name = expected.as_object().expect("an object").keys().nth(case).expect("a case").clone();
+        let mut bytes = std::fs::read(data(&name)).expect("read");
+        let length = bytes.len();
+        bytes[at % length] = byte;
+        if cut < length {
+            bytes.truncate(cut);
+        }
+        if let Ok(Some(picture)) = read_bytes(&bytes)
+            && let Some(recipe) = picture.recipe
+        {
+            let command = sd_gen::metadata::command(&recipe, &["plain"]);
+            prop_assert!(shlex::split(&command.shell()).is_some());
+        }
+    }
+
+    #[test]
+    fn any_text_under_any_keyword_is_read_or_not(keyword in "parameters|prompt|Dream|Comment|XMP|sd-metadata|UserComment", text: String) {
+        let texts = [text_of(&keyword, &text), text_of("Description", "x")];
+        if let Some(recipe) = understand(&texts) {
+            let command = sd_gen::metadata::command(&recipe, &[]);
+            prop_assert!(shlex::split(&command.shell()).is_some());
+        }
+    }
+}
