@@ -173,9 +173,10 @@ fn two_processes_share_the_work() {
 
 #[test]
 fn a_failure_is_one_lines() {
-    // Guidance beyond measure leaves the range of f16.
+    // Guidance beyond measure, from the noisiest level there is, leaves the range of f16.
     let folder = folder("a cat --seed 1\na dog --seed 2 --guidance-scale 1000\na bird --seed 3\n");
-    let flags = ["batch", "lines.txt", "--output-dir", "out", "--steps", "6", "--dtype", "f16", "--vae-dtype", "f32"];
+    let most_noise = ["--zero-snr", "--sampler", "euler", "--timestep-spacing", "trailing"];
+    let flags = [&["batch", "lines.txt", "--output-dir", "out", "--steps", "3", "--dtype", "f16"][..], &most_noise].concat();
     let output = sd_gen(folder.path(), &flags);
     assert_eq!((output.status.code(), painted(&output)), (Some(1), 2), "{}", said(&output));
     assert!(said(&output).contains("a dog") && said(&output).contains("--retry-failed"), "{}", said(&output));
@@ -258,6 +259,25 @@ fn a_dry_run_says_the_plan_and_makes_nothing() {
     done(folder.path(), &batch(&[]));
     let output = done(folder.path(), &batch(&["--dry-run"]));
     assert!(String::from_utf8_lossy(&output.stdout).contains("4 are there already"));
+}
+
+#[test]
+fn a_sweep_gives_a_sheet_and_a_table() {
+    let folder = folder("");
+    let flags = ["batch", "-p", "a cat", "-s", "1", "--sweep", "steps=1,2", "--sweep", "guidance-scale=1,2,3", "--output-dir", "out"];
+    let name = [&flags[..], &["-o", "{steps}-{guidance}.png"]].concat();
+    assert_eq!(painted(&done(folder.path(), &name)), 6);
+    let sheet = image::open(folder.path().join("out/sd-gen.sheet.png")).expect("a sheet");
+    assert!(sheet.width() > 3 * 128 && sheet.height() > 2 * 128);
+    let table = std::fs::read_to_string(folder.path().join("out/sd-gen.sweep.csv")).expect("a table");
+    assert!(table.starts_with("steps,guidance-scale,prompt,seed,path\n1,1,a cat,1,1-1.png\n1,2,a cat,1,1-2.png\n"), "{table}");
+    assert_eq!(table.lines().count(), 7);
+    // A larger sweep paints what is new, and draws the sheet again.
+    let mut more = name;
+    more[8] = "guidance-scale=1,2,3,4";
+    assert_eq!(painted(&done(folder.path(), &more)), 2);
+    let table = std::fs::read_to_string(folder.path().join("out/sd-gen.sweep.csv")).expect("a table");
+    assert_eq!(table.lines().count(), 9);
 }
 
 #[test]

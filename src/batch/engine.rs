@@ -105,8 +105,8 @@ pub enum News {
     },
     /// A picture failed.
     Failed {
-        /// The task's id.
-        id: usize,
+        /// Its prompt.
+        prompt: String,
         /// Why.
         reason: String,
     },

@@ -80,20 +80,20 @@ impl Sink for Keeper {
                 }
                 Err(error) => {
                     record.reason = Some(error.to_string());
-                    failed.push((job.id, record));
+                    failed.push(record);
                 }
             }
         }
         if !untried.is_empty() {
             self.ledger().release(&untried)?;
         }
-        let records: Vec<Record> = ready.iter().map(|r| &r.record).chain(failed.iter().map(|(_, record)| record)).cloned().collect();
+        let records: Vec<Record> = ready.iter().map(|r| &r.record).chain(&failed).cloned().collect();
         if !records.is_empty() {
             self.ledger().record(&records)?;
         }
-        for (id, record) in failed {
+        for Record { prompt, reason, .. } in failed {
             self.tally().failed += 1;
-            hear.tell(News::Failed { id, reason: record.reason.unwrap_or_default() });
+            hear.tell(News::Failed { prompt, reason: reason.unwrap_or_default() });
         }
         let folders: BTreeSet<PathBuf> = ready.iter().map(|r| folder_of(&r.path).to_owned()).collect();
         for picture in ready {
@@ -174,7 +174,7 @@ impl Keeper {
                 Err(error) => {
                     record = Record { reason: Some(error.to_string()), ..record_of(&job, record.seconds) };
                     self.tally().failed += 1;
-                    hear.tell(News::Failed { id: job.id, reason: error.to_string() });
+                    hear.tell(News::Failed { prompt: job.request.prompt.clone(), reason: error.to_string() });
                 }
             }
             self.ledger().record(std::slice::from_ref(&record))?;

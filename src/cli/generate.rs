@@ -169,7 +169,7 @@ impl Sink for Writer {
                 Err(error @ (Error::Cancelled | Error::Input(_) | Error::Model(_))) => return Err(error),
                 Err(error) => {
                     kept.failed += 1;
-                    hear.tell(News::Failed { id, reason: error.to_string() });
+                    hear.tell(News::Failed { prompt: request.prompt.clone(), reason: error.to_string() });
                     kept.last = Some(error);
                 }
             }

@@ -44,7 +44,7 @@ impl Audience for Watch<'_> {
                 self.progress.picture_started(&prompt.unwrap_or_default());
             }
             News::Kept { seed, path, picture, .. } => self.progress.written(path.as_deref(), seed, &picture)?,
-            News::Failed { id, reason } => self.progress.failed(&(self.prompt_of)(id), &reason),
+            News::Failed { prompt, reason } => self.progress.failed(&prompt, &reason),
             News::Known { failed } => {
                 self.known += 1;
                 self.known_failed += usize::from(failed);
