@@ -405,7 +405,7 @@ fn estimates_come_to_look_like_the_picture() {
         let request = RequestDraft { sampler: Some(sampler.into()), ..draft.clone() }.resolve(checkpoint.spec()).expect("a request");
         let prompt = pipeline.encode_prompt(&request, &mut Silent).expect("an encoded prompt");
         let mut looking = Looking::default();
-        let painted = pipeline.paint(&request, &prompt, &[1], &mut looking).expect("a picture").remove(0);
+        let painted = pipeline.paint(&Sketch::of_seeds(&request, &prompt, &[1]), &mut looking).expect("a picture").remove(0);
         assert_eq!(looking.0.len(), evaluated, "{sampler}");
         let small = image::imageops::resize(&painted.picture, 16, 16, image::imageops::FilterType::Triangle);
         let off = |look: &image::RgbImage| -> f64 {
@@ -417,13 +417,11 @@ fn estimates_come_to_look_like_the_picture() {
         assert!(last < 25.0 && first > last, "{sampler}: {first} {last}");
     }
     // A tiny autoencoder takes the map's place, and has the picture's size.
-    let request = draft.resolve(checkpoint.spec()).expect("a request");
+    let request = RequestDraft { steps: Some(2), ..draft }.resolve(checkpoint.spec()).expect("a request");
     let prompt = pipeline.encode_prompt(&request, &mut Silent).expect("an encoded prompt");
     let taesd = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/taesd/decoder.safetensors");
     pipeline.estimate_with(&TinyAutoencoder::open(&taesd).expect("a tiny autoencoder")).expect("it fits");
     let mut looking = Looking::default();
-    pipeline
-        .denoise(&RequestDraft { steps: Some(2), ..draft }.resolve(checkpoint.spec()).expect("a request"), &prompt, &[1, 2], &mut looking)
-        .expect("latents");
-    assert_eq!((looking.0.len(), looking.0[0].dimensions()), (2 * request.steps.min(2), (128, 128)));
+    pipeline.denoise(&Sketch::of_seeds(&request, &prompt, &[1, 2]), &mut looking).expect("latents");
+    assert_eq!((looking.0.len(), looking.0[0].dimensions()), (2 * 2, (128, 128)));
 }
