@@ -4,6 +4,8 @@
 //! when the program runs (`isa`). See `NOTES.md` beside `ops` for what was measured.
 
 mod activation;
+#[cfg(any(test, target_arch = "x86_64"))]
+mod amx;
 mod attention;
 mod conv2d;
 mod element;
