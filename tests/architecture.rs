@@ -26,7 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("metadata", &["Result", "noise", "request"]),
     ("noise", &["Error", "Result", "schedulers::NoiseSource"]),
     ("image", &["Error", "Result"]),
-    ("device", &["Error", "Result"]),
+    ("device", &["Error", "Result", "ops"]),
     ("error", &[]),
 ];
 

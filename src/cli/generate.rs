@@ -7,6 +7,7 @@ use super::{listen_for_cancellation, model};
 use crate::device::{DTypeChoice, open};
 use crate::image::{write_png, write_whole};
 use crate::metadata::{KEYWORD, parameters};
+use crate::ops::cpu_instructions;
 use crate::pipeline::{Conditioning, Observer, Painted, Pipeline};
 use crate::request::GenerationRequest;
 use crate::weights::Checkpoint;
@@ -72,7 +73,10 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
             let (sampler, schedule) = (scheduler.sampler()?.name(), scheduler.sigma_schedule()?.name());
             progress.say(&format!("{width}x{height}, {steps} steps of {sampler} ({schedule}), guidance {guidance_scale}, seed {seed}"));
         }
-        progress.say(&format!("computing on {:?} in {}, VAE in {}", device.location(), dtype.as_str(), vae_dtype.as_str()));
+        let chosen = if args.dtype == DTypeChoice::Auto { " (--dtype auto: the fastest that is right here)" } else { "" };
+        let instructions = if device.is_cpu() { format!(" with {}", cpu_instructions()?) } else { String::new() };
+        let (place, dtype, vae_dtype) = (device.location(), dtype.as_str(), vae_dtype.as_str());
+        progress.say(&format!("computing on {place:?}{instructions} in {dtype}{chosen}, VAE in {vae_dtype}"));
     }
     let pipeline = Pipeline::load(&checkpoint, &device, dtype, vae_dtype, &mut progress)?;
     report_unused(&checkpoint, &mut progress);

@@ -37,3 +37,8 @@ pub(super) use upsample::upsample_nearest_2x;
 pub(super) fn instructions() -> candle_core::Result<&'static str> {
     Ok(isa::Isa::current()?.name())
 }
+
+/// Whether the instruction set in use multiplies pairs of bf16.
+pub(super) fn multiplies_bf16() -> candle_core::Result<bool> {
+    Ok(isa::Isa::current()?.bf16_kernels().is_some())
+}
