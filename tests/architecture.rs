@@ -29,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("noise", &["Error", "Result", "schedulers::NoiseSource"]),
     ("image", &["Error", "Result"]),
     ("sheet", &["Error", "Result"]),
-    ("device", &["Error", "Result"]),
+    ("device", &["Error", "Result", "ops"]),
     ("disk", &["Error", "Result"]),
     ("error", &[]),
 ];

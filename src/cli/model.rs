@@ -5,6 +5,7 @@ use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory};
 use crate::hub::{HubId, name_in_cache};
 use crate::metadata::Painter;
+use crate::ops::cpu_instructions;
 use crate::pipeline::{Observer, Pipeline};
 use crate::request::GenerationRequest;
 use crate::weights::{Checkpoint, Found, Holds, Kind, Survey, TinyAutoencoder, find_models, is_model_folder};
@@ -50,12 +51,15 @@ pub(super) struct Opened {
     pub(super) dtype: DType,
     pub(super) vae_dtype: DType,
     device: Device,
+    /// The dtype is the program's choice.
+    is_chosen: bool,
     /// The VAE computes in f32 although it was not asked for.
     upcast: bool,
 }
 
 impl Opened {
     pub(super) fn new(checkpoint: Checkpoint, device: &Device, dtype: DTypeChoice, vae_dtype: DTypeChoice) -> Self {
+        let is_chosen = dtype == DTypeChoice::Auto;
         let dtype = dtype.on(device);
         let upcast = vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
         let vae_dtype = match vae_dtype {
@@ -64,7 +68,7 @@ impl Opened {
             DTypeChoice::Auto => dtype,
         };
         let label = label(&checkpoint);
-        Self { checkpoint, label: label.into(), dtype, vae_dtype, device: device.clone(), upcast }
+        Self { checkpoint, label: label.into(), dtype, vae_dtype, device: device.clone(), is_chosen, upcast }
     }
 
     /// Where it computes.
@@ -79,8 +83,13 @@ impl Opened {
 
     /// Says what was concluded, and from what.
     pub(super) fn describe(&self) {
-        let (dtype, vae_dtype) = (self.dtype.as_str(), self.vae_dtype.as_str());
-        info!("computing on {:?} in {dtype}, VAE in {vae_dtype}", self.device.location());
+        let (place, dtype, vae_dtype) = (self.device.location(), self.dtype.as_str(), self.vae_dtype.as_str());
+        let instructions = match cpu_instructions() {
+            Ok(instructions) if self.device.is_cpu() => format!(" with {instructions}"),
+            _ => String::new(),
+        };
+        let chosen = if self.is_chosen { " (--dtype auto: the fastest that is right here)" } else { "" };
+        info!("computing on {place:?}{instructions} in {dtype}{chosen}, VAE in {vae_dtype}");
     }
 
     /// What decides, beside a request, which pixels it paints.

@@ -62,6 +62,16 @@ pub fn cpu_kernels() -> Result<CpuKernels> {
     cpu::kernels()
 }
 
+/// Whether products of bf16 are the fast ones on this processor: it has instructions that multiply pairs of them.
+///
+/// Elsewhere bf16 is widened to f32, and saves memory alone.
+///
+/// # Errors
+/// The environment asks for an instruction set that is not here.
+pub fn cpu_multiplies_bf16() -> Result<bool> {
+    cpu::multiplies_bf16()
+}
+
 /// A layer in the form for the device of its weights.
 #[derive(Debug, Clone)]
 enum Kind<R, C> {

@@ -113,6 +113,11 @@ impl Shape {
         unsafe { build(shape, fill) }
     }
 
+    /// Words that hold some elements, as many as the kernels want.
+    fn steps<W>(&self, elements: usize) -> usize {
+        elements.div_ceil(depth::<W>()).next_multiple_of(self.kernels.depth)
+    }
+
     /// Channels of all heads.
     fn width(&self) -> usize {
         self.heads * self.size
@@ -130,7 +135,7 @@ impl Shape {
 
     #[inline(always)]
     fn pack_keys<T: Element, W: Element>(&self, k: &[T], head: usize) -> Vec<Line> {
-        let (depth, steps) = (depth::<W>(), words::<W>(self.size));
+        let (depth, steps) = (depth::<W>(), self.steps::<W>(self.size));
         let mut panels = lines(self.keys.next_multiple_of(self.kernels.lanes) * steps);
         let to = elements_mut::<W>(&mut panels);
         for first in (0..self.keys).step_by(self.kernels.columns()) {
@@ -151,7 +156,7 @@ impl Shape {
 
     #[inline(always)]
     fn pack_values<T: Element, W: Element>(&self, v: &[T], head: usize) -> Vec<Line> {
-        let (depth, steps) = (depth::<W>(), words::<W>(self.keys));
+        let (depth, steps) = (depth::<W>(), self.steps::<W>(self.keys));
         let mut panels = lines(self.size.next_multiple_of(self.kernels.lanes) * steps);
         let to = elements_mut::<W>(&mut panels);
         for first in (0..self.size).step_by(self.kernels.columns()) {
@@ -181,24 +186,31 @@ impl Shape {
         scratch: &mut Scratch,
         out: &SharedOutput<T>,
     ) {
+        // SAFETY: an `Isa` comes from `available`, which asked the processor.
+        let _session = unsafe { self.kernels.session() };
         let count = range.len();
+        let (key_steps, value_steps) = (self.steps::<W>(self.size), self.steps::<W>(self.keys));
+        let filled = key_steps * depth::<W>();
+        let room = count.next_multiple_of(self.kernels.rows);
         let padded = self.size.next_multiple_of(self.kernels.lanes);
         let Scratch { q: converted, scores, weights, sums, states } = scratch;
-        reserve(converted, count * self.size);
+        reserve(converted, count * key_steps);
         reserve(scores, self.kernels.rows * BLOCK_KEYS);
         reserve(weights, self.kernels.rows * BLOCK_KEYS);
-        reserve(sums, count * padded);
-        let (scores, sums) = (elements_mut::<f32>(scores), &mut elements_mut::<f32>(sums)[..count * padded]);
-        let queries = if T::DTYPE == W::DTYPE {
+        reserve(sums, room * padded);
+        let (scores, sums) = (elements_mut::<f32>(scores), &mut elements_mut::<f32>(sums)[..room * padded]);
+        let queries = if T::DTYPE == W::DTYPE && filled == self.size {
             Rows { base: q[self.at(head, self.queries, range.start)..].as_ptr().cast(), stride: self.width() * size_of::<T>() }
         } else {
             let converted = elements_mut::<W>(converted);
-            for (to, query) in converted.chunks_exact_mut(self.size).zip(range.clone()) {
+            for (to, query) in converted.chunks_exact_mut(filled).zip(range.clone()) {
+                let (to, rest) = to.split_at_mut(self.size);
+                rest.fill(W::narrow(0.0));
                 for (to, q) in to.iter_mut().zip(&q[self.at(head, self.queries, query)..][..self.size]) {
                     *to = W::narrow(q.widen());
                 }
             }
-            Rows { base: converted.as_ptr().cast(), stride: self.size * size_of::<W>() }
+            Rows { base: converted.as_ptr().cast(), stride: filled * size_of::<W>() }
         };
         sums.fill(0.0);
         states.clear();
@@ -206,7 +218,6 @@ impl Shape {
         // Exponents are in powers of two: the exponential is shorter.
         let scale = (std::f64::consts::LOG2_E / (self.size as f64).sqrt()) as f32;
         let seen = if self.causal { self.keys.min(range.end) } else { self.keys };
-        let (key_steps, value_steps) = (words::<W>(self.size), words::<W>(self.keys));
         let weights = spare_mut::<W>(weights);
         for first in (0..seen).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(seen - first);
@@ -251,8 +262,8 @@ impl Shape {
                             rows: pointers.as_ptr(),
                             taps: 1,
                             offset: 0,
-                            steps: words::<W>(keys),
-                            panel: packed.values.as_ptr().cast::<u32>().add(column * value_steps + words::<W>(first) * panel),
+                            steps: self.steps::<W>(keys),
+                            panel: packed.values.as_ptr().cast::<u32>().add(column * value_steps + first / depth::<W>() * panel),
                             tap_stride: 0,
                             out: sums.as_mut_ptr().add(tile * padded + column),
                             out_stride: padded,
@@ -355,11 +366,6 @@ fn weigh<W: Element>(math: Math, score: f32, scale: f32, greatest: f32) -> f32 {
 /// Elements in a word of the kernels: an f32, or two bf16.
 const fn depth<W>() -> usize {
     size_of::<u32>() / size_of::<W>()
-}
-
-/// Words that hold some elements.
-const fn words<W>(elements: usize) -> usize {
-    elements.div_ceil(depth::<W>())
 }
 
 struct SharedOutput<T>(*mut MaybeUninit<T>);

@@ -1,6 +1,8 @@
 //! Which instructions the kernels may use: found out once, when the program runs.
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "calls functions compiled for instructions that were detected"))]
 
+#[cfg(any(test, target_arch = "x86_64"))]
+use super::amx;
 use super::math::Math;
 use super::microkernel::{self, Kernels};
 use candle_core::Result;
@@ -22,11 +24,25 @@ pub(super) enum Isa {
     Avx512,
     /// AVX-512 with BF16.
     Avx512Bf16,
+    /// Tiles of bf16 (AMX), and AVX-512 with BF16 for the rest.
+    Amx,
+    /// The same with a model of the tiles, for tests on machines without.
+    #[cfg(test)]
+    AmxModel,
 }
 
 impl Isa {
     /// From the plainest to the best.
-    const ALL: [Self; 5] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    const ALL: &[Self] = &[
+        #[cfg(test)]
+        Self::AmxModel,
+        Self::Portable,
+        Self::Neon,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Bf16,
+        Self::Amx,
+    ];
 
     /// The best that this processor has, or what the environment asks for.
     ///
@@ -53,7 +69,7 @@ impl Isa {
 
     /// All that this processor has, the plainest first.
     pub(super) fn available() -> Vec<Self> {
-        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+        Self::ALL.iter().copied().filter(|isa| isa.is_available()).collect()
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -63,6 +79,9 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
+            #[cfg(test)]
+            Self::AmxModel => "amx-model",
         }
     }
 
@@ -87,10 +106,14 @@ impl Isa {
             Self::Avx512 => avx512(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => avx512() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512Bf16.is_available() && amx::is_available(),
+            #[cfg(test)]
+            Self::AmxModel => true,
             #[cfg(not(target_arch = "aarch64"))]
             Self::Neon => false,
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 => false,
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx => false,
         }
     }
 
@@ -100,7 +123,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => &microkernel::AVX2,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 => &microkernel::AVX512,
+            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => &microkernel::AVX512,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => &microkernel::NEON,
             _ => &microkernel::PORTABLE,
@@ -112,6 +135,10 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => Some(&microkernel::AVX512_BF16),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Some(&amx::AMX),
+            #[cfg(test)]
+            Self::AmxModel => Some(&amx::MODEL),
             _ => None,
         }
     }
@@ -136,7 +163,7 @@ impl Isa {
             }
             match self {
                 // SAFETY: an `Isa` other than `Portable` comes from `available`, which asked the processor.
-                Self::Avx512Bf16 => return unsafe { avx512_bf16(body) },
+                Self::Avx512Bf16 | Self::Amx => return unsafe { avx512_bf16(body) },
                 // SAFETY: as above.
                 Self::Avx512 => return unsafe { avx512(body) },
                 // SAFETY: as above.

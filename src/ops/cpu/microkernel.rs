@@ -10,7 +10,7 @@
 #![expect(unsafe_code, reason = "vector intrinsics and raw row pointers")]
 
 /// The most rows that any unit has in a tile; the stride of [`Tile::rows`].
-pub(super) const MAX_ROWS: usize = 14;
+pub(super) const MAX_ROWS: usize = 32;
 
 /// The most floats that any unit has in a tile's row.
 pub(super) const MAX_COLUMNS: usize = 32;
@@ -42,14 +42,42 @@ pub(super) struct Kernels {
     pub(super) lanes: usize,
     /// Most rows in a tile.
     pub(super) rows: usize,
-    /// `[vectors - 1][rows - 1]`
+    /// A pixel's steps are a multiple of this.
+    pub(super) depth: usize,
+    /// `[vectors - 1][rows - 1]`; of the last rows the sums of a whole tile may be written.
     pub(super) tiles: [&'static [TileFn]; 2],
+    /// What a thread calls before its first tile, and after its last.
+    pub(super) session: Option<(unsafe fn(), unsafe fn())>,
+}
+
+/// While it lives, its thread may call the tiles of its kernels.
+pub(super) struct Session(Option<unsafe fn()>);
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(end) = self.0 {
+            // SAFETY: the session was begun on this thread, and `*const` in what it serves keeps it here.
+            unsafe { end() }
+        }
+    }
 }
 
 impl Kernels {
     /// Columns in a full panel.
     pub(super) fn columns(&self) -> usize {
         2 * self.lanes
+    }
+
+    /// Makes this thread ready.
+    ///
+    /// # Safety
+    /// The instructions must be there.
+    pub(super) unsafe fn session(&self) -> Session {
+        if let Some((begin, _)) = self.session {
+            // SAFETY: the caller's promise.
+            unsafe { begin() }
+        }
+        Session(self.session.map(|(_, end)| end))
     }
 }
 
@@ -115,7 +143,7 @@ macro_rules! kernels {
             }
             const ONE: &[TileFn] = &[$(tile::<$rows, 1>),*];
             const TWO: &[TileFn] = &[$(tile::<$rows, 2>),*];
-            Kernels { lanes: <$unit as Unit>::LANES, rows: TWO.len(), tiles: [ONE, TWO] }
+            Kernels { lanes: <$unit as Unit>::LANES, rows: TWO.len(), depth: 1, tiles: [ONE, TWO], session: None }
         };
     };
 }

@@ -4,6 +4,8 @@
 //! when the program runs (`isa`). See `NOTES.md` beside `ops` for what was measured.
 
 mod activation;
+#[cfg(any(test, target_arch = "x86_64"))]
+mod amx;
 mod attention;
 mod conv2d;
 mod element;
@@ -47,4 +49,9 @@ pub(super) fn kernels() -> candle_core::Result<super::CpuKernels> {
     // Without an instruction for pairs of bf16 their products are f32's.
     let bf16 = if chosen.bf16_kernels().is_some() { chosen.name() } else { "f32's" };
     Ok(super::CpuKernels { available, chosen: chosen.name(), bf16 })
+}
+
+/// Whether the instruction set in use multiplies pairs of bf16.
+pub(super) fn multiplies_bf16() -> candle_core::Result<bool> {
+    Ok(isa::Isa::current()?.bf16_kernels().is_some())
 }

@@ -5,6 +5,7 @@
 use super::super::Weight;
 use super::element::to_f32;
 use super::isa::Isa;
+use super::microkernel::Kernels;
 use super::packing::Packing;
 use super::slab::Slab;
 use candle_core::{DType, Result, Tensor};
@@ -23,6 +24,16 @@ pub(super) enum Form {
     Bf16,
     /// Halves of words, widened likewise.
     F16,
+}
+
+impl Form {
+    /// What multiplies it.
+    pub(super) fn kernels(self, isa: Isa) -> &'static Kernels {
+        match self {
+            Self::Bf16Pairs => isa.bf16_kernels().unwrap_or(isa.kernels()),
+            Self::F32 | Self::Bf16 | Self::F16 => isa.kernels(),
+        }
+    }
 }
 
 /// A part of the sum of each output: of some taps some steps.
@@ -63,9 +74,10 @@ impl Packed {
             DType::F16 => Form::F16,
             dtype => candle_core::bail!("weights of dtype {dtype:?} are not supported, only f32, bf16 and f16"),
         };
-        let steps = if form == Form::Bf16Pairs { inputs.div_ceil(2) } else { inputs };
-        let columns = isa.kernels().columns();
-        let packing = Packing { isa, form, outputs, inputs, taps, steps, columns, lanes: isa.kernels().lanes };
+        let kernels = form.kernels(isa);
+        let steps = if form == Form::Bf16Pairs { inputs.div_ceil(2).next_multiple_of(kernels.depth) } else { inputs };
+        let columns = kernels.columns();
+        let packing = Packing { isa, form, outputs, inputs, taps, steps, columns, lanes: kernels.lanes };
         let panels = weight.with_numbers(|numbers| packing.pack(numbers))??;
         let mut padded = match bias {
             Some(bias) if bias.elem_count() == outputs => to_f32(bias)?,
@@ -87,7 +99,8 @@ fn blocks(taps: usize, steps: usize) -> Vec<Block> {
             blocks.push(Block { tap, taps: most.min(taps - tap), offset: 0, steps });
         }
     } else {
-        let most = steps.div_ceil(steps.div_ceil(BLOCK_STEPS));
+        // Whole tiles of a matrix unit.
+        let most = steps.div_ceil(steps.div_ceil(BLOCK_STEPS)).next_multiple_of(16);
         for tap in 0..taps {
             for offset in (0..steps).step_by(most) {
                 blocks.push(Block { tap, taps: 1, offset, steps: most.min(steps - offset) });

@@ -128,7 +128,7 @@ impl Packing {
     #[inline(always)]
     fn turn(&self, run: &[[f32; RUN]; STRIP], at: usize, tile: &mut [[f32; STRIP]; STRIP]) {
         #[cfg(target_arch = "x86_64")]
-        if matches!(self.isa, Isa::Avx512 | Isa::Avx512Bf16) {
+        if matches!(self.isa, Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx) {
             // SAFETY: this `Isa` was detected; `at` is a multiple of the strip below the run's length.
             return unsafe { turn_avx512(run.as_ptr().cast::<f32>().add(at), tile) };
         }

@@ -9,7 +9,7 @@ use super::element::{Element, build_vec};
 use super::isa::Isa;
 use super::lines::{Line, elements, elements_mut, reserve};
 use super::math::Math;
-use super::microkernel::{Kernels, MAX_ROWS, Tile};
+use super::microkernel::{MAX_ROWS, Tile};
 use super::output::Output;
 use super::packed::{Block, Form, Packed};
 use super::rows::{Geometry, Rows};
@@ -27,21 +27,14 @@ const CHUNK_TILES: usize = 16;
 const TASKS_PER_THREAD: usize = 32;
 
 impl Packed {
-    fn kernels(&self) -> &'static Kernels {
-        match self.form {
-            Form::Bf16Pairs => self.isa.bf16_kernels().unwrap_or(self.isa.kernels()),
-            _ => self.isa.kernels(),
-        }
-    }
-
     /// Multiplies `geometry.rows()` rows of pixels by the weights into `out`.
     pub(super) fn multiply<T: Element>(&self, x: &[T], geometry: Geometry, out: &Output<'_, T>) {
         match self.form {
-            Form::Bf16Pairs if T::DTYPE == DType::BF16 && self.inputs.is_multiple_of(2) => {
+            Form::Bf16Pairs if T::DTYPE == DType::BF16 && self.inputs == 2 * self.steps => {
                 self.run(Rows { base: x.as_ptr().cast(), pixel_bytes: 2 * self.inputs, geometry }, out);
             }
             Form::Bf16Pairs => {
-                // An odd number of channels gets a zero for company.
+                // Channels that do not fill the words, or the tiles, get zeros for company.
                 let width = 2 * self.steps;
                 let rows = convert(self.isa, x, self.inputs, width, <bf16 as Element>::narrow);
                 self.run(Rows { base: rows.as_ptr().cast(), pixel_bytes: 2 * width, geometry }, out);
@@ -55,7 +48,7 @@ impl Packed {
     }
 
     fn run<T: Element>(&self, rows: Rows, out: &Output<'_, T>) {
-        let kernels = self.kernels();
+        let kernels = self.form.kernels(self.isa);
         let count = rows.geometry.rows();
         let (tiles, panels) = (count.div_ceil(kernels.rows), self.outputs.div_ceil(kernels.columns()));
         if tiles == 0 || panels == 0 {
@@ -92,7 +85,9 @@ impl Packed {
         panels: Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let kernels = self.kernels();
+        let kernels = self.form.kernels(self.isa);
+        // SAFETY: an `Isa` comes from `available`, which asked the processor.
+        let _session = unsafe { kernels.session() };
         let columns = kernels.columns();
         let tiles = chunk.len().div_ceil(kernels.rows);
         let Scratch { pointers, sums, block: widened } = scratch;

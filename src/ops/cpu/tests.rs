@@ -402,3 +402,29 @@ fn nothing_in_nothing_out() -> Result<()> {
     }
     Ok(())
 }
+
+/// Where the matrix unit is, it must do what its model does, to the last bit; elsewhere the model alone is held to the reference above.
+#[test]
+fn tiles_do_what_their_model_does() -> Result<()> {
+    if !Isa::available().contains(&Isa::Amx) {
+        return Ok(());
+    }
+    let mut random = Random(13);
+    let mut bf16 = |shape: &[usize]| random.tensor(shape, DType::BF16)?.to_dtype(DType::BF16);
+    for (rows, inputs, outputs) in [(1, 32, 16), (16, 64, 32), (33, 70, 40), (70, 320, 50), (3, 6400, 20)] {
+        let (weight, x) = (bf16(&[outputs, inputs])?, bf16(&[1, rows, inputs])?);
+        let with = |isa| values(&Linear::with(isa, &weight, None)?.forward(&x, Epilogue::default())?);
+        assert_eq!(with(Isa::Amx)?, with(Isa::AmxModel)?, "{rows} {inputs} {outputs}");
+    }
+    for (side, inputs, outputs, stride) in [(9, 32, 40, 1), (8, 3, 16, 1), (20, 64, 33, 1), (9, 32, 32, 2)] {
+        let (weight, x) = (bf16(&[outputs, inputs, 3, 3])?, bf16(&[1, side, side, inputs])?);
+        let with = |isa| values(&Conv2d::with(isa, &weight, None, stride, Padding::same(1))?.forward(&x, Epilogue::default())?);
+        assert_eq!(with(Isa::Amx)?, with(Isa::AmxModel)?, "{side} {inputs} {outputs} {stride}");
+    }
+    for (queries, keys, heads, size, causal) in [(20, 77, 2, 40, false), (33, 33, 1, 64, true), (50, 300, 1, 80, false)] {
+        let (q, k, v) = (bf16(&[1, queries, heads * size])?, bf16(&[1, keys, heads * size])?, bf16(&[1, keys, heads * size])?);
+        let with = |isa| values(&super::attention::with(isa, &q, &k, &v, heads, causal)?);
+        assert_eq!(with(Isa::Amx)?, with(Isa::AmxModel)?, "{queries} {keys} {heads} {size}");
+    }
+    Ok(())
+}
