@@ -23,6 +23,7 @@
 //!                         └→ schedulers, request, noise, image, metadata      error: leaf
 //! ```
 
+pub mod allocator;
 pub mod bench;
 pub mod cli;
 pub mod device;
