@@ -23,6 +23,7 @@
 //!   └→ hub → weights
 //! ```
 
+pub mod allocator;
 pub mod batch;
 pub mod bench;
 pub mod cli;

@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: sd_gen::allocator::KeepsLargeBlocks = sd_gen::allocator::KeepsLargeBlocks::new();
+
 fn main() -> ExitCode {
     match sd_gen::cli::run(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,

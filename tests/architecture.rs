@@ -10,7 +10,8 @@ use std::path::Path;
 
 /// What each module may name of the crate, itself apart. A module without a row is an error: add one.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("main", &["cli"]),
+    ("main", &["cli", "allocator"]),
+    ("allocator", &[]),
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),

@@ -2,7 +2,7 @@
 
 use super::Scope;
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D};
-use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, attention};
+use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, attention, on_workers};
 use crate::spec::VaeSpec;
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
@@ -126,6 +126,10 @@ impl AutoencoderKLDecoder {
     /// `(batch, latent channels, height, width)` in the compute dtype to
     /// `(batch, 3, factor × height, factor × width)`, nominally in [-1, 1].
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        on_workers(latents.device(), || self.picture(latents))
+    }
+
+    fn picture(&self, latents: &Tensor) -> Result<Tensor> {
         let unscaled = latents.affine(1.0 / self.spec.scaling_factor, self.spec.shift_factor)?;
         let mut x = unscaled.permute((0, 2, 3, 1))?.contiguous()?;
         if let Some(conv) = &self.post_quant_conv {
@@ -199,6 +203,10 @@ impl AutoencoderKLEncoder {
     /// # Shapes
     /// `(batch, 3, height, width)` in [-1, 1] to `(batch, latent channels, height / factor, width / factor)`.
     pub fn encode_mean(&self, picture: &Tensor) -> Result<Tensor> {
+        on_workers(picture.device(), || self.mean(picture))
+    }
+
+    fn mean(&self, picture: &Tensor) -> Result<Tensor> {
         let mut x = self.conv_in.forward(&picture.permute((0, 2, 3, 1))?.contiguous()?)?;
         for (blocks, downsample) in &self.down {
             for block in blocks {

@@ -2,7 +2,7 @@
 
 use super::Scope;
 use crate::Result;
-use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, silu, upsample_nearest_2x};
+use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, silu};
 use candle_core::{Device, Tensor};
 
 /// What all residual blocks of one network share.
@@ -83,15 +83,16 @@ impl Upsample2D {
 
     /// `size` is the height and width to reach: twice the input's, or one less where an odd size was halved on the way down.
     pub(super) fn forward(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+        let (_, height, width, _) = x.dims4()?;
+        if size == (2 * height, 2 * width) {
+            return Ok(self.conv.forward_upsampled_2x(x)?);
+        }
         Ok(self.conv.forward(&upsample_nearest(x, size)?)?)
     }
 }
 
 fn upsample_nearest(x: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
     let (_, from_height, from_width, _) = x.dims4()?;
-    if (height, width) == (2 * from_height, 2 * from_width) {
-        return Ok(upsample_nearest_2x(x)?);
-    }
     Ok(x.index_select(&nearest(from_height, height, x.device())?, 1)?.index_select(&nearest(from_width, width, x.device())?, 2)?)
 }
 

@@ -4,7 +4,7 @@ use super::Scope;
 use super::embeddings::{TimestepEmbedding, sinusoidal_embedding};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D, activated};
 use super::transformer_2d::{Transformer2D, TransformerConfig};
-use crate::ops::{Conv2d, GroupNorm, Padding};
+use crate::ops::{Conv2d, GroupNorm, Padding, on_workers};
 use crate::spec::{UNetLevel, UNetSpec};
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
@@ -163,6 +163,10 @@ impl UNet2DCondition {
     /// `latents` `(batch, in channels, height, width)` and `context` `(batch, tokens, cross_attention_dim)`, both in the
     /// compute dtype, to `(batch, out channels, height, width)`.
     pub fn forward(&self, latents: &Tensor, timestep: f64, context: &Tensor, added: Option<&AddedCondition>) -> Result<Tensor> {
+        on_workers(latents.device(), || self.predict(latents, timestep, context, added))
+    }
+
+    fn predict(&self, latents: &Tensor, timestep: f64, context: &Tensor, added: Option<&AddedCondition>) -> Result<Tensor> {
         let (batch, ..) = latents.dims4()?;
         let time = activated(&self.embed_time(timestep, batch, latents, added)?)?;
         let mut x = self.conv_in.forward(&latents.permute((0, 2, 3, 1))?.contiguous()?)?;

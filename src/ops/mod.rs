@@ -35,6 +35,17 @@ pub fn with_reference<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// Runs `work` on one of the threads that the ops on the CPU share, so that it computes with them.
+///
+/// From any other thread each op would wake the threads and sleep until they are done, which takes longer than a small op.
+/// On other devices `work` stays on its thread.
+pub fn on_workers<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
+    if !device.is_cpu() || REFERENCE_ONLY.get() {
+        return work();
+    }
+    rayon::scope(|_| work())
+}
+
 /// The instruction set that the fast paths on the CPU use, for people.
 ///
 /// # Errors
@@ -166,6 +177,16 @@ impl Conv2d {
         match &self.inner {
             Kind::Cpu(inner) => inner.forward(x, epilogue),
             Kind::Reference(inner) => inner.forward(x, epilogue),
+        }
+    }
+}
+
+impl Conv2d {
+    /// [`upsample_nearest_2x`] followed by [`Conv2d::forward`].
+    pub fn forward_upsampled_2x(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.inner {
+            Kind::Cpu(inner) => inner.forward_upsampled_2x(x),
+            _ => self.forward(&upsample_nearest_2x(x)?),
         }
     }
 }

@@ -11,6 +11,7 @@ use super::isa::Isa;
 use super::lines::{Line, elements_mut, lines, reserve, spare_mut};
 use super::math::{LANES, Math, reduce};
 use super::microkernel::{Kernels, MAX_ROWS, Tile};
+use super::product::LEAST_TASK;
 use candle_core::{DType, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
@@ -96,9 +97,11 @@ impl Shape {
             .collect();
         let block = BLOCK_TILES * self.kernels.rows;
         let blocks = self.queries.div_ceil(block);
+        let words = block.min(self.queries) * (self.keys * self.steps::<W>(self.size) + self.size * self.steps::<W>(self.keys));
+        let least = LEAST_TASK.div_ceil(words.max(1));
         let fill = |out: &mut [MaybeUninit<T>]| {
             let out = SharedOutput(out.as_mut_ptr());
-            (0..heads.len() * blocks).into_par_iter().with_max_len(1).for_each(|task| {
+            (0..heads.len() * blocks).into_par_iter().with_min_len(least).with_max_len(least).for_each(|task| {
                 let (head, first) = (task / blocks, task % blocks * block);
                 let range = first..self.queries.min(first + block);
                 SCRATCH.with_borrow_mut(|scratch| {
@@ -243,11 +246,18 @@ impl Shape {
                         });
                     }
                 }
-                for i in 0..rows {
+                // All rows' greatest before any weights: a row's weights wait for its greatest, but not for another's.
+                let mut greatest = [0.0; MAX_ROWS];
+                for (i, greatest) in greatest[..rows].iter_mut().enumerate() {
                     let query = range.start + tile + i;
                     let seen = if self.causal { (query + 1).saturating_sub(first).min(keys) } else { keys };
+                    let scores = &mut scores[i * width..][..width];
+                    scores[seen..].fill(f32::NEG_INFINITY);
+                    *greatest = states[tile + i].greatest_with(scale, scores);
+                }
+                for (i, &greatest) in greatest[..rows].iter().enumerate() {
                     let (scores, weights) = (&mut scores[i * width..][..width], &mut weights[i * width..][..width]);
-                    let factor = states[tile + i].fold(math, scale, scores, weights, seen);
+                    let factor = states[tile + i].fold(math, scale, greatest, scores, weights);
                     if factor != 1.0 {
                         sums[(tile + i) * padded..][..padded].iter_mut().for_each(|sum| *sum *= factor);
                     }
@@ -306,11 +316,9 @@ struct State {
 }
 
 impl State {
-    /// Turns scores into weights relative to the greatest so far; gives the factor for what was summed before.
-    /// Only the first `seen` count, the rest become 0. The scores are whole lanes; weights in f32 take their place.
+    /// The greatest exponent with more scores, which are whole lanes.
     #[inline(always)]
-    fn fold<W: Element>(&mut self, math: Math, scale: f32, scores: &mut [f32], weights: &mut [MaybeUninit<W>], seen: usize) -> f32 {
-        scores[seen..].fill(f32::NEG_INFINITY);
+    fn greatest_with(&self, scale: f32, scores: &[f32]) -> f32 {
         let mut most = [f32::NEG_INFINITY; LANES];
         for scores in scores.chunks_exact(LANES) {
             for (most, score) in most.iter_mut().zip(scores) {
@@ -323,7 +331,13 @@ impl State {
                 #[inline(always)]
                 |a, b| if a > b { a } else { b },
             );
-        let greatest = if most > self.greatest { most } else { self.greatest };
+        if most > self.greatest { most } else { self.greatest }
+    }
+
+    /// Turns scores into weights relative to `greatest`; gives the factor for what was summed before.
+    /// The scores are whole lanes; weights in f32 take their place.
+    #[inline(always)]
+    fn fold<W: Element>(&mut self, math: Math, scale: f32, greatest: f32, scores: &mut [f32], weights: &mut [MaybeUninit<W>]) -> f32 {
         let mut sums = [0.0f32; LANES];
         if W::DTYPE == DType::F32 {
             for scores in scores.chunks_exact_mut(LANES) {

@@ -9,6 +9,8 @@
 //! does not depend on the rows beside it.
 #![expect(unsafe_code, reason = "vector intrinsics and raw row pointers")]
 
+use std::marker::PhantomData;
+
 /// The most rows that any unit has in a tile; the stride of [`Tile::rows`].
 pub(super) const MAX_ROWS: usize = 32;
 
@@ -50,13 +52,16 @@ pub(super) struct Kernels {
     pub(super) session: Option<(unsafe fn(), unsafe fn())>,
 }
 
-/// While it lives, its thread may call the tiles of its kernels.
-pub(super) struct Session(Option<unsafe fn()>);
+/// While it lives, its thread may call the tiles of its kernels; it cannot leave that thread.
+pub(super) struct Session {
+    end: Option<unsafe fn()>,
+    thread: PhantomData<*const ()>,
+}
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Some(end) = self.0 {
-            // SAFETY: the session was begun on this thread, and `*const` in what it serves keeps it here.
+        if let Some(end) = self.end {
+            // SAFETY: the session was begun on this thread.
             unsafe { end() }
         }
     }
@@ -77,7 +82,7 @@ impl Kernels {
             // SAFETY: the caller's promise.
             unsafe { begin() }
         }
-        Session(self.session.map(|(_, end)| end))
+        Session { end: self.session.map(|(_, end)| end), thread: PhantomData }
     }
 }
 

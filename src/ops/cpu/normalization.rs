@@ -4,7 +4,7 @@
 use super::element::{Element, Elements, build, map, to_f32, with_element};
 use super::isa::Isa;
 use super::math::{Math, reduce};
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
@@ -153,9 +153,19 @@ fn moments<T: Element>(x: &[T], channels: usize, groups: usize) -> Vec<Moments> 
     let size = channels / groups;
     let count = (x.len() / groups) as f64;
     let mut sums = vec![0.0f32; channels];
-    for x in x.chunks_exact(channels) {
-        for (sum, x) in sums.iter_mut().zip(x) {
-            *sum += x.widen();
+    for some in x.chunks(4 * channels) {
+        // Four positions at once: the sums are read and written a quarter as often.
+        if let Some([a, b, c, d]) = four(some, channels) {
+            let sums = &mut sums[..channels];
+            for i in 0..channels {
+                sums[i] += (a[i].widen() + b[i].widen()) + (c[i].widen() + d[i].widen());
+            }
+        } else {
+            for x in some.chunks_exact(channels) {
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum += x.widen();
+                }
+            }
         }
     }
     let group_sum = |sums: &[f32]| sums.iter().map(|&sum| f64::from(sum)).sum::<f64>();
@@ -164,11 +174,23 @@ fn moments<T: Element>(x: &[T], channels: usize, groups: usize) -> Vec<Moments> 
     // The mean is rounded, so its rest is summed too.
     let mut squares = vec![0.0f32; channels];
     sums.fill(0.0);
-    for x in x.chunks_exact(channels) {
-        for (((square, sum), centre), x) in squares.iter_mut().zip(&mut sums).zip(&centres).zip(x) {
-            let distance = x.widen() - centre;
-            *sum += distance;
-            *square += distance * distance;
+    for some in x.chunks(4 * channels) {
+        if let Some([a, b, c, d]) = four(some, channels) {
+            let (sums, squares, centres) = (&mut sums[..channels], &mut squares[..channels], &centres[..channels]);
+            for i in 0..channels {
+                let centre = centres[i];
+                let (a, b, c, d) = (a[i].widen() - centre, b[i].widen() - centre, c[i].widen() - centre, d[i].widen() - centre);
+                sums[i] += (a + b) + (c + d);
+                squares[i] += (a * a + b * b) + (c * c + d * d);
+            }
+        } else {
+            for x in some.chunks_exact(channels) {
+                for (((square, sum), centre), x) in squares.iter_mut().zip(&mut sums).zip(&centres).zip(x) {
+                    let distance = x.widen() - centre;
+                    *sum += distance;
+                    *square += distance * distance;
+                }
+            }
         }
     }
     let rests = sums.chunks_exact(size).map(group_sum);
@@ -181,6 +203,12 @@ fn moments<T: Element>(x: &[T], channels: usize, groups: usize) -> Vec<Moments> 
             Moments { count, mean: f64::from(mean) + rest, squares: squares - rest * rest * count }
         })
         .collect()
+}
+
+/// Four positions of `channels` each, if there are so many.
+#[inline(always)]
+fn four<T>(x: &[T], channels: usize) -> Option<[&[T]; 4]> {
+    (x.len() == 4 * channels).then(|| std::array::from_fn(|i| &x[i * channels..][..channels]))
 }
 
 #[inline(always)]
@@ -232,8 +260,9 @@ impl LayerNorm {
                 self.isa.vectorize(
                     #[inline(always)]
                     |math| {
+                        let mut wide = vec![0.0; channels];
                         for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                            self.row(math, x, y);
+                            self.row(math, x, y, &mut wide);
                         }
                     },
                 );
@@ -244,7 +273,29 @@ impl LayerNorm {
     }
 
     #[inline(always)]
-    fn row<T: Element>(&self, math: Math, x: &[T], y: &mut [MaybeUninit<T>]) {
+    fn row<T: Element>(&self, math: Math, x: &[T], y: &mut [MaybeUninit<T>], wide: &mut [f32]) {
+        if T::DTYPE == DType::F32 {
+            let (mean, rest, inverse) = self.statistics(x);
+            map(math, x, y, |start, x| {
+                let channels = x.iter().zip(&self.weight[start..]).zip(&self.bias[start..]);
+                channels.map(move |((x, weight), bias)| math.mul_add((x.widen() - mean - rest) * inverse, *weight, *bias))
+            });
+            return;
+        }
+        // Widened once instead of three times.
+        for (wide, x) in wide.iter_mut().zip(x) {
+            *wide = x.widen();
+        }
+        let (mean, rest, inverse) = self.statistics(wide);
+        for ((x, weight), bias) in wide.iter_mut().zip(&self.weight).zip(&self.bias) {
+            *x = math.mul_add((*x - mean - rest) * inverse, *weight, *bias);
+        }
+        T::narrow_all(math, wide, y);
+    }
+
+    /// The mean, what it lost when it was rounded, and the inverse of the deviation.
+    #[inline(always)]
+    fn statistics<T: Element>(&self, x: &[T]) -> (f32, f32, f32) {
         let count = x.len() as f32;
         let [sum] = sums(
             x,
@@ -252,7 +303,6 @@ impl LayerNorm {
             |x| [x],
         );
         let mean = sum / count;
-        // The first is what the mean lost when it was rounded.
         let [rest, squares] = sums(
             x,
             #[inline(always)]
@@ -260,11 +310,7 @@ impl LayerNorm {
         );
         let rest = rest / count;
         let variance = (squares / count - rest * rest).max(0.0);
-        let inverse = (1.0 / (f64::from(variance) + self.eps).sqrt()) as f32;
-        map(math, x, y, |start, x| {
-            let channels = x.iter().zip(&self.weight[start..]).zip(&self.bias[start..]);
-            channels.map(move |((x, weight), bias)| math.mul_add((x.widen() - mean - rest) * inverse, *weight, *bias))
-        });
+        (mean, rest, (1.0 / (f64::from(variance) + self.eps).sqrt()) as f32)
     }
 }
 

@@ -46,6 +46,18 @@ impl<'a, T: Element> Output<'a, T> {
         width: usize,
         bias: &[f32],
     ) {
+        // A loop of known length is a few instructions.
+        const { assert!(MAX_COLUMNS == 32) };
+        match (outputs, width) {
+            (32, 32) => self.write_rows(math, first_row, first_column, 32, sums, 32, bias),
+            (16, 16) => self.write_rows(math, first_row, first_column, 16, sums, 16, bias),
+            _ => self.write_rows(math, first_row, first_column, outputs, sums, width, bias),
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "as above")]
+    fn write_rows(&self, math: Math, first_row: usize, first_column: usize, outputs: usize, sums: &[f32], width: usize, bias: &[f32]) {
         let bias = &bias[..outputs];
         for (i, sums) in sums.chunks_exact(width).enumerate() {
             let row = first_row + i;

@@ -26,6 +26,9 @@ const CHUNK_TILES: usize = 16;
 /// Enough that the last task to end is a small part of the whole.
 const TASKS_PER_THREAD: usize = 32;
 
+/// Products of words that are worth a task: some microseconds, as another thread must wake up for it.
+pub(super) const LEAST_TASK: usize = 1 << 19;
+
 impl Packed {
     /// Multiplies `geometry.rows()` rows of pixels by the weights into `out`.
     pub(super) fn multiply<T: Element>(&self, x: &[T], geometry: Geometry, out: &Output<'_, T>) {
@@ -57,10 +60,13 @@ impl Packed {
         let chunks = tiles.div_ceil(CHUNK_TILES);
         let chunk_rows = tiles.div_ceil(chunks) * kernels.rows;
         let chunks = count.div_ceil(chunk_rows);
-        let group = panels.div_ceil((TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(chunks).min(panels));
+        let words = count * self.outputs * self.taps * self.steps;
+        let tasks = (TASKS_PER_THREAD * rayon::current_num_threads()).min(words / LEAST_TASK + 1);
+        let group = panels.div_ceil(tasks.div_ceil(chunks).min(panels));
+        let least = (LEAST_TASK * chunks * panels.div_ceil(group) / words.max(1)).max(1);
         let groups = panels.div_ceil(group);
         let zeros = vec![0u32; self.steps];
-        (0..chunks * groups).into_par_iter().with_max_len(1).for_each(|task| {
+        (0..chunks * groups).into_par_iter().with_min_len(least).with_max_len(least).for_each(|task| {
             let first = task / groups * chunk_rows;
             let chunk = first..count.min(first + chunk_rows);
             let panels = task % groups * group..panels.min((task % groups + 1) * group);

@@ -194,6 +194,28 @@ fn conv2d_is_the_reference() -> Result<()> {
 }
 
 #[test]
+fn a_convolution_of_an_enlarged_picture_is_the_reference() -> Result<()> {
+    let mut random = Random(14);
+    each_isa_and_dtype(|isa, dtype| {
+        for case in 0..12 {
+            let (height, width) = (random.among(2, 11), random.among(2, 11));
+            let (inputs, outputs) = (random.among(1, 40), random.among(1, 70));
+            let (kernel, stride) = ([1, 3][case % 2], random.among(1, 2));
+            let padding = Padding { height: (random.below(3), random.below(3)), width: (random.below(3), random.below(3)) };
+            let weight = random.tensor(&[outputs, inputs, kernel, kernel], dtype)?;
+            let bias = random.tensor(&[outputs], dtype)?;
+            let x = random.tensor(&[2, height, width, inputs], dtype)?;
+            let plain = reference::Conv2d::new(weight.clone(), Some(bias.clone()), stride, padding)?;
+            let exact = plain.forward(&reference::upsample_nearest_2x(&x)?, Epilogue::default())?;
+            let fast = Conv2d::with(isa, &weight.to_dtype(dtype)?, Some(&bias.to_dtype(dtype)?), stride, padding)?;
+            let fast = fast.forward_upsampled_2x(&x.to_dtype(dtype)?)?;
+            agree(&format!("{isa:?} {dtype:?} {height}×{width}×{inputs}→{outputs} {kernel}/{stride}"), &fast, &exact, dtype, 3e-6)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn attention_is_the_reference() -> Result<()> {
     let mut random = Random(4);
     each_isa_and_dtype(|isa, dtype| {

@@ -1,0 +1,229 @@
+//! Memory that is used again: a large block that was freed is kept for the next one of its size.
+//!
+//! Every op makes a fresh picture of activations, and the system clears fresh pages before it gives them: on the autoencoder's
+//! large pictures that took longer than the arithmetic of a normalisation. The program installs this; a library's user chooses
+//! an allocator of their own.
+#![expect(unsafe_code, reason = "an allocator")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Blocks from here on are kept; smaller ones are the system's.
+const LARGE: usize = 256 << 10;
+
+/// Bytes that are kept at most; the block that waited longest goes first.
+const MOST_BYTES: usize = 1 << 30;
+
+/// Blocks that are kept at most.
+const MOST_BLOCKS: usize = 64;
+
+/// A page that the processor maps at once; large blocks begin at one.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// An allocator that keeps large blocks.
+#[derive(Debug)]
+pub struct KeepsLargeBlocks {
+    kept: Mutex<Kept>,
+}
+
+/// A block that nobody uses, by its address and size.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    address: *mut u8,
+    size: usize,
+}
+
+/// The first `count`, in the order in which they were freed.
+#[derive(Debug)]
+struct Kept {
+    blocks: [Block; MOST_BLOCKS],
+    count: usize,
+    bytes: usize,
+}
+
+// SAFETY: a kept block belongs to nobody else.
+unsafe impl Send for Kept {}
+
+impl Kept {
+    fn remove(&mut self, index: usize) -> Block {
+        let block = self.blocks[index];
+        self.blocks.copy_within(index + 1..self.count, index);
+        self.count -= 1;
+        self.bytes -= block.size;
+        block
+    }
+
+    /// The block of this size that was freed last: some of it may still be in the caches.
+    fn take(&mut self, size: usize) -> Option<*mut u8> {
+        let index = self.blocks[..self.count].iter().rposition(|block| block.size == size)?;
+        Some(self.remove(index).address)
+    }
+
+    /// The block that has to go to make room for `size` bytes.
+    fn crowded_out(&mut self, size: usize) -> Option<Block> {
+        (self.count > 0 && (self.count == MOST_BLOCKS || self.bytes + size > MOST_BYTES)).then(|| self.remove(0))
+    }
+
+    fn keep(&mut self, block: Block) {
+        self.blocks[self.count] = block;
+        self.count += 1;
+        self.bytes += block.size;
+    }
+}
+
+/// What a block of some bytes really has: few enough sizes that blocks find takers. Memory beyond what is asked for is never touched.
+fn whole(layout: Layout) -> Option<Layout> {
+    if layout.size() < LARGE || layout.align() > HUGE_PAGE {
+        return None;
+    }
+    let size = layout.size().checked_next_multiple_of(layout.size().checked_next_power_of_two()? / 8)?;
+    Layout::from_size_align(size, if size < HUGE_PAGE { 4096 } else { HUGE_PAGE }).ok()
+}
+
+impl KeepsLargeBlocks {
+    /// An allocator that keeps nothing yet.
+    #[expect(clippy::new_without_default, reason = "a static is made by a constant function")]
+    pub const fn new() -> Self {
+        const NONE: Block = Block { address: std::ptr::null_mut(), size: 0 };
+        Self { kept: Mutex::new(Kept { blocks: [NONE; MOST_BLOCKS], count: 0, bytes: 0 }) }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// SAFETY: small blocks are the system's. A large one is made with the layout of `whole`, which depends on the caller's layout
+// alone, is at least as large and as aligned as that, and is given back to the system with the same.
+unsafe impl GlobalAlloc for KeepsLargeBlocks {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let Some(whole) = whole(layout) else {
+            // SAFETY: the caller's promise.
+            return unsafe { System.alloc(layout) };
+        };
+        let kept = self.kept().take(whole.size());
+        // SAFETY: the size is not 0.
+        kept.unwrap_or_else(|| unsafe { System.alloc(whole) })
+    }
+
+    unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
+        let Some(whole) = whole(layout) else {
+            // SAFETY: the caller's promise.
+            return unsafe { System.dealloc(address, layout) };
+        };
+        let mut kept = self.kept();
+        while let Some(block) = kept.crowded_out(whole.size()) {
+            let layout = Layout::from_size_align(block.size, if block.size < HUGE_PAGE { 4096 } else { HUGE_PAGE });
+            if let Ok(layout) = layout {
+                // SAFETY: the block was made with the layout of its size.
+                unsafe { System.dealloc(block.address, layout) };
+            }
+        }
+        if whole.size() > MOST_BYTES {
+            // SAFETY: the block was made with this layout.
+            unsafe { System.dealloc(address, whole) };
+        } else {
+            kept.keep(Block { address, size: whole.size() });
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if whole(layout).is_none() {
+            // SAFETY: the caller's promise.
+            return unsafe { System.alloc_zeroed(layout) };
+        }
+        // SAFETY: the caller's promise; the block is that long.
+        unsafe {
+            let address = self.alloc(layout);
+            if !address.is_null() {
+                address.write_bytes(0, layout.size());
+            }
+            address
+        }
+    }
+
+    unsafe fn realloc(&self, address: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller promises that the size is valid with this alignment.
+        let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        match (whole(layout), whole(new)) {
+            // SAFETY: the caller's promise.
+            (None, None) => unsafe { System.realloc(address, layout, size) },
+            (Some(old), Some(new)) if old == new => address,
+            // SAFETY: the caller's promise; both blocks are that long, and apart.
+            _ => unsafe {
+                let to = self.alloc(new);
+                if !to.is_null() {
+                    to.copy_from_nonoverlapping(address, layout.size().min(size));
+                    self.dealloc(address, layout);
+                }
+                to
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(bytes: usize) -> Layout {
+        Layout::from_size_align(bytes, 64).expect("a layout")
+    }
+
+    #[test]
+    fn a_freed_block_is_the_next_of_its_size() {
+        let allocator = KeepsLargeBlocks::new();
+        // SAFETY: blocks are used within their sizes, and freed once with their layouts.
+        unsafe {
+            let first = allocator.alloc(layout(5_000_000));
+            assert!(first.addr().is_multiple_of(HUGE_PAGE));
+            first.write_bytes(7, 5_000_000);
+            allocator.dealloc(first, layout(5_000_000));
+            let other = allocator.alloc(layout(50_000_000));
+            let second = allocator.alloc_zeroed(layout(5_000_100));
+            assert_eq!(first, second);
+            assert!(std::slice::from_raw_parts(second, 5_000_100).iter().all(|&byte| byte == 0));
+            allocator.dealloc(second, layout(5_000_100));
+            allocator.dealloc(other, layout(50_000_000));
+        }
+        assert_eq!(allocator.kept().count, 2);
+    }
+
+    #[test]
+    fn growing_keeps_what_was_written_across_all_sizes() {
+        let allocator = KeepsLargeBlocks::new();
+        let mut size = 1000;
+        // SAFETY: as above.
+        unsafe {
+            let mut block = allocator.alloc(layout(size));
+            block.write_bytes(3, size);
+            while size < 20_000_000 {
+                let more = size * 3 / 2;
+                block = allocator.realloc(block, layout(size), more);
+                assert!(std::slice::from_raw_parts(block, size).iter().all(|&byte| byte == 3));
+                block.write_bytes(3, more);
+                size = more;
+            }
+            allocator.dealloc(block, layout(size));
+        }
+    }
+
+    #[test]
+    fn what_is_kept_has_a_limit() {
+        let allocator = KeepsLargeBlocks::new();
+        let blocks: Vec<(usize, *mut u8)> = (0..100)
+            .map(|i| {
+                let size = LARGE + i * 300_000;
+                // SAFETY: the size is not 0.
+                (size, unsafe { allocator.alloc(layout(size)) })
+            })
+            .collect();
+        for (size, block) in blocks {
+            // SAFETY: each was made with this layout.
+            unsafe { allocator.dealloc(block, layout(size)) };
+            let kept = allocator.kept();
+            assert!(kept.count <= MOST_BLOCKS && kept.bytes <= MOST_BYTES);
+        }
+        assert!(allocator.kept().count > 10);
+    }
+}
