@@ -7,6 +7,8 @@
 //! Weights are given in the layout of the files and packed once, at construction, for the device that they are on.
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod reference;
 
 use candle_core::{Device, Result, Tensor};
