@@ -73,6 +73,20 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
     }
 }
 
+/// Bytes of memory that are free on `device`, where the system tells.
+pub fn free_memory(device: &Device) -> Option<u64> {
+    if !device.is_cpu() {
+        return None;
+    }
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    // A container or a cluster's job may have less than the machine.
+    let number = |file| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
+    let limit = number("memory.max").zip(number("memory.current")).map(|(most, used)| most.saturating_sub(used));
+    Some((kilobytes * 1024).min(limit.unwrap_or(u64::MAX)))
+}
+
 /// What `--dtype` may say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DTypeChoice {

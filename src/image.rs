@@ -5,7 +5,6 @@ use ::image::RgbImage;
 use candle_core::Tensor;
 use std::borrow::Cow;
 use std::io::Write;
-use std::path::Path;
 
 /// A decoded picture, `(1, 3, height, width)` with values nominally in [-1, 1], as 8-bit RGB.
 ///
@@ -38,27 +37,4 @@ pub fn write_png(picture: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dy
         }
     }
     encoder.write_header()?.write_image_data(picture.as_raw())
-}
-
-/// Writes a file under a temporary name beside its place, and gives it its name when it is whole.
-///
-/// An existing file is only replaced with `overwrite`.
-///
-/// # Errors
-/// The folder cannot be written, the disk is full, or the file exists.
-pub fn write_whole(path: &Path, overwrite: bool, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let failed = |e: std::io::Error| Error::Io { path: path.to_owned(), source: e };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".sd-gen-").suffix(".part");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(failed)?;
-    let mut buffered = std::io::BufWriter::new(file.as_file_mut());
-    write(&mut buffered).map_err(failed)?;
-    buffered.flush().map_err(failed)?;
-    drop(buffered);
-    file.as_file().sync_all().map_err(failed)?;
-    let named = if overwrite { file.persist(path) } else { file.persist_noclobber(path) };
-    named.map(drop).map_err(|e| failed(e.error))
 }

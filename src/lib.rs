@@ -1,17 +1,16 @@
 //! Stable Diffusion as a library: a checkpoint becomes a pipeline, a pipeline paints requests.
 //!
 //! ```no_run
-//! use sd_gen::{candle_core::{DType, Device}, pipeline::{Pipeline, Silent}, request::RequestDraft, weights::Checkpoint};
+//! use sd_gen::{candle_core::{DType, Device}, pipeline::{Pipeline, Silent, Sketch}, request::RequestDraft, weights::Checkpoint};
 //!
 //! let checkpoint = Checkpoint::open("models/emoji".as_ref())?;
 //! let pipeline = Pipeline::load(&checkpoint, &Device::Cpu, DType::F32, DType::F32, &mut Silent)?;
 //! let draft = RequestDraft { prompt: "a red apple".into(), ..RequestDraft::default() };
 //! let request = draft.resolve(pipeline.spec())?;
 //! let prompt = pipeline.encode_prompt(&request, &mut Silent)?;
-//! for seeds in request.batches() {
-//!     for painted in pipeline.paint(&request, &prompt, &seeds, &mut Silent)? {
-//!         painted.picture.save(format!("apple-{}.png", painted.seed)).map_err(|e| sd_gen::Error::Picture(e.to_string()))?;
-//!     }
+//! let seeds: Vec<u64> = request.seeds().collect();
+//! for painted in pipeline.paint(&Sketch::of_seeds(&request, &prompt, &seeds), &mut Silent)? {
+//!     painted.picture.save(format!("apple-{}.png", painted.seed)).map_err(|e| sd_gen::Error::Picture(e.to_string()))?;
 //! }
 //! # Ok::<(), sd_gen::Error>(())
 //! ```
@@ -19,13 +18,15 @@
 //! The dependencies point one way:
 //!
 //! ```text
-//! main → cli → bench → pipeline → weights → spec → {models, text} → ops
-//!                         └→ schedulers, request, noise, image, metadata      error: leaf
+//! main → cli → {batch, bench} → pipeline → weights → spec → {models, text} → ops
+//!                                  └→ schedulers, request, noise, image, metadata, disk      error: leaf
 //! ```
 
+pub mod batch;
 pub mod bench;
 pub mod cli;
 pub mod device;
+pub mod disk;
 mod error;
 pub mod image;
 pub mod metadata;

@@ -50,7 +50,7 @@ pub struct RequestDraft {
     pub rng: Rng,
     /// Pictures.
     pub images: Option<usize>,
-    /// Pictures at once.
+    /// Pictures at once; `None` leaves it to the memory.
     pub batch_size: Option<usize>,
     /// 1 is the layer that the family takes, 2 the one before.
     pub clip_skip: Option<usize>,
@@ -81,8 +81,8 @@ pub struct GenerationRequest {
     pub rng: Rng,
     /// Pictures.
     pub images: usize,
-    /// Pictures at once.
-    pub batch_size: usize,
+    /// The most pictures at once; `None` leaves it to the memory.
+    pub batch_size: Option<usize>,
     /// Text encoder layers left out beyond what the family leaves out.
     pub skip_layers: usize,
 }
@@ -157,7 +157,7 @@ impl RequestDraft {
             false => Ok(value),
         };
         let images = at_most("--images", at_least_one("--images", self.images.unwrap_or(1))?, MOST_IMAGES)?;
-        let batch_size = at_most("--batch-size", at_least_one("--batch-size", self.batch_size.unwrap_or(1))?, MOST_AT_ONCE)?;
+        let batch_size = self.batch_size.map(|n| at_most("--batch-size", at_least_one("--batch-size", n)?, MOST_AT_ONCE)).transpose()?;
         let clip_skip = at_least_one("--clip-skip", self.clip_skip.unwrap_or(1))?;
         let layers = spec.text_encoders.iter().map(|encoder| encoder.clip.layers.saturating_sub(encoder.skip_layers)).min().unwrap_or(0);
         if clip_skip > layers.max(1) {
@@ -175,7 +175,7 @@ impl RequestDraft {
             seed: self.seed,
             rng: self.rng,
             images,
-            batch_size: batch_size.min(images),
+            batch_size,
             skip_layers: clip_skip - 1,
         })
     }
@@ -187,9 +187,41 @@ impl GenerationRequest {
         self.guidance_scale > 1.0
     }
 
-    /// The seeds of the pictures, batch by batch.
-    pub fn batches(&self) -> impl Iterator<Item = Vec<u64>> + '_ {
-        let first_of_batches = (0..self.images).step_by(self.batch_size);
-        first_of_batches.map(|first| (first..self.images.min(first + self.batch_size)).map(|i| self.seed.wrapping_add(i as u64)).collect())
+    /// The seeds of the pictures.
+    pub fn seeds(&self) -> impl Iterator<Item = u64> + use<> {
+        let first = self.seed;
+        (0..self.images as u64).map(move |i| first.wrapping_add(i))
     }
+
+    /// What pictures that are painted at once must have in common.
+    pub fn shape(&self) -> Shape<'_> {
+        Shape {
+            width: self.width,
+            height: self.height,
+            steps: self.steps,
+            scheduler: &self.scheduler,
+            rng: self.rng,
+            guided: self.is_guided(),
+            rescaled: self.guidance_rescale != 0.0,
+        }
+    }
+}
+
+/// What pictures that are painted at once have in common: they take the same steps, with as many rows of the UNet.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shape<'a> {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Noise schedule and solver.
+    pub scheduler: &'a SchedulerConfig,
+    /// Whose random numbers.
+    pub rng: Rng,
+    /// Guidance is on.
+    pub guided: bool,
+    /// Guidance is rescaled.
+    pub rescaled: bool,
 }

@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
+    ("batch", &["Error", "Result", "disk", "pipeline", "request", "spec", "weights"]),
     ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers::TimestepSpacing", "spec", "weights"]),
     ("pipeline", &["Error", "Result", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
     ("weights", &["Error", "Result", "schedulers", "spec"]),
@@ -27,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("noise", &["Error", "Result", "schedulers::NoiseSource"]),
     ("image", &["Error", "Result"]),
     ("device", &["Error", "Result"]),
+    ("disk", &["Error", "Result"]),
     ("error", &[]),
 ];
 

@@ -7,7 +7,7 @@
 
 use sd_gen::candle_core::{DType, Device, Tensor, safetensors};
 use sd_gen::models::{AddedCondition, AutoencoderKLDecoder, AutoencoderKLEncoder, Scope, UNet2DCondition};
-use sd_gen::pipeline::{Painted, Pipeline, Silent};
+use sd_gen::pipeline::{Painted, Pipeline, Silent, Sketch};
 use sd_gen::request::{GenerationRequest, RequestDraft};
 use sd_gen::text::{ClipTokenizer, TextEncoder};
 use sd_gen::weights::{Checkpoint, Component};
@@ -183,7 +183,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
 
 fn paint(pipeline: &Pipeline, request: &GenerationRequest, seeds: &[u64]) -> Vec<Painted> {
     let prompt = pipeline.encode_prompt(request, &mut Silent).expect("the prompt is encoded");
-    pipeline.paint(request, &prompt, seeds, &mut Silent).expect("a picture")
+    pipeline.paint(&Sketch::of_seeds(request, &prompt, seeds), &mut Silent).expect("a picture")
 }
 
 /// The largest and the mean difference of two pictures, in levels of 255.

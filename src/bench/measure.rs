@@ -3,7 +3,7 @@
 use super::report::{Phase, Row, Timing};
 use super::{flops, memory};
 use crate::ops::{Linear, with_reference};
-use crate::pipeline::{Observer, Pipeline, Stage};
+use crate::pipeline::{Observer, Pipeline, Sketch, Stage};
 use crate::request::{GenerationRequest, RequestDraft};
 use crate::schedulers::TimestepSpacing;
 use crate::spec::ModelSpec;
@@ -103,7 +103,7 @@ pub fn reference_picture(subject: &Subject<'_>, size: Option<(usize, usize)>, ob
         let pipeline = Pipeline::load(&*model, &Device::Cpu, DType::F32, DType::F32, observer)?;
         let request = request(model.spec(), size, 1, 1)?;
         let prompt = pipeline.encode_prompt(&request, observer)?;
-        let latents = pipeline.denoise(&request, &prompt, &[SEED], observer)?;
+        let latents = pipeline.denoise(&Sketch::of_seeds(&request, &prompt, &[SEED]), observer)?;
         observer.stage(Stage::Decode)?;
         pipeline.decode(&latents)
     })
@@ -169,8 +169,9 @@ fn fill(
     let load = |observer: &mut dyn Observer| Pipeline::load(&*model, &case.device, case.dtype, vae_dtype, observer);
     let pipeline = loading.time(row, Phase::Load, observer, load)?;
     let prompt = clock.time(row, Phase::Text, observer, |observer| pipeline.encode_prompt(&one_step, observer))?;
-    let seeds: Vec<u64> = one_step.batches().flatten().collect();
-    let latents = clock.time(row, Phase::Step, observer, |observer| pipeline.denoise(&one_step, &prompt, &seeds, observer))?;
+    let seeds: Vec<u64> = one_step.seeds().collect();
+    let batch = Sketch::of_seeds(&one_step, &prompt, &seeds);
+    let latents = clock.time(row, Phase::Step, observer, |observer| pipeline.denoise(&batch, observer))?;
     let decoded = clock.time(row, Phase::Decode, observer, |observer| {
         observer.stage(Stage::Decode)?;
         let pictures = (0..seeds.len()).map(|i| pipeline.decode(&latents.narrow(0, i, 1)?));
@@ -182,7 +183,7 @@ fn fill(
     drop((latents, decoded));
     clock.time(row, Phase::Picture, observer, |observer| {
         let prompt = pipeline.encode_prompt(&whole, observer)?;
-        pipeline.paint(&whole, &prompt, &seeds, observer)
+        pipeline.paint(&Sketch::of_seeds(&whole, &prompt, &seeds), observer)
     })?;
     row.peak_host_bytes = can_reset.then(memory::peak).flatten();
     drop(pipeline);

@@ -122,7 +122,7 @@ fn mix(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::{Pipeline, Silent};
+    use crate::pipeline::{Pipeline, Silent, Sketch};
     use crate::request::RequestDraft;
     use crate::spec::UNetLevel;
 
@@ -165,7 +165,7 @@ mod tests {
                     RequestDraft { prompt: "a lighthouse".into(), steps: Some(2), width: Some(64), height: Some(64), ..Default::default() };
                 let request = draft.resolve(&spec)?;
                 let prompt = pipeline.encode_prompt(&request, &mut Silent)?;
-                let latents = pipeline.denoise(&request, &prompt, &[1], &mut Silent)?;
+                let latents = pipeline.denoise(&Sketch::of_seeds(&request, &prompt, &[1]), &mut Silent)?;
                 Ok::<_, Error>(pipeline.decode(&latents)?.flatten_all()?.to_vec1::<f32>()?)
             };
             let (first, again, other) = (paint(1)?, paint(1)?, paint(2)?);

@@ -98,9 +98,9 @@ pub(super) struct GenerateArgs {
     /// Pictures for each prompt
     #[arg(long, alias = "count", value_name = "N", default_value = "1", help_heading = "What to paint")]
     pub(super) images: usize,
-    /// Pictures painted at once; does not change them
-    #[arg(short, long, value_name = "N", default_value = "1", help_heading = "What to paint")]
-    pub(super) batch_size: usize,
+    /// The most pictures painted at once, or auto, by their size and the memory; does not change them
+    #[arg(short, long, value_name = "N", default_value = "auto", value_parser = parse_batch_size, help_heading = "What to paint")]
+    pub(super) batch_size: BatchSize,
 
     /// A path (folder or .safetensors file), a folder of models, or a name in the models folder
     #[arg(short, long, value_name = "WHAT", help_heading = "The model")]
@@ -189,6 +189,17 @@ pub(super) enum Seed {
     Is(u64),
 }
 
+/// The most pictures at once; `None` is auto.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BatchSize(pub(super) Option<usize>);
+
+fn parse_batch_size(text: &str) -> Result<BatchSize, String> {
+    match text {
+        "auto" => Ok(BatchSize(None)),
+        _ => text.parse().map(|most| BatchSize(Some(most))).map_err(|_| "give a whole number, or auto".into()),
+    }
+}
+
 fn parse_seed(text: &str) -> Result<Seed, String> {
     match text.parse::<i128>() {
         Ok(n) if n < 0 => Ok(Seed::Random),
@@ -274,7 +285,7 @@ impl GenerateArgs {
             seed,
             rng: self.rng,
             images: Some(self.images),
-            batch_size: Some(self.batch_size),
+            batch_size: self.batch_size.0,
             clip_skip: self.clip_skip,
         }
     }

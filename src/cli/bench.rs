@@ -10,7 +10,7 @@ use crate::bench::{
     reference_picture,
 };
 use crate::device::{DTypeChoice, DeviceChoice, open};
-use crate::image::write_whole;
+use crate::disk::write_whole;
 use crate::pipeline::Observer;
 use crate::spec::ModelSpec;
 use crate::weights::{Checkpoint, ModelSource};

@@ -1,21 +1,25 @@
 //! `sd-gen --prompt …`: from flags to pictures on the disk.
 
 use super::args::{GenerateArgs, Seed};
+use super::listen_for_cancellation;
+use super::model::{self, Opened};
 use super::output::{Output, PictureName};
 use super::progress::Progress;
-use super::{listen_for_cancellation, model};
-use crate::device::{DTypeChoice, open};
-use crate::image::{write_png, write_whole};
+use super::watch::Watch;
+use crate::batch::{Batch, Finished, Hear, News, Sink, Task, sizes};
+use crate::device::open;
+use crate::disk::write_whole;
+use crate::image::write_png;
 use crate::metadata::{KEYWORD, parameters};
-use crate::pipeline::{Conditioning, Observer, Painted, Pipeline};
+use crate::pipeline::Painted;
 use crate::request::GenerationRequest;
-use crate::weights::Checkpoint;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
     // Everything that can be wrong is found before a weight is read.
@@ -34,10 +38,10 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
     let (device, remark) = open(args.device)?;
-    let checkpoint = model::open(args.model.as_deref(), args.models_dir.as_deref())?;
-    let requests: Vec<GenerationRequest> = prompts
+    let model = Opened::new(model::open(args.model.as_deref(), args.models_dir.as_deref())?, &device, args.dtype, args.vae_dtype);
+    let requests: Vec<Arc<GenerationRequest>> = prompts
         .iter()
-        .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(checkpoint.spec()))
+        .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(model.checkpoint.spec()).map(Arc::new))
         .collect::<Result<_>>()?;
     let pictures = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.images));
     output.check(pictures)?;
@@ -50,114 +54,72 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
 
     let mut progress = Progress::new(args.progress, args.quiet);
     if let Some(remark) = remark {
-        progress.warn(&remark);
+        progress.warn_of(&remark);
     }
-    let dtype = args.dtype.on(&device);
-    let vae_dtype = match args.vae_dtype {
-        DTypeChoice::Auto if dtype == DType::F16 && checkpoint.spec().vae.force_upcast => {
-            progress.say("this model's VAE overflows in f16: it computes in f32 (--vae-dtype changes that)");
-            DType::F32
-        }
-        DTypeChoice::Auto => dtype,
-        DTypeChoice::Is(dtype) => dtype,
-    };
+    if let Some(remark) = model.remark() {
+        progress.say(remark);
+    }
     if args.verbose {
-        let spec = checkpoint.spec();
-        progress.say(&format!("{}: {}", checkpoint.name(), spec.family.name()));
-        for sentence in &spec.evidence {
-            progress.say(&format!("  {sentence}"));
-        }
+        model.describe(&progress);
         for request in &requests {
-            let (scheduler, GenerationRequest { width, height, steps, guidance_scale, seed, .. }) = (&request.scheduler, request);
+            let (scheduler, GenerationRequest { width, height, steps, guidance_scale, seed, .. }) = (&request.scheduler, &**request);
             let (sampler, schedule) = (scheduler.sampler()?.name(), scheduler.sigma_schedule()?.name());
             progress.say(&format!("{width}x{height}, {steps} steps of {sampler} ({schedule}), guidance {guidance_scale}, seed {seed}"));
         }
-        progress.say(&format!("computing on {:?} in {}, VAE in {}", device.location(), dtype.as_str(), vae_dtype.as_str()));
     }
-    let pipeline = Pipeline::load(&checkpoint, &device, dtype, vae_dtype, &mut progress)?;
-    report_unused(&checkpoint, &mut progress);
     if requests.iter().any(|request| request.negative_prompt.is_some() && !request.is_guided()) {
-        progress.warn("the negative prompt does nothing without guidance; --guidance-scale above 1 turns it on");
+        progress.warn_of("the negative prompt does nothing without guidance; --guidance-scale above 1 turns it on");
     }
     if args.seed.is_none_or(|seed| seed == Seed::Random) {
         progress.say(&format!("seed {seed}"));
     }
 
-    let model = model::label(&checkpoint);
-    let mut writer =
-        Writer { output: &output, model: &model, latents: args.save_latents.is_some().then(Vec::new), index: 0, written: HashSet::new() };
-    let painted = paint_all(&pipeline, &requests, &mut writer, &mut progress);
+    let kept = Arc::new(Mutex::new(Kept::default()));
+    let writer = Writer {
+        output,
+        model: model.label.clone(),
+        latents: args.save_latents.is_some(),
+        index: 0,
+        written: HashSet::new(),
+        kept: kept.clone(),
+    };
+    // One model, and flags that all prompts share: any pictures go together.
+    let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
+    let sizes = sizes(&model.footprint(first), pictures, first.batch_size);
+    let batches = batches(requests.clone(), sizes.batch);
+    let prompt_of = |id: usize| requests.get(id).map(|request| request.prompt.clone()).unwrap_or_default();
+    let mut watch = Watch::new(&mut progress, pictures, &prompt_of);
+    let painted = crate::batch::run(batches, model::Models::new(vec![model]), writer, sizes.at_once, &mut watch);
     drop(progress);
+
+    let Kept { latents, failed, last } = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
     // What was finished is kept, however the run ended.
-    if let (Some(path), Some(latents)) = (&args.save_latents, writer.latents.filter(|latents| !latents.is_empty())) {
+    if let (Some(path), false) = (&args.save_latents, latents.is_empty()) {
         save_latents(path, &latents, args.overwrite)?;
     }
-    painted
-}
-
-/// Paints everything; what fails is said and counted, and the rest goes on.
-fn paint_all(pipeline: &Pipeline, requests: &[GenerationRequest], writer: &mut Writer<'_>, progress: &mut Progress) -> Result<()> {
-    let pictures: usize = requests.iter().map(|request| request.images).sum();
-    let mut failed = Failed { pictures: 0, last: None };
-    for request in requests {
-        let prompt = match pipeline.encode_prompt(request, progress) {
-            Ok(prompt) => prompt,
-            Err(error) => {
-                failed.note(error, request.images, &request.prompt, progress)?;
-                continue;
-            }
-        };
-        for seeds in request.batches() {
-            // A batch that fails is tried again picture by picture: one bad picture must not cost its neighbours.
-            let Err(error) = paint(pipeline, request, &prompt, &seeds, writer, progress) else { continue };
-            if seeds.len() == 1 || !matches!(error, Error::Picture(_)) {
-                failed.note(error, seeds.len(), &request.prompt, progress)?;
-                continue;
-            }
-            for seed in seeds {
-                if let Err(error) = paint(pipeline, request, &prompt, &[seed], writer, progress) {
-                    failed.note(error, 1, &request.prompt, progress)?;
-                }
-            }
-        }
-    }
-    match failed {
-        Failed { pictures: 0, .. } => Ok(()),
-        Failed { last: Some(error), .. } if pictures == 1 => Err(error),
-        Failed { pictures: failed, .. } => Err(Error::Picture(format!("{failed} of {pictures} pictures failed; the others were written"))),
+    painted?;
+    match (failed, last) {
+        (0, _) => Ok(()),
+        (_, Some(error)) if pictures == 1 => Err(error),
+        _ => Err(Error::Picture(format!("{failed} of {pictures} pictures failed; the others were written"))),
     }
 }
 
-struct Failed {
-    pictures: usize,
+/// All pictures of all requests, `most` at once.
+fn batches(requests: Vec<Arc<GenerationRequest>>, most: usize) -> impl Iterator<Item = Result<Batch>> {
+    let mut tasks = requests.into_iter().enumerate().flat_map(|(id, request)| {
+        let seeds = request.seeds();
+        seeds.map(move |seed| Task { id, model: 0, request: request.clone(), seed })
+    });
+    std::iter::from_fn(move || Some(tasks.by_ref().take(most).collect::<Batch>()).filter(|batch| !batch.is_empty()).map(Ok))
+}
+
+/// What is left of a run when it is over.
+#[derive(Default)]
+struct Kept {
+    latents: Vec<Tensor>,
+    failed: usize,
     last: Option<Error>,
-}
-
-impl Failed {
-    /// Counts failed pictures and says why, or gives back an error that ends the run.
-    fn note(&mut self, error: Error, pictures: usize, prompt: &str, progress: &mut Progress) -> Result<()> {
-        if matches!(error, Error::Cancelled | Error::Input(_) | Error::Model(_)) {
-            return Err(error);
-        }
-        self.pictures += pictures;
-        progress.warn(&format!("\"{}\": {error}", prompt.chars().take(60).collect::<String>()));
-        self.last = Some(error);
-        Ok(())
-    }
-}
-
-fn paint(
-    pipeline: &Pipeline,
-    request: &GenerationRequest,
-    prompt: &Conditioning,
-    seeds: &[u64],
-    writer: &mut Writer<'_>,
-    progress: &mut Progress,
-) -> Result<()> {
-    for painted in pipeline.paint(request, prompt, seeds, progress)? {
-        writer.write(painted, request, progress)?;
-    }
-    Ok(())
 }
 
 /// More than any machine has processors.
@@ -174,43 +136,56 @@ pub(super) fn set_threads(threads: usize) -> Result<()> {
     built.map_err(|e| Error::Input(format!("--threads {threads}: the threads cannot be started ({e}); give fewer")))
 }
 
-fn report_unused(checkpoint: &Checkpoint, progress: &mut Progress) {
-    let unused = checkpoint.unknown();
-    if let Some(first) = unused.first() {
-        let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
-        progress.warn(&format!("{}: the model does not use {first:?}{more}", checkpoint.name()));
-    }
-}
-
 /// Puts finished pictures where they belong.
-struct Writer<'a> {
-    output: &'a Output,
-    model: &'a str,
-    latents: Option<Vec<Tensor>>,
+struct Writer {
+    output: Output,
+    model: String,
+    latents: bool,
     index: usize,
     /// What this run wrote: it is never overwritten by the run itself.
     written: HashSet<PathBuf>,
+    kept: Arc<Mutex<Kept>>,
 }
 
-impl Writer<'_> {
-    fn write(&mut self, painted: Painted, request: &GenerationRequest, progress: &Progress) -> Result<()> {
-        let texts = [(KEYWORD, Cow::from(parameters(request, painted.seed, self.model)?))];
-        let name = PictureName { request, model: self.model, seed: painted.seed, index: self.index };
-        self.index += 1;
-        let path = self.output.path(&name)?;
-        let written = match path {
-            None => {
-                let mut bytes = Vec::new();
-                write_png(&painted.picture, &texts, &mut bytes).map_err(|e| Error::Picture(format!("the PNG cannot be written: {e}")))?;
-                std::io::stdout().write_all(&bytes).map_err(Error::io("standard output"))?;
-                None
+impl Sink for Writer {
+    fn take(&mut self, finished: Vec<Finished>, hear: &Hear) -> Result<()> {
+        for Finished { task: Task { id, request, seed, .. }, result, .. } in finished {
+            let written = result.and_then(|painted| {
+                let path = self.write(&painted, &request)?;
+                Ok((path, painted.latents))
+            });
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            match written {
+                Ok((path, latents)) => {
+                    kept.latents.extend(self.latents.then_some(latents));
+                    hear.tell(News::Kept { id, seed, path });
+                }
+                // These would stop every other picture too.
+                Err(error @ (Error::Cancelled | Error::Input(_) | Error::Model(_))) => return Err(error),
+                Err(error) => {
+                    kept.failed += 1;
+                    hear.tell(News::Failed { id, reason: error.to_string() });
+                    kept.last = Some(error);
+                }
             }
-            Some(path) => Some(self.write_file(path, |to| write_png(&painted.picture, &texts, to).map_err(std::io::Error::other))?),
-        };
-        if let Some(latents) = &mut self.latents {
-            latents.push(painted.latents);
         }
-        progress.written(written.as_deref(), painted.seed)
+        Ok(())
+    }
+}
+
+impl Writer {
+    /// The file; `None` is standard output.
+    fn write(&mut self, painted: &Painted, request: &GenerationRequest) -> Result<Option<PathBuf>> {
+        let texts = [(KEYWORD, Cow::from(parameters(request, painted.seed, &self.model)?))];
+        let name = PictureName { request, model: &self.model, seed: painted.seed, index: self.index };
+        self.index += 1;
+        let Some(path) = self.output.path(&name)? else {
+            let mut bytes = Vec::new();
+            write_png(&painted.picture, &texts, &mut bytes).map_err(|e| Error::Picture(format!("the PNG cannot be written: {e}")))?;
+            std::io::stdout().write_all(&bytes).map_err(Error::io("standard output"))?;
+            return Ok(None);
+        };
+        self.write_file(path, |to| write_png(&painted.picture, &texts, to).map_err(std::io::Error::other)).map(Some)
     }
 
     /// Writes under the first name that is free, if names may be counted.

@@ -7,6 +7,7 @@ mod generate;
 mod model;
 mod output;
 mod progress;
+mod watch;
 
 use crate::{Error, Result};
 use args::{Cli, Command};

@@ -1,7 +1,13 @@
 //! Which model `--model` names.
 
+use super::progress::Progress;
+use crate::batch::{Footprint, Load, Painter};
+use crate::device::{DTypeChoice, free_memory};
+use crate::pipeline::{Observer, Pipeline};
+use crate::request::GenerationRequest;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
+use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 
 /// The name of the model that is compiled in.
@@ -31,6 +37,103 @@ static BUILTIN_FILES: &[(&str, &[u8])] = builtin_files![
 ];
 #[cfg(not(feature = "builtin-model"))]
 static BUILTIN_FILES: &[(&str, &[u8])] = &[];
+
+/// A model that was opened, and what it is to compute in.
+pub(super) struct Opened {
+    pub(super) checkpoint: Checkpoint,
+    /// Its name as people say it.
+    pub(super) label: String,
+    pub(super) dtype: DType,
+    pub(super) vae_dtype: DType,
+    device: Device,
+    /// The VAE computes in f32 although it was not asked for.
+    upcast: bool,
+}
+
+impl Opened {
+    pub(super) fn new(checkpoint: Checkpoint, device: &Device, dtype: DTypeChoice, vae_dtype: DTypeChoice) -> Self {
+        let dtype = dtype.on(device);
+        let upcast = vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
+        let vae_dtype = match vae_dtype {
+            DTypeChoice::Is(dtype) => dtype,
+            DTypeChoice::Auto if upcast => DType::F32,
+            DTypeChoice::Auto => dtype,
+        };
+        let label = label(&checkpoint);
+        Self { checkpoint, label, dtype, vae_dtype, device: device.clone(), upcast }
+    }
+
+    /// What the user should know.
+    pub(super) fn remark(&self) -> Option<&'static str> {
+        self.upcast.then_some("this model's VAE overflows in f16: it computes in f32 (--vae-dtype changes that)")
+    }
+
+    /// Says what was concluded, and from what.
+    pub(super) fn describe(&self, progress: &Progress) {
+        let spec = self.checkpoint.spec();
+        progress.say(&format!("{}: {}", self.checkpoint.name(), spec.family.name()));
+        for sentence in &spec.evidence {
+            progress.say(&format!("  {sentence}"));
+        }
+        let (dtype, vae_dtype) = (self.dtype.as_str(), self.vae_dtype.as_str());
+        progress.say(&format!("computing on {:?} in {dtype}, VAE in {vae_dtype}", self.device.location()));
+    }
+
+    /// What decides, beside a request, which pixels it paints.
+    pub(super) fn painter(&self) -> Result<Painter> {
+        let (dtype, vae_dtype) = (self.dtype.as_str(), self.vae_dtype.as_str());
+        Ok(Painter { model: self.checkpoint.identity()?, dtype, vae_dtype })
+    }
+
+    /// The memory that its weights and a request's pictures take.
+    pub(super) fn footprint(&self, request: &GenerationRequest) -> Footprint {
+        let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
+        Footprint::new(
+            self.checkpoint.spec(),
+            request,
+            self.dtype,
+            self.vae_dtype,
+            self.device.is_cpu(),
+            weights,
+            free_memory(&self.device),
+        )
+    }
+}
+
+/// The models of a run, loaded when their turn comes.
+pub(super) struct Models {
+    models: std::sync::Arc<Vec<Opened>>,
+}
+
+impl Models {
+    pub(super) fn new(models: impl Into<std::sync::Arc<Vec<Opened>>>) -> Self {
+        Self { models: models.into() }
+    }
+
+    fn weights(&self, model: usize) -> u64 {
+        self.models.get(model).map_or(0, |m| Footprint::weights(&m.checkpoint, m.dtype, m.vae_dtype))
+    }
+}
+
+impl Load for Models {
+    fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+        let opened = self.models.get(model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
+        let Opened { checkpoint, device, dtype, vae_dtype, .. } = opened;
+        let pipeline = Pipeline::load(checkpoint, device, *dtype, *vae_dtype, observer)?;
+        let unused = checkpoint.unknown();
+        if let Some(first) = unused.first() {
+            let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
+            observer.warn(&format!("{}: the model does not use {first:?}{more}", checkpoint.name()));
+        }
+        Ok(pipeline)
+    }
+
+    fn fits_beside(&self, model: usize, _: usize) -> bool {
+        let free = self.models.get(model).and_then(|opened| free_memory(&opened.device));
+        // The other one and its pictures are in memory already, so what is free is what is left beside them.
+        free.is_some_and(|free| self.weights(model).saturating_mul(3) / 2 < free / 2)
+    }
+}
 
 /// Opens what `--model` names: a path, a folder of models, a name in the models folder, or nothing at all.
 ///

@@ -14,6 +14,8 @@ pub(super) struct Progress {
     style: ProgressStyle,
     quiet: bool,
     bar: Option<ProgressBar>,
+    /// Where a run of many pictures is.
+    run: Option<String>,
 }
 
 impl Progress {
@@ -23,7 +25,7 @@ impl Progress {
             ProgressStyle::Auto => ProgressStyle::None,
             chosen => chosen,
         };
-        Self { style, quiet, bar: None }
+        Self { style, quiet, bar: None, run: None }
     }
 
     fn event(&self, event: impl FnOnce() -> serde_json::Value) {
@@ -65,6 +67,19 @@ impl Progress {
         }
     }
 
+    /// Something that the user should know.
+    pub(super) fn warn_of(&self, message: &str) {
+        self.say(&format!("warning: {message}"));
+    }
+
+    /// Of a run of many pictures, `done` are done; `prompt` is being painted. Of one picture, the steps say it all.
+    pub(super) fn pictures(&mut self, done: usize, all: usize, prompt: &str) {
+        if all > 1 {
+            self.event(|| json!({ "event": "progress", "done": done, "all": all, "prompt": prompt }));
+        }
+        self.run = (all > 1).then(|| format!("{done}/{all} {}", prompt.chars().take(30).collect::<String>()));
+    }
+
     /// A picture was written.
     ///
     /// # Errors
@@ -100,8 +115,8 @@ impl Observer for Progress {
             Stage::EncodePrompt => self.event(|| json!({ "event": "encode" })),
             Stage::Denoise { step, steps, pictures } => {
                 self.event(|| json!({ "event": "step", "step": step, "steps": steps, "seeds": pictures }));
-                let seeds = pictures.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-                self.draw(format!("seed {seeds}"), step, steps);
+                let seeds = || format!("seed {}", pictures.iter().map(u64::to_string).collect::<Vec<_>>().join(", "));
+                self.draw(self.run.clone().unwrap_or_else(seeds), step, steps);
             }
             Stage::Decode => {
                 self.event(|| json!({ "event": "decode" }));
@@ -114,6 +129,6 @@ impl Observer for Progress {
     }
 
     fn warn(&mut self, message: &str) {
-        self.say(&format!("warning: {message}"));
+        self.warn_of(message);
     }
 }

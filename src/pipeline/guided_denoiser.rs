@@ -1,12 +1,12 @@
 //! The UNet as a [`Denoiser`]: scaling, classifier-free guidance, and what the network's output means.
 
-use super::check_finite;
 use super::prompt::Conditioning;
+use super::{Sketch, check_finite};
 use crate::Result;
 use crate::models::UNet2DCondition;
 use crate::request::GenerationRequest;
 use crate::schedulers::{Denoiser, NoiseLevel, PredictionType};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 pub(super) struct GuidedDenoiser<'a> {
     unet: &'a UNet2DCondition,
@@ -16,22 +16,19 @@ pub(super) struct GuidedDenoiser<'a> {
     conditioning: Conditioning,
 }
 
-#[derive(Clone, Copy)]
+/// One value a picture, `(pictures, 1, 1, 1)`.
 struct Guidance {
-    scale: f64,
-    rescale: f64,
+    scale: Tensor,
+    /// The rescaling and what it leaves, where a picture asks for it.
+    rescale: Option<(Tensor, Tensor)>,
 }
 
 impl<'a> GuidedDenoiser<'a> {
-    pub(super) fn new(
-        unet: &'a UNet2DCondition,
-        dtype: DType,
-        prediction: PredictionType,
-        request: &GenerationRequest,
-        conditioning: Conditioning,
-    ) -> Self {
-        let guidance = request.is_guided().then_some(Guidance { scale: request.guidance_scale, rescale: request.guidance_rescale });
-        Self { unet, dtype, prediction, guidance, conditioning }
+    pub(super) fn new(unet: &'a UNet2DCondition, dtype: DType, prediction: PredictionType, batch: &[Sketch<'_>]) -> Result<Self> {
+        let conditioning = Conditioning::join(&batch.iter().map(|sketch| sketch.prompt).collect::<Vec<_>>())?;
+        let guided = batch.first().is_some_and(|sketch| sketch.request.is_guided());
+        let guidance = guided.then(|| Guidance::new(batch, conditioning.context.device())).transpose()?;
+        Ok(Self { unet, dtype, prediction, guidance, conditioning })
     }
 }
 
@@ -45,7 +42,7 @@ impl Denoiser for GuidedDenoiser<'_> {
             let (timestep, dtype) = (level.timestep, self.dtype.as_str());
             format!("the UNet at timestep {timestep:.0} in {dtype}; try --dtype f32, another sampler or a lower --guidance-scale")
         })?;
-        let output = match self.guidance {
+        let output = match &self.guidance {
             Some(guidance) => guidance.apply(&output)?,
             None => output,
         };
@@ -55,20 +52,28 @@ impl Denoiser for GuidedDenoiser<'_> {
 }
 
 impl Guidance {
-    /// Pushes the prediction from the negative rows (the first half) towards the prompt's (the second).
+    fn new(batch: &[Sketch<'_>], device: &Device) -> Result<Self> {
+        let each = |value: &dyn Fn(&GenerationRequest) -> f64| -> Result<Tensor> {
+            let values: Vec<f32> = batch.iter().map(|sketch| value(sketch.request) as f32).collect();
+            Ok(Tensor::from_vec(values, (batch.len(), 1, 1, 1), device)?)
+        };
+        let rescales = batch.first().is_some_and(|sketch| sketch.request.guidance_rescale != 0.0);
+        let rescale = || Ok::<_, crate::Error>((each(&|r| r.guidance_rescale)?, each(&|r| 1.0 - r.guidance_rescale)?));
+        Ok(Self { scale: each(&|r| r.guidance_scale)?, rescale: rescales.then(rescale).transpose()? })
+    }
+
+    /// Pushes the prediction from the negative rows (the first half) towards the prompts' (the second).
     ///
     /// # Source
     /// "Classifier-Free Diffusion Guidance", equation 6; the rescaling is equation 15 and 16 of
     /// "Common Diffusion Noise Schedules and Sample Steps are Flawed".
-    fn apply(self, output: &Tensor) -> Result<Tensor> {
+    fn apply(&self, output: &Tensor) -> Result<Tensor> {
         let pictures = output.dim(0)? / 2;
         let (negative, prompt) = (output.narrow(0, 0, pictures)?, output.narrow(0, pictures, pictures)?);
-        let guided = (&negative + (&prompt - &negative)?.affine(self.scale, 0.0)?)?;
-        if self.rescale == 0.0 {
-            return Ok(guided);
-        }
+        let guided = (&negative + (&prompt - &negative)?.broadcast_mul(&self.scale)?)?;
+        let Some((rescale, rest)) = &self.rescale else { return Ok(guided) };
         let ratio = deviation(&prompt)?.div(&deviation(&guided)?)?;
-        Ok(guided.broadcast_mul(&ratio.affine(self.rescale, 1.0 - self.rescale)?)?)
+        Ok(guided.broadcast_mul(&(ratio * rescale)?.add(rest)?)?)
     }
 }
 

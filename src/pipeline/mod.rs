@@ -1,5 +1,9 @@
 //! The whole way from a request to pictures: encode the prompt, draw noise, denoise, decode.
 //!
+//! Pictures of different prompts, seeds and guidance scales go through the networks together as long as they agree in their
+//! [`GenerationRequest::shape`]; what stands beside a picture changes none of its bits, because every op computes a row of the
+//! batch as it would compute it alone.
+//!
 //! The pipeline knows no family: it obeys the spec. It neither reads files nor prints; an [`Observer`] hears what is
 //! going on and may stop it.
 
@@ -8,7 +12,7 @@ mod observer;
 mod prompt;
 
 pub use observer::{Observer, Silent, Stage};
-pub use prompt::Conditioning;
+pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
 
 use crate::image::to_rgb;
 use crate::models::{AutoencoderKLDecoder, Scope, UNet2DCondition};
@@ -23,6 +27,12 @@ use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
 use guided_denoiser::GuidedDenoiser;
 
+/// Counts the changes of this program after which a request gives other pixels.
+///
+/// It is part of what identifies a picture in a manifest: raise it with every such change, so that a resumed run paints anew what
+/// would not fit to the rest.
+pub const PAINTS: u32 = 1;
+
 /// A loaded model, ready to paint.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -33,6 +43,24 @@ pub struct Pipeline {
     text_encoders: Vec<TextEncoder>,
     unet: UNet2DCondition,
     vae: AutoencoderKLDecoder,
+}
+
+/// One picture of a batch that is yet to be painted.
+#[derive(Debug, Clone, Copy)]
+pub struct Sketch<'a> {
+    /// What is asked for.
+    pub request: &'a GenerationRequest,
+    /// The request's texts, encoded.
+    pub prompt: &'a Conditioning,
+    /// The noise that it starts from.
+    pub seed: u64,
+}
+
+impl<'a> Sketch<'a> {
+    /// One request's pictures.
+    pub fn of_seeds(request: &'a GenerationRequest, prompt: &'a Conditioning, seeds: &[u64]) -> Vec<Self> {
+        seeds.iter().map(|&seed| Self { request, prompt, seed }).collect()
+    }
 }
 
 /// A finished picture.
@@ -92,58 +120,69 @@ impl Pipeline {
     /// The observer stops it, or a value stops being finite.
     pub fn encode_prompt(&self, request: &GenerationRequest, observer: &mut dyn Observer) -> Result<Conditioning> {
         observer.stage(Stage::EncodePrompt)?;
-        prompt::encode(self, request, observer)
+        let texts = prompt::texts(request);
+        let encoded: Vec<EncodedText> = texts.iter().map(|text| self.encode_text(text, observer)).collect::<Result<_>>()?;
+        self.condition(request, &encoded.iter().collect::<Vec<_>>())
     }
 
-    /// Paints one picture for each seed, all at once.
+    /// Encodes one of the texts that [`prompt_texts`] names; equal texts of several requests need it once.
     ///
     /// # Errors
-    /// The observer stops it, or a value stops being finite; the message names the stage.
-    pub fn paint(
-        &self,
-        request: &GenerationRequest,
-        prompt: &Conditioning,
-        seeds: &[u64],
-        observer: &mut dyn Observer,
-    ) -> Result<Vec<Painted>> {
-        let latents = self.denoise(request, prompt, seeds, observer)?;
+    /// As [`Pipeline::encode_prompt`].
+    pub fn encode_text(&self, text: &PromptText<'_>, observer: &mut dyn Observer) -> Result<EncodedText> {
+        prompt::encode(self, text, observer)
+    }
+
+    /// What the UNet is told, from the encodings of [`prompt_texts`] in their order.
+    ///
+    /// # Errors
+    /// The texts are not those of the request.
+    pub fn condition(&self, request: &GenerationRequest, texts: &[&EncodedText]) -> Result<Conditioning> {
+        prompt::condition(&self.spec, request, texts)
+    }
+
+    /// Paints the pictures of a batch, all at once.
+    ///
+    /// # Errors
+    /// The observer stops it, the pictures do not go together, or a value stops being finite; the message names the stage.
+    pub fn paint(&self, batch: &[Sketch<'_>], observer: &mut dyn Observer) -> Result<Vec<Painted>> {
+        let latents = self.denoise(batch, observer)?;
         observer.stage(Stage::Decode)?;
         let mut painted = Vec::new();
-        for (i, &seed) in seeds.iter().enumerate() {
+        for (i, sketch) in batch.iter().enumerate() {
             // One picture at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
             let picture = to_rgb(&self.decode(&latents)?)?;
-            painted.push(Painted { seed, picture, latents: latents.to_device(&Device::Cpu)? });
+            painted.push(Painted { seed: sketch.seed, picture, latents: latents.to_device(&Device::Cpu)? });
         }
         Ok(painted)
     }
 
-    /// The final latents of one picture for each seed: the first half of [`Pipeline::paint`].
+    /// The final latents of a batch: the first half of [`Pipeline::paint`].
     ///
     /// # Shapes
-    /// `(seeds, channels, height, width)`, f32, unscaled.
+    /// `(pictures, channels, height, width)`, f32, unscaled.
     ///
     /// # Errors
     /// As [`Pipeline::paint`].
-    pub fn denoise(
-        &self,
-        request: &GenerationRequest,
-        prompt: &Conditioning,
-        seeds: &[u64],
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
+    pub fn denoise(&self, batch: &[Sketch<'_>], observer: &mut dyn Observer) -> Result<Tensor> {
+        let Some(Sketch { request, .. }) = batch.first() else { return Err(Error::Picture("a batch without pictures".into())) };
+        if batch.iter().any(|other| other.request.shape() != request.shape()) {
+            return Err(Error::Picture("pictures of different size, steps or sampler cannot be painted at once".into()));
+        }
         let schedule = plan(&request.scheduler, request.steps)?;
         let factor = self.spec.vae.factor();
-        let shape = (seeds.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
-        let mut noise = SeededNoise::new(request.rng, seeds);
+        let shape = (batch.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
+        let seeds: Vec<u64> = batch.iter().map(|sketch| sketch.seed).collect();
+        let mut noise = SeededNoise::new(request.rng, &seeds);
         let latents = noise.noise_like(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
-        observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: seeds })?;
-        let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, schedule.prediction, request, prompt.repeat(seeds.len())?);
+        observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: &seeds })?;
+        let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, schedule.prediction, batch)?;
         let steps = schedule.steps.len();
         sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, latents| {
             let (number, steps) = (step.index + 1, steps);
             check_finite(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
-            observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: seeds })
+            observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: &seeds })
         })
     }
 

@@ -1,9 +1,10 @@
 //! The prompt, as the UNet is told it.
 
 use super::{Observer, Pipeline, check_finite};
-use crate::Result;
 use crate::models::AddedCondition;
 use crate::request::GenerationRequest;
+use crate::spec::ModelSpec;
+use crate::{Error, Result};
 use candle_core::{D, Tensor};
 
 /// Aesthetic scores that SDXL's refiner is told: for the prompt, and for the negative prompt.
@@ -12,6 +13,34 @@ use candle_core::{D, Tensor};
 /// `aesthetic_score` and `negative_aesthetic_score` in
 /// diffusers@v0.36:src/diffusers/pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl_img2img.py.
 const AESTHETIC_SCORES: (f64, f64) = (6.0, 2.5);
+
+/// A text that a picture needs encoded. Equal ones have equal encodings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PromptText<'a> {
+    /// What it is called in messages: "prompt" or "negative prompt".
+    pub which: &'static str,
+    /// The text.
+    pub text: &'a str,
+    /// Layers left out beyond what the family leaves out.
+    pub skip_layers: usize,
+}
+
+/// A text as all text encoders see it.
+#[derive(Debug, Clone)]
+pub struct EncodedText {
+    /// `(1, tokens, width)`
+    hidden: Tensor,
+    /// `(1, pooled width)`
+    pooled: Option<Tensor>,
+}
+
+impl EncodedText {
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        let of = |x: &Tensor| x.elem_count() * x.dtype().size_in_bytes();
+        of(&self.hidden) + self.pooled.as_ref().map_or(0, of)
+    }
+}
 
 /// What the UNet is told about one picture: one row, or the negative row and the prompt's.
 #[derive(Debug, Clone)]
@@ -22,58 +51,75 @@ pub struct Conditioning {
 }
 
 impl Conditioning {
-    /// For `pictures` at once: all negative rows, then all rows of the prompt.
-    pub(super) fn repeat(&self, pictures: usize) -> Result<Self> {
-        let each = |x: &Tensor| -> Result<Tensor> {
-            let rows: Result<Vec<Tensor>> = (0..x.dim(0)?).map(|i| Ok(x.narrow(0, i, 1)?.repeat((pictures, 1))?)).collect();
-            Ok(Tensor::cat(&rows?, 0)?)
+    /// Tokens of the context; pictures of one batch must have as many.
+    pub fn tokens(&self) -> usize {
+        self.context.dim(1).unwrap_or(0)
+    }
+
+    /// For several pictures at once: all negative rows, then all rows of the prompts.
+    pub(super) fn join(pictures: &[&Self]) -> Result<Self> {
+        let first = pictures.first().ok_or_else(|| Error::Picture("a batch without pictures".into()))?;
+        let rows = first.context.dim(0)?;
+        let each = |of: &dyn Fn(&Self) -> Option<&Tensor>| -> Result<Tensor> {
+            let mut parts = Vec::new();
+            for row in 0..rows {
+                for picture in pictures.iter().filter_map(|picture| of(picture)) {
+                    parts.push(picture.narrow(0, row, 1)?);
+                }
+            }
+            Ok(Tensor::cat(&parts, 0)?)
         };
-        let (rows, tokens, width) = self.context.dims3()?;
-        let context = each(&self.context.reshape((rows, tokens * width))?)?.reshape((rows * pictures, tokens, width))?;
-        let added = self.added.as_ref().map(|added| -> Result<AddedCondition> {
-            let time_ids = added.time_ids.iter().flat_map(|ids| std::iter::repeat_n(ids.clone(), pictures)).collect();
-            Ok(AddedCondition { pooled: each(&added.pooled)?, time_ids })
+        let added = first.added.as_ref().map(|_| -> Result<AddedCondition> {
+            let ids = |row: usize| pictures.iter().filter_map(move |picture| picture.added.as_ref()?.time_ids.get(row).cloned());
+            let pooled = each(&|picture| picture.added.as_ref().map(|added| &added.pooled))?;
+            Ok(AddedCondition { pooled, time_ids: (0..rows).flat_map(ids).collect() })
         });
-        Ok(Self { context, added: added.transpose()? })
+        Ok(Self { context: each(&|picture| Some(&picture.context))?, added: added.transpose()? })
     }
 }
 
-/// Encodes prompt and negative prompt with all text encoders.
-pub(super) fn encode(pipeline: &Pipeline, request: &GenerationRequest, observer: &mut dyn Observer) -> Result<Conditioning> {
-    let spec = &pipeline.spec;
-    let guided = request.is_guided();
-    // The reference zeroes the embeddings only where no negative prompt was given at all.
-    let zero_negative = guided && request.negative_prompt.is_none() && spec.zero_missing_negative;
+/// The texts of a request in the order of the UNet's rows.
+pub fn texts(request: &GenerationRequest) -> Vec<PromptText<'_>> {
     // As in the reference, layers are skipped for the prompt only: the negative prompt keeps the family's own layer.
-    let mut texts = vec![("prompt", request.prompt.as_str(), request.skip_layers)];
-    if guided {
-        texts.insert(0, ("negative prompt", request.negative_prompt.as_deref().unwrap_or(""), 0));
-    }
+    let prompt = PromptText { which: "prompt", text: &request.prompt, skip_layers: request.skip_layers };
+    let negative = request.negative_prompt.as_deref().unwrap_or("");
+    let negative = PromptText { which: "negative prompt", text: negative, skip_layers: 0 };
+    if request.is_guided() { vec![negative, prompt] } else { vec![prompt] }
+}
 
+/// Encodes a text with all text encoders.
+pub(super) fn encode(pipeline: &Pipeline, text: &PromptText<'_>, observer: &mut dyn Observer) -> Result<EncodedText> {
     let mut hidden = Vec::new();
     let mut pooled = None;
     for (i, encoder) in pipeline.text_encoders.iter().enumerate() {
-        let mut embeds = Vec::new();
-        for (which, text, skip) in &texts {
-            let tokens = encoder.tokenize(text)?;
-            // All encoders of a family cut a text at the same word: once said is enough.
-            if let Some(left_out) = tokens.left_out.filter(|_| i == 0) {
-                let (room, left_out) = (tokens.ids.len() - 2, excerpt(&left_out));
-                observer.warn(&format!("the {which} is longer than the {room} tokens that the text encoder takes; left out: {left_out}"));
-            }
-            embeds.push(encoder.encode(&[tokens.ids], *skip)?);
+        let tokens = encoder.tokenize(text.text)?;
+        // All encoders of a family cut a text at the same word: once said is enough.
+        if let Some(left_out) = tokens.left_out.filter(|_| i == 0) {
+            let (which, room, left_out) = (text.which, tokens.ids.len() - 2, excerpt(&left_out));
+            observer.warn(&format!("the {which} is longer than the {room} tokens that the text encoder takes; left out: {left_out}"));
         }
-        let rows = Tensor::cat(&embeds.iter().map(|e| &e.hidden).collect::<Vec<_>>(), 0)?;
-        check_finite(&rows, || format!("the text encoder in {}; try --dtype f32", pipeline.dtype.as_str()))?;
-        hidden.push(rows);
-        let poolings: Vec<&Tensor> = embeds.iter().filter_map(|e| e.pooled.as_ref()).collect();
-        if !poolings.is_empty() {
-            let rows = Tensor::cat(&poolings, 0)?;
-            check_finite(&rows, || format!("the text encoder's pooled output in {}; try --dtype f32", pipeline.dtype.as_str()))?;
-            pooled = Some(rows);
+        let embeds = encoder.encode(&[tokens.ids], text.skip_layers)?;
+        check_finite(&embeds.hidden, || format!("the text encoder in {}; try --dtype f32", pipeline.dtype.as_str()))?;
+        hidden.push(embeds.hidden);
+        if let Some(row) = embeds.pooled {
+            check_finite(&row, || format!("the text encoder's pooled output in {}; try --dtype f32", pipeline.dtype.as_str()))?;
+            pooled = Some(row);
         }
     }
-    let mut context = Tensor::cat(&hidden, D::Minus1)?;
+    Ok(EncodedText { hidden: Tensor::cat(&hidden, D::Minus1)?, pooled })
+}
+
+/// What the UNet is told, from the encodings of [`texts`].
+pub(super) fn condition(spec: &ModelSpec, request: &GenerationRequest, texts: &[&EncodedText]) -> Result<Conditioning> {
+    let guided = request.is_guided();
+    if texts.len() != 1 + usize::from(guided) {
+        return Err(Error::Picture(format!("{} texts where a picture with this guidance has {}", texts.len(), 1 + usize::from(guided))));
+    }
+    // The reference zeroes the embeddings only where no negative prompt was given at all.
+    let zero_negative = guided && request.negative_prompt.is_none() && spec.zero_missing_negative;
+    let mut context = Tensor::cat(&texts.iter().map(|text| &text.hidden).collect::<Vec<_>>(), 0)?;
+    let poolings: Vec<&Tensor> = texts.iter().filter_map(|text| text.pooled.as_ref()).collect();
+    let mut pooled = if poolings.is_empty() { None } else { Some(Tensor::cat(&poolings, 0)?) };
     if zero_negative {
         context = zero_first_row(&context)?;
         pooled = pooled.map(|p| zero_first_row(&p)).transpose()?;

@@ -29,6 +29,7 @@ mod export;
 mod file;
 mod folder;
 mod header;
+mod identity;
 mod ignorable;
 mod json;
 mod keys;

@@ -1,0 +1,483 @@
+//! The one loop that paints: three kinds of threads with short queues between them.
+//!
+//! ```text
+//! batches ─▶ prepare: load the model, encode the texts ─▶ paint: denoise, decode ─▶ write: PNG, fsync, record
+//! ```
+//!
+//! While one batch is denoised, the texts of the next are encoded, its model is loaded where there is room for two, and the pictures of
+//! the last are written. The queues are short, so that memory does not grow with the number of pictures. The caller's thread hears of
+//! everything and may stop it.
+//!
+//! A stopped engine does not wait for a step that is at work: what was painted is written, and the rest is dropped. The threads that
+//! are left end at their next step, or with the process.
+
+use super::texts::Texts;
+use crate::pipeline::{Conditioning, Observer, Painted, Pipeline, Sketch, Stage};
+use crate::request::GenerationRequest;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// One picture to paint.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Whatever the caller knows it by.
+    pub id: usize,
+    /// Which model, as the caller's [`Load`] counts them.
+    pub model: usize,
+    /// What to paint.
+    pub request: Arc<GenerationRequest>,
+    /// The seed.
+    pub seed: u64,
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// The task.
+    pub task: Task,
+    /// The picture, or why there is none.
+    pub result: Result<Painted>,
+    /// Seconds that it took, the others of its batch shared out.
+    pub seconds: f64,
+}
+
+/// Tasks that go through the device at once; they agree in model and [`GenerationRequest::shape`].
+pub type Batch = Vec<Task>;
+
+/// Loads a model by its number.
+pub trait Load: Send {
+    /// The loaded model. Called once for each run of batches of that model.
+    ///
+    /// # Errors
+    /// The model cannot be loaded: all of its tasks fail.
+    fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline>;
+
+    /// There is memory for this model while another is still at work.
+    fn fits_beside(&self, model: usize, other: usize) -> bool;
+}
+
+/// Takes what was painted, in the order of the batches.
+pub trait Sink: Send {
+    /// Keeps the pictures of a batch, and tells of each.
+    ///
+    /// # Errors
+    /// No further picture can be kept: the run ends.
+    fn take(&mut self, finished: Vec<Finished>, hear: &Hear) -> Result<()>;
+}
+
+/// What the caller hears of beside [`Stage`]s.
+#[derive(Debug, Clone, PartialEq)]
+pub enum News {
+    /// A batch comes to the device.
+    Begun {
+        /// The tasks' ids.
+        ids: Vec<usize>,
+    },
+    /// A picture was kept.
+    Kept {
+        /// The task's id.
+        id: usize,
+        /// The seed.
+        seed: u64,
+        /// Its file; `None` is standard output.
+        path: Option<std::path::PathBuf>,
+    },
+    /// A picture failed.
+    Failed {
+        /// The task's id.
+        id: usize,
+        /// Why.
+        reason: String,
+    },
+    /// Something that the user should know although the work goes on.
+    Remark(String),
+}
+
+/// Hears of stages, as an observer, and of pictures.
+pub trait Audience: Observer {
+    /// There is something new.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] stops the run.
+    fn news(&mut self, news: News) -> Result<()>;
+
+    /// Nothing happened for a moment.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] stops the run.
+    fn heartbeat(&mut self) -> Result<()>;
+}
+
+/// An event on its way to the caller's thread.
+enum Event {
+    Load(&'static str),
+    EncodePrompt,
+    Denoise { step: usize, steps: usize, seeds: Vec<u64> },
+    Decode,
+    Warn(String),
+    News(News),
+}
+
+impl Event {
+    fn tell(self, audience: &mut dyn Audience) -> Result<()> {
+        match self {
+            Event::Load(component) => audience.stage(Stage::Load { component }),
+            Event::EncodePrompt => audience.stage(Stage::EncodePrompt),
+            Event::Denoise { step, steps, seeds } => audience.stage(Stage::Denoise { step, steps, pictures: &seeds }),
+            Event::Decode => audience.stage(Stage::Decode),
+            Event::Warn(message) => {
+                audience.warn(&message);
+                Ok(())
+            }
+            Event::News(news) => audience.news(news),
+        }
+    }
+}
+
+/// A thread's way to tell the caller.
+#[derive(Clone)]
+pub struct Hear {
+    events: Sender<Event>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Hear {
+    fn send(&self, event: Event) -> Result<()> {
+        // A caller that has gone has stopped the run.
+        match self.stop.load(Ordering::Relaxed) || self.events.send(event).is_err() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+
+    /// Tells the caller, who may have stopped listening.
+    pub fn tell(&self, news: News) {
+        // What is written after the run was stopped is worth saying too, and nobody may be there to hear it.
+        let _ = self.events.send(Event::News(news));
+    }
+}
+
+impl Observer for Hear {
+    fn stage(&mut self, stage: Stage<'_>) -> Result<()> {
+        self.send(match stage {
+            Stage::Load { component } => Event::Load(component),
+            Stage::EncodePrompt => Event::EncodePrompt,
+            Stage::Denoise { step, steps, pictures } => Event::Denoise { step, steps, seeds: pictures.to_vec() },
+            Stage::Decode => Event::Decode,
+        })
+    }
+
+    fn warn(&mut self, message: &str) {
+        let _ = self.events.send(Event::Warn(message.to_owned()));
+    }
+}
+
+/// Paints batches until there are no more.
+///
+/// `at_once` batches are on the device at once: while one waits for a serial part of its step, the other keeps the processor busy.
+///
+/// # Errors
+/// The sink's, `audience`'s, or that of `batches`. What was painted until then has been kept.
+pub fn run(
+    batches: impl Iterator<Item = Result<Batch>> + Send + 'static,
+    models: impl Load + 'static,
+    sink: impl Sink + 'static,
+    at_once: usize,
+    audience: &mut dyn Audience,
+) -> Result<()> {
+    let (events, heard) = channel();
+    let stop = Arc::new(AtomicBool::new(false));
+    let hear = Hear { events, stop: stop.clone() };
+    // One prepared batch waits, and one painted batch for each painter.
+    let (prepared, to_paint) = sync_channel(1);
+    let (painted, to_write) = sync_channel(at_once);
+    let to_paint = Arc::new(Mutex::new(to_paint));
+    let most = Arc::new(AtomicUsize::new(usize::MAX));
+
+    let spawn = |name: &str, work: Box<dyn FnOnce() -> Result<()> + Send>| {
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        thread.spawn(work).map_err(|e| Error::Picture(format!("no thread can be started to paint with: {e}")))
+    };
+    let mut workers = Vec::new();
+    let preparer = Preparer { models, loaded: None, unloadable: None, hear: hear.clone(), prepared, painted: painted.clone(), sequence: 0 };
+    workers.push(spawn("prepare", Box::new(move || preparer.work(batches)))?);
+    let active = Arc::new(AtomicUsize::new(0));
+    for _ in 0..at_once.max(1) {
+        let (to_paint, painted, hear, most, active) = (to_paint.clone(), painted.clone(), hear.clone(), most.clone(), active.clone());
+        workers.push(spawn("paint", Box::new(move || Painter { to_paint, painted, hear, most, active }.work()))?);
+    }
+    drop((painted, to_paint));
+    let writer = spawn("write", Box::new(move || write(&to_write, sink, &hear)))?;
+
+    let heard = listen(&heard, &stop, &writer, audience);
+    let kept = end_of(writer);
+    if heard.is_err() || kept.is_err() {
+        stop.store(true, Ordering::Relaxed);
+        // The sink's reason says more than that the run was stopped.
+        return kept.and(heard);
+    }
+    workers.into_iter().try_for_each(end_of)
+}
+
+/// Tells the audience until everything is written. From the moment that it wants no more, the threads are told to stop.
+fn listen(events: &Receiver<Event>, stop: &AtomicBool, writer: &JoinHandle<Result<()>>, audience: &mut dyn Audience) -> Result<()> {
+    let mut ended = Ok(());
+    loop {
+        // Asked first: what it said before its end is then in the channel.
+        let written = writer.is_finished();
+        match (events.recv_timeout(Duration::from_millis(20)), &ended) {
+            (Ok(event), Ok(())) => ended = event.tell(audience),
+            // Pictures are still being kept; that the audience has had enough is known.
+            (Ok(event @ Event::News(_)), Err(_)) => drop(event.tell(audience)),
+            (Err(RecvTimeoutError::Timeout), Ok(())) => ended = audience.heartbeat(),
+            (Err(RecvTimeoutError::Disconnected), _) => return ended,
+            _ => {}
+        }
+        if ended.is_err() {
+            stop.store(true, Ordering::Relaxed);
+        }
+        if written {
+            // Threads that were stopped may go on talking.
+            while let Ok(event) = events.try_recv() {
+                if ended.is_ok() || matches!(event, Event::News(_)) {
+                    ended = ended.and(event.tell(audience));
+                }
+            }
+            return ended;
+        }
+    }
+}
+
+fn end_of(thread: JoinHandle<Result<()>>) -> Result<()> {
+    thread.join().unwrap_or_else(|_| Err(Error::Picture("a thread of the program failed, which is a defect; please report it".into())))
+}
+
+/// A batch whose model is loaded and whose texts are encoded.
+struct Prepared {
+    sequence: u64,
+    pipeline: Arc<Pipeline>,
+    tasks: Vec<(Task, Conditioning)>,
+}
+
+/// Batches leave in the order of this number, which counts without gaps.
+type Numbered = (u64, Vec<Finished>);
+
+struct Preparer<M> {
+    models: M,
+    loaded: Option<(usize, Arc<Pipeline>, Texts)>,
+    /// The model that could not be loaded last, and why.
+    unloadable: Option<(usize, Error)>,
+    hear: Hear,
+    prepared: SyncSender<Prepared>,
+    painted: SyncSender<Numbered>,
+    sequence: u64,
+}
+
+impl<M: Load> Preparer<M> {
+    fn work(mut self, batches: impl Iterator<Item = Result<Batch>>) -> Result<()> {
+        for batch in batches {
+            // A channel without its other end means that the run was stopped, for which somebody else has the reason.
+            if self.hear.stop.load(Ordering::Relaxed) || self.prepare(batch?).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, batch: Batch) -> Result<()> {
+        let Some(model) = batch.first().map(|task| task.model) else { return Ok(()) };
+        if let Err(error) = self.load(model) {
+            if matches!(error, Error::Cancelled) {
+                return Err(error);
+            }
+            let failed = |task| Finished { task, result: Err(same(&error)), seconds: 0.0 };
+            return self.pass(batch.into_iter().map(failed).collect());
+        }
+        let Some((_, pipeline, texts)) = &mut self.loaded else { return Ok(()) };
+        let pipeline = pipeline.clone();
+        let mut encoded: Vec<(Task, Conditioning)> = Vec::new();
+        let mut failed = Vec::new();
+        for task in batch {
+            match texts.condition(&pipeline, &task.request, &mut self.hear) {
+                Ok(conditioning) => encoded.push((task, conditioning)),
+                Err(Error::Cancelled) => return Err(Error::Cancelled),
+                Err(error) => failed.push(Finished { task, result: Err(error), seconds: 0.0 }),
+            }
+        }
+        if !failed.is_empty() {
+            self.pass(failed)?;
+        }
+        // Prompts of several times the encoder's length make longer contexts, which do not stand beside short ones.
+        while let Some(tokens) = encoded.first().map(|(_, conditioning)| conditioning.tokens()) {
+            let tasks;
+            (tasks, encoded) = encoded.into_iter().partition(|(_, conditioning)| conditioning.tokens() == tokens);
+            let sequence = self.next();
+            let prepared = Prepared { sequence, pipeline: pipeline.clone(), tasks };
+            self.prepared.send(prepared).map_err(|_| Error::Cancelled)?;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> u64 {
+        let sequence = self.sequence;
+        self.sequence += 1;
+        sequence
+    }
+
+    fn pass(&mut self, failed: Vec<Finished>) -> Result<()> {
+        let sequence = self.next();
+        self.painted.send((sequence, failed)).map_err(|_| Error::Cancelled)
+    }
+
+    /// Makes `model` the loaded one.
+    fn load(&mut self, model: usize) -> Result<()> {
+        if self.loaded.as_ref().is_some_and(|(loaded, ..)| *loaded == model) {
+            return Ok(());
+        }
+        if let Some((_, error)) = self.unloadable.as_ref().filter(|(unloadable, _)| *unloadable == model) {
+            return Err(same(error));
+        }
+        if let Some((last, pipeline, _)) = self.loaded.take()
+            && !self.models.fits_beside(model, last)
+        {
+            let waiting = Arc::downgrade(&pipeline);
+            drop(pipeline);
+            while waiting.strong_count() > 0 {
+                if self.hear.stop.load(Ordering::Relaxed) {
+                    return Err(Error::Cancelled);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        match self.models.load(model, &mut self.hear) {
+            Ok(pipeline) => {
+                self.loaded = Some((model, Arc::new(pipeline), Texts::default()));
+                Ok(())
+            }
+            Err(error) => {
+                self.unloadable = Some((model, same(&error)));
+                Err(error)
+            }
+        }
+    }
+}
+
+struct Painter {
+    to_paint: Arc<Mutex<Receiver<Prepared>>>,
+    painted: SyncSender<Numbered>,
+    hear: Hear,
+    /// The most pictures that the device was found to hold.
+    most: Arc<AtomicUsize>,
+    /// Painters that paint.
+    active: Arc<AtomicUsize>,
+}
+
+impl Painter {
+    fn work(mut self) -> Result<()> {
+        loop {
+            let next = self.to_paint.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(Prepared { sequence, pipeline, tasks }) = next else { return Ok(()) };
+            self.hear.tell(News::Begun { ids: tasks.iter().map(|(task, _)| task.id).collect() });
+            let mut finished = Vec::with_capacity(tasks.len());
+            let mut rest = tasks.as_slice();
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(self.most.load(Ordering::Relaxed)));
+                if let Err(Error::Cancelled) = self.paint(&pipeline, now, &mut finished) {
+                    break;
+                }
+                rest = later;
+            }
+            // The last to hold a pipeline frees its memory, so not while the writer is waited for.
+            drop((tasks, pipeline));
+            if self.painted.send((sequence, finished)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Paints `tasks` at once, and where that fails, fewer at once.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] alone.
+    fn paint(&mut self, pipeline: &Pipeline, tasks: &[(Task, Conditioning)], finished: &mut Vec<Finished>) -> Result<()> {
+        let batch: Vec<Sketch<'_>> =
+            tasks.iter().map(|(task, prompt)| Sketch { request: &task.request, prompt, seed: task.seed }).collect();
+        let start = Instant::now();
+        let beside = self.active.fetch_add(1, Ordering::Relaxed) + 1;
+        let painted = pipeline.paint(&batch, &mut self.hear);
+        let beside = beside.max(self.active.fetch_sub(1, Ordering::Relaxed));
+        // What painters do side by side takes each of them as much longer.
+        let seconds = start.elapsed().as_secs_f64() / (beside * tasks.len()) as f64;
+        let error = match painted {
+            Ok(painted) => {
+                let of = |((task, _), painted): (&(Task, _), Painted)| Finished { task: task.clone(), result: Ok(painted), seconds };
+                finished.extend(tasks.iter().zip(painted).map(of));
+                return Ok(());
+            }
+            Err(Error::Cancelled) => return Err(Error::Cancelled),
+            Err(error) => error,
+        };
+        let no_memory = is_out_of_memory(&error);
+        if let [(task, _)] = tasks {
+            let error = if no_memory { does_not_fit(&task.request) } else { error };
+            finished.push(Finished { task: task.clone(), result: Err(error), seconds });
+            return Ok(());
+        }
+        if no_memory {
+            let half = tasks.len() / 2;
+            self.most.fetch_min(half, Ordering::Relaxed);
+            self.hear.tell(News::Remark(format!("{} pictures at once do not fit into the memory; going on with {half}", tasks.len())));
+            return tasks.chunks(half).try_for_each(|tasks| self.paint(pipeline, tasks, finished));
+        }
+        // One bad picture must not cost its neighbours.
+        tasks.chunks(1).try_for_each(|task| self.paint(pipeline, task, finished))
+    }
+}
+
+fn is_out_of_memory(error: &Error) -> bool {
+    let text = error.to_string().to_lowercase();
+    matches!(error, Error::Tensor(_)) && ["out of memory", "out_of_memory", "failed to allocate"].iter().any(|words| text.contains(words))
+}
+
+fn does_not_fit(request: &GenerationRequest) -> Error {
+    let (width, height) = (request.width, request.height);
+    Error::Picture(format!(
+        "one picture of {width}x{height} does not fit into the device's memory; \
+         try a smaller --size, --dtype f16 or bf16, or --device cpu"
+    ))
+}
+
+/// The error again, for another picture that failed by it.
+fn same(error: &Error) -> Error {
+    match error {
+        Error::Input(what) => Error::Input(what.clone()),
+        Error::Model(what) => Error::Model(what.clone()),
+        Error::Cancelled => Error::Cancelled,
+        other => Error::Picture(other.to_string()),
+    }
+}
+
+/// Gives the sink what was painted, in order.
+fn write(painted: &Receiver<Numbered>, mut sink: impl Sink, hear: &Hear) -> Result<()> {
+    let mut waiting = BTreeMap::new();
+    let mut next = 0;
+    loop {
+        match painted.recv_timeout(Duration::from_millis(20)) {
+            Ok((sequence, finished)) => drop(waiting.insert(sequence, finished)),
+            Err(RecvTimeoutError::Timeout) if hear.stop.load(Ordering::Relaxed) => break,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        while let Some(finished) = waiting.remove(&next) {
+            sink.take(finished, hear)?;
+            next += 1;
+        }
+    }
+    // Of a stopped run, what was painted out of turn.
+    waiting.into_values().try_for_each(|finished| sink.take(finished, hear))
+}

@@ -1,0 +1,229 @@
+//! What a picture is, so that it can be known again: a hash of everything that decides its pixels, and of nothing else.
+
+use crate::pipeline::PAINTS;
+use crate::request::GenerationRequest;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+/// The SHA-256 of what decides a picture's pixels, as JSON with its fields in one fixed order.
+///
+/// Part of it are the model's content (not its name or place), the dtypes, every field of the request, the seed of this very picture,
+/// and [`PAINTS`]. Not part of it are where the picture goes, how many are painted at once, by how many threads, and on which device:
+/// a device changes the last bits at most, and a night that moves from a GPU to another machine goes on instead of starting again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key([u8; 32]);
+
+/// What paints: a model by its content, and the dtypes that it computes in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Painter {
+    /// [`crate::weights::Checkpoint::identity`].
+    pub model: String,
+    /// What UNet and text encoders compute in.
+    pub dtype: &'static str,
+    /// What the VAE computes in.
+    pub vae_dtype: &'static str,
+}
+
+impl Key {
+    /// The key of the picture that `painter` makes of a request with a seed.
+    ///
+    /// # Errors
+    /// The request holds a number that JSON has no word for; resolved requests hold none.
+    pub fn of(painter: &Painter, request: &GenerationRequest, seed: u64) -> Result<Self> {
+        // Taken apart by name: a field that is added to requests does not compile until it is decided here whether it matters.
+        let GenerationRequest {
+            prompt,
+            negative_prompt,
+            width,
+            height,
+            steps,
+            guidance_scale,
+            guidance_rescale,
+            scheduler,
+            seed: _,
+            rng,
+            images: _,
+            batch_size: _,
+            skip_layers,
+        } = request;
+        let text = json!({
+            "paints": PAINTS,
+            "model": painter.model,
+            "dtype": painter.dtype,
+            "vae_dtype": painter.vae_dtype,
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "width": width,
+            "height": height,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "guidance_rescale": guidance_rescale,
+            "scheduler": scheduler,
+            "schedule": scheduler.schedule.map(|schedule| schedule.name()),
+            "eta": scheduler.eta,
+            "rng": rng.name(),
+            "skip_layers": skip_layers,
+            "seed": seed,
+        });
+        let text = serde_json::to_vec(&text).map_err(|e| Error::Input(format!("the request cannot be written as JSON: {e}")))?;
+        Ok(Self(Sha256::digest(text).into()))
+    }
+
+    /// Of a picture that is asked for more than once, the key of the one of this number, which counts from 0.
+    pub fn again(self, number: u32) -> Self {
+        if number == 0 {
+            return self;
+        }
+        Self(Sha256::new().chain_update(self.0).chain_update(number.to_le_bytes()).finalize().into())
+    }
+
+    /// Reads 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        from_hex(text).map(Self)
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&to_hex(&self.0))
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Key({self})")
+    }
+}
+
+impl Serialize for Key {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        Key::from_hex(&text).ok_or_else(|| serde::de::Error::custom("a key has 64 hexadecimal digits"))
+    }
+}
+
+/// 32 bytes as hexadecimal digits.
+pub(super) fn to_hex(bytes: &[u8; 32]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// 32 bytes from hexadecimal digits.
+pub(super) fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// The seed of a line that names none: drawn from its prompt, and from how many lines before it have the same one.
+///
+/// So a line keeps its seed when a run is resumed, when lines are put before it, and in whatever shard it is, and a file paints the
+/// same pictures everywhere. 32 bits, so that it can be typed again and is a seed for every other tool too.
+pub fn seed_of(prompt: &str, earlier: u32) -> u64 {
+    let hash = Sha256::new().chain_update(b"sd-gen seed\0").chain_update(earlier.to_le_bytes()).chain_update(prompt).finalize();
+    hash.iter().take(4).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::Rng;
+    use crate::request::RequestDraft;
+    use crate::schedulers::{PredictionType, SigmaSchedule, TimestepSpacing};
+    use crate::spec::ModelSpec;
+
+    fn painter() -> Painter {
+        Painter { model: "m".into(), dtype: "f32", vae_dtype: "f32" }
+    }
+
+    fn draft() -> RequestDraft {
+        RequestDraft { prompt: "a cat".into(), sampler: Some("euler-a".into()), ..RequestDraft::default() }
+    }
+
+    fn request(change: impl FnOnce(&mut RequestDraft)) -> GenerationRequest {
+        let mut draft = draft();
+        change(&mut draft);
+        draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn everything_that_decides_the_pixels_changes_the_key() {
+        let mut keys = vec![Key::of(&painter(), &request(|_| ()), 1).unwrap()];
+        let mut other = |painter: &Painter, request: GenerationRequest, seed| keys.push(Key::of(painter, &request, seed).unwrap());
+        for painter in
+            [Painter { model: "n".into(), ..painter() }, Painter { dtype: "bf16", ..painter() }, Painter { vae_dtype: "bf16", ..painter() }]
+        {
+            other(&painter, request(|_| ()), 1);
+        }
+        other(&painter(), request(|_| ()), 2);
+        let changes: [fn(&mut RequestDraft); 17] = [
+            |d| d.prompt = "a dog".into(),
+            |d| d.negative_prompt = Some(String::new()),
+            |d| d.negative_prompt = Some("blurry".into()),
+            |d| d.width = Some(256),
+            |d| d.height = Some(256),
+            |d| d.steps = Some(7),
+            |d| d.guidance_scale = Some(3.0),
+            |d| d.guidance_rescale = Some(0.5),
+            |d| d.sampler = Some("dpm++2m".into()),
+            |d| d.schedule = Some(SigmaSchedule::Karras),
+            |d| d.schedule = Some(SigmaSchedule::Discrete),
+            |d| d.timestep_spacing = Some(TimestepSpacing::Trailing),
+            |d| d.prediction = Some(PredictionType::VPrediction),
+            |d| d.zero_snr = true,
+            |d| d.eta = Some(0.25),
+            |d| d.rng = Rng::TorchCuda,
+            |d| d.clip_skip = Some(2),
+        ];
+        for change in changes {
+            other(&painter(), request(change), 1);
+        }
+        keys.extend([1, 2].map(|n| keys[0].again(n)));
+        let count = keys.len();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), count);
+    }
+
+    #[test]
+    fn how_it_is_painted_does_not_change_the_key() {
+        let key = Key::of(&painter(), &request(|_| ()), 1).unwrap();
+        let changes: [fn(&mut RequestDraft); 3] = [|d| d.batch_size = Some(8), |d| d.images = Some(3), |d| d.seed = 99];
+        for change in changes {
+            assert_eq!(Key::of(&painter(), &request(change), 1).unwrap(), key);
+        }
+        // Where a scheduler's configuration was read from does not matter either.
+        let mut moved = request(|_| ());
+        moved.scheduler.source = Some("elsewhere/scheduler_config.json".into());
+        assert_eq!(Key::of(&painter(), &moved, 1).unwrap(), key);
+        assert_eq!((key.again(0), Key::from_hex(&key.to_string())), (key, Some(key)));
+    }
+
+    #[test]
+    fn keys_are_64_hexadecimal_digits() {
+        for bad in ["", "00", &"0".repeat(63), &"g".repeat(64), &"0".repeat(65), &"é".repeat(32)] {
+            assert_eq!(Key::from_hex(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn seeds_of_equal_lines_differ() {
+        assert_eq!(seed_of("a cat", 0), seed_of("a cat", 0));
+        assert_ne!(seed_of("a cat", 0), seed_of("a cat", 1));
+        assert_ne!(seed_of("a cat", 0), seed_of("a dog", 0));
+        assert!(seed_of("a cat", 0) <= u64::from(u32::MAX));
+    }
+}

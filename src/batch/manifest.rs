@@ -1,0 +1,405 @@
+//! The manifest: a JSON Lines file with one record a picture, in which a run finds again what was painted.
+//!
+//! Records are appended under the file's lock, by a single write each time, and are safe on the disk before the pictures get their
+//! names. What a kill or a power cut can leave is therefore a record without its picture (which is painted again) and half a record
+//! at the end (which is cut off by whoever appends next), but never a picture that nobody knows of.
+
+use super::key::{Key, from_hex, to_hex};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs::{File, TryLockError};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// What every record begins with, by which half a record is known.
+const BEGIN: &str = "{\"key\":\"";
+
+/// How a picture ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It was painted.
+    Ok,
+    /// It could not be.
+    Failed,
+}
+
+/// A line of the manifest. `key` comes first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// What the picture is.
+    pub key: Key,
+    /// How it ended.
+    pub status: Status,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The line of the file that asked for it, counted from 1.
+    pub line: usize,
+    /// The file, seen from the manifest's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The file's bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The file's SHA-256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// The seed.
+    pub seed: u64,
+    /// The prompt.
+    pub prompt: String,
+    /// What people call the model.
+    pub model: String,
+    /// What the UNet computed in.
+    pub dtype: String,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Seconds that it took, the others of its batch shared out.
+    pub seconds: f64,
+}
+
+/// What a manifest knows of a picture.
+#[derive(Debug, Clone, PartialEq)]
+pub enum State {
+    /// It is there, if the file is.
+    Painted {
+        /// The file, seen from the manifest's folder.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+        /// Its SHA-256.
+        sha256: [u8; 32],
+    },
+    /// It failed.
+    Failed(String),
+}
+
+/// Seconds and work, added up over the pictures of one model in one dtype: what the next ones will take.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct History {
+    /// Pictures.
+    pub pictures: usize,
+    /// Seconds.
+    pub seconds: f64,
+    /// Pixels times steps.
+    pub work: f64,
+}
+
+/// An open manifest.
+#[derive(Debug)]
+pub struct Manifest {
+    path: PathBuf,
+    file: File,
+    locks: bool,
+    /// Bytes that were read.
+    read: u64,
+    states: HashMap<Key, State>,
+    history: HashMap<(String, String), History>,
+    /// Lines that are no records.
+    strange: usize,
+}
+
+impl Manifest {
+    /// Opens a manifest, or begins one, and reads it.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or is something else.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |e| Error::Input(format!("the manifest {} cannot be opened: {e}", path.display()));
+        // Waiting for the writer of a pipe, or reading a device without end, would help nobody.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(failed(std::io::Error::other("it is not a regular file")));
+        }
+        let file = File::options().read(true).append(true).create(true).open(path).map_err(failed)?;
+        let locks = !matches!(file.try_lock_shared(), Err(TryLockError::Error(_)));
+        let _ = file.unlock();
+        let (states, history) = (HashMap::new(), HashMap::new());
+        let mut manifest = Self { path: path.to_owned(), file, locks, read: 0, states, history, strange: 0 };
+        manifest.locked(|_| Ok(()))?;
+        Ok(manifest)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file system locks files: without, two processes must not write to one folder.
+    pub fn has_locks(&self) -> bool {
+        self.locks
+    }
+
+    /// Lines that are no records and were passed over.
+    pub fn strange_lines(&self) -> usize {
+        self.strange
+    }
+
+    /// What is known of a picture.
+    pub fn state(&self, key: Key) -> Option<&State> {
+        self.states.get(&key)
+    }
+
+    /// What pictures of a model in a dtype took.
+    pub fn history(&self, model: &str, dtype: &str) -> Option<History> {
+        self.history.get(&(model.to_owned(), dtype.to_owned())).copied()
+    }
+
+    /// Forgets the failures that are known so far, so that they are tried again. They stay in the file.
+    pub fn forgive(&mut self) {
+        self.states.retain(|_, state| !matches!(state, State::Failed(_)));
+    }
+
+    /// Does something while no other process does, after reading what others have appended.
+    ///
+    /// # Errors
+    /// The lock is refused, or the file is not there any more, or is another one.
+    pub fn locked<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.locks {
+            self.file.lock().map_err(|e| self.error("cannot be locked", &e))?;
+        }
+        let done = self.check_place().and_then(|()| self.refresh()).and_then(|()| work(self));
+        if self.locks {
+            // Closing the file would unlock it too.
+            let _ = self.file.unlock();
+        }
+        done
+    }
+
+    /// Appends records and waits until the disk has them. To be called inside of [`Manifest::locked`].
+    ///
+    /// # Errors
+    /// The disk is full or gone; the file is then as it was.
+    pub fn append(&mut self, records: &[Record]) -> Result<()> {
+        let mut text = Vec::new();
+        for record in records {
+            serde_json::to_writer(&mut text, record).map_err(|e| Error::Picture(format!("a record cannot be written as JSON: {e}")))?;
+            text.push(b'\n');
+        }
+        if let Err(e) = self.file.write_all(&text).and_then(|()| self.file.sync_data()) {
+            // Half a record must not stand before those of others.
+            let _ = self.file.set_len(self.read);
+            return Err(self.error("cannot be written", &e));
+        }
+        self.read += text.len() as u64;
+        for record in records {
+            self.note(record);
+        }
+        Ok(())
+    }
+
+    fn error(&self, what: &str, source: &std::io::Error) -> Error {
+        Error::Io { path: self.path.clone(), source: std::io::Error::new(source.kind(), format!("the manifest {what}: {source}")) }
+    }
+
+    /// An open file goes on taking records when its folder is deleted, but nobody would find them.
+    fn check_place(&self) -> Result<()> {
+        let there = std::fs::metadata(&self.path).map_err(|e| self.error("is not there any more", &e))?;
+        let ours = self.file.metadata().map_err(|e| self.error("cannot be read", &e))?;
+        if is_same(&there, &ours) {
+            return Ok(());
+        }
+        Err(self.error("was replaced by another file while pictures were painted", &std::io::Error::other("run the same command again")))
+    }
+
+    /// Reads what was appended since, and cuts off half a record at the end: under the lock, nobody is at work on it.
+    fn refresh(&mut self) -> Result<()> {
+        let failed = |this: &Self, e| this.error("cannot be read", &e);
+        let end = self.file.metadata().map_err(|e| failed(self, e))?.len();
+        if end == self.read {
+            return Ok(());
+        }
+        if end < self.read {
+            return Err(self.error("was cut", &std::io::Error::other("another program changed it; run the same command again")));
+        }
+        self.file.seek(SeekFrom::Start(self.read)).map_err(|e| failed(self, e))?;
+        let mut reader = BufReader::new(self.file.try_clone().map_err(|e| failed(self, e))?.take(end - self.read));
+        let mut line = Vec::new();
+        let mut last_line_ends = true;
+        while reader.read_until(b'\n', &mut line).map_err(|e| failed(self, e))? > 0 {
+            let record = serde_json::from_slice::<Record>(&line).ok();
+            if self.read == 0 && record.is_none() && !line.starts_with(BEGIN.as_bytes()) && !BEGIN.as_bytes().starts_with(&line) {
+                let path = self.path.display();
+                return Err(Error::Input(format!(
+                    "{path} is not a manifest of sd-gen, and is left as it is; give another name with --manifest"
+                )));
+            }
+            if !line.ends_with(b"\n") {
+                // A record that was cut may still read as JSON only when nothing but its line's end is missing.
+                last_line_ends = false;
+                break;
+            }
+            self.read += line.len() as u64;
+            match record {
+                Some(record) => self.note(&record),
+                None if line.iter().all(u8::is_ascii_whitespace) => {}
+                None => self.strange += 1,
+            }
+            line.clear();
+        }
+        if !last_line_ends {
+            self.file.set_len(self.read).map_err(|e| self.error("cannot be repaired", &e))?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, record: &Record) {
+        if let Some(state) = record.state() {
+            if record.status == Status::Ok {
+                let history = self.history.entry((record.model.clone(), record.dtype.clone())).or_default();
+                history.pictures += 1;
+                history.seconds += record.seconds;
+                history.work += record.work();
+            }
+            self.states.insert(record.key, state);
+        }
+    }
+}
+
+impl Record {
+    /// What it says of its picture; `None` where it contradicts itself.
+    pub fn state(&self) -> Option<State> {
+        match self.status {
+            Status::Failed => Some(State::Failed(self.reason.clone().unwrap_or_default())),
+            Status::Ok => Some(State::Painted {
+                path: PathBuf::from(self.path.as_ref()?),
+                size: self.size?,
+                sha256: self.sha256.as_deref().and_then(from_hex)?,
+            }),
+        }
+    }
+
+    /// Pixels times steps.
+    fn work(&self) -> f64 {
+        self.width as f64 * self.height as f64 * self.steps as f64
+    }
+
+    /// Says that the picture is in a file.
+    pub fn painted(&mut self, path: &Path, size: u64, sha256: &[u8; 32]) {
+        self.status = Status::Ok;
+        self.reason = None;
+        self.path = Some(path.to_string_lossy().into_owned());
+        self.size = Some(size);
+        self.sha256 = Some(to_hex(sha256));
+    }
+}
+
+#[cfg(unix)]
+fn is_same(a: &std::fs::Metadata, b: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[cfg(not(unix))]
+fn is_same(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
+    // An open file cannot be deleted or replaced.
+    true
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn record(n: u8, status: Status) -> Record {
+        let mut record = Record {
+            key: Key::from_hex(&format!("{n:02x}").repeat(32)).unwrap(),
+            status,
+            reason: Some("why".into()),
+            line: usize::from(n),
+            path: None,
+            size: None,
+            sha256: None,
+            seed: u64::MAX,
+            prompt: "a \"cat\"\n東京".into(),
+            model: "emoji".into(),
+            dtype: "f32".into(),
+            width: 128,
+            height: 128,
+            steps: 2,
+            seconds: 0.25,
+        };
+        if status == Status::Ok {
+            record.painted(Path::new("a.png"), 7, &[n; 32]);
+        }
+        record
+    }
+
+    fn append(manifest: &mut Manifest, record: &Record) {
+        manifest.locked(|manifest| manifest.append(std::slice::from_ref(record))).unwrap();
+    }
+
+    #[test]
+    fn what_was_appended_is_read_again_by_this_and_by_other_processes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.jsonl");
+        let mut one = Manifest::open(&path).unwrap();
+        let mut two = Manifest::open(&path).unwrap();
+        let (a, b) = (record(1, Status::Ok), record(2, Status::Failed));
+        append(&mut one, &a);
+        append(&mut two, &b);
+        one.locked(|_| Ok(())).unwrap();
+        let mut three = Manifest::open(&path).unwrap();
+        for manifest in [&one, &two, &three] {
+            assert_eq!(manifest.state(a.key), a.state().as_ref());
+            assert_eq!(manifest.state(b.key), Some(&State::Failed("why".into())));
+            assert_eq!(manifest.history("emoji", "f32").unwrap().pictures, 1);
+        }
+        three.forgive();
+        assert_eq!((three.state(b.key), three.state(a.key).is_some()), (None, true));
+        append(&mut three, &record(2, Status::Ok));
+        assert!(matches!(Manifest::open(&path).unwrap().state(b.key), Some(State::Painted { size: 7, .. })), "the last record counts");
+    }
+
+    #[test]
+    fn half_a_record_is_cut_off_wherever_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.jsonl");
+        append(&mut Manifest::open(&path).unwrap(), &record(1, Status::Ok));
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 1..whole.len() {
+            std::fs::write(&path, [&whole[..], &whole[..cut]].concat()).unwrap();
+            let mut manifest = Manifest::open(&path).unwrap();
+            append(&mut manifest, &record(2, Status::Ok));
+            assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2, "cut at {cut}");
+            assert_eq!(Manifest::open(&path).unwrap().strange_lines(), 0);
+            // The first record may be the torn one.
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(Manifest::open(&path).is_ok(), "cut at {cut}");
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+        }
+    }
+
+    #[test]
+    fn another_file_is_not_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompts.txt");
+        for other in ["a cat\na dog\n", "a cat", "{\"prompt\":\"a cat\"}\n", "\u{feff}x"] {
+            std::fs::write(&path, other).unwrap();
+            assert!(Manifest::open(&path).unwrap_err().to_string().contains("not a manifest"), "{other}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
+        }
+        assert_eq!(Manifest::open(folder.path()).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn a_damaged_line_is_passed_over_and_a_vanished_file_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.jsonl");
+        let mut manifest = Manifest::open(&path).unwrap();
+        append(&mut manifest, &record(1, Status::Ok));
+        let mut text = std::fs::read(&path).unwrap();
+        text.extend(b"{\"key\":\"no\"}\n\xff\xfe\n\n");
+        std::fs::write(&path, &text).unwrap();
+        append(&mut manifest, &record(2, Status::Ok));
+        assert_eq!((manifest.strange_lines(), Manifest::open(&path).unwrap().states.len()), (2, 2));
+        std::fs::remove_file(&path).unwrap();
+        assert!(manifest.locked(|_| Ok(())).unwrap_err().to_string().contains("not there any more"));
+        std::fs::write(&path, "").unwrap();
+        assert!(manifest.locked(|_| Ok(())).is_err());
+    }
+}

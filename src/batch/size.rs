@@ -1,0 +1,128 @@
+//! How many pictures are painted at once: by what is fastest, and by what the memory holds.
+
+use crate::request::GenerationRequest;
+use crate::spec::ModelSpec;
+use crate::weights::{Checkpoint, Component};
+use candle_core::DType;
+
+/// Latent pixels at once from which a CPU gains nothing by more: its matrix products are large enough to keep every core busy.
+const CPU_PIXELS: usize = 4096;
+/// The same of a GPU.
+const GPU_PIXELS: usize = 65_536;
+/// More at once only delay the first picture.
+const MOST: usize = 16;
+
+/// What a request's pictures ask of the device's memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Footprint {
+    /// The model's weights.
+    pub weights: u64,
+    /// One picture while it is denoised.
+    pub picture: u64,
+    /// One picture while it is decoded; decoding goes picture by picture.
+    pub decoding: u64,
+    /// What is free, where the system tells.
+    pub free: Option<u64>,
+    /// Pixels of the picture's latents.
+    pixels: usize,
+    cpu: bool,
+}
+
+/// How a group of pictures is painted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Pictures in a batch.
+    pub batch: usize,
+    /// Batches on the device.
+    pub at_once: usize,
+}
+
+impl Footprint {
+    /// The bytes of a model's weights.
+    pub fn weights(checkpoint: &Checkpoint, dtype: DType, vae_dtype: DType) -> u64 {
+        let texts = (0..checkpoint.spec().text_encoders.len()).map(Component::TextEncoder);
+        let numbers: u64 = texts.chain([Component::UNet]).map(|component| checkpoint.parameters(component)).sum();
+        numbers * dtype.size_in_bytes() as u64 + checkpoint.parameters(Component::Vae) * vae_dtype.size_in_bytes() as u64
+    }
+
+    /// What pictures of a request take, by the largest layers of the networks.
+    pub fn new(
+        spec: &ModelSpec,
+        request: &GenerationRequest,
+        dtype: DType,
+        vae_dtype: DType,
+        cpu: bool,
+        weights: u64,
+        free: Option<u64>,
+    ) -> Self {
+        let factor = spec.vae.factor().max(1);
+        let pixels = (request.height / factor) * (request.width / factor);
+        let rows = if request.is_guided() { 2 } else { 1 };
+        let first = spec.unet.down.first();
+        let channels = first.map_or(0, |level| level.channels);
+        // Skip connections of the finest level (three of them, and a third of that below it), the joined input of the way up,
+        // and a feed-forward layer's eightfold width.
+        let mut row = pixels * channels * 16 * dtype.size_in_bytes();
+        if !cpu && first.is_some_and(|level| level.depths.iter().any(|depth| *depth > 0)) {
+            // The portable attention writes its scores down.
+            row += pixels * pixels * first.map_or(0, |level| level.heads) * (dtype.size_in_bytes() + 4);
+        }
+        // The decoder's last level: the wider of its two inputs, its output, and what lies between.
+        let widest = spec.vae.block_out_channels.iter().take(2).copied().max().unwrap_or(0);
+        let decoding = request.height * request.width * widest * 4 * vae_dtype.size_in_bytes();
+        Self { weights, picture: (rows * row) as u64, decoding: decoding as u64, free, pixels, cpu }
+    }
+
+    /// Bytes of a run with these sizes.
+    pub fn total(&self, sizes: Sizes) -> u64 {
+        self.weights + sizes.at_once as u64 * (self.picture * sizes.batch as u64).max(self.decoding)
+    }
+}
+
+/// How `pictures` of one shape are painted; `most` is the user's limit.
+pub fn sizes(footprint: &Footprint, pictures: usize, most: Option<usize>) -> Sizes {
+    let enough = if footprint.cpu { CPU_PIXELS } else { GPU_PIXELS };
+    let fast = (enough / footprint.pixels.max(1)).clamp(1, MOST);
+    // Small batches have serial parts, during which another batch keeps the processor busy.
+    let at_once = if footprint.cpu && fast >= 4 && pictures > 1 { 2 } else { 1 };
+    let mut sizes = Sizes { batch: most.unwrap_or(fast).min(pictures.div_ceil(at_once)).max(1), at_once };
+    let Some(free) = footprint.free else { return sizes };
+    while footprint.total(sizes) > free / 10 * 9 && (sizes.batch, sizes.at_once) != (1, 1) {
+        if sizes.batch > 1 {
+            sizes.batch /= 2;
+        } else {
+            sizes.at_once = 1;
+        }
+    }
+    sizes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn footprint(pixels: usize, free: Option<u64>) -> Footprint {
+        Footprint { weights: 1000, picture: 10, decoding: 50, free, pixels, cpu: true }
+    }
+
+    #[test]
+    fn small_pictures_are_painted_many_at_once_and_large_ones_alone() {
+        let sizes = |pixels, pictures, most| sizes(&footprint(pixels, None), pictures, most);
+        assert_eq!(sizes(256, 1000, None), Sizes { batch: 16, at_once: 2 });
+        assert_eq!(sizes(256, 8, None), Sizes { batch: 4, at_once: 2 });
+        assert_eq!(sizes(256, 1, None), Sizes { batch: 1, at_once: 1 });
+        assert_eq!(sizes(4096, 1000, None), Sizes { batch: 1, at_once: 1 });
+        assert_eq!(sizes(4096, 1000, Some(3)), Sizes { batch: 3, at_once: 1 });
+        assert_eq!(sizes(256, 1000, Some(5)).batch, 5);
+    }
+
+    #[test]
+    fn a_batch_fits_into_the_memory() {
+        for free in [1100, 1200, 1500, 2000] {
+            let footprint = footprint(256, Some(free));
+            let sizes = sizes(&footprint, 1000, None);
+            assert!(footprint.total(sizes) <= free || sizes == Sizes { batch: 1, at_once: 1 }, "{free}: {sizes:?}");
+        }
+        assert_eq!(sizes(&footprint(256, Some(10)), 1000, None), Sizes { batch: 1, at_once: 1 });
+    }
+}

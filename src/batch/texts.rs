@@ -1,0 +1,59 @@
+//! Encoded texts, kept while their model is loaded: equal prompts are encoded once, and so is the negative prompt of a thousand.
+
+use crate::Result;
+use crate::pipeline::{Conditioning, EncodedText, Observer, Pipeline, Stage, prompt_texts};
+use crate::request::GenerationRequest;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Bytes of encodings that are kept.
+const ROOM: usize = 64 << 20;
+
+/// A text, and the layers that are left out.
+type Text = (String, usize);
+
+/// The texts of one pipeline.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    known: HashMap<Text, Arc<EncodedText>>,
+    /// The longest unused first.
+    order: VecDeque<Text>,
+    bytes: usize,
+}
+
+impl Texts {
+    /// What the UNet is told of a request.
+    pub(super) fn condition(
+        &mut self,
+        pipeline: &Pipeline,
+        request: &GenerationRequest,
+        observer: &mut dyn Observer,
+    ) -> Result<Conditioning> {
+        let mut encoded = Vec::new();
+        let mut said = false;
+        for text in prompt_texts(request) {
+            let key = (text.text.to_owned(), text.skip_layers);
+            if let Some(known) = self.known.get(&key) {
+                encoded.push(known.clone());
+                self.order.retain(|other| *other != key);
+                self.order.push_back(key);
+                continue;
+            }
+            if !said {
+                observer.stage(Stage::EncodePrompt)?;
+                said = true;
+            }
+            let new = Arc::new(pipeline.encode_text(&text, observer)?);
+            self.bytes += new.bytes();
+            encoded.push(new.clone());
+            self.known.insert(key.clone(), new);
+            self.order.push_back(key);
+            while self.bytes > ROOM
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.bytes -= self.known.remove(&oldest).map_or(0, |text| text.bytes());
+            }
+        }
+        pipeline.condition(request, &encoded.iter().map(|text| &**text).collect::<Vec<_>>())
+    }
+}

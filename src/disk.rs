@@ -1,0 +1,191 @@
+//! Files that are whole or not there: a temporary name first, the disk's word that the bytes are safe, then the file's own name.
+//!
+//! A temporary file is called `.sd-gen-….part`, lies in the folder of the file that it will be, and is locked by the process that
+//! writes it. A lock ends with its process, however that ends, so what a dead process left behind is known by having none.
+
+use crate::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::NamedTempFile;
+
+const PREFIX: &str = ".sd-gen-";
+const SUFFIX: &str = ".part";
+
+/// An empty temporary file may be one that its process is about to lock.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// The bytes of a file, safe on the disk under a temporary name.
+#[derive(Debug)]
+pub struct Staged {
+    file: NamedTempFile,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256 of the bytes.
+    pub sha256: [u8; 32],
+}
+
+/// Writes a file under a temporary name in `folder`, and waits until the disk has it.
+///
+/// # Errors
+/// The folder cannot be written, or the disk is full.
+pub fn stage(folder: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> std::io::Result<Staged> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(PREFIX).suffix(SUFFIX);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder.tempfile_in(folder)?;
+    // Some network file systems have no locks; without one the file only looks abandoned.
+    let _ = file.as_file().try_lock();
+    let (size, sha256) = {
+        let mut hashing = Hashing { to: std::io::BufWriter::new(file.as_file()), hash: Sha256::new(), size: 0 };
+        write(&mut hashing)?;
+        hashing.flush()?;
+        (hashing.size, hashing.hash.clone().finalize().into())
+    };
+    file.as_file().sync_all()?;
+    Ok(Staged { file, size, sha256 })
+}
+
+impl Staged {
+    /// Gives the file its name. An existing file is only replaced with `overwrite`.
+    ///
+    /// # Errors
+    /// The name is taken ([`std::io::ErrorKind::AlreadyExists`]) or cannot be given; the staged file comes back.
+    pub fn publish(self, path: &Path, overwrite: bool) -> Result<(), (std::io::Error, Self)> {
+        let Self { file, size, sha256 } = self;
+        let named = if overwrite { file.persist(path) } else { file.persist_noclobber(path) };
+        named.map(drop).map_err(|e| (e.error, Self { file: e.file, size, sha256 }))
+    }
+}
+
+/// Writes a file under a temporary name beside its place, and gives it its name when it is whole.
+///
+/// An existing file is only replaced with `overwrite`.
+///
+/// # Errors
+/// The folder cannot be written, the disk is full, or the file exists.
+pub fn write_whole(path: &Path, overwrite: bool, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let failed = |e: std::io::Error| Error::Io { path: path.to_owned(), source: e };
+    stage(folder_of(path), write).map_err(failed)?.publish(path, overwrite).map_err(|(e, _)| failed(e))
+}
+
+/// The folder that a path is in; `.` where it is a mere name.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Waits until the disk has a folder's names, without which a file may be nameless after a power cut.
+///
+/// # Errors
+/// The folder is not there any more.
+pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    if cfg!(unix) {
+        let opened = File::open(folder)?;
+        // A file system that cannot do this for folders does it by itself, or never.
+        let _ = opened.sync_all();
+    }
+    Ok(())
+}
+
+/// Removes the temporary files that dead processes left in `folder`; gives their number.
+pub fn sweep(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with(PREFIX) && name.ends_with(SUFFIX)
+    });
+    ours.filter(|entry| is_abandoned(&entry.path()) && std::fs::remove_file(entry.path()).is_ok()).count()
+}
+
+fn is_abandoned(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    let Ok(metadata) = file.metadata() else { return false };
+    let age = metadata.modified().ok().and_then(|at| at.elapsed().ok()).unwrap_or_default();
+    // Its process locks a file before it writes the first byte.
+    metadata.is_file() && (metadata.len() > 0 || age > YOUNG) && file.try_lock().is_ok()
+}
+
+/// The SHA-256 of a file, and its length.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn sha256_of(path: &Path) -> std::io::Result<(u64, [u8; 32])> {
+    let mut hashing = Hashing { to: std::io::sink(), hash: Sha256::new(), size: 0 };
+    std::io::copy(&mut File::open(path)?, &mut hashing)?;
+    Ok((hashing.size, hashing.hash.finalize().into()))
+}
+
+/// A path as it is from `folder`, where it is below it; otherwise absolute.
+pub fn seen_from(folder: &Path, path: &Path) -> PathBuf {
+    if let Ok(below) = path.strip_prefix(folder) {
+        return below.to_owned();
+    }
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let (folder, path) = (absolute(folder), absolute(path));
+    path.strip_prefix(&folder).map(Path::to_owned).unwrap_or(path)
+}
+
+/// Counts and hashes what passes through.
+struct Hashing<W> {
+    to: W,
+    hash: Sha256,
+    size: u64,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_whole_or_not_there_and_replaces_nothing_unasked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let broken = write_whole(&path, false, |to| {
+            to.write_all(b"half")?;
+            Err(std::io::Error::other("no more"))
+        });
+        assert!(broken.is_err() && std::fs::read_dir(folder.path()).unwrap().next().is_none());
+        write_whole(&path, false, |to| to.write_all(b"whole")).unwrap();
+        assert!(matches!(write_whole(&path, false, |to| to.write_all(b"other")), Err(Error::Io { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+        write_whole(&path, true, |to| to.write_all(b"other")).unwrap();
+        assert_eq!(sha256_of(&path).unwrap(), (5, Sha256::digest(b"other").into()));
+    }
+
+    #[test]
+    fn only_abandoned_temporary_files_are_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let living = stage(folder.path(), |to| to.write_all(b"at work")).unwrap();
+        std::fs::write(folder.path().join(".sd-gen-dead.part"), b"left behind").unwrap();
+        std::fs::write(folder.path().join(".sd-gen-young.part"), b"").unwrap();
+        std::fs::write(folder.path().join("mine.part"), b"not ours").unwrap();
+        assert_eq!(sweep(folder.path()), 1);
+        assert!(!folder.path().join(".sd-gen-dead.part").exists());
+        living.publish(&folder.path().join("done"), false).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn paths_below_a_folder_are_told_from_it() {
+        for (folder, path, seen) in [("out", "out/a/b.png", "a/b.png"), (".", "b.png", "b.png"), ("/x", "/y/b.png", "/y/b.png")] {
+            assert_eq!(seen_from(Path::new(folder), Path::new(path)), Path::new(seen));
+        }
+    }
+}

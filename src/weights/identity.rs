@@ -1,0 +1,89 @@
+//! What a model is by its content: the same wherever it lies and whatever it is called.
+
+use super::checkpoint::{Checkpoint, Component};
+use crate::Result;
+use sha2::{Digest, Sha256};
+
+/// Models up to this many bytes are hashed whole.
+const SMALL: u64 = 256 << 20;
+
+/// Bytes at either end of a tensor that are hashed of a larger model.
+const END: usize = 4096;
+
+impl Checkpoint {
+    /// A digest of all that decides what the model paints: its networks' options, its tokenizers, and the names, types, shapes and bytes
+    /// of its tensors. Of a model of more than 256 MiB, each tensor's first and last 4 KiB stand for its bytes, which takes a fraction
+    /// of a second where all of them would take as long as loading: training, merging and conversion change every tensor
+    /// that they touch from end to end. The model's own choice of a sampler is not part of it, since a request has its own.
+    ///
+    /// # Errors
+    /// A tensor's bytes are not there.
+    pub fn identity(&self) -> Result<String> {
+        let spec = &self.spec;
+        let options = (&spec.unet, &spec.vae, &spec.text_encoders, spec.zero_missing_negative, spec.aesthetic_score);
+        let mut hash = Sha256::new();
+        hash.update(format!("{options:?}{:?}", self.tokenizers));
+        let total: u64 = self.files.iter().flat_map(|file| file.entries()).map(|entry| entry.range.len() as u64).sum();
+        for file in &self.files {
+            // In the order of the file, so that a disk reads it in one go.
+            let mut entries: Vec<_> = file.entries().iter().collect();
+            entries.sort_by_key(|entry| entry.range.start);
+            for entry in entries {
+                hash.update(format!("\n{:?} {:?} {:?}\n", entry.name, entry.dtype, entry.shape));
+                let bytes = file.bytes(entry)?;
+                if total <= SMALL || bytes.len() <= 2 * END {
+                    hash.update(bytes);
+                } else {
+                    hash.update(&bytes[..END]);
+                    hash.update(&bytes[bytes.len() - END..]);
+                }
+            }
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The numbers that a network has.
+    pub fn parameters(&self, component: Component) -> u64 {
+        let stored = self.part(component).into_iter().flat_map(|part| part.stored(|_| true));
+        stored.filter_map(|(file, i)| file.entries().get(i)).map(|entry| entry.shape.iter().product::<usize>() as u64).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::weights::Checkpoint;
+    use std::path::Path;
+
+    #[test]
+    fn a_model_is_known_by_its_content_and_not_by_its_place() {
+        let copy = |from: &Path, to: &Path| {
+            fn walk(from: &Path, to: &Path) {
+                std::fs::create_dir_all(to).unwrap();
+                for entry in std::fs::read_dir(from).unwrap().flatten() {
+                    let (path, to) = (entry.path(), to.join(entry.file_name()));
+                    if path.is_dir() { walk(&path, &to) } else { std::fs::copy(&path, &to).map(drop).unwrap() }
+                }
+            }
+            walk(from, to);
+        };
+        let identity = |path: &Path| Checkpoint::open(path).unwrap().identity().unwrap();
+        let emoji = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji");
+        let folder = tempfile::tempdir().unwrap();
+        let moved = folder.path().join("moved");
+        copy(&emoji, &moved);
+        let same = identity(&emoji);
+        assert_eq!(identity(&moved), same);
+        let vae = moved.join("vae/diffusion_pytorch_model.safetensors");
+        let mut bytes = std::fs::read(&vae).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&vae, bytes).unwrap();
+        let other = identity(&moved);
+        assert_ne!(other, same);
+        std::fs::copy(emoji.join("vae/diffusion_pytorch_model.safetensors"), &vae).unwrap();
+        assert_eq!(identity(&moved), same);
+        let vocabulary = moved.join("tokenizer/merges.txt");
+        let merges = std::fs::read_to_string(&vocabulary).unwrap();
+        std::fs::write(&vocabulary, merges.trim_end().rsplit_once('\n').unwrap().0).unwrap();
+        assert_ne!(identity(&moved), same);
+    }
+}
