@@ -1,5 +1,6 @@
 //! With the feature `cuda`, compiles the project's kernels with the `nvcc` on the `PATH`; else does nothing.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -23,6 +24,7 @@ fn main() -> Result<(), String> {
         command.arg(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
     }
     command.arg(format!("-gencode=arch=compute_{0},code=compute_{0}", ARCHITECTURES[0]));
+    println!("cargo::rustc-env=SD_GEN_CUDA_MAJOR={}", major_version(&nvcc).unwrap_or_default());
     let status = command.arg(SOURCE).arg("-o").arg(&out).status();
     match status {
         Ok(status) if status.success() => Ok(()),
@@ -32,4 +34,12 @@ fn main() -> Result<(), String> {
             nvcc.display()
         )),
     }
+}
+
+/// 13 of "Cuda compilation tools, release 13.0, V13.0.88".
+fn major_version(nvcc: &OsStr) -> Option<String> {
+    let output = Command::new(nvcc).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (_, release) = text.split_once("release ")?;
+    Some(release.split_once('.')?.0.to_owned())
 }

@@ -422,7 +422,7 @@ impl Painter {
             Err(Error::Cancelled) => return Err(Error::Cancelled),
             Err(error) => error,
         };
-        let no_memory = is_out_of_memory(&error);
+        let no_memory = error.is_out_of_memory();
         if let [(task, _)] = tasks {
             let error = if no_memory { does_not_fit(&task.request) } else { error };
             finished.push(Finished { task: task.clone(), result: Err(error), seconds });
@@ -437,11 +437,6 @@ impl Painter {
         // One bad picture must not cost its neighbours.
         tasks.chunks(1).try_for_each(|task| self.paint(pipeline, task, finished))
     }
-}
-
-fn is_out_of_memory(error: &Error) -> bool {
-    let text = error.to_string().to_lowercase();
-    matches!(error, Error::Tensor(_)) && ["out of memory", "out_of_memory", "failed to allocate"].iter().any(|words| text.contains(words))
 }
 
 fn does_not_fit(request: &GenerationRequest) -> Error {

@@ -1,5 +1,6 @@
 //! How many pictures are painted at once: by what is fastest, and by what the memory holds.
 
+use crate::pipeline::decoding_bytes;
 use crate::request::GenerationRequest;
 use crate::spec::ModelSpec;
 use crate::weights::{Checkpoint, Component};
@@ -67,10 +68,8 @@ impl Footprint {
             // The portable attention writes its scores down.
             row += pixels * pixels * first.map_or(0, |level| level.heads) * (dtype.size_in_bytes() + 4);
         }
-        // The decoder's last level: the wider of its two inputs, its output, and what lies between.
-        let widest = spec.vae.block_out_channels.iter().take(2).copied().max().unwrap_or(0);
-        let decoding = request.height * request.width * widest * 4 * vae_dtype.size_in_bytes();
-        Self { weights, picture: (rows * row) as u64, decoding: decoding as u64, free, pixels, cpu }
+        let decoding = decoding_bytes(&spec.vae, request.height, request.width, vae_dtype);
+        Self { weights, picture: (rows * row) as u64, decoding, free, pixels, cpu }
     }
 
     /// Bytes of a run with these sizes.

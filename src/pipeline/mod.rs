@@ -7,24 +7,27 @@
 //! The pipeline knows no family: it obeys the spec. It neither reads files nor prints; an [`Observer`] hears what is
 //! going on and may stop it.
 
+mod components;
 mod guided_denoiser;
 mod observer;
 mod prompt;
+mod vae_tiling;
 
+pub use components::SharedModel;
 pub use observer::{Observer, Silent, Stage};
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
+pub use vae_tiling::{VaeTiling, decoding_bytes};
 
 use crate::image::to_rgb;
-use crate::models::{AutoencoderKLDecoder, Scope, UNet2DCondition};
 use crate::noise::SeededNoise;
 use crate::request::GenerationRequest;
 use crate::schedulers::{NoiseSource, plan, sample};
 use crate::spec::ModelSpec;
-use crate::text::{ClipTokenizer, TextEncoder};
-use crate::weights::{Component, ModelSource};
+use crate::weights::ModelSource;
 use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
+use components::{Components, Place};
 use guided_denoiser::GuidedDenoiser;
 
 /// Counts the changes of this program after which a request gives other pixels.
@@ -40,9 +43,8 @@ pub struct Pipeline {
     device: Device,
     dtype: DType,
     vae_dtype: DType,
-    text_encoders: Vec<TextEncoder>,
-    unet: UNet2DCondition,
-    vae: AutoencoderKLDecoder,
+    components: Components,
+    vae_tiling: VaeTiling,
 }
 
 /// One picture of a batch that is yet to be painted.
@@ -80,33 +82,29 @@ impl Pipeline {
     /// # Errors
     /// A tensor is missing or wrong, a tokenizer is unusable, or the observer stops it.
     pub fn load(model: &dyn ModelSource, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
-        let spec = model.spec().clone();
-        if spec.unet.in_channels != spec.vae.latent_channels {
-            return Err(Error::Model(format!(
-                "{}: the UNet takes {} channels; models that repaint (9) or edit (8) need a picture to start from, which this version cannot give yet",
-                model.name(),
-                spec.unet.in_channels
-            )));
-        }
-        let mut text_encoders = Vec::new();
-        for (i, encoder) in spec.text_encoders.iter().enumerate() {
-            observer.stage(Stage::Load { component: "text encoder" })?;
-            let length = encoder.clip.max_positions;
-            let tokenizer = match model.tokenizer(i) {
-                Some(files) => {
-                    let length = files.model_max_length.unwrap_or(length).min(length);
-                    ClipTokenizer::from_files(model.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)?
-                }
-                None => ClipTokenizer::clip(&encoder.pad_token, length)?,
-            };
-            let source = model.tensors(Component::TextEncoder(i));
-            text_encoders.push(TextEncoder::load(&Scope::root(&*source, dtype, device), encoder, tokenizer)?);
-        }
-        observer.stage(Stage::Load { component: "UNet" })?;
-        let unet = UNet2DCondition::load(&Scope::root(&*model.tensors(Component::UNet), dtype, device), &spec.unet)?;
-        observer.stage(Stage::Load { component: "VAE" })?;
-        let vae = AutoencoderKLDecoder::load(&Scope::root(&*model.tensors(Component::Vae), vae_dtype, device), &spec.vae)?;
-        Ok(Self { spec, device: device.clone(), dtype, vae_dtype, text_encoders, unet, vae })
+        components::check(model.name(), model.spec())?;
+        let place = Place { device: device.clone(), dtype, vae_dtype };
+        let components = Components::all(model, &place, observer)?;
+        Ok(Self::of(model.spec().clone(), place, components))
+    }
+
+    /// A pipeline that keeps only the network at work on `device`, and reads it from the model when its turn comes.
+    ///
+    /// # Errors
+    /// The model cannot be painted with. What is wrong with its tensors shows when they are read.
+    pub fn in_turn(model: SharedModel, device: &Device, dtype: DType, vae_dtype: DType) -> Result<Self> {
+        components::check(model.name(), model.spec())?;
+        let place = Place { device: device.clone(), dtype, vae_dtype };
+        Ok(Self::of(model.spec().clone(), place.clone(), Components::in_turn(model, place)))
+    }
+
+    fn of(spec: ModelSpec, Place { device, dtype, vae_dtype }: Place, components: Components) -> Self {
+        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default() }
+    }
+
+    /// Decides whether pictures are decoded in tiles.
+    pub fn with_vae_tiling(self, vae_tiling: VaeTiling) -> Self {
+        Self { vae_tiling, ..self }
     }
 
     /// What the model is.
@@ -152,7 +150,7 @@ impl Pipeline {
         for (i, sketch) in batch.iter().enumerate() {
             // One picture at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
-            let picture = to_rgb(&self.decode(&latents)?)?;
+            let picture = to_rgb(&self.decode_and_tell(&latents, observer)?)?;
             painted.push(Painted { seed: sketch.seed, picture, latents: latents.to_device(&Device::Cpu)? });
         }
         Ok(painted)
@@ -177,12 +175,14 @@ impl Pipeline {
         let mut noise = SeededNoise::new(request.rng, &seeds);
         let latents = noise.noise_like(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: &seeds })?;
-        let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, schedule.prediction, batch)?;
-        let steps = schedule.steps.len();
-        sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, latents| {
-            let (number, steps) = (step.index + 1, steps);
-            check_finite(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
-            observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: &seeds })
+        self.components.with_unet(observer, |unet, observer| {
+            let mut denoiser = GuidedDenoiser::new(unet, self.dtype, schedule.prediction, batch)?;
+            let steps = schedule.steps.len();
+            sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, latents| {
+                let (number, steps) = (step.index + 1, steps);
+                check_finite(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
+                observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: &seeds })
+            })
         })
     }
 
@@ -194,7 +194,16 @@ impl Pipeline {
     /// # Errors
     /// A value is not finite.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let decoded = self.vae.decode(&latents.to_dtype(self.vae_dtype)?)?.to_dtype(DType::F32)?;
+        self.decode_and_tell(latents, &mut Silent)
+    }
+
+    fn decode_and_tell(&self, latents: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+        let latents = latents.to_dtype(self.vae_dtype)?;
+        let decoded = self.components.with_vae(observer, |vae, observer| {
+            let decode = |latents: &Tensor| vae.decode(latents);
+            vae_tiling::decode(&self.spec.vae, &latents, self.vae_tiling, &decode, &mut |remark| observer.warn(remark))
+        })?;
+        let decoded = decoded.to_dtype(DType::F32)?;
         check_finite(&decoded, || format!("the VAE's picture in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
         Ok(decoded)
     }

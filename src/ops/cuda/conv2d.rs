@@ -86,7 +86,7 @@ impl Conv2d {
                 };
             }
         }
-        let scratch = gpu.make(product.scratch(gpu.limits), DType::F32)?;
+        let scratch = gpu.make(product.scratch(gpu.limits).max(1), DType::F32)?;
         let extras = Extras {
             bias: address(self.bias.as_ref().map(|(bias, _)| bias))?,
             row_bias: address(row_bias.as_ref())?,

@@ -6,9 +6,9 @@
 
 use super::super::Padding;
 use super::gpu::Gpu;
-use super::libraries::Library;
 use super::plan::Address;
 use super::profile;
+use crate::device::Library;
 use candle_core::cuda_backend::cudarc::driver::CudaStream;
 use candle_core::{DType, Result, Tensor, bail};
 use std::collections::HashMap;
@@ -44,7 +44,7 @@ macro_rules! functions {
         struct Functions { $($field: unsafe extern "C" fn($($argument),*) -> Status),* }
 
         impl Functions {
-            fn of(library: &Library) -> Option<Self> {
+            fn of(library: Library) -> Option<Self> {
                 // SAFETY: the signatures are the library's.
                 Some(Self { $($field: unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) -> Status>(library.symbol($name)?) }),* })
             }
@@ -110,7 +110,7 @@ impl Cudnn {
             "cudnn" => {}
             other => bail!("SD_GEN_CUDA_CONV={other}: give own or cudnn"),
         }
-        let Some(functions) = Library::open(&["libcudnn.so.9", "libcudnn.so.8"]).and_then(|library| Functions::of(&library)) else {
+        let Some(functions) = Library::open(&["libcudnn.so.9", "libcudnn.so.8"]).and_then(Functions::of) else {
             bail!("SD_GEN_CUDA_CONV=cudnn: the library libcudnn.so.9 is not found; put its folder into LD_LIBRARY_PATH, or take own");
         };
         let (mut handle, mut identity) = (std::ptr::null_mut(), std::ptr::null_mut());

@@ -16,8 +16,6 @@ mod element;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
-mod libraries;
-#[cfg(feature = "cuda")]
 mod linear;
 #[cfg(feature = "cuda")]
 mod normalization;

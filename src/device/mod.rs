@@ -1,6 +1,14 @@
-//! Which device computes, and in which dtype.
+//! Which device computes, in which dtype, and how much memory it has.
 //!
 //! The only place beside `ops` that knows which backends were compiled in.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cuda")]
+mod library;
+
+#[cfg(feature = "cuda")]
+pub(crate) use library::Library;
 
 use crate::{Error, Result};
 use candle_core::{DType, Device};
@@ -48,9 +56,8 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
                     "--device cuda: this program was built without CUDA; build it with --features cuda, or use --device cpu".into(),
                 ));
             }
-            let device = Device::new_cuda(number);
-            let device =
-                device.map_err(|e| Error::Input(format!("--device cuda:{number}: the GPU cannot be opened ({e}); see --device cpu")))?;
+            let device = open_cuda(number)
+                .map_err(|why| Error::Input(format!("--device cuda:{number}: the GPU cannot be used: {why}; --device cpu paints without")))?;
             Ok((device, None))
         }
         DeviceChoice::Metal => {
@@ -73,18 +80,84 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
     }
 }
 
+#[cfg(feature = "cuda")]
+fn open_cuda(number: usize) -> Result<Device, String> {
+    cuda::open(number)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: usize) -> Result<Device, String> {
+    Err("this program was built without CUDA".into())
+}
+
+/// A device's memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What a new tensor may take.
+    pub free: u64,
+    /// All that there is.
+    pub total: u64,
+}
+
+/// A device's memory, where the system tells.
+pub fn memory(device: &Device) -> Option<Memory> {
+    match device {
+        Device::Cpu => host_memory(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::memory(device),
+        _ => None,
+    }
+}
+
 /// Bytes of memory that are free on `device`, where the system tells.
 pub fn free_memory(device: &Device) -> Option<u64> {
-    if !device.is_cpu() {
-        return None;
-    }
+    memory(device).map(|memory| memory.free)
+}
+
+fn host_memory() -> Option<Memory> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    let kilobytes = |name: &str| text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse::<u64>().ok();
+    let (free, total) = (kilobytes("MemAvailable:")? * 1024, kilobytes("MemTotal:")? * 1024);
     // A container or a cluster's job may have less than the machine.
     let number = |file| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
     let limit = number("memory.max").zip(number("memory.current")).map(|(most, used)| most.saturating_sub(used));
-    Some((kilobytes * 1024).min(limit.unwrap_or(u64::MAX)))
+    Some(Memory { free: free.min(limit.unwrap_or(u64::MAX)), total })
+}
+
+/// The most bytes that tensors took on a GPU since [`reset_peak`], where the backend counts them.
+pub fn peak(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::peak(device),
+        _ => None,
+    }
+}
+
+/// Starts [`peak`] anew.
+pub fn reset_peak(device: &Device) {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::reset_peak(device),
+        _ => {}
+    }
+}
+
+/// Gives memory that no tensor holds any more back to the system.
+pub fn release(device: &Device) {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::release(device),
+        _ => {}
+    }
+}
+
+/// The device's name, for people.
+pub fn name(device: &Device) -> Option<String> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::name(device),
+        _ => None,
+    }
 }
 
 /// What `--dtype` may say.

@@ -1,0 +1,1 @@
+jumps! { cuda { } cublaslt { } cublas { } curand { } nvrtc { } }
