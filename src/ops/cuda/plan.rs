@@ -269,13 +269,6 @@ impl Tile {
 }
 
 impl Product {
-    /// `rows` of `channels` each, times `columns` of them.
-    pub(super) fn plain(dtype: DType, batch: usize, rows_of_a_batch: usize, columns: usize, channels: usize) -> Result<Self> {
-        let rows = small(rows_of_a_batch)?;
-        let one = Windows { height: 1, width: rows, out_height: 1, out_width: rows, kernel_height: 1, kernel_width: 1, stride: 1, top: 0, left: 0 };
-        Ok(Self { dtype, batch, columns, channels, windows: one })
-    }
-
     /// A convolution of `(batch, height, width, channels)`; `None` where the kernel is larger than the picture.
     pub(super) fn convolution(
         dtype: DType,
