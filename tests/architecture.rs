@@ -14,8 +14,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
-    ("batch", &["Error", "Result", "disk", "pipeline", "request", "spec", "weights"]),
-    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers::TimestepSpacing", "spec", "weights"]),
+    ("batch", &["Error", "Result", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
+    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers", "spec", "weights"]),
     ("pipeline", &["Error", "Result", "device", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
     ("weights", &["Error", "Result", "schedulers", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),

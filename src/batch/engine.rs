@@ -18,7 +18,7 @@ use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -46,8 +46,18 @@ pub struct Finished {
     pub seconds: f64,
 }
 
-/// Tasks that go through the device at once; they agree in model and [`GenerationRequest::shape`].
-pub type Batch = Vec<Task>;
+/// Tasks that go through the device at once.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// They agree in model and [`GenerationRequest::shape`].
+    pub tasks: Vec<Task>,
+    /// Batches that may be on the device while this one is, itself included. Where one waits for a serial part of its step, another
+    /// keeps the processor busy.
+    pub at_once: usize,
+}
+
+/// Batches that are ever on the device at once.
+const PAINTERS: usize = 2;
 
 /// Loads a model by its number.
 pub trait Load: Send {
@@ -58,7 +68,7 @@ pub trait Load: Send {
     fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline>;
 
     /// There is memory for this model while another is still at work.
-    fn fits_beside(&self, model: usize, other: usize) -> bool;
+    fn fits_beside(&self, model: usize) -> bool;
 }
 
 /// Takes what was painted, in the order of the batches.
@@ -93,6 +103,11 @@ pub enum News {
         id: usize,
         /// Why.
         reason: String,
+    },
+    /// A picture needs no painting: it is there already, or another process has dealt with it.
+    Known {
+        /// It failed, and is not tried again.
+        failed: bool,
     },
     /// Something that the user should know although the work goes on.
     Remark(String),
@@ -155,6 +170,11 @@ impl Hear {
         }
     }
 
+    /// The run is to end.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     /// Tells the caller, who may have stopped listening.
     pub fn tell(&self, news: News) {
         // What is written after the run was stopped is worth saying too, and nobody may be there to hear it.
@@ -179,15 +199,14 @@ impl Observer for Hear {
 
 /// Paints batches until there are no more.
 ///
-/// `at_once` batches are on the device at once: while one waits for a serial part of its step, the other keeps the processor busy.
+/// The iterator that `batches` makes is driven by a thread of the engine, at the pace of the painting.
 ///
 /// # Errors
 /// The sink's, `audience`'s, or that of `batches`. What was painted until then has been kept.
-pub fn run(
-    batches: impl Iterator<Item = Result<Batch>> + Send + 'static,
+pub fn run<I: Iterator<Item = Result<Batch>>>(
+    batches: impl FnOnce(Hear) -> I + Send + 'static,
     models: impl Load + 'static,
     sink: impl Sink + 'static,
-    at_once: usize,
     audience: &mut dyn Audience,
 ) -> Result<()> {
     let (events, heard) = channel();
@@ -195,7 +214,7 @@ pub fn run(
     let hear = Hear { events, stop: stop.clone() };
     // One prepared batch waits, and one painted batch for each painter.
     let (prepared, to_paint) = sync_channel(1);
-    let (painted, to_write) = sync_channel(at_once);
+    let (painted, to_write) = sync_channel(PAINTERS);
     let to_paint = Arc::new(Mutex::new(to_paint));
     let most = Arc::new(AtomicUsize::new(usize::MAX));
 
@@ -205,11 +224,12 @@ pub fn run(
     };
     let mut workers = Vec::new();
     let preparer = Preparer { models, loaded: None, unloadable: None, hear: hear.clone(), prepared, painted: painted.clone(), sequence: 0 };
-    workers.push(spawn("prepare", Box::new(move || preparer.work(batches)))?);
-    let active = Arc::new(AtomicUsize::new(0));
-    for _ in 0..at_once.max(1) {
+    let told = hear.clone();
+    workers.push(spawn("prepare", Box::new(move || preparer.work(batches(told))))?);
+    let active = Arc::new(Active::default());
+    for _ in 0..PAINTERS {
         let (to_paint, painted, hear, most, active) = (to_paint.clone(), painted.clone(), hear.clone(), most.clone(), active.clone());
-        workers.push(spawn("paint", Box::new(move || Painter { to_paint, painted, hear, most, active }.work()))?);
+        workers.push(spawn("paint", Box::new(move || Painter { to_paint, painted, hear, most, active, beside: 1 }.work()))?);
     }
     drop((painted, to_paint));
     let writer = spawn("write", Box::new(move || write(&to_write, sink, &hear)))?;
@@ -262,6 +282,7 @@ struct Prepared {
     sequence: u64,
     pipeline: Arc<Pipeline>,
     tasks: Vec<(Task, Conditioning)>,
+    at_once: usize,
 }
 
 /// Batches leave in the order of this number, which counts without gaps.
@@ -290,19 +311,20 @@ impl<M: Load> Preparer<M> {
     }
 
     fn prepare(&mut self, batch: Batch) -> Result<()> {
-        let Some(model) = batch.first().map(|task| task.model) else { return Ok(()) };
+        let Batch { tasks, at_once } = batch;
+        let Some(model) = tasks.first().map(|task| task.model) else { return Ok(()) };
         if let Err(error) = self.load(model) {
             if matches!(error, Error::Cancelled) {
                 return Err(error);
             }
             let failed = |task| Finished { task, result: Err(same(&error)), seconds: 0.0 };
-            return self.pass(batch.into_iter().map(failed).collect());
+            return self.pass(tasks.into_iter().map(failed).collect());
         }
         let Some((_, pipeline, texts)) = &mut self.loaded else { return Ok(()) };
         let pipeline = pipeline.clone();
         let mut encoded: Vec<(Task, Conditioning)> = Vec::new();
         let mut failed = Vec::new();
-        for task in batch {
+        for task in tasks {
             match texts.condition(&pipeline, &task.request, &mut self.hear) {
                 Ok(conditioning) => encoded.push((task, conditioning)),
                 Err(Error::Cancelled) => return Err(Error::Cancelled),
@@ -317,7 +339,7 @@ impl<M: Load> Preparer<M> {
             let tasks;
             (tasks, encoded) = encoded.into_iter().partition(|(_, conditioning)| conditioning.tokens() == tokens);
             let sequence = self.next();
-            let prepared = Prepared { sequence, pipeline: pipeline.clone(), tasks };
+            let prepared = Prepared { sequence, pipeline: pipeline.clone(), tasks, at_once };
             self.prepared.send(prepared).map_err(|_| Error::Cancelled)?;
         }
         Ok(())
@@ -342,8 +364,8 @@ impl<M: Load> Preparer<M> {
         if let Some((_, error)) = self.unloadable.as_ref().filter(|(unloadable, _)| *unloadable == model) {
             return Err(same(error));
         }
-        if let Some((last, pipeline, _)) = self.loaded.take()
-            && !self.models.fits_beside(model, last)
+        if let Some((_, pipeline, _)) = self.loaded.take()
+            && !self.models.fits_beside(model)
         {
             let waiting = Arc::downgrade(&pipeline);
             drop(pipeline);
@@ -373,15 +395,40 @@ struct Painter {
     hear: Hear,
     /// The most pictures that the device was found to hold.
     most: Arc<AtomicUsize>,
-    /// Painters that paint.
-    active: Arc<AtomicUsize>,
+    active: Arc<Active>,
+    /// Painters that painted when this one last began.
+    beside: usize,
+}
+
+/// How many painters paint.
+#[derive(Default)]
+struct Active {
+    number: Mutex<usize>,
+    fewer: Condvar,
+}
+
+impl Active {
+    /// Waits until there are fewer than `most`; gives their number with the one that begins.
+    fn begin(&self, most: usize) -> usize {
+        let number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut number = self.fewer.wait_while(number, |number| *number >= most.max(1)).unwrap_or_else(PoisonError::into_inner);
+        *number += 1;
+        *number
+    }
+
+    fn end(&self) {
+        let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        *number -= 1;
+        self.fewer.notify_all();
+    }
 }
 
 impl Painter {
     fn work(mut self) -> Result<()> {
         loop {
             let next = self.to_paint.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Prepared { sequence, pipeline, tasks }) = next else { return Ok(()) };
+            let Ok(Prepared { sequence, pipeline, tasks, at_once }) = next else { return Ok(()) };
+            self.beside = self.active.begin(at_once);
             self.hear.tell(News::Begun { ids: tasks.iter().map(|(task, _)| task.id).collect() });
             let mut finished = Vec::with_capacity(tasks.len());
             let mut rest = tasks.as_slice();
@@ -392,6 +439,7 @@ impl Painter {
                 }
                 rest = later;
             }
+            self.active.end();
             // The last to hold a pipeline frees its memory, so not while the writer is waited for.
             drop((tasks, pipeline));
             if self.painted.send((sequence, finished)).is_err() {
@@ -408,11 +456,9 @@ impl Painter {
         let batch: Vec<Sketch<'_>> =
             tasks.iter().map(|(task, prompt)| Sketch { request: &task.request, prompt, seed: task.seed }).collect();
         let start = Instant::now();
-        let beside = self.active.fetch_add(1, Ordering::Relaxed) + 1;
         let painted = pipeline.paint(&batch, &mut self.hear);
-        let beside = beside.max(self.active.fetch_sub(1, Ordering::Relaxed));
         // What painters do side by side takes each of them as much longer.
-        let seconds = start.elapsed().as_secs_f64() / (beside * tasks.len()) as f64;
+        let seconds = start.elapsed().as_secs_f64() / (self.beside * tasks.len()) as f64;
         let error = match painted {
             Ok(painted) => {
                 let of = |((task, _), painted): (&(Task, _), Painted)| Finished { task: task.clone(), result: Ok(painted), seconds };

@@ -36,12 +36,23 @@ impl Ledger {
     /// # Errors
     /// The manifest cannot be opened or written, or is no manifest.
     pub fn open(manifest: &Path, retry: bool, verify: bool) -> Result<Self> {
+        let mut ledger = Self::read(manifest, retry, verify)?;
+        if ledger.manifest.has_locks() {
+            ledger.claims = Some(ledger.manifest.locked(|manifest| Claims::open(manifest.path()))?);
+        }
+        Ok(ledger)
+    }
+
+    /// For a look: nothing will be claimed.
+    ///
+    /// # Errors
+    /// The manifest cannot be opened, or is no manifest.
+    pub fn read(manifest: &Path, retry: bool, verify: bool) -> Result<Self> {
         let mut manifest = Manifest::open(manifest)?;
-        let claims = if manifest.has_locks() { Some(manifest.locked(|manifest| Claims::open(manifest.path()))?) } else { None };
         if retry {
             manifest.forgive();
         }
-        Ok(Self { manifest, claims, verify })
+        Ok(Self { manifest, claims: None, verify })
     }
 
     /// The manifest.

@@ -8,16 +8,22 @@
 
 mod claims;
 mod engine;
+mod feed;
+mod keeper;
 mod key;
 mod ledger;
 mod manifest;
+mod merge;
 mod plan;
 mod size;
 mod texts;
 
 pub use engine::{Audience, Batch, Finished, Hear, Load, News, Sink, Task, run};
+pub use feed::{Book, Feed, Window};
+pub use keeper::{Keeper, Tally};
 pub use key::{Key, Painter, seed_of};
 pub use ledger::{Ledger, Standing};
 pub use manifest::{History, Manifest, Record, State, Status};
-pub use plan::{Group, Job, Shard, batches, groups};
+pub use merge::{Merged, merge};
+pub use plan::{Job, Shard, groups};
 pub use size::{Footprint, Sizes, sizes};

@@ -3,7 +3,6 @@
 //! Models come in the order in which the file first names them, and within a model the pictures that can be painted at once, so that a
 //! model is loaded once and batches are full. Within such a group equal prompts follow each other, so that they are encoded once.
 
-use super::engine::Task;
 use super::key::Key;
 use crate::request::GenerationRequest;
 use sha2::{Digest, Sha256};
@@ -16,73 +15,62 @@ use std::sync::Arc;
 /// One picture with everything decided.
 #[derive(Debug, Clone)]
 pub struct Job {
+    /// Its number among the pictures of the file, which counts from 0.
+    pub id: usize,
     /// What it is.
     pub key: Key,
     /// The line that asked for it, counted from 1.
     pub line: usize,
     /// Which of the run's models.
     pub model: usize,
+    /// What people call the model.
+    pub label: Arc<str>,
+    /// What the UNet computes in.
+    pub dtype: &'static str,
     /// What to paint.
     pub request: Arc<GenerationRequest>,
     /// The seed.
     pub seed: u64,
     /// Its file.
     pub path: PathBuf,
+    /// The user named this very file, so that a taken name is an error and not a reason to count on.
+    pub exact: bool,
+    /// A file that is no picture of this run may be replaced.
+    pub overwrite: bool,
 }
 
-/// Pictures that can be painted at once: places in the list of jobs, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
-    /// Which of the run's models.
-    pub model: usize,
-    /// Which jobs.
-    pub jobs: Vec<usize>,
-}
-
-/// Orders jobs; `chosen` says which of them.
-pub fn groups(jobs: &[Job], chosen: impl Fn(usize) -> bool) -> Vec<Group> {
+/// Jobs in the order in which they are painted, those together that can be painted at once.
+pub fn groups(jobs: Vec<Job>) -> Vec<Vec<Job>> {
     let mut models: Vec<usize> = Vec::new();
     let mut places: HashMap<(usize, [u8; 32]), usize> = HashMap::new();
-    let mut groups: Vec<Group> = Vec::new();
-    let mut prompts: HashMap<(&str, Option<&str>), usize> = HashMap::new();
-    for (i, job) in jobs.iter().enumerate().filter(|(i, _)| chosen(*i)) {
+    let mut prompts: HashMap<(String, Option<String>), usize> = HashMap::new();
+    let mut groups: Vec<(usize, Vec<(usize, Job)>)> = Vec::new();
+    for job in jobs {
         if !models.contains(&job.model) {
             models.push(job.model);
         }
         let place = *places.entry((job.model, shape(&job.request))).or_insert_with(|| {
-            groups.push(Group { model: job.model, jobs: Vec::new() });
+            groups.push((job.model, Vec::new()));
             groups.len() - 1
         });
         let count = prompts.len();
-        prompts.entry(texts(job)).or_insert(count);
-        if let Some(group) = groups.get_mut(place) {
-            group.jobs.push(i);
+        let prompt = *prompts.entry((job.request.prompt.clone(), job.request.negative_prompt.clone())).or_insert(count);
+        if let Some((_, group)) = groups.get_mut(place) {
+            group.push((prompt, job));
         }
     }
-    for group in &mut groups {
+    groups.sort_by_key(|(model, _)| models.iter().position(|other| other == model));
+    let in_order = |(_, mut group): (usize, Vec<(usize, Job)>)| {
         // Stable: pictures of one prompt stay in the file's order.
-        group.jobs.sort_by_key(|i| jobs.get(*i).and_then(|job| prompts.get(&texts(job)).copied()));
-    }
-    groups.sort_by_key(|group| models.iter().position(|model| *model == group.model));
-    groups
-}
-
-fn texts(job: &Job) -> (&str, Option<&str>) {
-    (&job.request.prompt, job.request.negative_prompt.as_deref())
+        group.sort_by_key(|(prompt, _)| *prompt);
+        group.into_iter().map(|(_, job)| job).collect()
+    };
+    groups.into_iter().map(in_order).collect()
 }
 
 /// A hash of [`GenerationRequest::shape`], which holds floats and is therefore none itself.
 fn shape(request: &GenerationRequest) -> [u8; 32] {
     Sha256::digest(format!("{:?}", request.shape())).into()
-}
-
-/// The tasks of a group, `most` at once.
-pub fn batches(jobs: &[Job], group: &Group, most: usize) -> Vec<Vec<Task>> {
-    let task = |i: &usize| {
-        let job = jobs.get(*i)?;
-        Some(Task { id: *i, model: job.model, request: job.request.clone(), seed: job.seed })
-    };
-    group.jobs.chunks(most.max(1)).map(|chunk| chunk.iter().filter_map(task).collect()).collect()
 }
 
 /// One part of a file that is painted in several places: `3/16`.
@@ -127,33 +115,31 @@ mod tests {
     use crate::request::RequestDraft;
     use crate::spec::ModelSpec;
 
-    fn job(model: usize, change: impl FnOnce(&mut RequestDraft)) -> Job {
+    fn job(id: usize, model: usize, change: impl FnOnce(&mut RequestDraft)) -> Job {
         let mut draft = RequestDraft { prompt: "a cat".into(), ..RequestDraft::default() };
         change(&mut draft);
         let request = draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap();
         let painter = Painter { model: model.to_string(), dtype: "f32", vae_dtype: "f32" };
         let key = Key::of(&painter, &request, draft.seed).unwrap();
-        Job { key, line: 1, model, request: Arc::new(request), seed: draft.seed, path: PathBuf::new() }
+        let (seed, label) = (draft.seed, "sd15".into());
+        let path = format!("{id}.png").into();
+        Job { id, key, line: id, model, label, dtype: "f32", request: Arc::new(request), seed, path, exact: false, overwrite: false }
     }
 
     #[test]
     fn models_are_loaded_once_and_prompts_encoded_once() {
         let dog = |d: &mut RequestDraft| d.prompt = "a dog".into();
-        let jobs = [
-            job(1, |_| ()),
-            job(0, |_| ()),
-            job(1, dog),
-            job(1, |d| d.steps = Some(3)),
-            job(1, |d| d.seed = 2),
-            job(1, |d| d.guidance_scale = Some(3.0)),
-            job(1, |d| d.guidance_scale = Some(1.0)),
+        let jobs = vec![
+            job(0, 1, |_| ()),
+            job(1, 0, |_| ()),
+            job(2, 1, dog),
+            job(3, 1, |d| d.steps = Some(3)),
+            job(4, 1, |d| d.seed = 2),
+            job(5, 1, |d| d.guidance_scale = Some(3.0)),
+            job(6, 1, |d| d.guidance_scale = Some(1.0)),
         ];
-        let found: Vec<(usize, Vec<usize>)> = groups(&jobs, |_| true).into_iter().map(|group| (group.model, group.jobs)).collect();
-        assert_eq!(found, [(1, vec![0, 4, 5, 2]), (1, vec![3]), (1, vec![6]), (0, vec![1])]);
-        let found = groups(&jobs, |i| i != 0);
-        assert_eq!(found.iter().map(|group| group.jobs.len()).sum::<usize>(), 6);
-        let cut: Vec<usize> = batches(&jobs, &Group { model: 1, jobs: vec![0, 4, 5] }, 2).iter().map(Vec::len).collect();
-        assert_eq!(cut, [2, 1]);
+        let found: Vec<Vec<usize>> = groups(jobs).iter().map(|group| group.iter().map(|job| job.id).collect()).collect();
+        assert_eq!(found, [vec![0, 4, 5, 2], vec![3], vec![6], vec![1]]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! Counts of operations come from the spec (`flops`), and full-size models without a file from [`RandomModel`].
 
 mod compare;
+mod estimate;
 mod flops;
 mod machine;
 mod measure;
@@ -18,6 +19,7 @@ mod report;
 mod table;
 
 pub use compare::{Change, compare};
+pub use estimate::{painting_speed, picture_flop};
 pub use machine::Machine;
 pub use measure::{Case, Peaks, Settings, Subject, check_size, measure, reference_picture};
 pub use plot::svg;

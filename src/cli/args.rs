@@ -1,5 +1,6 @@
 //! What was typed: flags as clap reads them, in the order of `--help`.
 
+use super::batch::{BatchArgs, MergeArgs};
 use super::bench::BenchArgs;
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
@@ -17,6 +18,7 @@ Examples:
   sd-gen -p \"a lighthouse at dusk\" -m sd15.safetensors --sampler \"DPM++ 2M Karras\" --steps 25
   sd-gen -p \"a lighthouse\" -m ./models --images 4 --batch-size 2 -o \"out/{date}/{seed}.png\"
   echo \"a green apple\" | sd-gen -p - -o - > apple.png
+  sd-gen batch prompts.txt --output-dir out              a prompt a line; run it again to go on
   sd-gen convert models/sd15 sd15.safetensors --dtype f16
   sd-gen bench --random sd15 --dtypes f32,bf16
 
@@ -34,6 +36,11 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Paint the lines of a file, thousands of them, and go on where an earlier run stopped
+    #[command(mut_arg("prompts", |arg| arg.required(false)))]
+    Batch(Box<BatchArgs>),
+    /// Join the manifests of shards
+    Merge(MergeArgs),
     /// Write a model in the other layout: a diffusers folder as one file in the original layout, or back
     Convert(ConvertArgs),
     /// Time every phase of painting, for every combination of models, devices, dtypes, sizes and batch sizes
@@ -72,7 +79,7 @@ pub(super) enum ProgressStyle {
     None,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct GenerateArgs {
     /// What to paint; repeat for more pictures; "-" reads standard input
     #[arg(short, long = "prompt", value_name = "TEXT", required = true, help_heading = "What to paint", allow_hyphen_values = true)]
@@ -96,14 +103,14 @@ pub(super) struct GenerateArgs {
     #[arg(short, long, value_name = "N", help_heading = "What to paint", allow_hyphen_values = true, value_parser = parse_seed)]
     pub(super) seed: Option<Seed>,
     /// Pictures for each prompt
-    #[arg(long, alias = "count", value_name = "N", default_value = "1", help_heading = "What to paint")]
+    #[arg(long, aliases = ["count", "num-images-per-prompt", "batch-count", "n-iter"], value_name = "N", default_value = "1", help_heading = "What to paint")]
     pub(super) images: usize,
     /// The most pictures painted at once, or auto, by their size and the memory; does not change them
     #[arg(short, long, value_name = "N", default_value = "auto", value_parser = parse_batch_size, help_heading = "What to paint")]
     pub(super) batch_size: BatchSize,
 
     /// A path (folder or .safetensors file), a folder of models, or a name in the models folder
-    #[arg(short, long, value_name = "WHAT", help_heading = "The model")]
+    #[arg(short, long, aliases = ["sd-model", "ckpt-name", "checkpoint"], value_name = "WHAT", help_heading = "The model")]
     pub(super) model: Option<String>,
     /// Where models are looked for by name [default: $SD_GEN_MODELS, else ./models]
     #[arg(long, value_name = "DIR", help_heading = "The model")]
@@ -122,16 +129,16 @@ pub(super) struct GenerateArgs {
     #[arg(long, visible_alias = "num-inference-steps", value_name = "N", help_heading = "Sampling")]
     pub(super) steps: Option<usize>,
     /// How strongly the prompt is followed; 1 and less turns guidance off [default: by model]
-    #[arg(short, long, visible_alias = "cfg-scale", value_name = "X", help_heading = "Sampling")]
+    #[arg(short, long, visible_alias = "cfg-scale", alias = "cfg", value_name = "X", help_heading = "Sampling")]
     pub(super) guidance_scale: Option<f64>,
     /// Takes back contrast that guidance adds, 0 to 1 [default: 0]
     #[arg(long, value_name = "X", help_heading = "Sampling")]
     pub(super) guidance_rescale: Option<f64>,
     /// However a peer spells it: "DPM++ 2M Karras", euler_a, DDIMScheduler [default: the model's own]
-    #[arg(long, visible_aliases = ["scheduler", "sampling-method"], value_name = "NAME", help_heading = "Sampling")]
+    #[arg(long, visible_aliases = ["scheduler", "sampling-method"], alias = "sampler-name", value_name = "NAME", help_heading = "Sampling")]
     pub(super) sampler: Option<String>,
     /// Which noise levels: discrete (also normal, uniform), karras, exponential or lu [default: the model's own]
-    #[arg(long, value_name = "NAME", value_parser = SigmaSchedule::from_name, help_heading = "Sampling")]
+    #[arg(long, alias = "schedule-type", value_name = "NAME", value_parser = SigmaSchedule::from_name, help_heading = "Sampling")]
     pub(super) schedule: Option<SigmaSchedule>,
     /// leading, linspace or trailing, as diffusers means it [default: the model's own]
     #[arg(long, value_name = "SPACING", value_parser = TimestepSpacing::from_name, help_heading = "Sampling")]
@@ -163,7 +170,7 @@ pub(super) struct GenerateArgs {
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     pub(super) output: Option<String>,
     /// Where pictures go [default: here]
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    #[arg(long, alias = "outpath-samples", value_name = "DIR", help_heading = "Output")]
     pub(super) output_dir: Option<PathBuf>,
     /// Replace existing files
     #[arg(long, help_heading = "Output")]
@@ -187,6 +194,16 @@ pub(super) struct GenerateArgs {
 pub(super) enum Seed {
     Random,
     Is(u64),
+}
+
+/// What is loaded, and where: lines with equal ones share a pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ModelFlags {
+    pub(super) model: Option<String>,
+    pub(super) models_dir: Option<PathBuf>,
+    pub(super) device: DeviceChoice,
+    pub(super) dtype: DTypeChoice,
+    pub(super) vae_dtype: DTypeChoice,
 }
 
 /// The most pictures at once; `None` is auto.
@@ -245,6 +262,12 @@ impl GenerateArgs {
             return Err(Error::Input("--prompt -: standard input can be read only once".into()));
         }
         self.prompts.iter().map(|prompt| if prompt == "-" { read_standard_input() } else { Ok(prompt.clone()) }).collect()
+    }
+
+    /// The flags of [`Opened::new`](super::model::Opened::new) that choose and load a model.
+    pub(super) fn model_flags(&self) -> ModelFlags {
+        let Self { model, models_dir, device, dtype, vae_dtype, .. } = self;
+        ModelFlags { model: model.clone(), models_dir: models_dir.clone(), device: *device, dtype: *dtype, vae_dtype: *vae_dtype }
     }
 
     /// What `--scheduler-config` holds.

@@ -6,7 +6,7 @@ use super::model::{self, Opened};
 use super::output::{Output, PictureName};
 use super::progress::Progress;
 use super::watch::Watch;
-use crate::batch::{Batch, Finished, Hear, News, Sink, Task, sizes};
+use crate::batch::{Batch, Finished, Hear, News, Sink, Sizes, Task, sizes};
 use crate::device::open;
 use crate::disk::write_whole;
 use crate::image::write_png;
@@ -86,10 +86,10 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     // One model, and flags that all prompts share: any pictures go together.
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
     let sizes = sizes(&model.footprint(first), pictures, first.batch_size);
-    let batches = batches(requests.clone(), sizes.batch);
+    let batches = batches(requests.clone(), sizes);
     let prompt_of = |id: usize| requests.get(id).map(|request| request.prompt.clone()).unwrap_or_default();
-    let mut watch = Watch::new(&mut progress, pictures, &prompt_of);
-    let painted = crate::batch::run(batches, model::Models::new(vec![model]), writer, sizes.at_once, &mut watch);
+    let mut watch = Watch::new(&mut progress, Some(pictures), &prompt_of);
+    let painted = crate::batch::run(|_| batches, model::Models::new(model), writer, &mut watch);
     drop(progress);
 
     let Kept { latents, failed, last } = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
@@ -105,13 +105,14 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     }
 }
 
-/// All pictures of all requests, `most` at once.
-fn batches(requests: Vec<Arc<GenerationRequest>>, most: usize) -> impl Iterator<Item = Result<Batch>> {
+/// All pictures of all requests.
+fn batches(requests: Vec<Arc<GenerationRequest>>, sizes: Sizes) -> impl Iterator<Item = Result<Batch>> + Send {
     let mut tasks = requests.into_iter().enumerate().flat_map(|(id, request)| {
         let seeds = request.seeds();
         seeds.map(move |seed| Task { id, model: 0, request: request.clone(), seed })
     });
-    std::iter::from_fn(move || Some(tasks.by_ref().take(most).collect::<Batch>()).filter(|batch| !batch.is_empty()).map(Ok))
+    let next = move || tasks.by_ref().take(sizes.batch).collect::<Vec<Task>>();
+    std::iter::repeat_with(next).take_while(|tasks| !tasks.is_empty()).map(move |tasks| Ok(Batch { tasks, at_once: sizes.at_once }))
 }
 
 /// What is left of a run when it is over.
@@ -139,7 +140,7 @@ pub(super) fn set_threads(threads: usize) -> Result<()> {
 /// Puts finished pictures where they belong.
 struct Writer {
     output: Output,
-    model: String,
+    model: Arc<str>,
     latents: bool,
     index: usize,
     /// What this run wrote: it is never overwritten by the run itself.

@@ -1,9 +1,12 @@
 //! The command line: what was typed, and what it means. Together with `main`, the only part that prints.
 
 mod args;
+mod batch;
 mod bench;
 mod convert;
+mod flags;
 mod generate;
+mod lines;
 mod model;
 mod output;
 mod progress;
@@ -31,6 +34,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     };
     match cli.command {
         None => generate::run(cli.generate),
+        Some(Command::Batch(args)) => batch::run(*args),
+        Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
     }

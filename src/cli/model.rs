@@ -9,6 +9,7 @@ use crate::weights::Checkpoint;
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The name of the model that is compiled in.
 pub(super) const BUILTIN: &str = "emoji";
@@ -42,7 +43,7 @@ static BUILTIN_FILES: &[(&str, &[u8])] = &[];
 pub(super) struct Opened {
     pub(super) checkpoint: Checkpoint,
     /// Its name as people say it.
-    pub(super) label: String,
+    pub(super) label: Arc<str>,
     pub(super) dtype: DType,
     pub(super) vae_dtype: DType,
     device: Device,
@@ -60,7 +61,12 @@ impl Opened {
             DTypeChoice::Auto => dtype,
         };
         let label = label(&checkpoint);
-        Self { checkpoint, label, dtype, vae_dtype, device: device.clone(), upcast }
+        Self { checkpoint, label: label.into(), dtype, vae_dtype, device: device.clone(), upcast }
+    }
+
+    /// Where it computes.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// What the user should know.
@@ -100,25 +106,33 @@ impl Opened {
     }
 }
 
-/// The models of a run, loaded when their turn comes.
-pub(super) struct Models {
-    models: std::sync::Arc<Vec<Opened>>,
-}
+/// The models of a run, loaded when their turn comes. Lines that are still being typed may name more of them.
+#[derive(Clone, Default)]
+pub(super) struct Models(Arc<Mutex<Vec<Arc<Opened>>>>);
 
 impl Models {
-    pub(super) fn new(models: impl Into<std::sync::Arc<Vec<Opened>>>) -> Self {
-        Self { models: models.into() }
+    pub(super) fn new(model: Opened) -> Self {
+        let models = Self::default();
+        models.add(model);
+        models
     }
 
-    fn weights(&self, model: usize) -> u64 {
-        self.models.get(model).map_or(0, |m| Footprint::weights(&m.checkpoint, m.dtype, m.vae_dtype))
+    /// Gives the model's number.
+    pub(super) fn add(&self, model: Opened) -> usize {
+        let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        models.push(Arc::new(model));
+        models.len() - 1
+    }
+
+    pub(super) fn get(&self, model: usize) -> Option<Arc<Opened>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
     }
 }
 
 impl Load for Models {
     fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
-        let opened = self.models.get(model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
-        let Opened { checkpoint, device, dtype, vae_dtype, .. } = opened;
+        let opened = self.get(model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
+        let Opened { checkpoint, device, dtype, vae_dtype, .. } = &*opened;
         let pipeline = Pipeline::load(checkpoint, device, *dtype, *vae_dtype, observer)?;
         let unused = checkpoint.unknown();
         if let Some(first) = unused.first() {
@@ -128,10 +142,11 @@ impl Load for Models {
         Ok(pipeline)
     }
 
-    fn fits_beside(&self, model: usize, _: usize) -> bool {
-        let free = self.models.get(model).and_then(|opened| free_memory(&opened.device));
-        // The other one and its pictures are in memory already, so what is free is what is left beside them.
-        free.is_some_and(|free| self.weights(model).saturating_mul(3) / 2 < free / 2)
+    fn fits_beside(&self, model: usize) -> bool {
+        let Some(opened) = self.get(model) else { return false };
+        // The other one and its pictures are in memory already, so what is free is left beside them.
+        let weights = Footprint::weights(&opened.checkpoint, opened.dtype, opened.vae_dtype);
+        free_memory(&opened.device).is_some_and(|free| weights < free / 2)
     }
 }
 

@@ -92,22 +92,26 @@ impl Output {
         }
         let folder =
             if self.exact || !fixed.as_os_str().to_string_lossy().ends_with(['/', '\\']) { fixed.parent() } else { Some(fixed.as_path()) };
-        let folder = folder.filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let unusable =
-            |what, e| Error::Input(format!("the output folder {} cannot be {what}: {e}; give another --output-dir", folder.display()));
-        std::fs::create_dir_all(folder).map_err(|e| unusable("made", e))?;
-        // Writing is what permissions, read-only disks and strange file systems refuse.
-        tempfile::tempfile_in(folder).map(drop).map_err(|e| unusable("written to", e))
+        make_folder(folder.filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    }
+
+    /// The user named one very file.
+    pub(super) fn is_exact(&self) -> bool {
+        self.exact
     }
 
     /// The path of a picture; `None` is standard output.
+    pub(super) fn place(&self, picture: &PictureName<'_>) -> Option<PathBuf> {
+        let name: String = self.template.as_ref()?.iter().map(|piece| fill(piece, picture)).collect();
+        Some(shortened(self.folder.join(name)))
+    }
+
+    /// The path of a picture, whose folder is made; `None` is standard output.
     ///
     /// # Errors
     /// Its folder cannot be made.
     pub(super) fn path(&self, picture: &PictureName<'_>) -> Result<Option<PathBuf>> {
-        let Some(template) = &self.template else { return Ok(None) };
-        let name: String = template.iter().map(|piece| fill(piece, picture)).collect();
-        let path = shortened(self.folder.join(name));
+        let Some(path) = self.place(picture) else { return Ok(None) };
         if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }
@@ -129,6 +133,18 @@ impl Output {
     pub(super) fn overwrites(&self) -> bool {
         self.overwrite
     }
+}
+
+/// Makes an output folder, and sees whether it can be written.
+///
+/// # Errors
+/// It cannot.
+pub(super) fn make_folder(folder: &Path) -> Result<()> {
+    let unusable =
+        |what, e| Error::Input(format!("the output folder {} cannot be {what}: {e}; give another --output-dir", folder.display()));
+    std::fs::create_dir_all(folder).map_err(|e| unusable("made", e))?;
+    // Writing is what permissions, read-only disks and strange file systems refuse.
+    tempfile::tempfile_in(folder).map(drop).map_err(|e| unusable("written to", e))
 }
 
 /// With a file name of at most as many bytes as common file systems take, room for a count included.

@@ -72,12 +72,15 @@ impl Progress {
         self.say(&format!("warning: {message}"));
     }
 
-    /// Of a run of many pictures, `done` are done; `prompt` is being painted. Of one picture, the steps say it all.
-    pub(super) fn pictures(&mut self, done: usize, all: usize, prompt: &str) {
-        if all > 1 {
-            self.event(|| json!({ "event": "progress", "done": done, "all": all, "prompt": prompt }));
+    /// Of a run of many pictures, `done` are done; `all` is not known of lines that are still being typed. Of one picture, the steps say
+    /// it all.
+    pub(super) fn pictures(&mut self, done: usize, all: Option<usize>, prompt: &str) {
+        if all == Some(1) {
+            return;
         }
-        self.run = (all > 1).then(|| format!("{done}/{all} {}", prompt.chars().take(30).collect::<String>()));
+        self.event(|| json!({ "event": "progress", "done": done, "all": all, "prompt": prompt }));
+        let all = all.map(|all| format!("/{all}")).unwrap_or_default();
+        self.run = Some(format!("{done}{all} {}", prompt.chars().take(30).collect::<String>()));
     }
 
     /// A picture was written.

@@ -12,13 +12,17 @@ pub(super) struct Watch<'a> {
     /// The prompt of a task's id.
     prompt_of: &'a dyn Fn(usize) -> String,
     done: usize,
-    all: usize,
+    /// Pictures that turned out to be there already.
+    pub(super) known: usize,
+    /// Of them, those that failed.
+    pub(super) known_failed: usize,
+    all: Option<usize>,
     prompt: String,
 }
 
 impl<'a> Watch<'a> {
-    pub(super) fn new(progress: &'a mut Progress, all: usize, prompt_of: &'a dyn Fn(usize) -> String) -> Self {
-        Self { progress, prompt_of, done: 0, all, prompt: String::new() }
+    pub(super) fn new(progress: &'a mut Progress, all: Option<usize>, prompt_of: &'a dyn Fn(usize) -> String) -> Self {
+        Self { progress, prompt_of, done: 0, known: 0, known_failed: 0, all, prompt: String::new() }
     }
 }
 
@@ -46,6 +50,11 @@ impl Audience for Watch<'_> {
                 self.done += 1;
                 let prompt: String = (self.prompt_of)(id).chars().take(60).collect();
                 self.progress.warn_of(&format!("\"{prompt}\": {reason}"));
+            }
+            News::Known { failed } => {
+                self.done += 1;
+                self.known += 1;
+                self.known_failed += usize::from(failed);
             }
             News::Remark(remark) => {
                 self.progress.say(&remark);

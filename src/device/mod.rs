@@ -15,7 +15,7 @@ use candle_core::{DType, Device};
 use std::str::FromStr;
 
 /// What `--device` may say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceChoice {
     /// The best backend that was compiled in and is there.
     Auto,
@@ -161,7 +161,7 @@ pub fn name(device: &Device) -> Option<String> {
 }
 
 /// What `--dtype` may say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DTypeChoice {
     /// f32 on the CPU, f16 on a GPU.
     Auto,

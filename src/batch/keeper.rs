@@ -1,0 +1,244 @@
+//! Keeps pictures: a file that is whole, a record that is safe, then the file's name, in this order.
+
+use super::engine::{Finished, Hear, News, Sink};
+use super::feed::Book;
+use super::ledger::Ledger;
+use super::manifest::{Record, Status};
+use super::plan::Job;
+use crate::disk::{Staged, folder_of, seen_from, stage, sync_folder};
+use crate::image::write_png;
+use crate::metadata::{KEYWORD, parameters};
+use crate::pipeline::Painted;
+use crate::{Error, Result};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a run came to.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Pictures that were kept.
+    pub kept: usize,
+    /// Pictures that failed.
+    pub failed: usize,
+    /// Pictures that were not tried because their model could not be loaded.
+    pub unloaded: usize,
+    /// Why it could not.
+    pub model: Option<String>,
+}
+
+/// Puts pictures under their names, and tells the ledger.
+pub struct Keeper {
+    /// The jobs.
+    pub book: Book,
+    /// Who is told.
+    pub ledger: Arc<Mutex<Ledger>>,
+    /// What it comes to.
+    pub tally: Arc<Mutex<Tally>>,
+    /// Whether a path is meant for a picture of this run, so that no other may have it.
+    pub is_planned: Box<dyn Fn(&Path) -> bool + Send>,
+}
+
+/// A picture whose bytes are on the disk.
+struct Ready {
+    job: Job,
+    staged: Staged,
+    record: Record,
+    path: PathBuf,
+}
+
+impl Sink for Keeper {
+    fn take(&mut self, finished: Vec<Finished>, hear: &Hear) -> Result<()> {
+        let (mut ready, mut failed, mut untried) = (Vec::new(), Vec::new(), Vec::new());
+        let mut stopped = Ok(());
+        for Finished { task, result, seconds } in finished {
+            let Some(job) = self.book.take(task.id) else { continue };
+            let mut record = record_of(&job, seconds);
+            match result.and_then(|painted| self.stage(&job, &painted)) {
+                Ok((staged, path)) => {
+                    record.painted(&self.seen(&path), staged.size, &staged.sha256);
+                    ready.push(Ready { job, staged, record, path });
+                }
+                // The model may be there the next time; its lines are not at fault.
+                Err(Error::Model(reason)) => {
+                    let mut tally = self.tally();
+                    tally.unloaded += 1;
+                    if tally.model.as_ref() != Some(&reason) {
+                        hear.tell(News::Remark(format!("warning: {reason}")));
+                        tally.model = Some(reason);
+                    }
+                    untried.push(job.key);
+                }
+                // Nothing more can be written; what is ready may be the last that fits.
+                Err(error @ Error::Io { .. }) if stops_all(&error) => {
+                    stopped = Err(self.stopped(error));
+                    break;
+                }
+                Err(error) => {
+                    record.reason = Some(error.to_string());
+                    failed.push((job.id, record));
+                }
+            }
+        }
+        if !untried.is_empty() {
+            self.ledger().release(&untried)?;
+        }
+        let records: Vec<Record> = ready.iter().map(|r| &r.record).chain(failed.iter().map(|(_, record)| record)).cloned().collect();
+        if !records.is_empty() {
+            self.ledger().record(&records).map_err(|error| self.stopped(error))?;
+        }
+        for (id, record) in failed {
+            self.tally().failed += 1;
+            hear.tell(News::Failed { id, reason: record.reason.unwrap_or_default() });
+        }
+        let folders: BTreeSet<PathBuf> = ready.iter().map(|r| folder_of(&r.path).to_owned()).collect();
+        for picture in ready {
+            self.publish(picture, hear)?;
+        }
+        for folder in folders {
+            sync_folder(&folder).map_err(|e| self.stopped(Error::io(&folder)(e)))?;
+        }
+        stopped
+    }
+}
+
+impl Keeper {
+    fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A path as the manifest records it.
+    fn seen(&self, path: &Path) -> PathBuf {
+        seen_from(folder_of(self.ledger().manifest().path()), path)
+    }
+
+    /// Writes the bytes, and finds a name that is free.
+    fn stage(&self, job: &Job, painted: &Painted) -> Result<(Staged, PathBuf)> {
+        let texts = [(KEYWORD, Cow::from(parameters(&job.request, job.seed, &job.label)?))];
+        let write = |to: &mut dyn std::io::Write| {
+            write_png(&painted.picture, &texts, to).map_err(|e| match e {
+                png::EncodingError::IoError(e) => e,
+                other => std::io::Error::other(other),
+            })
+        };
+        let staged = stage(folder_of(&job.path), write).map_err(Error::io(&job.path))?;
+        let path = self.free_name(job, &job.path)?;
+        Ok((staged, path))
+    }
+
+    /// The job's own name, or where a file has it that is not of this run, the next one that is free.
+    fn free_name(&self, job: &Job, taken: &Path) -> Result<PathBuf> {
+        let is_free = |path: &Path| job.overwrite || path.symlink_metadata().is_err();
+        if taken == job.path && is_free(&job.path) {
+            return Ok(job.path.clone());
+        }
+        if job.exact {
+            return Err(Error::Picture(format!("{} exists; give another --output, or --overwrite", job.path.display())));
+        }
+        let candidates = (2usize..).map(|count| counted(&job.path, count));
+        let mut free = candidates.filter(|path| path != taken && !(self.is_planned)(path) && path.symlink_metadata().is_err());
+        free.next().ok_or_else(|| Error::Picture(format!("{}: no name is free", job.path.display())))
+    }
+
+    /// Gives the file its name, which is in the record already.
+    fn publish(&self, ready: Ready, hear: &Hear) -> Result<()> {
+        let Ready { job, mut staged, mut record, mut path } = ready;
+        loop {
+            let error = match staged.publish(&path, job.overwrite) {
+                Ok(()) => {
+                    self.tally().kept += 1;
+                    hear.tell(News::Kept { id: job.id, seed: job.seed, path: Some(path) });
+                    return Ok(());
+                }
+                Err((error, back)) => {
+                    staged = back;
+                    error
+                }
+            };
+            let failed = match error.kind() {
+                // Somebody took the name a moment ago.
+                ErrorKind::AlreadyExists => self.free_name(&job, &path).map(|free| path = free),
+                _ => Err(Error::io(&path)(error)),
+            };
+            match failed {
+                Ok(()) => record.painted(&self.seen(&path), staged.size, &staged.sha256),
+                Err(error) if stops_all(&error) => return Err(self.stopped(error)),
+                Err(error) => {
+                    record = Record { reason: Some(error.to_string()), ..record_of(&job, record.seconds) };
+                    self.tally().failed += 1;
+                    hear.tell(News::Failed { id: job.id, reason: error.to_string() });
+                }
+            }
+            self.ledger().record(std::slice::from_ref(&record)).map_err(|error| self.stopped(error))?;
+            if record.status == Status::Failed {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Why no further picture can be kept, and what to do.
+    fn stopped(&self, error: Error) -> Error {
+        let Error::Io { path, source } = error else { return error };
+        let what = match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "the disk is full",
+            ErrorKind::NotFound => "the folder is not there any more",
+            ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => "the folder cannot be written any more",
+            _ => "writing failed",
+        };
+        let kept = self.tally().kept;
+        Error::Picture(format!(
+            "{}: {what} ({source}); {kept} pictures of this run are kept, and the same command goes on where this one stopped",
+            path.display()
+        ))
+    }
+}
+
+/// `apple.png`, `apple-2.png`, ….
+fn counted(path: &Path, count: usize) -> PathBuf {
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!("{stem}-{count}.png"))
+}
+
+/// The next picture would meet the same.
+fn stops_all(error: &Error) -> bool {
+    let Error::Io { source, .. } = error else { return false };
+    matches!(
+        source.kind(),
+        ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::StaleNetworkFileHandle
+            | ErrorKind::NotConnected
+            | ErrorKind::TimedOut
+    )
+}
+
+/// The record of a job that is not painted yet.
+fn record_of(job: &Job, seconds: f64) -> Record {
+    Record {
+        key: job.key,
+        status: Status::Failed,
+        reason: None,
+        line: job.line,
+        path: None,
+        size: None,
+        sha256: None,
+        seed: job.seed,
+        prompt: job.request.prompt.clone(),
+        model: job.label.to_string(),
+        dtype: job.dtype.to_owned(),
+        width: job.request.width,
+        height: job.request.height,
+        steps: job.request.steps,
+        // Milliseconds say enough.
+        seconds: (seconds * 1000.0).round() / 1000.0,
+    }
+}

@@ -1,0 +1,47 @@
+//! How long a picture will take, before one was painted.
+
+use super::flops;
+use crate::Result;
+use crate::ops::Linear;
+use crate::request::GenerationRequest;
+use crate::schedulers::plan;
+use crate::spec::ModelSpec;
+use candle_core::{DType, Device, Tensor};
+use std::time::Instant;
+
+/// The share of a matrix product's speed that painting reaches, roughly: norms, activations and small products take the rest.
+const SHARE: f64 = 0.5;
+
+/// Floating-point operations of one picture of a request.
+///
+/// # Errors
+/// The request's schedule cannot be planned.
+pub fn picture_flop(spec: &ModelSpec, request: &GenerationRequest) -> Result<f64> {
+    let schedule = plan(&request.scheduler, request.steps)?;
+    let calls: usize = schedule.steps.iter().map(|step| schedule.evaluations(step)).sum();
+    let rows = calls * if request.is_guided() { 2 } else { 1 };
+    let factor = spec.vae.factor().max(1);
+    let (height, width) = (request.height / factor, request.width / factor);
+    let tokens = spec.text_encoders.first().map_or(77, |encoder| encoder.clip.max_positions);
+    Ok(rows as f64 * flops::unet_row(&spec.unet, height, width, tokens) + flops::vae_decode(&spec.vae, height, width))
+}
+
+/// Operations a second that painting will reach on a device, from a few matrix products.
+///
+/// # Errors
+/// The device has no product in that dtype.
+pub fn painting_speed(device: &Device, dtype: DType) -> Result<f64> {
+    const SIDE: usize = 1024;
+    let random = || Tensor::randn(0f32, 1f32, (SIDE, SIDE), device)?.to_dtype(dtype);
+    let linear = Linear::new(random()?, None)?;
+    let x = random()?.unsqueeze(0)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..4 {
+        device.synchronize()?;
+        let start = Instant::now();
+        linear.forward(&x)?;
+        device.synchronize()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(SHARE * 2.0 * (SIDE as f64).powi(3) / best.max(1e-9))
+}

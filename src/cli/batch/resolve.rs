@@ -1,0 +1,205 @@
+//! From lines to jobs: every model opened, every request resolved, every name given, before a weight is read.
+
+use super::lines::Line;
+use crate::batch::{Job, Key, Painter, Shard, seed_of};
+use crate::cli::args::{ModelFlags, Seed};
+use crate::cli::model::{self, Models, Opened};
+use crate::cli::output::{Output, PictureName};
+use crate::device::{DeviceChoice, open};
+use crate::disk::folder_of;
+use crate::schedulers::SchedulerConfig;
+use crate::{Error, Result};
+use candle_core::Device;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Pictures of one file: more than anybody looks at, and what a list of them takes in memory is bounded.
+const MOST_PICTURES: usize = 1_000_000;
+
+/// The paths that are given to pictures, and how many wanted each.
+#[derive(Clone, Default)]
+pub(super) struct Names(Arc<Mutex<HashMap<PathBuf, usize>>>);
+
+impl Names {
+    pub(super) fn has(&self, path: &Path) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(path)
+    }
+
+    /// The path, or the first with a count that no picture has. In the order of the file, so that every run gives the same.
+    fn give(&self, path: PathBuf, exact: bool) -> Result<PathBuf> {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(wanted) = names.get(&path).copied() else {
+            names.insert(path.clone(), 1);
+            return Ok(path);
+        };
+        if exact {
+            return Err(Error::Input(format!("--output {}: is the file of an earlier picture too; give another name", path.display())));
+        }
+        let mut count = wanted + 1;
+        let mut counted = Output::counted(&path, count);
+        while names.contains_key(&counted) {
+            count += 1;
+            counted = Output::counted(&path, count);
+        }
+        names.insert(path, count);
+        names.insert(counted.clone(), 1);
+        Ok(counted)
+    }
+}
+
+/// Turns lines into jobs, one after the other.
+pub(super) struct Resolver {
+    pub(super) models: Models,
+    /// A model that could not be opened is said once.
+    opened: HashMap<ModelFlags, Option<(usize, Painter)>>,
+    devices: Vec<(DeviceChoice, Device)>,
+    schedulers: HashMap<PathBuf, SchedulerConfig>,
+    /// Of each prompt without a seed, the last line and how many lines before it had it.
+    prompts: HashMap<String, (usize, u32)>,
+    /// How often each picture was asked for.
+    keys: HashMap<Key, u32>,
+    pub(super) names: Names,
+    /// The folders of the pictures of this shard.
+    pub(super) folders: BTreeSet<PathBuf>,
+    /// Pictures so far, those of other shards included.
+    pub(super) pictures: usize,
+    shard: Option<Shard>,
+    /// What the user should know.
+    pub(super) remarks: Vec<String>,
+    /// Whether anything but models was wrong.
+    pub(super) wrong_input: bool,
+}
+
+impl Resolver {
+    pub(super) fn new(shard: Option<Shard>) -> Self {
+        Self {
+            models: Models::default(),
+            opened: HashMap::new(),
+            devices: Vec::new(),
+            schedulers: HashMap::new(),
+            prompts: HashMap::new(),
+            keys: HashMap::new(),
+            names: Names::default(),
+            folders: BTreeSet::new(),
+            pictures: 0,
+            shard,
+            remarks: Vec::new(),
+            wrong_input: false,
+        }
+    }
+
+    /// The pictures of a line that belong to the shard; `None` where its model cannot be opened, which was said of an earlier line.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
+        let jobs = self.try_jobs(line);
+        self.wrong_input |= matches!(jobs, Err(Error::Input(_)));
+        jobs
+    }
+
+    fn try_jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
+        let args = &line.args;
+        if let Some(path) = &args.save_latents {
+            return Err(Error::Input(format!("--save-latents {}: a batch keeps pictures alone; leave it out", path.display())));
+        }
+        if args.output.as_deref() == Some("-") {
+            return Err(Error::Input("--output -: the pictures of a batch go into files; give a template such as \"{seed}.png\"".into()));
+        }
+        let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?;
+        let Some((number, painter)) = self.model(&args.model_flags())? else { return Ok(None) };
+        let opened = self.models.get(number).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
+        let scheduler = match &args.scheduler_config {
+            Some(path) if !self.schedulers.contains_key(path) => {
+                let read = args.read_scheduler_config()?;
+                self.schedulers.extend(read.clone().map(|read| (path.clone(), read)));
+                read
+            }
+            Some(path) => self.schedulers.get(path).cloned(),
+            None => None,
+        };
+        let mut jobs = Vec::new();
+        for prompt in &args.prompts {
+            let first = match args.seed {
+                Some(Seed::Is(seed)) => seed,
+                Some(Seed::Random) | None => seed_of(prompt, self.earlier(prompt, line.number)),
+            };
+            let request = Arc::new(args.draft(prompt.clone(), scheduler.clone(), first).resolve(opened.checkpoint.spec())?);
+            if self.pictures.saturating_add(request.images) > MOST_PICTURES {
+                return Err(Error::Input(format!("there are more than {MOST_PICTURES} pictures up to here; split the file")));
+            }
+            for seed in request.seeds() {
+                let id = self.pictures;
+                self.pictures += 1;
+                let key = Key::of(&painter, &request, seed)?;
+                let count = self.keys.entry(key).or_insert(0);
+                let key = key.again(*count);
+                *count += 1;
+                let name = PictureName { request: &request, model: &opened.label, seed, index: id };
+                let path = output.place(&name).unwrap_or_default();
+                // Names are given to the pictures of all shards, so that no two of them have the same.
+                let path = self.names.give(path, output.is_exact())?;
+                if self.shard.is_some_and(|shard| !shard.has(id)) {
+                    continue;
+                }
+                if !self.folders.contains(folder_of(&path)) {
+                    self.folders.insert(folder_of(&path).to_owned());
+                }
+                jobs.push(Job {
+                    id,
+                    key,
+                    line: line.number,
+                    model: number,
+                    label: opened.label.clone(),
+                    dtype: painter.dtype,
+                    request: request.clone(),
+                    seed,
+                    path,
+                    exact: output.is_exact(),
+                    overwrite: args.overwrite,
+                });
+            }
+        }
+        Ok(Some(jobs))
+    }
+
+    /// Lines before this one with the same prompt. A line that a sweep made into several has one seed for all of them.
+    fn earlier(&mut self, prompt: &str, line: usize) -> u32 {
+        match self.prompts.get_mut(prompt) {
+            Some((last, earlier)) => {
+                *earlier += u32::from(*last != line);
+                *last = line;
+                *earlier
+            }
+            None => {
+                self.prompts.insert(prompt.to_owned(), (line, 0));
+                0
+            }
+        }
+    }
+
+    fn model(&mut self, flags: &ModelFlags) -> Result<Option<(usize, Painter)>> {
+        if let Some(known) = self.opened.get(flags) {
+            return Ok(known.clone());
+        }
+        // Until it is open, it is one that cannot be opened.
+        self.opened.insert(flags.clone(), None);
+        let device = match self.devices.iter().find(|(choice, _)| *choice == flags.device) {
+            Some((_, device)) => device.clone(),
+            None => {
+                let (device, remark) = open(flags.device)?;
+                self.remarks.extend(remark.map(|remark| format!("warning: {remark}")));
+                self.devices.push((flags.device, device.clone()));
+                device
+            }
+        };
+        let checkpoint = model::open(flags.model.as_deref(), flags.models_dir.as_deref())?;
+        let opened = Opened::new(checkpoint, &device, flags.dtype, flags.vae_dtype);
+        self.remarks.extend(opened.remark().map(str::to_owned));
+        let painter = opened.painter()?;
+        let known = (self.models.add(opened), painter);
+        self.opened.insert(flags.clone(), Some(known.clone()));
+        Ok(Some(known))
+    }
+}

@@ -1,0 +1,140 @@
+//! A prompt a line, and flags on a line as A1111's "Prompts from file" reads them.
+
+use super::error::LineError;
+use super::source::Source;
+use super::{Pair, Row};
+use std::ops::Range;
+
+/// Reads a line as one row; empty lines and those that begin with `#` are passed over.
+pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError>> {
+    let file = source.file.clone();
+    source.filter_map(move |line| match line {
+        Err(error) => Some(Err(error)),
+        Ok((_, text)) if text.trim().is_empty() || text.trim_start().starts_with('#') => None,
+        Ok((first, text)) => Some(match pairs(&text) {
+            Ok(pairs) => Ok(Row { first, text, pairs }),
+            Err((part, what)) => Err(LineError::at(&file, first, &text, part, what)),
+        }),
+    })
+}
+
+/// A word with its quotes taken off.
+struct Word {
+    text: String,
+    part: Range<usize>,
+    /// Where it is a flag: its name, and a value after `=`.
+    flag: Option<(String, Option<String>)>,
+}
+
+type Misread = (Range<usize>, String);
+
+fn pairs(line: &str) -> Result<Vec<Pair>, Misread> {
+    let start = line.len() - line.trim_start().len();
+    let flags = if names_a_flag(&line[start..]) {
+        start
+    } else {
+        // A prompt, and perhaps flags after it.
+        let ends = line.match_indices(" --").chain(line.match_indices("\t--")).map(|(at, _)| at);
+        ends.filter(|at| names_a_flag(&line[at + 1..])).min().unwrap_or(line.len())
+    };
+    let mut pairs = Vec::new();
+    let prompt = line[start..flags].trim_end();
+    if !prompt.is_empty() {
+        let part = start..start + prompt.len();
+        pairs.push(Pair { name: "prompt".into(), part: part.clone(), values: Some(vec![(prompt.to_owned(), part)]) });
+    }
+    let mut words = words(line, flags)?.into_iter().peekable();
+    while let Some(word) = words.next() {
+        let Some((name, given)) = word.flag else {
+            return Err((word.part, "this belongs to no flag; write the prompt first, or as --prompt \"…\"".into()));
+        };
+        let mut value = given.map(|text| (text, word.part.clone()));
+        // The words up to the next flag are its value: quotes are needed only around what looks like a flag.
+        while let Some(next) = words.next_if(|next| next.flag.is_none()) {
+            value = Some(match value {
+                None => (next.text, next.part),
+                Some((text, part)) => (format!("{text} {}", next.text), part.start..next.part.end),
+            });
+        }
+        pairs.push(Pair { name, part: word.part, values: value.map(|value| vec![value]) });
+    }
+    Ok(pairs)
+}
+
+/// The text begins with `--name` or with a letter's flag such as `-p` and a space.
+fn names_a_flag(text: &str) -> bool {
+    let mut characters = text.chars();
+    let mut next = || characters.next();
+    match (next(), next(), next()) {
+        (Some('-'), Some('-'), Some(letter)) => letter.is_alphabetic(),
+        (Some('-'), Some(letter), Some(space)) => letter.is_ascii_alphabetic() && space.is_whitespace(),
+        _ => false,
+    }
+}
+
+/// Splits as a shell does, with two exceptions for the sake of prompts: a quote in the middle of a word is an apostrophe, and a
+/// backslash that escapes nothing stays, as in `\(`.
+fn words(line: &str, from: usize) -> Result<Vec<Word>, Misread> {
+    let mut words = Vec::new();
+    let mut rest = line[from..].char_indices().map(|(at, c)| (from + at, c)).peekable();
+    while let Some(&(start, first)) = rest.peek() {
+        if first.is_whitespace() {
+            rest.next();
+            continue;
+        }
+        let mut text = String::new();
+        let mut quoted = false;
+        let mut end = start;
+        let mut opens = true;
+        while let Some(&(at, c)) = rest.peek() {
+            if c.is_whitespace() {
+                break;
+            }
+            rest.next();
+            end = at + c.len_utf8();
+            match c {
+                '"' | '\'' if opens => {
+                    quoted |= at == start;
+                    end = unquote(&mut rest, &mut text, c)
+                        .ok_or_else(|| (at..line.len(), format!("this {c} is never closed; close it, or write \\{c}")))?;
+                }
+                '\\' => match rest.next_if(|(_, next)| matches!(next, '"' | '\'' | '\\') || next.is_whitespace()) {
+                    Some((at, escaped)) => {
+                        text.push(escaped);
+                        end = at + escaped.len_utf8();
+                    }
+                    None => text.push('\\'),
+                },
+                _ => text.push(c),
+            }
+            // Only a flag's name may stand before a quote.
+            opens = c == '=' && text.starts_with('-');
+        }
+        let flag = (!quoted && names_a_flag(&format!("{text} "))).then(|| {
+            let (name, value) = text.split_once('=').map_or((text.as_str(), None), |(name, value)| (name, Some(value.to_owned())));
+            (name.to_owned(), value)
+        });
+        words.push(Word { text, part: start..end, flag });
+    }
+    Ok(words)
+}
+
+/// Takes what stands up to the closing quote; gives the place behind it.
+fn unquote(rest: &mut impl Iterator<Item = (usize, char)>, text: &mut String, quote: char) -> Option<usize> {
+    let mut escaped = false;
+    for (at, c) in rest {
+        if std::mem::take(&mut escaped) {
+            if c != quote && c != '\\' {
+                text.push('\\');
+            }
+            text.push(c);
+        } else if c == '\\' && quote == '"' {
+            escaped = true;
+        } else if c == quote {
+            return Some(at + 1);
+        } else {
+            text.push(c);
+        }
+    }
+    None
+}
