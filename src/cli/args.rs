@@ -4,6 +4,7 @@ use super::batch::{BatchArgs, MergeArgs};
 use super::bench::BenchArgs;
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
+use crate::pipeline::VaeTiling;
 use crate::request::RequestDraft;
 use crate::schedulers::{PredictionType, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::{Error, Result};
@@ -162,6 +163,12 @@ pub(super) struct GenerateArgs {
     /// What the VAE computes in [default: as --dtype, f32 where f16 would overflow]
     #[arg(long, value_name = "DTYPE", default_value = "auto", help_heading = "The machine")]
     pub(super) vae_dtype: DTypeChoice,
+    /// Decode pictures in tiles: auto (where the memory is too small for the whole), on or off
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "The machine")]
+    pub(super) vae_tiling: VaeTiling,
+    /// Keep only the network at work in the device's memory; slower
+    #[arg(long, help_heading = "The machine")]
+    pub(super) low_memory: bool,
     /// Threads [default: as many as the machine has]
     #[arg(short, long, value_name = "N", help_heading = "The machine")]
     pub(super) threads: Option<usize>,
@@ -204,6 +211,8 @@ pub(super) struct ModelFlags {
     pub(super) device: DeviceChoice,
     pub(super) dtype: DTypeChoice,
     pub(super) vae_dtype: DTypeChoice,
+    pub(super) vae_tiling: VaeTiling,
+    pub(super) low_memory: bool,
 }
 
 /// The most pictures at once; `None` is auto.
@@ -266,8 +275,9 @@ impl GenerateArgs {
 
     /// The flags of [`Opened::new`](super::model::Opened::new) that choose and load a model.
     pub(super) fn model_flags(&self) -> ModelFlags {
-        let Self { model, models_dir, device, dtype, vae_dtype, .. } = self;
-        ModelFlags { model: model.clone(), models_dir: models_dir.clone(), device: *device, dtype: *dtype, vae_dtype: *vae_dtype }
+        let &Self { dtype, vae_dtype, vae_tiling, low_memory, .. } = self;
+        let (model, models_dir) = (self.model.clone(), self.models_dir.clone());
+        ModelFlags { model, models_dir, device: self.device, dtype, vae_dtype, vae_tiling, low_memory }
     }
 
     /// What `--scheduler-config` holds.

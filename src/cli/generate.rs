@@ -38,7 +38,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
     let (device, remark) = open(args.device)?;
-    let model = Opened::new(model::open(args.model.as_deref(), args.models_dir.as_deref())?, &device, args.dtype, args.vae_dtype);
+    let model = Opened::new(model::open(args.model.as_deref(), args.models_dir.as_deref())?, &device, &args.model_flags());
     let requests: Vec<Arc<GenerationRequest>> = prompts
         .iter()
         .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(model.checkpoint.spec()).map(Arc::new))

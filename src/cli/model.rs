@@ -1,9 +1,10 @@
 //! Which model `--model` names.
 
+use super::args::ModelFlags;
 use super::progress::Progress;
 use crate::batch::{Footprint, Load, Painter};
-use crate::device::{DTypeChoice, free_memory};
-use crate::pipeline::{Observer, Pipeline};
+use crate::device::{DTypeChoice, free_memory, release};
+use crate::pipeline::{Observer, Pipeline, VaeTiling};
 use crate::request::GenerationRequest;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -41,7 +42,7 @@ static BUILTIN_FILES: &[(&str, &[u8])] = &[];
 
 /// A model that was opened, and what it is to compute in.
 pub(super) struct Opened {
-    pub(super) checkpoint: Checkpoint,
+    pub(super) checkpoint: Arc<Checkpoint>,
     /// Its name as people say it.
     pub(super) label: Arc<str>,
     pub(super) dtype: DType,
@@ -49,19 +50,23 @@ pub(super) struct Opened {
     device: Device,
     /// The VAE computes in f32 although it was not asked for.
     upcast: bool,
+    vae_tiling: VaeTiling,
+    low_memory: bool,
 }
 
 impl Opened {
-    pub(super) fn new(checkpoint: Checkpoint, device: &Device, dtype: DTypeChoice, vae_dtype: DTypeChoice) -> Self {
-        let dtype = dtype.on(device);
-        let upcast = vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
-        let vae_dtype = match vae_dtype {
+    pub(super) fn new(checkpoint: Checkpoint, device: &Device, flags: &ModelFlags) -> Self {
+        let dtype = flags.dtype.on(device);
+        let upcast = flags.vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
+        let vae_dtype = match flags.vae_dtype {
             DTypeChoice::Is(dtype) => dtype,
             DTypeChoice::Auto if upcast => DType::F32,
             DTypeChoice::Auto => dtype,
         };
         let label = label(&checkpoint);
-        Self { checkpoint, label: label.into(), dtype, vae_dtype, device: device.clone(), upcast }
+        let (vae_tiling, low_memory) = (flags.vae_tiling, flags.low_memory);
+        let (checkpoint, label) = (Arc::new(checkpoint), label.into());
+        Self { checkpoint, label, dtype, vae_dtype, device: device.clone(), upcast, vae_tiling, low_memory }
     }
 
     /// Where it computes.
@@ -85,6 +90,34 @@ impl Opened {
         progress.say(&format!("computing on {:?} in {dtype}, VAE in {vae_dtype}", self.device.location()));
     }
 
+    /// All networks on the device; or, where that is asked for or the memory is too small for it, the one at work.
+    fn load(&self, observer: &mut dyn Observer) -> Result<Pipeline> {
+        const GIB: f64 = (1u64 << 30) as f64;
+        let &Self { ref checkpoint, ref device, dtype, vae_dtype, vae_tiling, low_memory, .. } = self;
+        let in_turn = || Pipeline::in_turn(checkpoint.clone(), device, dtype, vae_dtype);
+        let weights = Footprint::weights(checkpoint, dtype, vae_dtype);
+        let free = free_memory(device).filter(|free| weights > *free);
+        let pipeline = match free {
+            _ if low_memory => in_turn()?,
+            Some(free) => {
+                let (weights, free) = (weights as f64 / GIB, free as f64 / GIB);
+                observer.warn(&format!(
+                    "the weights take {weights:.1} GiB and {free:.1} GiB of memory are free: the networks take turns (--low-memory)"
+                ));
+                in_turn()?
+            }
+            None => match Pipeline::load(&**checkpoint, device, dtype, vae_dtype, observer) {
+                Err(error) if error.is_out_of_memory() => {
+                    release(device);
+                    observer.warn("the memory is too small for all networks at once: they take turns (--low-memory)");
+                    in_turn()?
+                }
+                loaded => loaded?,
+            },
+        };
+        Ok(pipeline.with_vae_tiling(vae_tiling))
+    }
+
     /// What decides, beside a request, which pixels it paints.
     pub(super) fn painter(&self) -> Result<Painter> {
         let (dtype, vae_dtype) = (self.dtype.as_str(), self.vae_dtype.as_str());
@@ -99,7 +132,7 @@ impl Opened {
             request,
             self.dtype,
             self.vae_dtype,
-            self.device.is_cpu(),
+            &self.device,
             weights,
             free_memory(&self.device),
         )
@@ -132,8 +165,8 @@ impl Models {
 impl Load for Models {
     fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
         let opened = self.get(model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
-        let Opened { checkpoint, device, dtype, vae_dtype, .. } = &*opened;
-        let pipeline = Pipeline::load(checkpoint, device, *dtype, *vae_dtype, observer)?;
+        let checkpoint = &opened.checkpoint;
+        let pipeline = opened.load(observer)?;
         let unused = checkpoint.unknown();
         if let Some(first) = unused.first() {
             let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };

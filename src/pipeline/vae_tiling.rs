@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use std::str::FromStr;
 
 /// Whether pictures are decoded in tiles.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum VaeTiling {
     /// Where the memory is too small for the whole picture.
     #[default]

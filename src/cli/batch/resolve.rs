@@ -195,7 +195,7 @@ impl Resolver {
             }
         };
         let checkpoint = model::open(flags.model.as_deref(), flags.models_dir.as_deref())?;
-        let opened = Opened::new(checkpoint, &device, flags.dtype, flags.vae_dtype);
+        let opened = Opened::new(checkpoint, &device, flags);
         self.remarks.extend(opened.remark().map(str::to_owned));
         let painter = opened.painter()?;
         let known = (self.models.add(opened), painter);
