@@ -154,9 +154,9 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "RNG", default_value = "torch-cpu", value_parser = Rng::from_name, help_heading = "Sampling")]
     pub(super) rng: Rng,
 
-    /// auto, cpu, cuda, cuda:N or metal
-    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "The machine")]
-    pub(super) device: DeviceChoice,
+    /// auto, cpu, cuda, cuda:N or metal; several, as in cuda:0,cuda:1, share the pictures out
+    #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "auto", help_heading = "The machine")]
+    pub(super) device: Vec<DeviceChoice>,
     /// What UNet and text encoders compute in: auto, f32, f16 or bf16
     #[arg(long, visible_alias = "precision", value_name = "DTYPE", default_value = "auto", help_heading = "The machine")]
     pub(super) dtype: DTypeChoice,
@@ -208,7 +208,7 @@ pub(super) enum Seed {
 pub(super) struct ModelFlags {
     pub(super) model: Option<String>,
     pub(super) models_dir: Option<PathBuf>,
-    pub(super) device: DeviceChoice,
+    pub(super) device: Vec<DeviceChoice>,
     pub(super) dtype: DTypeChoice,
     pub(super) vae_dtype: DTypeChoice,
     pub(super) vae_tiling: VaeTiling,
@@ -277,7 +277,7 @@ impl GenerateArgs {
     pub(super) fn model_flags(&self) -> ModelFlags {
         let &Self { dtype, vae_dtype, vae_tiling, low_memory, .. } = self;
         let (model, models_dir) = (self.model.clone(), self.models_dir.clone());
-        ModelFlags { model, models_dir, device: self.device, dtype, vae_dtype, vae_tiling, low_memory }
+        ModelFlags { model, models_dir, device: self.device.clone(), dtype, vae_dtype, vae_tiling, low_memory }
     }
 
     /// What `--scheduler-config` holds.

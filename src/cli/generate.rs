@@ -7,7 +7,7 @@ use super::output::{Output, PictureName};
 use super::progress::Progress;
 use super::watch::Watch;
 use crate::batch::{Batch, Finished, Hear, News, Sink, Sizes, Task, sizes};
-use crate::device::open;
+use crate::device::open_all;
 use crate::disk::write_whole;
 use crate::image::write_png;
 use crate::metadata::{KEYWORD, parameters};
@@ -37,8 +37,8 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         // 32 bits, so that it can be typed again and is a seed for every peer too.
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
-    let (device, remark) = open(args.device)?;
-    let model = Opened::new(model::open(args.model.as_deref(), args.models_dir.as_deref())?, &device, &args.model_flags());
+    let (devices, remarks) = open_all(&args.device)?;
+    let model = Opened::new(model::open(args.model.as_deref(), args.models_dir.as_deref())?, devices, &args.model_flags());
     let requests: Vec<Arc<GenerationRequest>> = prompts
         .iter()
         .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(model.checkpoint.spec()).map(Arc::new))
@@ -53,8 +53,8 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     listen_for_cancellation()?;
 
     let mut progress = Progress::new(args.progress, args.quiet);
-    if let Some(remark) = remark {
-        progress.warn_of(&remark);
+    for remark in &remarks {
+        progress.warn_of(remark);
     }
     if let Some(remark) = model.remark() {
         progress.say(remark);
@@ -85,7 +85,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     };
     // One model, and flags that all prompts share: any pictures go together.
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
-    let sizes = sizes(&model.footprint(first), pictures, first.batch_size);
+    let sizes = sizes(&model.footprint(first), pictures.div_ceil(model.devices()), first.batch_size);
     let batches = batches(requests.clone(), sizes);
     let prompt_of = |id: usize| requests.get(id).map(|request| request.prompt.clone()).unwrap_or_default();
     let mut watch = Watch::new(&mut progress, Some(pictures), &prompt_of);

@@ -47,7 +47,8 @@ pub(super) struct Opened {
     pub(super) label: Arc<str>,
     pub(super) dtype: DType,
     pub(super) vae_dtype: DType,
-    device: Device,
+    /// One at least; each gets the weights.
+    devices: Vec<Device>,
     /// The VAE computes in f32 although it was not asked for.
     upcast: bool,
     vae_tiling: VaeTiling,
@@ -55,8 +56,8 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    pub(super) fn new(checkpoint: Checkpoint, device: &Device, flags: &ModelFlags) -> Self {
-        let dtype = flags.dtype.on(device);
+    pub(super) fn new(checkpoint: Checkpoint, devices: Vec<Device>, flags: &ModelFlags) -> Self {
+        let dtype = flags.dtype.on(devices.first().unwrap_or(&Device::Cpu));
         let upcast = flags.vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
         let vae_dtype = match flags.vae_dtype {
             DTypeChoice::Is(dtype) => dtype,
@@ -66,12 +67,17 @@ impl Opened {
         let label = label(&checkpoint);
         let (vae_tiling, low_memory) = (flags.vae_tiling, flags.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
-        Self { checkpoint, label, dtype, vae_dtype, device: device.clone(), upcast, vae_tiling, low_memory }
+        Self { checkpoint, label, dtype, vae_dtype, devices, upcast, vae_tiling, low_memory }
     }
 
-    /// Where it computes.
+    /// Where it computes; the first of several.
     pub(super) fn device(&self) -> &Device {
-        &self.device
+        self.devices.first().unwrap_or(&Device::Cpu)
+    }
+
+    /// On how many devices.
+    pub(super) fn devices(&self) -> usize {
+        self.devices.len().max(1)
     }
 
     /// What the user should know.
@@ -87,13 +93,17 @@ impl Opened {
             progress.say(&format!("  {sentence}"));
         }
         let (dtype, vae_dtype) = (self.dtype.as_str(), self.vae_dtype.as_str());
-        progress.say(&format!("computing on {:?} in {dtype}, VAE in {vae_dtype}", self.device.location()));
+        for device in &self.devices {
+            let name = crate::device::name(device).map(|name| format!(" ({name})")).unwrap_or_default();
+            progress.say(&format!("computing on {:?}{name} in {dtype}, VAE in {vae_dtype}", device.location()));
+        }
     }
 
     /// All networks on the device; or, where that is asked for or the memory is too small for it, the one at work.
-    fn load(&self, observer: &mut dyn Observer) -> Result<Pipeline> {
+    fn load(&self, device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
         const GIB: f64 = (1u64 << 30) as f64;
-        let &Self { ref checkpoint, ref device, dtype, vae_dtype, vae_tiling, low_memory, .. } = self;
+        let device = self.devices.get(device).unwrap_or(&Device::Cpu);
+        let &Self { ref checkpoint, dtype, vae_dtype, vae_tiling, low_memory, .. } = self;
         let in_turn = || Pipeline::in_turn(checkpoint.clone(), device, dtype, vae_dtype);
         let weights = Footprint::weights(checkpoint, dtype, vae_dtype);
         let free = free_memory(device).filter(|free| weights > *free);
@@ -132,41 +142,62 @@ impl Opened {
             request,
             self.dtype,
             self.vae_dtype,
-            &self.device,
+            self.device(),
             weights,
-            free_memory(&self.device),
+            free_memory(self.device()),
         )
     }
 }
 
 /// The models of a run, loaded when their turn comes. Lines that are still being typed may name more of them.
 #[derive(Clone, Default)]
-pub(super) struct Models(Arc<Mutex<Vec<Arc<Opened>>>>);
+pub(super) struct Models {
+    opened: Arc<Mutex<Vec<Arc<Opened>>>>,
+    /// Of the model with the most.
+    devices: usize,
+}
 
 impl Models {
     pub(super) fn new(model: Opened) -> Self {
-        let models = Self::default();
+        let models = Self::on(model.devices());
         models.add(model);
         models
     }
 
+    /// For models on up to so many devices.
+    pub(super) fn on(devices: usize) -> Self {
+        Self { devices, ..Self::default() }
+    }
+
     /// Gives the model's number.
     pub(super) fn add(&self, model: Opened) -> usize {
-        let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut models = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         models.push(Arc::new(model));
         models.len() - 1
     }
 
     pub(super) fn get(&self, model: usize) -> Option<Arc<Opened>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
     }
 }
 
 impl Load for Models {
     fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+        self.load_on(model, 0, observer)
+    }
+
+    fn devices(&self, model: usize) -> usize {
+        self.get(model).map_or(1, |opened| opened.devices())
+    }
+
+    fn most_devices(&self) -> usize {
+        self.devices
+    }
+
+    fn load_on(&mut self, model: usize, device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
         let opened = self.get(model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let checkpoint = &opened.checkpoint;
-        let pipeline = opened.load(observer)?;
+        let pipeline = opened.load(device, observer)?;
         let unused = checkpoint.unknown();
         if let Some(first) = unused.first() {
             let more = if unused.len() > 1 { format!(" and {} more", unused.len() - 1) } else { String::new() };
@@ -179,7 +210,7 @@ impl Load for Models {
         let Some(opened) = self.get(model) else { return false };
         // The other one and its pictures are in memory already, so what is free is left beside them.
         let weights = Footprint::weights(&opened.checkpoint, opened.dtype, opened.vae_dtype);
-        free_memory(&opened.device).is_some_and(|free| weights < free / 2)
+        free_memory(opened.device()).is_some_and(|free| weights < free / 2)
     }
 }
 

@@ -110,11 +110,12 @@ mod slots {
     type Row = (&'static [&'static str], fn(Library), &'static str, bool);
 
     const LIBRARIES: [Row; 5] = [
+        // Only kernels of candle's that this program never calls want it; registering them at the start goes nowhere.
+        (&[], cudart, "the CUDA toolkit brings it", false),
         (&["libcuda.so.1"], cuda, "the NVIDIA driver brings it", true),
         (&["libcublasLt.so.13", "libcublasLt.so.12"], cublaslt, "cuBLAS brings it", true),
         (&["libcublas.so.13", "libcublas.so.12"], cublas, "the CUDA toolkit or the Python package nvidia-cublas brings it", true),
         (&["libcurand.so.10"], curand, "the CUDA toolkit or the Python package nvidia-curand brings it", true),
-        (&["libnvrtc.so.13", "libnvrtc.so.12"], nvrtc, "the CUDA toolkit brings it", false),
     ];
 
     pub(super) fn fill() -> Result<(), String> {

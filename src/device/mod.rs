@@ -80,6 +80,23 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
     }
 }
 
+/// Opens every device of a list once, with the remarks for the user.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_all(choices: &[DeviceChoice]) -> Result<(Vec<Device>, Vec<String>)> {
+    let (mut devices, mut remarks) = (Vec::new(), Vec::new());
+    for (i, choice) in choices.iter().enumerate().filter(|(i, choice)| !choices[..*i].contains(choice)) {
+        if choices.len() > 1 && *choice == DeviceChoice::Auto {
+            return Err(Error::Input(format!("--device: auto is the {}. of several; name them, as in cuda:0,cuda:1", i + 1)));
+        }
+        let (device, remark) = open(*choice)?;
+        devices.push(device);
+        remarks.extend(remark);
+    }
+    Ok((devices, remarks))
+}
+
 #[cfg(feature = "cuda")]
 fn open_cuda(number: usize) -> Result<Device, String> {
     cuda::open(number)

@@ -83,7 +83,7 @@ pub(super) fn run(args: BatchArgs) -> Result<()> {
     }
     let manifest = args.manifest_path();
     let is_streamed = args.file.as_os_str() == "-";
-    let mut resolver = Resolver::new(args.shard);
+    let mut resolver = Resolver::new(args.shard, args.generate.device.len());
     let lines = lines::read(&args.file, &args.generate)?;
     if is_streamed && args.dry_run {
         return Err(Error::Input("--dry-run wants a file, which standard input is not: it is painted as it comes".into()));
@@ -300,7 +300,9 @@ impl Run {
         };
         let sizes_of = move |job: &Job, count: usize| {
             let most = job.request.batch_size;
-            opened.get(job.model).map_or(Sizes { batch: 1, at_once: 1 }, |model| sizes(&model.footprint(&job.request), count, most))
+            opened.get(job.model).map_or(Sizes { batch: 1, at_once: 1 }, |model| {
+                sizes(&model.footprint(&job.request), count.div_ceil(model.devices()), most)
+            })
         };
         let (ledger, fed) = (self.ledger.clone(), book.clone());
         let prompt_of = |id: usize| book.prompt(id).unwrap_or_default();
