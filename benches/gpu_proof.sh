@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proves the CUDA path in one call of under ten minutes, on a machine with a GPU and Python with torch; no network and no Rust.
 #
-#   benches/gpu_proof.sh --pack DIR                    where the project is built: builds with CUDA and puts what is needed into DIR
+#   benches/gpu_proof.sh --pack DIR                    where the project is built: builds with CUDA, packs what is needed into DIR
 #   benches/gpu_proof.sh DIR [OUT] [ORACLE_CHECK]      on the machine with the GPU, in the project's folder
 #
 # DIR holds sd-gen, the test executables and, for the comparison, a folder python/ with diffusers where it is not installed.
@@ -26,11 +26,22 @@ for line in sys.stdin:
 ' "$bin"
     python3 -m pip install -q --target "$bin/python" "diffusers==0.36.0" "huggingface-hub<1" || echo "without diffusers: the comparison wants it installed"
     rm -rf "$bin"/python/numpy* "$bin"/python/bin
+    xz -T0 -f "$bin"/sd-gen "$bin"/test-*
     ls -la "$bin"
     exit
 fi
 
-bin=$(cd "${1:?the folder with the built programs; see the top of this file}" && pwd)
+packed=$(cd "${1:?the folder with the packed programs; see the top of this file}" && pwd)
+bin=$(mktemp -d)
+trap 'rm -rf "$bin"' EXIT
+for program in "$packed"/sd-gen* "$packed"/test-*; do
+    name=$(basename "$program" .xz)
+    case $program in
+    *.xz) xz -dc "$program" >"$bin/$name" 2>/dev/null || python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' "$program" "$bin/$name" ;;
+    *) cp "$program" "$bin/$name" ;;
+    esac
+    chmod +x "$bin/$name"
+done
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr ' ' '-' | tr '[:upper:]' '[:lower:]')
 out=${2:-benches/runs/$(date +%Y-%m-%d)-${gpu:-no-gpu}}
 oracle=${3:-}
@@ -45,7 +56,6 @@ for folder in ${wheels:+"$wheels"/*/lib} /usr/local/nvidia/lib64 /usr/local/cuda
     [ -d "$folder" ] && LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder"
 done
 export LD_LIBRARY_PATH
-chmod +x "$bin"/sd-gen "$bin"/test-* 2>/dev/null
 sd_gen=$bin/sd-gen
 
 # part NAME LIMIT COMMAND...: runs within the limit and what is left, into OUT/NAME.txt.
@@ -90,7 +100,7 @@ SD_GEN_CUDA_CONV=cudnn bench sd15-cudnn --random sd15 --sizes 512x512,1024x1024
 SD_GEN_CUDA_PROFILE=1 part profile-sd15 60 "$sd_gen" bench --random sd15 --devices cuda --dtypes f16 --skip-correctness --warmups 1 --repeats 1 --steps 1 --progress none
 bench sdxl --random sdxl --sizes 512x512,1024x1024
 SD_GEN_CUDA_PROFILE=1 part profile-sdxl 80 "$sd_gen" bench --random sdxl --sizes 1024x1024 --devices cuda --dtypes f16 --skip-correctness --warmups 1 --repeats 1 --steps 1 --progress none
-part peers "$(left)" python3 benches/peers_cuda.py --seconds "$(($(left) - 90))" --path "$bin/python" --cases sd15:512,sdxl:1024,sd15:1024,sdxl:512 --modes compile,eager
+part peers "$(left)" python3 benches/peers_cuda.py --seconds "$(($(left) - 90))" --path "$packed/python" --cases sd15:512,sdxl:1024,sd15:1024,sdxl:512 --modes compile,eager
 
 python3 - "$out" <<'PY' | tee "$out/summary.txt"
 import glob, json, os, sys

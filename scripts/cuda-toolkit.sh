@@ -35,4 +35,5 @@ export CUDA_PATH='$toolkit'
 export PATH='$toolkit/bin':"\$PATH"
 export CUDA_COMPUTE_CAP=80
 export CUDARC_CUDA_VERSION=13000
+export NVCC_APPEND_FLAGS='-w -Xfatbin=-compress-all'
 X

@@ -3,10 +3,11 @@
 
 use super::library::load_cuda;
 use super::Memory;
-use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute as Attribute;
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
 use candle_core::Device;
+use std::sync::Arc;
 
 /// The toolkit that this program was built with; kernels and libraries of a version want a driver of the same.
 const OLDEST_CUDA: i32 = match env!("SD_GEN_CUDA_MAJOR").as_bytes() {
@@ -130,4 +131,25 @@ pub(super) fn release(device: &CudaDevice) {
 /// The name of a GPU, for people.
 pub(super) fn name(device: &CudaDevice) -> Option<String> {
     device.cuda_stream().context().name().ok()
+}
+
+/// Marks in the GPU's work; [`Marks::step`] waits for the last but one.
+#[derive(Debug)]
+pub(super) struct Marks {
+    stream: Arc<CudaStream>,
+    last: Option<CudaEvent>,
+}
+
+impl Marks {
+    pub(super) fn new(device: &CudaDevice) -> Self {
+        Self { stream: device.cuda_stream(), last: None }
+    }
+
+    pub(super) fn step(&mut self) -> candle_core::Result<()> {
+        let mark = self.stream.record_event(None).w()?;
+        if let Some(last) = self.last.replace(mark) {
+            last.synchronize().w()?;
+        }
+        Ok(())
+    }
 }

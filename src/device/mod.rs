@@ -168,6 +168,37 @@ pub fn release(device: &Device) {
     }
 }
 
+/// Lets the program run ahead of a GPU by one step and no more: progress then tells the truth, and a wish to stop is obeyed soon.
+#[derive(Debug)]
+pub struct Pace {
+    #[cfg(feature = "cuda")]
+    cuda: Option<cuda::Marks>,
+}
+
+impl Pace {
+    /// At the beginning of a run of steps; on the CPU nobody runs ahead.
+    pub fn on(device: &Device) -> Self {
+        #[cfg(not(feature = "cuda"))]
+        let _ = device;
+        Self {
+            #[cfg(feature = "cuda")]
+            cuda: device.as_cuda_device().ok().map(cuda::Marks::new),
+        }
+    }
+
+    /// All work of a step was asked for: waits until that of the step before is done.
+    ///
+    /// # Errors
+    /// The GPU failed in it.
+    pub fn step(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(marks) = &mut self.cuda {
+            marks.step()?;
+        }
+        Ok(())
+    }
+}
+
 /// The device's name, for people.
 pub fn name(device: &Device) -> Option<String> {
     match device {

@@ -8,6 +8,7 @@
 //! going on and may stop it.
 
 mod components;
+mod finite;
 mod guided_denoiser;
 mod observer;
 mod prompt;
@@ -18,6 +19,7 @@ pub use observer::{Observer, Silent, Stage};
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
 pub use vae_tiling::{VaeTiling, decoding_bytes};
 
+use crate::device::Pace;
 use crate::image::to_rgb;
 use crate::noise::SeededNoise;
 use crate::request::GenerationRequest;
@@ -28,6 +30,7 @@ use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
 use components::{Components, Place};
+use finite::{Checks, check_finite};
 use guided_denoiser::GuidedDenoiser;
 
 /// Counts the changes of this program after which a request gives other pixels.
@@ -176,13 +179,17 @@ impl Pipeline {
         let latents = noise.noise_like(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: &seeds })?;
         self.components.with_unet(observer, |unet, observer| {
-            let mut denoiser = GuidedDenoiser::new(unet, self.dtype, schedule.prediction, batch)?;
+            let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
+            let mut denoiser = GuidedDenoiser::new(unet, self.dtype, schedule.prediction, batch, &checks)?;
             let steps = schedule.steps.len();
-            sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, latents| {
+            let latents = sample(&schedule, &latents, &mut denoiser, &mut noise, &mut |step, latents| {
                 let (number, steps) = (step.index + 1, steps);
-                check_finite(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
+                checks.check(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
+                pace.step()?;
                 observer.stage(Stage::Denoise { step: step.index + 1, steps, pictures: &seeds })
-            })
+            })?;
+            checks.finish()?;
+            Ok(latents)
         })
     }
 
@@ -207,14 +214,4 @@ impl Pipeline {
         check_finite(&decoded, || format!("the VAE's picture in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
         Ok(decoded)
     }
-}
-
-/// Fails when a value is NaN or infinite; `stage` says where, and what to try.
-fn check_finite(tensor: &Tensor, stage: impl FnOnce() -> String) -> Result<()> {
-    // One bad value makes the sum bad. The mean keeps large but finite values from overflowing.
-    let mean = tensor.to_dtype(DType::F32)?.affine(1.0 / tensor.elem_count().max(1) as f64, 0.0)?.sum_all()?.to_scalar::<f32>()?;
-    if mean.is_finite() {
-        return Ok(());
-    }
-    Err(Error::Picture(format!("values that are not numbers (NaN or infinity) arose in {}", stage())))
 }

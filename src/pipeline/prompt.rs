@@ -1,6 +1,7 @@
 //! The prompt, as the UNet is told it.
 
-use super::{Observer, Pipeline, check_finite};
+use super::finite::check_finite;
+use super::{Observer, Pipeline};
 use crate::models::AddedCondition;
 use crate::request::GenerationRequest;
 use crate::spec::ModelSpec;

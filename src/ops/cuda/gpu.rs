@@ -1,8 +1,9 @@
 //! A GPU with the project's kernels loaded, and how tensors on it are read, made and worked on.
 #![expect(unsafe_code, reason = "kernels are launched through the driver")]
 
-use super::plan::{Address, Argument, Launch, Limits};
+use super::plan::{Address, Launch, Limits};
 use super::profile;
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr, result, sys};
 use candle_core::cuda_backend::{CudaDevice, DeviceId, WrapErr};
 use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
@@ -138,9 +139,16 @@ impl Gpu {
         // SAFETY: the module is loaded and stays so.
         let function = unsafe { result::module::get_function(self.module, c_name) };
         let function = function.map_err(|e| candle_core::Error::Msg(format!("there is no CUDA kernel {name} ({e})")))?;
-        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: the function was just found; its static shared memory is none, so that it may ask for all.
-        unsafe { result::function::set_function_attribute(function, attribute, self.limits.shared_bytes as i32) }.w()?;
+        let set = |attribute, value| {
+            // SAFETY: the function was just found.
+            unsafe { result::function::set_function_attribute(function, attribute, value) }.w()
+        };
+        // Its static shared memory is none, so that it may ask for all.
+        set(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, self.limits.shared_bytes as i32)?;
+        if name.starts_with("product_") || name.starts_with("attention_") {
+            // Several blocks of a processor then find room beside each other.
+            set(Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)?;
+        }
         functions.insert(name.to_owned(), Function(function));
         Ok(Function(function))
     }
@@ -150,7 +158,6 @@ impl Gpu {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        debug_assert!(launch.arguments.iter().all(|a| !matches!(a, Argument::Address(u64::MAX))), "an address that was never set");
         let function = self.function(&launch.kernel)?;
         self.stream.context().bind_to_thread().w()?;
         let grid = (launch.grid[0], launch.grid[1], launch.grid[2]);

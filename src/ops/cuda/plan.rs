@@ -181,8 +181,10 @@ impl GroupNorm {
     /// Parts that the positions of a picture are cut into: by their number alone, so that a batch does not change a picture's bytes.
     fn parts(&self) -> (usize, usize) {
         const PARTS: usize = 64;
+        // A large picture in more parts keeps more processors busy.
         const LEAST: usize = 8;
-        let size = self.positions.div_ceil(PARTS).max(LEAST);
+        const MOST: usize = 4096;
+        let size = self.positions.div_ceil(PARTS).clamp(LEAST, MOST);
         (self.positions.div_ceil(size), size)
     }
 
