@@ -11,6 +11,9 @@
 //! A stopped engine does not wait for a step that is at work: what was painted is written, and the rest is dropped. The threads that
 //! are left end at their next step, or with the process.
 
+#[cfg(test)]
+mod tests;
+
 use super::texts::Texts;
 use crate::pipeline::{Conditioning, Observer, Painted, Pipeline, Sketch, Stage};
 use crate::request::GenerationRequest;

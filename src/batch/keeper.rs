@@ -73,7 +73,7 @@ impl Sink for Keeper {
                 }
                 // Nothing more can be written; what is ready may be the last that fits.
                 Err(error @ Error::Io { .. }) if stops_all(&error) => {
-                    stopped = Err(self.stopped(error));
+                    stopped = Err(error);
                     break;
                 }
                 Err(error) => {
@@ -87,7 +87,7 @@ impl Sink for Keeper {
         }
         let records: Vec<Record> = ready.iter().map(|r| &r.record).chain(failed.iter().map(|(_, record)| record)).cloned().collect();
         if !records.is_empty() {
-            self.ledger().record(&records).map_err(|error| self.stopped(error))?;
+            self.ledger().record(&records)?;
         }
         for (id, record) in failed {
             self.tally().failed += 1;
@@ -98,7 +98,7 @@ impl Sink for Keeper {
             self.publish(picture, hear)?;
         }
         for folder in folders {
-            sync_folder(&folder).map_err(|e| self.stopped(Error::io(&folder)(e)))?;
+            sync_folder(&folder).map_err(Error::io(&folder))?;
         }
         stopped
     }
@@ -168,34 +168,18 @@ impl Keeper {
             };
             match failed {
                 Ok(()) => record.painted(&self.seen(&path), staged.size, &staged.sha256),
-                Err(error) if stops_all(&error) => return Err(self.stopped(error)),
+                Err(error) if stops_all(&error) => return Err(error),
                 Err(error) => {
                     record = Record { reason: Some(error.to_string()), ..record_of(&job, record.seconds) };
                     self.tally().failed += 1;
                     hear.tell(News::Failed { id: job.id, reason: error.to_string() });
                 }
             }
-            self.ledger().record(std::slice::from_ref(&record)).map_err(|error| self.stopped(error))?;
+            self.ledger().record(std::slice::from_ref(&record))?;
             if record.status == Status::Failed {
                 return Ok(());
             }
         }
-    }
-
-    /// Why no further picture can be kept, and what to do.
-    fn stopped(&self, error: Error) -> Error {
-        let Error::Io { path, source } = error else { return error };
-        let what = match source.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "the disk is full",
-            ErrorKind::NotFound => "the folder is not there any more",
-            ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => "the folder cannot be written any more",
-            _ => "writing failed",
-        };
-        let kept = self.tally().kept;
-        Error::Picture(format!(
-            "{}: {what} ({source}); {kept} pictures of this run are kept, and the same command goes on where this one stopped",
-            path.display()
-        ))
     }
 }
 

@@ -100,6 +100,11 @@ impl Ledger {
         self.manifest.locked(|_| claims.as_mut().map_or(Ok(()), |claims| claims.remove(keys)))
     }
 
+    /// Gives back all claims: nothing will be painted any more.
+    pub fn close(&mut self) {
+        self.claims = None;
+    }
+
     /// Records how pictures ended, and gives back the claims on them.
     ///
     /// # Errors

@@ -38,7 +38,6 @@ pub(super) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Paint the lines of a file, thousands of them, and go on where an earlier run stopped
-    #[command(mut_arg("prompts", |arg| arg.required(false)))]
     Batch(Box<BatchArgs>),
     /// Join the manifests of shards
     Merge(MergeArgs),

@@ -1,11 +1,12 @@
 //! `sd-gen batch FILE`: thousands of pictures, checked first, painted in groups, recorded one by one.
 
 mod dry_run;
-mod lines;
 mod resolve;
 
 use super::args::GenerateArgs;
+use super::flags::Flags;
 use super::generate::set_threads;
+use super::lines::{self, Format, LineError, LineErrors};
 use super::model::Models;
 use super::output::make_folder;
 use super::progress::Progress;
@@ -17,8 +18,10 @@ use crate::{Error, Result};
 use clap::Args;
 use resolve::{Names, Resolver};
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -60,8 +63,11 @@ pub(super) struct BatchArgs {
     /// Paint one part of the file: 3/16 is the third of sixteen
     #[arg(long, value_name = "I/N", help_heading = "The batch")]
     shard: Option<Shard>,
+    /// How the file is written [default: by its name, else by its first line]
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "The batch")]
+    format: Option<Format>,
     #[command(flatten)]
-    generate: GenerateArgs,
+    flags: Flags,
 }
 
 #[derive(Debug, Args)]
@@ -74,24 +80,24 @@ pub(super) struct MergeArgs {
     manifests: Vec<PathBuf>,
 }
 
-/// Errors of a file that are shown.
-const SHOWN: usize = 50;
-
 pub(super) fn run(args: BatchArgs) -> Result<()> {
-    if let Some(threads) = args.generate.threads {
+    let base = args.flags.args().map_err(|wrong| Error::Input(wrong.into_iter().map(|wrong| wrong.what).collect::<Vec<_>>().join("\n")))?;
+    if let Some(threads) = base.threads {
         set_threads(threads)?;
     }
-    let manifest = args.manifest_path();
-    let is_streamed = args.file.as_os_str() == "-";
-    let mut resolver = Resolver::new(args.shard, args.generate.device.len());
-    let lines = lines::read(&args.file, &args.generate)?;
-    if is_streamed && args.dry_run {
+    let resolver = Resolver::new(args.shard, base.device.len());
+    if args.file.as_os_str() != "-" {
+        return paint_file(&args, &base, resolver);
+    }
+    if args.dry_run {
         return Err(Error::Input("--dry-run wants a file, which standard input is not: it is painted as it comes".into()));
     }
-    if is_streamed {
-        return stream(&args, &manifest, resolver, lines);
-    }
-    let jobs = check(&mut resolver, lines)?;
+    paint_stream(args, &base, resolver)
+}
+
+fn paint_file(args: &BatchArgs, base: &GenerateArgs, mut resolver: Resolver) -> Result<()> {
+    let jobs = check(args, &mut resolver)?;
+    let manifest = args.manifest_path(base);
     if args.dry_run {
         // Nothing is made, a manifest included.
         let ledger = if manifest.exists() { Some(Ledger::read(&manifest, args.retry_failed, args.verify)?) } else { None };
@@ -99,9 +105,10 @@ pub(super) fn run(args: BatchArgs) -> Result<()> {
         let Sorted { open, there, failed } = Sorted::new(jobs, look);
         return dry_run::say(open, &resolver.models, ledger.as_ref(), there, failed);
     }
-    let run = Run::begin(&args, &manifest, &resolver.folders)?;
+    let run = Run::begin(args, &manifest, &resolver.folders)?;
     let Sorted { open, there, failed } = Sorted::new(jobs, |job| run.look(job));
-    let mut progress = Progress::new(args.generate.progress, args.generate.quiet);
+    check_names(&open, &args.file)?;
+    let mut progress = Progress::new(base.progress, base.quiet);
     for remark in &resolver.remarks {
         progress.say(remark);
     }
@@ -117,39 +124,49 @@ pub(super) fn run(args: BatchArgs) -> Result<()> {
 }
 
 /// All lines of a file as jobs, or all that is wrong with them.
-fn check(resolver: &mut Resolver, lines: impl Iterator<Item = Result<lines::Line, String>>) -> Result<Vec<Job>> {
+fn check(args: &BatchArgs, resolver: &mut Resolver) -> Result<Vec<Job>> {
     let mut jobs = Vec::new();
-    let (mut wrong, mut count, mut is_model) = (Vec::new(), 0, true);
-    for line in lines {
+    let mut errors = LineErrors::default();
+    let (mut wrong, mut only_models) = (false, true);
+    for line in lines::read(&args.file, args.format, &args.flags)? {
         let error = match line {
             Ok(line) => match resolver.jobs(&line) {
                 Ok(more) => {
                     // Once something is wrong, nothing will be painted.
-                    if count == 0 {
+                    if !wrong {
                         jobs.extend(more.into_iter().flatten());
                     }
                     continue;
                 }
                 Err(error) => {
-                    is_model &= matches!(error, Error::Model(_));
+                    only_models &= matches!(error, Error::Model(_));
                     line.error(&error.to_string())
                 }
             },
             Err(error) => {
-                is_model = false;
+                only_models = false;
                 error
             }
         };
-        count += 1;
-        if wrong.len() < SHOWN {
-            wrong.push(error);
-        }
+        wrong = true;
+        errors.push(error);
     }
-    if count == 0 {
-        return Ok(jobs);
+    errors.finish().map_err(|error| match error {
+        Error::Input(what) if only_models => Error::Model(what),
+        other => other,
+    })?;
+    Ok(jobs)
+}
+
+/// No picture that is to be painted has a name that the user gave to it and that a file has.
+fn check_names(jobs: &[Job], file: &Path) -> Result<()> {
+    let mut errors = LineErrors::default();
+    let file: Arc<str> = file.display().to_string().into();
+    for job in jobs.iter().filter(|job| job.exact && !job.overwrite && job.path.symlink_metadata().is_ok()) {
+        let what = format!("--output {}: the file exists and is not of this run; give another name, or --overwrite", job.path.display());
+        errors.push(LineError::of_line(&file, job.line, what));
     }
-    let said = wrong.join("\n");
-    Err(if is_model { Error::Model(said) } else { Error::Input(said) })
+    errors.finish()
 }
 
 /// Jobs by how they stand.
@@ -174,47 +191,50 @@ impl Sorted {
 }
 
 /// Paints lines of standard input as they come.
-fn stream(
-    args: &BatchArgs,
-    manifest: &Path,
-    mut resolver: Resolver,
-    lines: impl Iterator<Item = Result<lines::Line, String>> + Send + 'static,
-) -> Result<()> {
-    let run = Run::begin(args, manifest, &BTreeSet::from([folder_of(manifest).to_owned()]))?;
-    let mut progress = Progress::new(args.generate.progress, args.generate.quiet);
+fn paint_stream(args: BatchArgs, base: &GenerateArgs, resolver: Resolver) -> Result<()> {
+    let manifest = args.manifest_path(base);
+    let run = Run::begin(&args, &manifest, &BTreeSet::new())?;
+    let mut progress = Progress::new(base.progress, base.quiet);
     let (models, names) = (resolver.models.clone(), resolver.names.clone());
-    // As many lines wait as are planned together; a writer that is faster than the painting waits.
-    let (sender, received) = sync_channel::<Result<Job, String>>(WINDOW);
-    let wrong = Arc::new(Mutex::new(0usize));
+    // As many pictures wait as are planned together; a writer that is faster than the painting waits.
+    let (sender, received) = sync_channel(WINDOW);
+    let wrong = Arc::new(AtomicUsize::new(0));
     let counted = wrong.clone();
     let reader = std::thread::Builder::new().name("read".into());
-    let read = move || {
-        for line in lines {
-            let jobs = line.and_then(|line| {
-                let jobs = resolver.jobs(&line).map_err(|error| line.error(&error.to_string()))?;
-                let folders = std::mem::take(&mut resolver.folders);
-                folders.iter().try_for_each(|folder| make_folder(folder)).map_err(|error| line.error(&error.to_string()))?;
-                jobs.ok_or_else(|| line.error("its model cannot be opened, as was said of an earlier line"))
-            });
-            for remark in resolver.remarks.drain(..) {
-                say(&remark);
-            }
-            let sent = match jobs {
-                Ok(jobs) => jobs.into_iter().try_for_each(|job| sender.send(Ok(job))),
-                Err(error) => {
-                    *counted.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-                    sender.send(Err(error))
-                }
-            };
-            if sent.is_err() {
-                return;
-            }
+    let reader = reader.spawn(move || read_stream(&args, resolver, &sender, &counted));
+    reader.map_err(|e| Error::Input(format!("standard input cannot be read by a thread: {e}")))?;
+    let ended = run.paint(move |hear| window(&received, hear), &models, &names, None, &mut progress);
+    run.conclude(ended, 0, 0, wrong.load(Ordering::SeqCst), &progress)
+}
+
+/// Sends jobs for as long as somebody takes them.
+fn read_stream(args: &BatchArgs, mut resolver: Resolver, sender: &SyncSender<Result<Job, String>>, wrong: &AtomicUsize) {
+    let lines = match lines::read(&args.file, args.format, &args.flags) {
+        Ok(lines) => lines,
+        Err(error) => {
+            wrong.fetch_add(1, Ordering::SeqCst);
+            return drop(sender.send(Err(error.to_string())));
         }
     };
-    reader.spawn(read).map_err(|e| Error::Input(format!("standard input cannot be read by a thread: {e}")))?;
-    let ended = run.paint(move |hear| window(&received, hear), &models, &names, None, &mut progress);
-    let wrong = *wrong.lock().unwrap_or_else(PoisonError::into_inner);
-    run.conclude(ended, 0, 0, wrong, &progress)
+    for line in lines {
+        let jobs = line.and_then(|line| {
+            let jobs = resolver.jobs(&line).map_err(|error| line.error(&error.to_string()))?;
+            let folders = std::mem::take(&mut resolver.folders);
+            folders.iter().try_for_each(|folder| make_folder(folder)).map_err(|error| line.error(&error.to_string()))?;
+            jobs.ok_or_else(|| line.error("its model cannot be opened, as was said of an earlier line"))
+        });
+        let remarks = resolver.remarks.drain(..).map(Err);
+        let sent = match jobs {
+            Ok(jobs) => remarks.chain(jobs.into_iter().map(Ok)).try_for_each(|next| sender.send(next).map_err(drop)),
+            Err(error) => {
+                wrong.fetch_add(1, Ordering::SeqCst);
+                sender.send(Err(format!("error: {}", LineError::to_string(&error)))).map_err(drop)
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
 }
 
 /// What has come since the last time; waits for the first.
@@ -222,7 +242,7 @@ fn window(received: &Receiver<Result<Job, String>>, hear: &Hear) -> Window {
     let mut jobs = Vec::new();
     let mut take = |next: Result<Job, String>| match next {
         Ok(job) => jobs.push(job),
-        Err(error) => hear.tell(News::Remark(format!("error: {error}"))),
+        Err(remark) => hear.tell(News::Remark(remark)),
     };
     loop {
         match received.recv_timeout(Duration::from_millis(100)) {
@@ -239,9 +259,9 @@ fn window(received: &Receiver<Result<Job, String>>, hear: &Hear) -> Window {
 }
 
 impl BatchArgs {
-    fn manifest_path(&self) -> PathBuf {
+    fn manifest_path(&self, base: &GenerateArgs) -> PathBuf {
         self.manifest.clone().unwrap_or_else(|| {
-            let folder = self.generate.output_dir.clone().unwrap_or_default();
+            let folder = base.output_dir.clone().unwrap_or_default();
             let shard = self.shard.map(|shard| format!(".{}", shard.label())).unwrap_or_default();
             folder.join(format!("{MANIFEST}{shard}.jsonl"))
         })
@@ -321,13 +341,15 @@ impl Run {
         wrong: usize,
         progress: &Progress,
     ) -> Result<()> {
+        // Threads that were stopped in a step may still hold it.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).close();
         let tally = std::mem::take(&mut *self.tally.lock().unwrap_or_else(PoisonError::into_inner));
         let (there, failed) = (there + known - known_failed, tally.failed + failed_before + known_failed);
         let mut parts = vec![format!("{} pictures painted", tally.kept)];
         parts.extend((there > 0).then(|| format!("{there} were there already")));
         parts.extend((tally.unloaded > 0).then(|| format!("{} were not tried for want of their model", tally.unloaded)));
         progress.say(&parts.join(", "));
-        ended?;
+        ended.map_err(|error| stopped(error, tally.kept))?;
         if let Some(reason) = tally.model {
             return Err(Error::Model(reason));
         }
@@ -337,6 +359,21 @@ impl Run {
         wrongs.extend((failed > 0).then(|| format!("{failed} pictures failed, as {manifest} records; --retry-failed tries them again")));
         if wrongs.is_empty() { Ok(()) } else { Err(Error::Picture(wrongs.join("; "))) }
     }
+}
+
+/// Why no further picture can be kept, and what to do.
+fn stopped(error: Error, kept: usize) -> Error {
+    let Error::Io { path, source } = error else { return error };
+    let what = match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "the disk is full",
+        ErrorKind::NotFound => "the folder is not there any more",
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => "the folder cannot be written any more",
+        _ => "it cannot be written",
+    };
+    Error::Picture(format!(
+        "{}: {what} ({source}); {kept} pictures of this run are kept, and the same command goes on where this one stopped",
+        path.display()
+    ))
 }
 
 /// `sd-gen merge`: joins the manifests of shards.

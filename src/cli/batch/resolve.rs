@@ -1,8 +1,8 @@
 //! From lines to jobs: every model opened, every request resolved, every name given, before a weight is read.
 
-use super::lines::Line;
 use crate::batch::{Job, Key, Painter, Shard, seed_of};
 use crate::cli::args::{ModelFlags, Seed};
+use crate::cli::lines::Line;
 use crate::cli::model::{self, Models, Opened};
 use crate::cli::output::{Output, PictureName};
 use crate::device::{DeviceChoice, open_all};
@@ -67,8 +67,6 @@ pub(super) struct Resolver {
     shard: Option<Shard>,
     /// What the user should know.
     pub(super) remarks: Vec<String>,
-    /// Whether anything but models was wrong.
-    pub(super) wrong_input: bool,
 }
 
 impl Resolver {
@@ -86,7 +84,6 @@ impl Resolver {
             pictures: 0,
             shard,
             remarks: Vec::new(),
-            wrong_input: false,
         }
     }
 
@@ -95,12 +92,6 @@ impl Resolver {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
-        let jobs = self.try_jobs(line);
-        self.wrong_input |= matches!(jobs, Err(Error::Input(_)));
-        jobs
-    }
-
-    fn try_jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
         let args = &line.args;
         if let Some(path) = &args.save_latents {
             return Err(Error::Input(format!("--save-latents {}: a batch keeps pictures alone; leave it out", path.display())));

@@ -1,0 +1,154 @@
+use super::*;
+use crate::request::RequestDraft;
+use crate::weights::Checkpoint;
+use candle_core::{DType, Device};
+use std::path::Path;
+
+type Shared<T> = Arc<Mutex<Vec<T>>>;
+
+fn seen<T: Clone>(shared: &Shared<T>) -> Vec<T> {
+    shared.lock().unwrap().clone()
+}
+
+/// Model 9 cannot be loaded; all others are the built-in one.
+struct Models {
+    checkpoint: Checkpoint,
+    loads: Shared<usize>,
+}
+
+impl Load for Models {
+    fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+        self.loads.lock().unwrap().push(model);
+        if model == 9 {
+            return Err(Error::Model("it is damaged".into()));
+        }
+        Pipeline::load(&self.checkpoint, &Device::Cpu, DType::F32, DType::F32, observer)
+    }
+
+    fn fits_beside(&self, _: usize) -> bool {
+        false
+    }
+}
+
+struct Collected {
+    ids: Shared<(usize, bool)>,
+    /// Refuses everything after so many batches.
+    room: usize,
+}
+
+impl Sink for Collected {
+    fn take(&mut self, finished: Vec<Finished>, _: &Hear) -> Result<()> {
+        if self.room == 0 {
+            return Err(Error::Picture("no room".into()));
+        }
+        self.room -= 1;
+        self.ids.lock().unwrap().extend(finished.iter().map(|f| (f.task.id, f.result.is_ok())));
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Ears {
+    encoded: usize,
+    /// Wants no more after so many steps.
+    patience: Option<usize>,
+}
+
+impl Observer for Ears {
+    fn stage(&mut self, stage: Stage<'_>) -> Result<()> {
+        self.encoded += usize::from(stage == Stage::EncodePrompt);
+        match (stage, &mut self.patience) {
+            (Stage::Denoise { .. }, Some(0)) => Err(Error::Cancelled),
+            (Stage::Denoise { .. }, Some(left)) => {
+                *left -= 1;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn warn(&mut self, _: &str) {}
+}
+
+impl Audience for Ears {
+    fn news(&mut self, _: News) -> Result<()> {
+        Ok(())
+    }
+
+    fn heartbeat(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+struct Outcome {
+    ended: Result<()>,
+    loads: Vec<usize>,
+    ids: Vec<(usize, bool)>,
+    ears: Ears,
+}
+
+/// Runs batches of `(model, prompts)`; ids count through.
+fn run_all(batches: &[(usize, &[&str])], steps: usize, room: usize, patience: Option<usize>) -> Outcome {
+    let checkpoint = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji")).unwrap();
+    let mut id = 0;
+    let mut task = |model: usize, prompt: &str| {
+        let draft = RequestDraft {
+            prompt: prompt.into(),
+            width: Some(64),
+            height: Some(64),
+            steps: Some(steps),
+            sampler: Some("euler".into()),
+            ..RequestDraft::default()
+        };
+        id += 1;
+        Task { id: id - 1, model, request: Arc::new(draft.resolve(checkpoint.spec()).unwrap()), seed: 1 }
+    };
+    let batches: Vec<Result<Batch>> = batches
+        .iter()
+        .map(|(model, prompts)| Ok(Batch { tasks: prompts.iter().map(|prompt| task(*model, prompt)).collect(), at_once: 2 }))
+        .collect();
+    let (loads, ids) = (Shared::default(), Shared::default());
+    let models = Models { checkpoint, loads: loads.clone() };
+    let mut ears = Ears { patience, ..Ears::default() };
+    let ended = run(move |_| batches.into_iter(), models, Collected { ids: ids.clone(), room }, &mut ears);
+    Outcome { ended, loads: seen(&loads), ids: seen(&ids), ears }
+}
+
+#[test]
+fn batches_are_kept_in_order_and_a_model_that_cannot_be_loaded_fails_its_own_alone() {
+    let batches: [(usize, &[&str]); 5] = [(0, &["a", "b", "a"]), (0, &["a"]), (9, &["a", "b"]), (9, &["c"]), (1, &["a"])];
+    let outcome = run_all(&batches, 1, usize::MAX, None);
+    outcome.ended.unwrap();
+    let wanted = [true, true, true, true, false, false, false, true];
+    assert_eq!(outcome.ids, wanted.into_iter().enumerate().collect::<Vec<_>>());
+    assert_eq!(outcome.loads, [0, 9, 1], "each is loaded once");
+    // Two prompts of the first model, with its empty negative prompt, and one of the other.
+    assert_eq!(outcome.ears.encoded, 3);
+}
+
+#[test]
+fn a_run_that_is_stopped_keeps_what_was_painted() {
+    let batches: Vec<(usize, &[&str])> = vec![(0, &["a"]); 30];
+    let outcome = run_all(&batches, 2, usize::MAX, Some(12));
+    assert!(matches!(outcome.ended, Err(Error::Cancelled)));
+    assert!(!outcome.ids.is_empty() && outcome.ids.len() < 30, "{} were kept", outcome.ids.len());
+    assert!(outcome.ids.iter().all(|(_, painted)| *painted));
+}
+
+#[test]
+fn a_sink_that_can_keep_no_more_ends_the_run_with_its_reason() {
+    let batches: Vec<(usize, &[&str])> = vec![(0, &["a"]); 30];
+    let outcome = run_all(&batches, 1, 3, None);
+    assert_eq!(outcome.ended.unwrap_err().to_string(), "no room");
+    assert_eq!(outcome.ids.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [0, 1, 2]);
+}
+
+#[test]
+fn only_the_lack_of_memory_makes_batches_smaller() {
+    let tensor = |text: &str| Error::Tensor(candle_core::Error::Msg(text.into()));
+    for text in ["CUDA_ERROR_OUT_OF_MEMORY", "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "failed to allocate a buffer"] {
+        assert!(is_out_of_memory(&tensor(text)), "{text}");
+    }
+    assert!(!is_out_of_memory(&tensor("shape mismatch")));
+    assert!(!is_out_of_memory(&Error::Picture("out of memory".into())));
+}

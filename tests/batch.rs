@@ -1,0 +1,377 @@
+//! `sd-gen batch` as its users meet it: what it paints, what it survives, and what it says.
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    command.args(arguments).current_dir(folder).env_remove("SD_GEN_MODELS");
+    command
+}
+
+fn sd_gen(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().expect("sd-gen starts")
+}
+
+fn done(folder: &Path, arguments: &[&str]) -> Output {
+    let output = sd_gen(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    output
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn spawn(folder: &Path, arguments: &[&str]) -> Child {
+    command(folder, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sd-gen starts")
+}
+
+fn painted(output: &Output) -> usize {
+    String::from_utf8_lossy(&output.stdout).lines().count()
+}
+
+/// A folder with a file of lines in it.
+fn folder(lines: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::write(folder.path().join("lines.txt"), lines).expect("write");
+    folder
+}
+
+/// The pictures of a folder and their bytes; fails for what no run may leave.
+fn pictures(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).expect("folder").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".png") {
+            image::open(entry.path()).unwrap_or_else(|e| panic!("{name} is no picture: {e}"));
+            found.insert(name, std::fs::read(entry.path()).expect("read"));
+        } else {
+            assert!(name.ends_with(".jsonl"), "{name} was left behind");
+        }
+    }
+    found
+}
+
+fn records(manifest: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(manifest).expect("a manifest");
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
+}
+
+const BATCH: [&str; 7] = ["batch", "lines.txt", "--output-dir", "out", "--steps", "1", "-q"];
+
+fn batch(more: &[&'static str]) -> Vec<&'static str> {
+    [&BATCH[..], more].concat()
+}
+
+/// Lines enough for several batches.
+fn many(count: usize) -> String {
+    (0..count).map(|i| format!("a {} cat --seed {i}\n", ["red", "green", "blue"][i % 3])).collect()
+}
+
+#[test]
+fn pictures_of_one_batch_are_those_of_single_runs() {
+    let lines = [
+        ("a red apple", "1", "2", "128x128"),
+        ("a cat", "7", "3.5", "128x128"),
+        ("a cat", "8", "1", "128x128"),
+        ("a dog with a hat", "7", "7", "128x128"),
+        ("a green heart", "1", "2", "64x128"),
+        ("a rocket", "3", "2", "128x128"),
+    ];
+    let text: String = lines.iter().map(|(p, s, g, size)| format!("{p} --seed {s} --guidance-scale {g} --size {size}\n")).collect();
+    let folder = folder(&text);
+    done(folder.path(), &["batch", "lines.txt", "--output-dir", "out", "--steps", "2", "--sampler", "euler-a", "-b", "4"]);
+    for (prompt, seed, guidance, size) in lines {
+        let flags =
+            ["-p", prompt, "-s", seed, "-g", guidance, "--size", size, "--steps", "2", "--sampler", "euler-a", "--output-dir", "one"];
+        done(folder.path(), &flags);
+    }
+    let (together, alone) = (pictures(&folder.path().join("out")), pictures(&folder.path().join("one")));
+    assert_eq!(together.keys().collect::<Vec<_>>(), alone.keys().collect::<Vec<_>>());
+    assert!(together == alone, "the files differ");
+}
+
+#[test]
+fn running_again_paints_only_what_is_missing() {
+    let folder = folder("a cat\na dog\na cat\na bird --images 2\n");
+    let out = folder.path().join("out");
+    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 5);
+    let first = pictures(&out);
+    assert_eq!(first.len(), 5, "equal lines have seeds of their own");
+    assert_eq!(painted(&done(folder.path(), &batch(&["--threads", "1", "-b", "2"]))), 0);
+    let lost = out.join(first.keys().next().expect("a picture"));
+    std::fs::remove_file(&lost).expect("remove");
+    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 1);
+    assert!(pictures(&out) == first, "the lost picture is the same again");
+    // Other bytes of the same length are noticed by those who ask.
+    let length = std::fs::metadata(&lost).expect("there").len();
+    std::fs::write(&lost, vec![0; length as usize]).expect("write");
+    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 0);
+    assert_eq!(painted(&done(folder.path(), &batch(&["--verify", "--overwrite"]))), 1);
+    assert!(pictures(&out) == first);
+    // A line that is put before the others takes nobody's seed, and other settings are other pictures.
+    std::fs::write(folder.path().join("lines.txt"), "a fish\na cat\na dog\na cat\na bird --images 2\n").expect("write");
+    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 1);
+    let mut other = batch(&[]);
+    other[5] = "2";
+    assert_eq!(painted(&done(folder.path(), &other)), 6);
+    assert_eq!(pictures(&out).len(), 12, "no picture was replaced");
+}
+
+#[test]
+fn a_run_that_is_killed_again_and_again_loses_and_repeats_nothing() {
+    let folder = folder(&many(40));
+    done(folder.path(), &["batch", "lines.txt", "--output-dir", "whole", "--steps", "1", "-q"]);
+    let whole = pictures(&folder.path().join("whole"));
+    assert_eq!(whole.len(), 40);
+    let mut kills = 0;
+    for delay in [0, 300, 500, 700, 900] {
+        let mut child = spawn(folder.path(), &batch(&[]));
+        let pictures = || std::fs::read_dir(folder.path().join("out")).into_iter().flatten().count();
+        let (before, start) = (pictures(), Instant::now());
+        // At some moment after it has begun to write.
+        while pictures() <= before + 1 && start.elapsed() < Duration::from_secs(60) && child.try_wait().expect("alive").is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(delay / 10));
+        kills += usize::from(child.try_wait().expect("alive").is_none());
+        child.kill().expect("kill");
+        child.wait().expect("exit");
+    }
+    // The last moment of a power cut: half a record.
+    let manifest = folder.path().join("out/sd-gen.manifest.jsonl");
+    let mut file = std::fs::File::options().append(true).open(&manifest).expect("a manifest");
+    file.write_all(b"{\"key\":\"12").expect("write");
+    drop(file);
+    done(folder.path(), &batch(&[]));
+    assert!(pictures(&folder.path().join("out")) == whole, "the pictures are those of an undisturbed run");
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for record in records(&manifest) {
+        *counts.entry(record["key"].to_string()).or_default() += 1;
+    }
+    let again: usize = counts.values().map(|count| count - 1).sum();
+    assert!(counts.len() == 40 && again <= kills * 32, "{again} were painted twice in {kills} kills");
+    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 0);
+}
+
+#[test]
+fn two_processes_share_the_work() {
+    let folder = folder(&many(36));
+    let children: Vec<Child> = (0..2).map(|_| spawn(folder.path(), &batch(&["-b", "3"]))).collect();
+    let outputs: Vec<Output> = children.into_iter().map(|child| child.wait_with_output().expect("output")).collect();
+    assert!(outputs.iter().all(|output| output.status.success()), "{}{}", said(&outputs[0]), said(&outputs[1]));
+    assert_eq!(outputs.iter().map(painted).sum::<usize>(), 36);
+    assert_eq!(pictures(&folder.path().join("out")).len(), 36);
+    assert_eq!(records(&folder.path().join("out/sd-gen.manifest.jsonl")).len(), 36, "each was painted once");
+}
+
+#[test]
+fn a_failure_is_one_lines() {
+    // Guidance beyond measure leaves the range of f16.
+    let folder = folder("a cat --seed 1\na dog --seed 2 --guidance-scale 1000\na bird --seed 3\n");
+    let flags = ["batch", "lines.txt", "--output-dir", "out", "--steps", "6", "--dtype", "f16", "--vae-dtype", "f32"];
+    let output = sd_gen(folder.path(), &flags);
+    assert_eq!((output.status.code(), painted(&output)), (Some(1), 2), "{}", said(&output));
+    assert!(said(&output).contains("a dog") && said(&output).contains("--retry-failed"), "{}", said(&output));
+    let manifest = folder.path().join("out/sd-gen.manifest.jsonl");
+    let failed = |records: &[serde_json::Value]| records.iter().filter(|record| record["status"] == "failed").count();
+    let first = records(&manifest);
+    assert_eq!((first.len(), failed(&first)), (3, 1));
+    assert!(first.iter().any(|record| record["reason"].as_str().is_some_and(|reason| reason.contains("not numbers"))));
+    // It is not tried again unasked, and still counts.
+    let again = sd_gen(folder.path(), &flags);
+    assert_eq!((again.status.code(), painted(&again), records(&manifest).len()), (Some(1), 0, 3));
+    let retried = sd_gen(folder.path(), &[&flags[..], &["--retry-failed"]].concat());
+    assert_eq!((retried.status.code(), failed(&records(&manifest))), (Some(1), 2));
+}
+
+#[test]
+fn all_errors_are_said_at_once_and_nothing_is_made() {
+    let folder =
+        folder("a cat\na dog --steps 0\na bird --size 3x3\n# fine\na fish --model nowhere\na fish --output -\na cow --sampler x\n");
+    let output = sd_gen(folder.path(), &batch(&[]));
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for line in [2, 3, 5, 6, 7] {
+        assert!(said.contains(&format!("lines.txt:{line}:")), "line {line}: {said}");
+    }
+    assert!(said.contains('^') && !folder.path().join("out").exists());
+    let output = sd_gen(folder.path(), &["batch", "missing.txt"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn standard_input_is_painted_as_it_comes() {
+    let folder = folder("");
+    let mut child = command(folder.path(), &["batch", "-", "--output-dir", "out", "--steps", "1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("sd-gen starts");
+    let mut input = child.stdin.take().expect("stdin");
+    input.write_all(b"a cat --seed 1\n").expect("write");
+    let first = folder.path().join("out/a-cat-1.png");
+    let start = Instant::now();
+    while !first.exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "the first line waits for the last");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    input.write_all(b"a dog --steps 0\na bird --seed 2\n").expect("write");
+    drop(input);
+    let output = child.wait_with_output().expect("output");
+    // What is wrong with a line is found when it comes.
+    assert_eq!((output.status.code(), painted(&output)), (Some(1), 2), "{}", said(&output));
+    assert!(said(&output).contains(":2:") && folder.path().join("out/a-bird-2.png").exists());
+}
+
+#[test]
+fn shards_are_joined_to_the_whole() {
+    let folder = folder(&many(10));
+    for shard in ["1/3", "2/3", "3/3"] {
+        let flags = [&BATCH[..], &["--shard", shard]].concat();
+        assert!((3..=4).contains(&painted(&done(folder.path(), &flags))));
+        assert_eq!(painted(&done(folder.path(), &flags)), 0);
+    }
+    let shards = [1, 2, 3].map(|n| format!("out/sd-gen.manifest.{n}-of-3.jsonl"));
+    done(folder.path(), &["merge", "out/sd-gen.manifest.jsonl", &shards[0], &shards[1], &shards[2]]);
+    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 0, "nothing is missing");
+    assert_eq!(pictures(&folder.path().join("out")).len(), 10);
+}
+
+#[test]
+fn a_dry_run_says_the_plan_and_makes_nothing() {
+    let folder = folder("a cat --images 3\na dog --steps 2\n");
+    let output = done(folder.path(), &batch(&["--dry-run"]));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        ["emoji", "3 pictures", "1 steps", "2 steps", "4 pictures to paint", "GB of memory"].iter().all(|word| said.contains(word)),
+        "{said}"
+    );
+    assert!(!folder.path().join("out").exists());
+    done(folder.path(), &batch(&[]));
+    let output = done(folder.path(), &batch(&["--dry-run"]));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("4 are there already"));
+}
+
+#[test]
+fn strange_files_are_an_error_or_a_success() {
+    let folder = folder("");
+    let path = folder.path().join("lines.txt");
+    let dry = batch(&["--dry-run"]);
+    for (bytes, wanted) in [
+        (b"a cat\n\xff\xfe\n".to_vec(), 2),
+        ([vec![b'x'; (1 << 20) + 10], b"\na cat\n".to_vec()].concat(), 2),
+        ([vec![b'x'; 1_000_000], b"\na cat\n".to_vec()].concat(), 0),
+        (b"".to_vec(), 0),
+        (b"\n\n# nothing\n".to_vec(), 0),
+        (b"a\0cat\n".to_vec(), 2),
+    ] {
+        std::fs::write(&path, &bytes).expect("write");
+        let output = sd_gen(folder.path(), &dry);
+        assert_eq!(output.status.code(), Some(wanted), "{:?}: {}", &bytes[..bytes.len().min(20)], said(&output));
+    }
+    let lines: String = (0..100_000).map(|i| format!("a cat number {i}\n")).collect();
+    std::fs::write(&path, lines).expect("write");
+    let output = done(folder.path(), &dry);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("100000 pictures to paint"));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_what_was_written() {
+    let folder = folder(&many(400));
+    let mut child = spawn(folder.path(), &["batch", "lines.txt", "--output-dir", "out", "--steps", "10", "-q"]);
+    let out = folder.path().join("out");
+    let start = Instant::now();
+    while !std::fs::read_dir(&out).is_ok_and(|entries| entries.flatten().any(|e| e.file_name().to_string_lossy().ends_with(".png"))) {
+        assert!(start.elapsed() < Duration::from_secs(120) && child.try_wait().expect("alive").is_none(), "nothing was painted");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    let output = child.wait_with_output().expect("output");
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    let kept = pictures(&out).len();
+    assert!(kept >= 1 && kept < 400);
+    assert_eq!(records(&out.join("sd-gen.manifest.jsonl")).len(), kept);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_output_folder_that_vanishes_ends_the_run_with_a_sentence() {
+    let folder = folder(&many(400));
+    let child = spawn(folder.path(), &batch(&[]));
+    let out = folder.path().join("out");
+    let start = Instant::now();
+    while std::fs::read_dir(&out).map_or(0, Iterator::count) < 4 {
+        assert!(start.elapsed() < Duration::from_secs(120), "nothing was painted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::fs::rename(&out, folder.path().join("moved")).expect("rename");
+    let output = child.wait_with_output().expect("output");
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("not there any more"), "{}", said(&output));
+    assert!(!out.exists(), "it is not made again");
+}
+
+/// A file system of `size` at a folder, unmounted when it goes; `None` where this user may not mount.
+#[cfg(target_os = "linux")]
+struct Mount(std::path::PathBuf);
+
+#[cfg(target_os = "linux")]
+impl Mount {
+    fn new(at: &Path, size: &str) -> Option<Self> {
+        std::fs::create_dir_all(at).expect("folder");
+        let options = format!("size={size}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).stderr(Stdio::null()).status();
+        mounted.is_ok_and(|status| status.success()).then(|| Self(at.to_owned()))
+    }
+
+    fn again(&self, options: &str) {
+        let options = format!("remount,{options}");
+        let done = Command::new("mount").args(["-o", &options]).arg(&self.0).status();
+        assert!(done.expect("mount").success());
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_fills_ends_the_run_and_room_lets_it_go_on() {
+    let folder = folder(&many(40));
+    let Some(disk) = Mount::new(&folder.path().join("out"), "256k") else { return };
+    let output = sd_gen(folder.path(), &batch(&[]));
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("the disk is full"), "{}", said(&output));
+    let kept = pictures(&folder.path().join("out"));
+    assert!(kept.len() < 40 && records(&folder.path().join("out/sd-gen.manifest.jsonl")).len() >= kept.len());
+    disk.again("size=64m");
+    done(folder.path(), &batch(&[]));
+    let all = pictures(&folder.path().join("out"));
+    assert_eq!(all.len(), 40);
+    assert!(kept.iter().all(|(name, bytes)| all.get(name) == Some(bytes)));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_only_folder_is_bad_input() {
+    let folder = folder("a cat\n");
+    let Some(disk) = Mount::new(&folder.path().join("out"), "64k") else { return };
+    disk.again("ro");
+    let output = sd_gen(folder.path(), &batch(&[]));
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("cannot be written to"), "{}", said(&output));
+}
