@@ -49,7 +49,7 @@ fn flags_on_a_line_are_read_as_a1111_reads_them() {
         assert_eq!((args.prompts[0].as_str(), args.seed), (prompt, seed.map(super::super::args::Seed::Is)), "{line}");
     }
     let args = one(Format::Text, "--prompt a --batch_size 4 --n_iter 3");
-    assert_eq!((args.images, args.batch_size), (12, 4));
+    assert_eq!((args.images, args.batch_size.0), (12, Some(4)));
 }
 
 #[test]
