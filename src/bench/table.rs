@@ -120,7 +120,17 @@ pub fn csv(report: &Report) -> String {
         header.extend(["median", "min", "max"].map(|what| format!("{phase}_{what}")));
     }
     header.extend(
-        ["step_flop_per_s", "step_share", "decode_flop_per_s", "decode_share", "peak_host_bytes", "peak_device_bytes", "difference", "error"].map(str::to_owned),
+        [
+            "step_flop_per_s",
+            "step_share",
+            "decode_flop_per_s",
+            "decode_share",
+            "peak_host_bytes",
+            "peak_device_bytes",
+            "difference",
+            "error",
+        ]
+        .map(str::to_owned),
     );
     let mut text = header.join(",") + "\r\n";
     let number = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());

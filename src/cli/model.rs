@@ -137,15 +137,7 @@ impl Opened {
     /// The memory that its weights and a request's pictures take.
     pub(super) fn footprint(&self, request: &GenerationRequest) -> Footprint {
         let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
-        Footprint::new(
-            self.checkpoint.spec(),
-            request,
-            self.dtype,
-            self.vae_dtype,
-            self.device(),
-            weights,
-            free_memory(self.device()),
-        )
+        Footprint::new(self.checkpoint.spec(), request, self.dtype, self.vae_dtype, self.device(), weights, free_memory(self.device()))
     }
 }
 

@@ -1,12 +1,12 @@
 //! NVIDIA GPUs: how one is opened, what it says of its memory.
 #![expect(unsafe_code, reason = "the driver is a C library")]
 
-use super::library::load_cuda;
 use super::Memory;
-use candle_core::cuda_backend::{CudaDevice, WrapErr};
+use super::library::load_cuda;
+use candle_core::Device;
 use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute as Attribute;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
-use candle_core::Device;
+use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use std::sync::Arc;
 
 /// The toolkit that this program was built with; kernels and libraries of a version want a driver of the same.
@@ -28,7 +28,9 @@ pub(super) fn open(number: usize) -> Result<Device, String> {
     let driver = driver_version().ok_or("the driver does not say its version")?;
     let (major, minor) = (driver / 1000, driver % 1000 / 10);
     if major < OLDEST_CUDA {
-        return Err(format!("the NVIDIA driver is of CUDA {major}.{minor} and this program wants {OLDEST_CUDA}.0 or newer; update the driver"));
+        return Err(format!(
+            "the NVIDIA driver is of CUDA {major}.{minor} and this program wants {OLDEST_CUDA}.0 or newer; update the driver"
+        ));
     }
     let count = CudaContext::device_count().map_err(|error| explain(&error))?;
     if number >= usize::try_from(count).unwrap_or(0) {
@@ -60,7 +62,9 @@ fn explain(error: &DriverError) -> String {
     use sys::cudaError_enum as Code;
     match error.0 {
         Code::CUDA_ERROR_NO_DEVICE => "the driver finds no GPU".to_owned(),
-        Code::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => "the parts of the NVIDIA driver are of different versions; restart the machine".to_owned(),
+        Code::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "the parts of the NVIDIA driver are of different versions; restart the machine".to_owned()
+        }
         Code::CUDA_ERROR_STUB_LIBRARY => "the libcuda.so.1 that was found is a toolkit's stand-in for the driver".to_owned(),
         Code::CUDA_ERROR_OUT_OF_MEMORY => "its memory is full; end what else uses it".to_owned(),
         _ => format!("the driver says {error:?}"),
@@ -99,7 +103,8 @@ impl Pool {
 pub(super) fn memory(device: &CudaDevice) -> Option<Memory> {
     let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
     let idle = Pool::of(device).and_then(|pool| {
-        let (held, used) = (pool.get(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?, pool.get(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?);
+        let (held, used) =
+            (pool.get(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?, pool.get(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?);
         Some(held.saturating_sub(used))
     });
     Some(Memory { free: free as u64 + idle.unwrap_or(0), total: total as u64 })

@@ -56,8 +56,9 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
                     "--device cuda: this program was built without CUDA; build it with --features cuda, or use --device cpu".into(),
                 ));
             }
-            let device = open_cuda(number)
-                .map_err(|why| Error::Input(format!("--device cuda:{number}: the GPU cannot be used: {why}; --device cpu paints without")))?;
+            let device = open_cuda(number).map_err(|why| {
+                Error::Input(format!("--device cuda:{number}: the GPU cannot be used: {why}; --device cpu paints without"))
+            })?;
             Ok((device, None))
         }
         DeviceChoice::Metal => {

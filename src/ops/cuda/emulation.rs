@@ -260,10 +260,7 @@ fn convolve(case: &Convolution, dtype: DType) -> Result<String> {
     }
     scratch.tensor(DType::F32, &[product.scratch(limits)])?;
     let exact = reference::Conv2d::new(exact_weight, extras.then_some(bias), stride, padding)?;
-    let epilogue = super::super::Epilogue {
-        row_bias: extras.then_some(&exact_row_bias),
-        residual: extras.then_some(&exact_residual),
-    };
+    let epilogue = super::super::Epilogue { row_bias: extras.then_some(&exact_row_bias), residual: extras.then_some(&exact_residual) };
     agree(&format!("{kernel_name} of {shape:?} to {columns}"), &to.tensor(dtype, &out)?, &exact.forward(&exact_x, epilogue)?, dtype)?;
     Ok(kernel_name)
 }
@@ -277,7 +274,8 @@ fn convolutions() -> Result<()> {
     let one_sided = Padding { height: (0, 1), width: (0, 1) };
     let one = Limits { processors: 1, ..HOPPER };
     let few = Limits { shared_bytes: 99 << 10, processors: 4 };
-    let case = |shape, columns, kernel, stride, padding, limits| Convolution { shape, columns, kernel, stride, padding, extras: true, limits };
+    let case =
+        |shape, columns, kernel, stride, padding, limits| Convolution { shape, columns, kernel, stride, padding, extras: true, limits };
     let cases = [
         case([2, 7, 9, 24], 20, (3, 3), 1, same, one),
         case([1, 9, 8, 80], 3, (3, 3), 2, one_sided, one),

@@ -81,7 +81,9 @@ impl Gpu {
         // SAFETY: the image is what nvcc made, and the driver copies it.
         let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
         let module = module.map_err(|e| {
-            candle_core::Error::Msg(format!("this GPU or its driver does not take the program's kernels ({e}); they want compute capability 8.0 and a driver of CUDA 13"))
+            candle_core::Error::Msg(format!(
+                "this GPU or its driver does not take the program's kernels ({e}); they want compute capability 8.0 and a driver of CUDA 13"
+            ))
         })?;
         let device = Device::Cuda(device.clone());
         // SAFETY: a workspace has no contents.

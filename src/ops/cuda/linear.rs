@@ -107,7 +107,9 @@ impl Products {
 
     /// cuBLASLt's matrices are by columns: ours by rows is theirs transposed, and `yᵀ = W xᵀ`.
     fn prepare(&self, key: Key, bias: Address, workspace_bytes: usize) -> std::result::Result<Option<Prepared>, CublasError> {
-        use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_BIAS_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_MATMUL_DESC_TRANSA};
+        use sys::cublasLtMatmulDescAttributes_t::{
+            CUBLASLT_MATMUL_DESC_BIAS_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_MATMUL_DESC_TRANSA,
+        };
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let Key { rows, outputs, inputs, .. } = key;
         let kind = match key.dtype {

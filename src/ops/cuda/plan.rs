@@ -154,14 +154,8 @@ pub(super) fn add_rows(dtype: DType, x: Address, rows: Address, y: Address, shap
     let [batch, of_a_batch, columns] = shape;
     let (kernel, each) = vectors("add_rows", dtype, columns, &[x, rows, y])?;
     let total = batch * of_a_batch * columns;
-    let arguments = vec![
-        Argument::Address(x),
-        Argument::Address(rows),
-        Argument::Address(y),
-        count(total)?,
-        count(of_a_batch)?,
-        count(columns)?,
-    ];
+    let arguments =
+        vec![Argument::Address(x), Argument::Address(rows), Argument::Address(y), count(total)?, count(of_a_batch)?, count(columns)?];
     over(kernel, total, each, arguments)
 }
 
@@ -442,7 +436,8 @@ impl Attention {
         }
         let Some(shape) = SHAPES.iter().find(fits) else { return Ok(None) };
         let scale = std::f32::consts::LOG2_E / (size as f32).sqrt();
-        let sizes = [count(queries)?, count(keys)?, count(heads)?, count(size)?, Argument::Count(u32::from(causal)), Argument::Number(scale)];
+        let sizes =
+            [count(queries)?, count(keys)?, count(heads)?, count(size)?, Argument::Count(u32::from(causal)), Argument::Number(scale)];
         Ok(Some(Launch {
             kernel: format!("attention_{}_{}", shape.width, suffix(dtype)?),
             grid: [small(queries.div_ceil(shape.queries))?, small(heads)?, small(batch)?],

@@ -1,8 +1,7 @@
 //! The CUDA path of every op against the reference, over random shapes; skipped with a word where there is no GPU.
 
 use super::super::{
-    Conv2d, Epilogue, GroupNorm, LayerNorm, Linear, Padding, attention, geglu, gelu, quick_gelu, silu, upsample_nearest_2x,
-    with_reference,
+    Conv2d, Epilogue, GroupNorm, LayerNorm, Linear, Padding, attention, geglu, gelu, quick_gelu, silu, upsample_nearest_2x, with_reference,
 };
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -142,8 +141,7 @@ fn normalisations() -> Result<()> {
             let groups = random.one_of(&[1, 4, 32]);
             let channels = groups * random.one_of(&[1, 2, 4, 10, 40, 60]);
             let shape = [random.among(1, 3), random.among(1, 40), random.among(1, 40), channels];
-            let tensors =
-                [random.tensor(&shape, dtype)?, random.tensor(&[channels], dtype)?, random.tensor(&[channels], dtype)?];
+            let tensors = [random.tensor(&shape, dtype)?, random.tensor(&[channels], dtype)?, random.tensor(&[channels], dtype)?];
             let silu = random.among(0, 1) == 1;
             compare(&format!("group_norm {shape:?} in {groups}"), device, dtype, &tensors, |t| {
                 let norm = GroupNorm::new(t[1].clone(), t[2].clone(), groups, 1e-5)?;
