@@ -15,4 +15,4 @@ if [ ! -e "$libraries/libcuda.so.1" ] || [ -n "$(find "$here" "$here/../../src/o
         ln -sf libcuda.so.1 "$libraries/$name"
     done
 fi
-LD_LIBRARY_PATH=$libraries exec "$@"
+LD_LIBRARY_PATH=$libraries SD_GEN_TEST_SMALL=1 exec "$@"

@@ -128,7 +128,7 @@ impl Gpu {
     /// The tensor with its numbers one after the other, from an address that whole chunks can be read from.
     pub(super) fn aligned(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.contiguous()?;
-        if self.address(&x)?.is_multiple_of(super::plan::CHUNK as u64) { Ok(x) } else { x.copy() }
+        if self.address(&x)?.is_multiple_of(super::plan::CHUNK as u64) { Ok(x) } else { x.force_contiguous() }
     }
 
     fn function(&self, name: &str) -> Result<Function> {

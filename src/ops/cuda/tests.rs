@@ -18,6 +18,11 @@ fn gpu() -> Option<Device> {
     }
 }
 
+/// Small shapes only, for a machine where every thread of a kernel is run by itself.
+fn small() -> bool {
+    std::env::var_os("SD_GEN_TEST_SMALL").is_some()
+}
+
 /// Numbers of a small generator.
 struct Random(u64);
 
@@ -80,7 +85,7 @@ fn linear_layers() -> Result<()> {
     each(|device, dtype, random| {
         for case in 0..24 {
             // Shapes of the models, and odd ones.
-            let (inputs, outputs) = if case % 2 == 0 {
+            let (inputs, outputs) = if case % 2 == 0 && !small() {
                 (random.one_of(&[320, 640, 768, 1280]), random.one_of(&[320, 640, 2560]))
             } else {
                 (random.among(1, 90), random.among(1, 90))
@@ -107,7 +112,7 @@ fn linear_layers() -> Result<()> {
 fn convolutions() -> Result<()> {
     each(|device, dtype, random| {
         for case in 0..24 {
-            let (inputs, outputs) = if case % 2 == 0 {
+            let (inputs, outputs) = if case % 2 == 0 && !small() {
                 (random.one_of(&[4, 128, 320, 640]), random.one_of(&[3, 4, 128, 320, 640]))
             } else {
                 (random.among(1, 40), random.among(1, 70))
@@ -171,6 +176,9 @@ fn attentions() -> Result<()> {
             one(size, 1, 300, 300, false)?;
             one(size, 3, 77, 77, true)?;
         }
+        if small() {
+            return Ok(());
+        }
         one(40, 8, 1024, 1024, false)?;
         one(64, 10, 1024, 1024, false)?;
         one(512, 1, 1024, 1024, false)
@@ -212,12 +220,13 @@ fn views_are_read_where_they_are() -> Result<()> {
 #[test]
 fn the_same_input_gives_the_same_bytes() -> Result<()> {
     each(|device, dtype, random| {
-        let x = random.tensor(&[2, 16, 16, 320], dtype)?.to_device(device)?.to_dtype(dtype)?;
-        let weight = random.tensor(&[320, 320, 3, 3], dtype)?.to_device(device)?.to_dtype(dtype)?;
+        let channels = if small() { 32 } else { 320 };
+        let x = random.tensor(&[2, 16, 16, channels], dtype)?.to_device(device)?.to_dtype(dtype)?;
+        let weight = random.tensor(&[channels, channels, 3, 3], dtype)?.to_device(device)?.to_dtype(dtype)?;
         let conv = Conv2d::new(weight, None, 1, Padding::same(1))?;
         let run = || -> Result<Vec<f32>> {
-            let y = conv.forward(&x)?.reshape((2, 256, 320))?;
-            attention(&y, &y, &y, 8, false)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+            let y = conv.forward(&x)?.reshape((2, 256, channels))?;
+            attention(&y, &y, &y, 4, false)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
         };
         assert!(run()? == run()?);
         Ok(())
