@@ -321,10 +321,13 @@ struct Prepared {
 /// Batches leave in the order of this number, which counts without gaps.
 type Numbered = (u64, Vec<Finished>);
 
+/// A model on each of its devices, with the texts that were encoded there.
+type Everywhere = Vec<(Arc<Pipeline>, Texts)>;
+
 struct Preparer<M> {
     models: M,
-    /// A model's number, and it on each of its devices with the texts that were encoded there.
-    loaded: Option<(usize, Vec<(Arc<Pipeline>, Texts)>)>,
+    /// With the model's number.
+    loaded: Option<(usize, Everywhere)>,
     /// The model that could not be loaded last, and why.
     unloadable: Option<(usize, Error)>,
     hear: Hear,
@@ -421,7 +424,7 @@ impl<M: Load> Preparer<M> {
         }
         let devices = self.models.devices(model).max(1);
         let on = |device| Ok((Arc::new(self.models.load_on(model, device, &mut self.hear)?), Texts::default()));
-        match (0..devices).map(on).collect::<Result<Vec<_>>>() {
+        match (0..devices).map(on).collect::<Result<Everywhere>>() {
             Ok(everywhere) => {
                 self.loaded = Some((model, everywhere));
                 Ok(())

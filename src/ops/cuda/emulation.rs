@@ -234,6 +234,7 @@ struct Convolution {
 fn convolve(case: &Convolution, dtype: DType) -> Result<String> {
     let &Convolution { shape, columns, kernel, stride, padding, extras, limits } = case;
     let [batch, _, _, channels] = shape;
+    assert!(channels.is_multiple_of(Product::channel_multiple(dtype)), "the layer fills channels up to whole chunks");
     let (x, exact_x) = random(6, &shape, dtype)?;
     let (weight, exact_weight) = random(7, &[columns, channels, kernel.0, kernel.1], dtype)?;
     let (bias, _) = random(8, &[columns], DType::F32)?;
