@@ -43,6 +43,13 @@ impl Error {
         }
     }
 
+    /// The device has too little memory left: the same in smaller pieces may work.
+    pub fn is_out_of_memory(&self) -> bool {
+        let Error::Tensor(error) = self else { return false };
+        let text = error.to_string().to_lowercase();
+        ["out of memory", "out_of_memory", "failed to allocate"].iter().any(|words| text.contains(words))
+    }
+
     /// Wraps a system error with the path that it is about.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();

@@ -60,7 +60,7 @@ pub struct Batch {
     pub at_once: usize,
 }
 
-/// Batches that are ever on the device at once.
+/// Batches that are ever on one device at once.
 const PAINTERS: usize = 2;
 
 /// Loads a model by its number.
@@ -70,6 +70,24 @@ pub trait Load: Send {
     /// # Errors
     /// The model cannot be loaded: all of its tasks fail.
     fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline>;
+
+    /// On how many devices the model is loaded: its batches are dealt out to them.
+    fn devices(&self, _model: usize) -> usize {
+        1
+    }
+
+    /// The largest number that [`Load::devices`] will give.
+    fn most_devices(&self) -> usize {
+        1
+    }
+
+    /// The model on one of them.
+    ///
+    /// # Errors
+    /// As [`Load::load`].
+    fn load_on(&mut self, model: usize, _device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+        self.load(model, observer)
+    }
 
     /// There is memory for this model while another is still at work.
     fn fits_beside(&self, model: usize) -> bool;
@@ -245,7 +263,8 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
     let hear = Hear { events, stop: stop.clone(), look: look.clone() };
     // One prepared batch waits, and one painted batch for each painter.
     let (prepared, to_paint) = sync_channel(1);
-    let (painted, to_write) = sync_channel(PAINTERS);
+    let painters = PAINTERS * models.most_devices().max(1);
+    let (painted, to_write) = sync_channel(painters);
     let to_paint = Arc::new(Mutex::new(to_paint));
     let most = Arc::new(AtomicUsize::new(usize::MAX));
 
@@ -254,13 +273,22 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
         thread.spawn(work).map_err(|e| Error::Picture(format!("no thread can be started to paint with: {e}")))
     };
     let mut workers = Vec::new();
-    let preparer = Preparer { models, loaded: None, unloadable: None, hear: hear.clone(), prepared, painted: painted.clone(), sequence: 0 };
+    let preparer = Preparer {
+        models,
+        loaded: None,
+        unloadable: None,
+        hear: hear.clone(),
+        prepared,
+        painted: painted.clone(),
+        sequence: 0,
+        active: Vec::new(),
+        turn: 0,
+    };
     let told = hear.clone();
     workers.push(spawn("prepare", Box::new(move || preparer.work(batches(told))))?);
-    let active = Arc::new(Active::default());
-    for _ in 0..PAINTERS {
-        let (to_paint, painted, hear, most, active) = (to_paint.clone(), painted.clone(), hear.clone(), most.clone(), active.clone());
-        workers.push(spawn("paint", Box::new(move || Painter { to_paint, painted, hear, most, active, beside: 1 }.work()))?);
+    for _ in 0..painters {
+        let (to_paint, painted, hear, most) = (to_paint.clone(), painted.clone(), hear.clone(), most.clone());
+        workers.push(spawn("paint", Box::new(move || Painter { to_paint, painted, hear, most, beside: 1 }.work()))?);
     }
     drop((painted, to_paint));
     let writer = spawn("write", Box::new(move || write(&to_write, sink, &hear)))?;
@@ -323,20 +351,30 @@ struct Prepared {
     pipeline: Arc<Pipeline>,
     tasks: Vec<(Task, Conditioning)>,
     at_once: usize,
+    /// The batches on the pipeline's device.
+    active: Arc<Active>,
 }
 
 /// Batches leave in the order of this number, which counts without gaps.
 type Numbered = (u64, Vec<Finished>);
 
+/// A model on each of its devices, with the texts that were encoded there.
+type Everywhere = Vec<(Arc<Pipeline>, Texts)>;
+
 struct Preparer<M> {
     models: M,
-    loaded: Option<(usize, Arc<Pipeline>, Texts)>,
+    /// With the model's number.
+    loaded: Option<(usize, Everywhere)>,
     /// The model that could not be loaded last, and why.
     unloadable: Option<(usize, Error)>,
     hear: Hear,
     prepared: SyncSender<Prepared>,
     painted: SyncSender<Numbered>,
     sequence: u64,
+    /// The batches on each device.
+    active: Vec<Arc<Active>>,
+    /// Counts batches, to deal them out.
+    turn: usize,
 }
 
 impl<M: Load> Preparer<M> {
@@ -360,8 +398,13 @@ impl<M: Load> Preparer<M> {
             let failed = |task| Finished { task, result: Err(same(&error)), seconds: 0.0 };
             return self.pass(tasks.into_iter().map(failed).collect());
         }
-        let Some((_, pipeline, texts)) = &mut self.loaded else { return Ok(()) };
+        let Some((_, everywhere)) = &mut self.loaded else { return Ok(()) };
+        let device = self.turn % everywhere.len().max(1);
+        self.turn += 1;
+        let Some((pipeline, texts)) = everywhere.get_mut(device) else { return Ok(()) };
         let pipeline = pipeline.clone();
+        self.active.resize_with(self.active.len().max(device + 1), Arc::default);
+        let active = self.active[device].clone();
         let mut encoded: Vec<(Task, Conditioning)> = Vec::new();
         let mut failed = Vec::new();
         for task in tasks {
@@ -379,7 +422,7 @@ impl<M: Load> Preparer<M> {
             let tasks;
             (tasks, encoded) = encoded.into_iter().partition(|(_, conditioning)| conditioning.tokens() == tokens);
             let sequence = self.next();
-            let prepared = Prepared { sequence, pipeline: pipeline.clone(), tasks, at_once };
+            let prepared = Prepared { sequence, pipeline: pipeline.clone(), tasks, at_once, active: active.clone() };
             self.prepared.send(prepared).map_err(|_| Error::Cancelled)?;
         }
         Ok(())
@@ -398,27 +441,29 @@ impl<M: Load> Preparer<M> {
 
     /// Makes `model` the loaded one.
     fn load(&mut self, model: usize) -> Result<()> {
-        if self.loaded.as_ref().is_some_and(|(loaded, ..)| *loaded == model) {
+        if self.loaded.as_ref().is_some_and(|(loaded, _)| *loaded == model) {
             return Ok(());
         }
         if let Some((_, error)) = self.unloadable.as_ref().filter(|(unloadable, _)| *unloadable == model) {
             return Err(same(error));
         }
-        if let Some((_, pipeline, _)) = self.loaded.take()
+        if let Some((_, everywhere)) = self.loaded.take()
             && !self.models.fits_beside(model)
         {
-            let waiting = Arc::downgrade(&pipeline);
-            drop(pipeline);
-            while waiting.strong_count() > 0 {
+            let waiting: Vec<_> = everywhere.iter().map(|(pipeline, _)| Arc::downgrade(pipeline)).collect();
+            drop(everywhere);
+            while waiting.iter().any(|pipeline| pipeline.strong_count() > 0) {
                 if self.hear.stop.load(Ordering::Relaxed) {
                     return Err(Error::Cancelled);
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-        match self.models.load(model, &mut self.hear) {
-            Ok(pipeline) => {
-                self.loaded = Some((model, Arc::new(pipeline), Texts::default()));
+        let devices = self.models.devices(model).max(1);
+        let on = |device| Ok((Arc::new(self.models.load_on(model, device, &mut self.hear)?), Texts::default()));
+        match (0..devices).map(on).collect::<Result<Everywhere>>() {
+            Ok(everywhere) => {
+                self.loaded = Some((model, everywhere));
                 Ok(())
             }
             Err(error) => {
@@ -435,7 +480,6 @@ struct Painter {
     hear: Hear,
     /// The most pictures that the device was found to hold.
     most: Arc<AtomicUsize>,
-    active: Arc<Active>,
     /// Painters that painted when this one last began.
     beside: usize,
 }
@@ -467,8 +511,8 @@ impl Painter {
     fn work(mut self) -> Result<()> {
         loop {
             let next = self.to_paint.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Prepared { sequence, pipeline, tasks, at_once }) = next else { return Ok(()) };
-            self.beside = self.active.begin(at_once);
+            let Ok(Prepared { sequence, pipeline, tasks, at_once, active }) = next else { return Ok(()) };
+            self.beside = active.begin(at_once);
             self.hear.tell(News::Begun { ids: tasks.iter().map(|(task, _)| task.id).collect() });
             let mut finished = Vec::with_capacity(tasks.len());
             let mut rest = tasks.as_slice();
@@ -479,7 +523,7 @@ impl Painter {
                 }
                 rest = later;
             }
-            self.active.end();
+            active.end();
             // The last to hold a pipeline frees its memory, so not while the writer is waited for.
             drop((tasks, pipeline));
             if self.painted.send((sequence, finished)).is_err() {
@@ -508,7 +552,7 @@ impl Painter {
             Err(Error::Cancelled) => return Err(Error::Cancelled),
             Err(error) => error,
         };
-        let no_memory = is_out_of_memory(&error);
+        let no_memory = error.is_out_of_memory();
         if let [(task, _)] = tasks {
             let error = if no_memory { does_not_fit(&task.request) } else { error };
             finished.push(Finished { task: task.clone(), result: Err(error), seconds });
@@ -523,11 +567,6 @@ impl Painter {
         // One bad picture must not cost its neighbours.
         tasks.chunks(1).try_for_each(|task| self.paint(pipeline, task, finished))
     }
-}
-
-fn is_out_of_memory(error: &Error) -> bool {
-    let text = error.to_string().to_lowercase();
-    matches!(error, Error::Tensor(_)) && ["out of memory", "out_of_memory", "failed to allocate"].iter().any(|words| text.contains(words))
 }
 
 fn does_not_fit(request: &GenerationRequest) -> Error {

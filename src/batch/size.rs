@@ -1,9 +1,10 @@
 //! How many pictures are painted at once: by what is fastest, and by what the memory holds.
 
+use crate::pipeline::decoding_bytes;
 use crate::request::GenerationRequest;
 use crate::spec::ModelSpec;
 use crate::weights::{Checkpoint, Component};
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 /// Latent pixels at once from which a CPU gains nothing by more: its matrix products are large enough to keep every core busy.
 const CPU_PIXELS: usize = 4096;
@@ -51,7 +52,7 @@ impl Footprint {
         request: &GenerationRequest,
         dtype: DType,
         vae_dtype: DType,
-        cpu: bool,
+        device: &Device,
         weights: u64,
         free: Option<u64>,
     ) -> Self {
@@ -63,14 +64,12 @@ impl Footprint {
         // Skip connections of the finest level (three of them, and a third of that below it), the joined input of the way up,
         // and a feed-forward layer's eightfold width.
         let mut row = pixels * channels * 16 * dtype.size_in_bytes();
-        if !cpu && first.is_some_and(|level| level.depths.iter().any(|depth| *depth > 0)) {
+        if device.is_metal() && first.is_some_and(|level| level.depths.iter().any(|depth| *depth > 0)) {
             // The portable attention writes its scores down.
             row += pixels * pixels * first.map_or(0, |level| level.heads) * (dtype.size_in_bytes() + 4);
         }
-        // The decoder's last level: the wider of its two inputs, its output, and what lies between.
-        let widest = spec.vae.block_out_channels.iter().take(2).copied().max().unwrap_or(0);
-        let decoding = request.height * request.width * widest * 4 * vae_dtype.size_in_bytes();
-        Self { weights, picture: (rows * row) as u64, decoding: decoding as u64, free, pixels, cpu }
+        let decoding = decoding_bytes(&spec.vae, request.height, request.width, vae_dtype);
+        Self { weights, picture: (rows * row) as u64, decoding, free, pixels, cpu: device.is_cpu() }
     }
 
     /// Bytes of a run with these sizes.

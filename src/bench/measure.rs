@@ -2,6 +2,7 @@
 
 use super::report::{Phase, Row, Timing};
 use super::{flops, memory};
+use crate::device;
 use crate::ops::{Linear, with_reference};
 use crate::pipeline::{Observer, Pipeline, Sketch, Stage};
 use crate::request::{GenerationRequest, RequestDraft};
@@ -151,6 +152,7 @@ fn fill(
 ) -> Result<()> {
     let clock = Clock { device: &case.device, settings };
     let can_reset = memory::reset_peak();
+    device::reset_peak(&case.device);
     let model = clock.time(row, Phase::Open, observer, |_| (subject.open)())?;
     let spec = model.spec();
     let vae_dtype = vae_dtype(spec, case.dtype);
@@ -186,6 +188,7 @@ fn fill(
         pipeline.paint(&Sketch::of_seeds(&whole, &prompt, &seeds), observer)
     })?;
     row.peak_host_bytes = can_reset.then(memory::peak).flatten();
+    row.peak_device_bytes = device::peak(&case.device);
     drop(pipeline);
     row.matrix_peak = peaks.of(&case.device, case.dtype)?;
     row.vae_matrix_peak = peaks.of(&case.device, vae_dtype)?;

@@ -89,6 +89,9 @@ pub struct Row {
     pub phases: BTreeMap<Phase, Timing>,
     /// The largest resident memory of the process from opening to the last picture, in bytes.
     pub peak_host_bytes: Option<u64>,
+    /// The most that tensors took on a GPU in that time, in bytes.
+    #[serde(default)]
+    pub peak_device_bytes: Option<u64>,
     /// Floating-point operations of a guided step.
     pub step_flop: f64,
     /// Floating-point operations of decoding the batch.

@@ -2,7 +2,7 @@
 
 use super::report::{Phase, Report, Row, Timing};
 
-const HEADERS: [&str; 16] = [
+const HEADERS: [&str; 17] = [
     "model",
     "device",
     "dtype",
@@ -17,6 +17,7 @@ const HEADERS: [&str; 16] = [
     "step TFLOP/s",
     "VAE TFLOP/s",
     "peak memory",
+    "on the GPU",
     "difference",
     "",
 ];
@@ -40,7 +41,9 @@ fn cells(row: &Row, spread: fn(&Timing) -> String) -> Vec<String> {
     }));
     cells.push(rate(row.step_rate(), row.step_share()));
     cells.push(rate(row.decode_rate(), row.decode_share()));
-    cells.push(or_dash(row.peak_host_bytes.map(|bytes| format!("{:.2} GB", bytes as f64 / 1e9))));
+    for bytes in [row.peak_host_bytes, row.peak_device_bytes] {
+        cells.push(or_dash(bytes.map(|bytes| format!("{:.2} GB", bytes as f64 / 1e9))));
+    }
     cells.push(or_dash(row.difference.map(|difference| format!("{:.4} %", difference * 100.0))));
     cells.push(row.error.as_ref().map_or(String::new(), |error| format!("error: {error}")));
     cells
@@ -117,7 +120,17 @@ pub fn csv(report: &Report) -> String {
         header.extend(["median", "min", "max"].map(|what| format!("{phase}_{what}")));
     }
     header.extend(
-        ["step_flop_per_s", "step_share", "decode_flop_per_s", "decode_share", "peak_host_bytes", "difference", "error"].map(str::to_owned),
+        [
+            "step_flop_per_s",
+            "step_share",
+            "decode_flop_per_s",
+            "decode_share",
+            "peak_host_bytes",
+            "peak_device_bytes",
+            "difference",
+            "error",
+        ]
+        .map(str::to_owned),
     );
     let mut text = header.join(",") + "\r\n";
     let number = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
@@ -129,7 +142,7 @@ pub fn csv(report: &Report) -> String {
             line.extend([timing.map(|t| t.median), timing.map(|t| t.min), timing.map(|t| t.max)].map(number));
         }
         line.extend([row.step_rate(), row.step_share(), row.decode_rate(), row.decode_share()].map(number));
-        line.push(row.peak_host_bytes.map_or(String::new(), |bytes| bytes.to_string()));
+        line.extend([row.peak_host_bytes, row.peak_device_bytes].map(|bytes| bytes.map_or(String::new(), |bytes| bytes.to_string())));
         line.push(number(row.difference));
         line.push(row.error.clone().unwrap_or_default());
         text.push_str(&line.iter().map(|cell| quoted(cell)).collect::<Vec<_>>().join(","));

@@ -9,6 +9,7 @@ use super::inspect::InspectArgs;
 use super::models::ModelsArgs;
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
+use crate::pipeline::VaeTiling;
 use crate::request::RequestDraft;
 use crate::schedulers::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::weights::TinyAutoencoder;
@@ -187,10 +188,10 @@ pub(super) struct GenerateArgs {
           value_parser = Offering { names: vec!["torch-cpu", "torch-cuda"], parser: Rng::from_name })]
     pub(super) rng: Rng,
 
-    /// auto, cpu, cuda, cuda:N or metal
-    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "The machine", hide_possible_values = true,
+    /// auto, cpu, cuda, cuda:N or metal; several, as in cuda:0,cuda:1, share the pictures out
+    #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "auto", help_heading = "The machine", hide_possible_values = true,
           value_parser = Offering { names: vec!["auto", "cpu", "cuda", "metal"], parser: str::parse::<DeviceChoice> })]
-    pub(super) device: DeviceChoice,
+    pub(super) device: Vec<DeviceChoice>,
     /// What UNet and text encoders compute in: auto, f32, f16 or bf16
     #[arg(long, visible_alias = "precision", value_name = "DTYPE", default_value = "auto", help_heading = "The machine", hide_possible_values = true,
           value_parser = Offering { names: vec!["auto", "f32", "f16", "bf16"], parser: str::parse::<DTypeChoice> })]
@@ -199,6 +200,12 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "DTYPE", default_value = "auto", help_heading = "The machine", hide_possible_values = true,
           value_parser = Offering { names: vec!["auto", "f32", "f16", "bf16"], parser: str::parse::<DTypeChoice> })]
     pub(super) vae_dtype: DTypeChoice,
+    /// Decode pictures in tiles: auto (where the memory is too small for the whole), on or off
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "The machine")]
+    pub(super) vae_tiling: VaeTiling,
+    /// Keep only the network at work in the device's memory; slower
+    #[arg(long, help_heading = "The machine")]
+    pub(super) low_memory: bool,
     /// Threads [default: as many as the machine has]
     #[arg(short, long, value_name = "N", help_heading = "The machine")]
     pub(super) threads: Option<usize>,
@@ -244,9 +251,11 @@ pub(super) enum Seed {
 pub(super) struct ModelFlags {
     pub(super) model: Option<String>,
     pub(super) models_dir: Option<PathBuf>,
-    pub(super) device: DeviceChoice,
+    pub(super) device: Vec<DeviceChoice>,
     pub(super) dtype: DTypeChoice,
     pub(super) vae_dtype: DTypeChoice,
+    pub(super) vae_tiling: VaeTiling,
+    pub(super) low_memory: bool,
 }
 
 /// The most pictures at once; `None` is auto.
@@ -309,8 +318,9 @@ impl GenerateArgs {
 
     /// The flags of [`Opened::new`](super::model::Opened::new) that choose and load a model.
     pub(super) fn model_flags(&self) -> ModelFlags {
-        let Self { model, models_dir, device, dtype, vae_dtype, .. } = self;
-        ModelFlags { model: model.clone(), models_dir: models_dir.clone(), device: *device, dtype: *dtype, vae_dtype: *vae_dtype }
+        let &Self { dtype, vae_dtype, vae_tiling, low_memory, .. } = self;
+        let (model, models_dir) = (self.model.clone(), self.models_dir.clone());
+        ModelFlags { model, models_dir, device: self.device.clone(), dtype, vae_dtype, vae_tiling, low_memory }
     }
 
     /// What `--taesd` holds.

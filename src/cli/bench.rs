@@ -12,6 +12,7 @@ use crate::bench::{
 };
 use crate::device::{DTypeChoice, DeviceChoice, open};
 use crate::disk::write_whole;
+use crate::ops::cuda_profile;
 use crate::pipeline::Observer;
 use crate::spec::ModelSpec;
 use crate::weights::{Checkpoint, ModelSource};
@@ -298,6 +299,9 @@ impl BenchArgs {
                 "\nAgainst the baseline:".into()
             })?;
             changes.iter().try_for_each(|change| tell(change.line()))?;
+        }
+        for (kernel, launches, milliseconds) in cuda_profile() {
+            tell(format!("{milliseconds:10.2} ms  {launches:7} x {:9.4} ms  {kernel}", milliseconds / launches.max(1) as f64))?;
         }
         if self.record {
             tell(record(report, Path::new(RUNS))?.display().to_string())?;

@@ -8,14 +8,14 @@ use super::output::{Output, PictureName};
 use super::progress::Progress;
 use super::watch::Watch;
 use crate::batch::{Batch, Finished, Hear, News, Sink, Sizes, Task, sizes};
-use crate::device::open;
+use crate::device::open_all;
 use crate::disk::write_whole;
 use crate::image::write_png;
 use crate::metadata::{KEYWORD, Painter, parameters};
 use crate::pipeline::{Observer, Painted};
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -39,10 +39,11 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         // 32 bits, so that it can be typed again and is a seed for every peer too.
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
-    let (device, remark) = open(args.device)?;
+    let (devices, remarks) = open_all(&args.device)?;
     let showing = Showing { style: args.progress, quiet: args.quiet };
-    let checkpoint = model::open_for(args.model.as_deref(), args.models_dir.as_deref(), args.dtype.on(&device), showing)?;
-    let model = Opened::new(checkpoint, &device, args.dtype, args.vae_dtype);
+    let dtype = args.dtype.on(devices.first().unwrap_or(&Device::Cpu));
+    let checkpoint = model::open_for(args.model.as_deref(), args.models_dir.as_deref(), dtype, showing)?;
+    let model = Opened::new(checkpoint, devices, &args.model_flags());
     let requests: Vec<Arc<GenerationRequest>> = prompts
         .iter()
         .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(model.checkpoint.spec()).map(Arc::new))
@@ -61,8 +62,8 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     if let Some(how) = args.preview {
         progress.preview(how);
     }
-    if let Some(remark) = remark {
-        progress.warn(&remark);
+    for remark in &remarks {
+        progress.warn(remark);
     }
     if let Some(remark) = model.remark() {
         progress.say(remark);
@@ -91,7 +92,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     };
     // One model, and flags that all prompts share: any pictures go together.
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
-    let sizes = sizes(&model.footprint(first), pictures, first.batch_size);
+    let sizes = sizes(&model.footprint(first), pictures.div_ceil(model.devices()), first.batch_size);
     let batches = batches(requests.clone(), sizes);
     let models = model::Models::new(model).showing(tiny.filter(|_| progress.previews()));
     let prompt_of = |id: usize| requests.get(id).map(|request| request.prompt.clone()).unwrap_or_default();

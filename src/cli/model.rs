@@ -1,12 +1,13 @@
 //! Which model `--model` names.
 
+use super::args::ModelFlags;
 use super::download::{self, Showing};
 use crate::batch::{Footprint, Load};
-use crate::device::{DTypeChoice, free_memory};
+use crate::device::{DTypeChoice, free_memory, release};
 use crate::hub::{HubId, name_in_cache};
 use crate::metadata::Painter;
 use crate::ops::cpu_instructions;
-use crate::pipeline::{Observer, Pipeline};
+use crate::pipeline::{Observer, Pipeline, VaeTiling};
 use crate::request::GenerationRequest;
 use crate::weights::{Checkpoint, Found, Holds, Kind, Survey, TinyAutoencoder, find_models, is_model_folder};
 use crate::{Error, Result};
@@ -45,35 +46,45 @@ static BUILTIN_FILES: &[(&str, &[u8])] = &[];
 
 /// A model that was opened, and what it is to compute in.
 pub(super) struct Opened {
-    pub(super) checkpoint: Checkpoint,
+    pub(super) checkpoint: Arc<Checkpoint>,
     /// Its name as people say it.
     pub(super) label: Arc<str>,
     pub(super) dtype: DType,
     pub(super) vae_dtype: DType,
-    device: Device,
+    /// One at least; each gets the weights.
+    devices: Vec<Device>,
     /// The dtype is the program's choice.
     is_chosen: bool,
     /// The VAE computes in f32 although it was not asked for.
     upcast: bool,
+    vae_tiling: VaeTiling,
+    low_memory: bool,
 }
 
 impl Opened {
-    pub(super) fn new(checkpoint: Checkpoint, device: &Device, dtype: DTypeChoice, vae_dtype: DTypeChoice) -> Self {
-        let is_chosen = dtype == DTypeChoice::Auto;
-        let dtype = dtype.on(device);
-        let upcast = vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
-        let vae_dtype = match vae_dtype {
+    pub(super) fn new(checkpoint: Checkpoint, devices: Vec<Device>, flags: &ModelFlags) -> Self {
+        let is_chosen = flags.dtype == DTypeChoice::Auto;
+        let dtype = flags.dtype.on(devices.first().unwrap_or(&Device::Cpu));
+        let upcast = flags.vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
+        let vae_dtype = match flags.vae_dtype {
             DTypeChoice::Is(dtype) => dtype,
             DTypeChoice::Auto if upcast => DType::F32,
             DTypeChoice::Auto => dtype,
         };
         let label = label(&checkpoint);
-        Self { checkpoint, label: label.into(), dtype, vae_dtype, device: device.clone(), is_chosen, upcast }
+        let (vae_tiling, low_memory) = (flags.vae_tiling, flags.low_memory);
+        let (checkpoint, label) = (Arc::new(checkpoint), label.into());
+        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory }
     }
 
-    /// Where it computes.
+    /// Where it computes; the first of several.
     pub(super) fn device(&self) -> &Device {
-        &self.device
+        self.devices.first().unwrap_or(&Device::Cpu)
+    }
+
+    /// On how many devices.
+    pub(super) fn devices(&self) -> usize {
+        self.devices.len().max(1)
     }
 
     /// What the user should know.
@@ -83,13 +94,45 @@ impl Opened {
 
     /// Says what was concluded, and from what.
     pub(super) fn describe(&self) {
-        let (place, dtype, vae_dtype) = (self.device.location(), self.dtype.as_str(), self.vae_dtype.as_str());
-        let instructions = match cpu_instructions() {
-            Ok(instructions) if self.device.is_cpu() => format!(" with {instructions}"),
-            _ => String::new(),
-        };
+        let (dtype, vae_dtype) = (self.dtype.as_str(), self.vae_dtype.as_str());
         let chosen = if self.is_chosen { " (--dtype auto: the fastest that is right here)" } else { "" };
-        info!("computing on {place:?}{instructions} in {dtype}{chosen}, VAE in {vae_dtype}");
+        for device in &self.devices {
+            let name = match device {
+                Device::Cpu => cpu_instructions().map(|instructions| format!(" with {instructions}")).ok(),
+                device => crate::device::name(device).map(|name| format!(" ({name})")),
+            };
+            let (place, name) = (device.location(), name.unwrap_or_default());
+            info!("computing on {place:?}{name} in {dtype}{chosen}, VAE in {vae_dtype}");
+        }
+    }
+
+    /// All networks on the device; or, where that is asked for or the memory is too small for it, the one at work.
+    fn load(&self, device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+        const GIB: f64 = (1u64 << 30) as f64;
+        let device = self.devices.get(device).unwrap_or(&Device::Cpu);
+        let &Self { ref checkpoint, dtype, vae_dtype, vae_tiling, low_memory, .. } = self;
+        let in_turn = || Pipeline::in_turn(checkpoint.clone(), device, dtype, vae_dtype);
+        let weights = Footprint::weights(checkpoint, dtype, vae_dtype);
+        let free = free_memory(device).filter(|free| weights > *free);
+        let pipeline = match free {
+            _ if low_memory => in_turn()?,
+            Some(free) => {
+                let (weights, free) = (weights as f64 / GIB, free as f64 / GIB);
+                observer.warn(&format!(
+                    "the weights take {weights:.1} GiB and {free:.1} GiB of memory are free: the networks take turns (--low-memory)"
+                ));
+                in_turn()?
+            }
+            None => match Pipeline::load(&**checkpoint, device, dtype, vae_dtype, observer) {
+                Err(error) if error.is_out_of_memory() => {
+                    release(device);
+                    observer.warn("the memory is too small for all networks at once: they take turns (--low-memory)");
+                    in_turn()?
+                }
+                loaded => loaded?,
+            },
+        };
+        Ok(pipeline.with_vae_tiling(vae_tiling))
     }
 
     /// What decides, beside a request, which pixels it paints.
@@ -100,15 +143,7 @@ impl Opened {
     /// The memory that its weights and a request's pictures take.
     pub(super) fn footprint(&self, request: &GenerationRequest) -> Footprint {
         let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
-        Footprint::new(
-            self.checkpoint.spec(),
-            request,
-            self.dtype,
-            self.vae_dtype,
-            self.device.is_cpu(),
-            weights,
-            free_memory(&self.device),
-        )
+        Footprint::new(self.checkpoint.spec(), request, self.dtype, self.vae_dtype, self.device(), weights, free_memory(self.device()))
     }
 }
 
@@ -118,11 +153,13 @@ pub(super) struct Models {
     opened: Arc<Mutex<Vec<Arc<Opened>>>>,
     /// Shows what is forming.
     tiny: Option<Arc<TinyAutoencoder>>,
+    /// Of the model with the most.
+    devices: usize,
 }
 
 impl Models {
     pub(super) fn new(model: Opened) -> Self {
-        let models = Self::default();
+        let models = Self::on(model.devices());
         models.add(model);
         models
     }
@@ -130,6 +167,11 @@ impl Models {
     /// Forming pictures of all of them are shown by a tiny autoencoder, where there is one.
     pub(super) fn showing(self, tiny: Option<TinyAutoencoder>) -> Self {
         Self { tiny: tiny.map(Arc::new), ..self }
+    }
+
+    /// For models on up to so many devices.
+    pub(super) fn on(devices: usize) -> Self {
+        Self { devices, ..Self::default() }
     }
 
     /// Gives the model's number.
@@ -146,9 +188,21 @@ impl Models {
 
 impl Load for Models {
     fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+        self.load_on(model, 0, observer)
+    }
+
+    fn devices(&self, model: usize) -> usize {
+        self.get(model).map_or(1, |opened| opened.devices())
+    }
+
+    fn most_devices(&self) -> usize {
+        self.devices
+    }
+
+    fn load_on(&mut self, model: usize, device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
         let opened = self.get(model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
-        let Opened { checkpoint, device, dtype, vae_dtype, .. } = &*opened;
-        let mut pipeline = Pipeline::load(checkpoint, device, *dtype, *vae_dtype, observer)?;
+        let checkpoint = &opened.checkpoint;
+        let mut pipeline = opened.load(device, observer)?;
         if let Some(tiny) = &self.tiny {
             pipeline.estimate_with(tiny)?;
         }
@@ -167,7 +221,7 @@ impl Load for Models {
         let Some(opened) = self.get(model) else { return false };
         // The other one and its pictures are in memory already, so what is free is left beside them.
         let weights = Footprint::weights(&opened.checkpoint, opened.dtype, opened.vae_dtype);
-        free_memory(&opened.device).is_some_and(|free| weights < free / 2)
+        free_memory(opened.device()).is_some_and(|free| weights < free / 2)
     }
 }
 

@@ -3,11 +3,13 @@
 //! Activations are channels-last: pictures are `(batch, height, width, channels)` and token rows
 //! `(batch, tokens, channels)`, so that a transformer block is a view and a 1×1 convolution a matrix product.
 //! Each op has a portable reference written with candle's tensor operations (`reference`), which runs on every
-//! device, and the fast paths that stand behind the same name (`cpu`).
+//! device, and the fast paths that stand behind the same name (`cpu`, `cuda`).
 //! Weights are given in the layout of the files, as tensors or where a file has them, and packed once, at construction, for the
 //! device that they are on.
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod reference;
 mod weight;
 
@@ -83,11 +85,54 @@ pub fn cpu_multiplies_bf16() -> Result<bool> {
     cpu::multiplies_bf16()
 }
 
+/// What each CUDA kernel took since the last call, where `SD_GEN_CUDA_PROFILE` asks for it: name, launches and milliseconds.
+pub fn cuda_profile() -> Vec<(String, usize, f64)> {
+    #[cfg(feature = "cuda")]
+    return cuda::profile();
+    #[cfg(not(feature = "cuda"))]
+    Vec::new()
+}
+
 /// A layer in the form for the device of its weights.
-#[derive(Debug, Clone)]
-enum Kind<R, C> {
-    Reference(R),
-    Cpu(C),
+macro_rules! layer {
+    ($kind:ident, $name:ident) => {
+        #[derive(Debug, Clone)]
+        enum $kind {
+            Reference(reference::$name),
+            Cpu(cpu::$name),
+            #[cfg(feature = "cuda")]
+            Cuda(cuda::$name),
+        }
+    };
+}
+layer!(LinearKind, Linear);
+layer!(Conv2dKind, Conv2d);
+layer!(GroupNormKind, GroupNorm);
+layer!(LayerNormKind, LayerNorm);
+
+/// Calls a layer's `forward`.
+macro_rules! forward {
+    ($kind:ident, $inner:expr, $($argument:expr),*) => {
+        match $inner {
+            $kind::Reference(inner) => inner.forward($($argument),*),
+            $kind::Cpu(inner) => inner.forward($($argument),*),
+            #[cfg(feature = "cuda")]
+            $kind::Cuda(inner) => inner.forward($($argument),*),
+        }
+    };
+}
+
+/// Calls the function of the tensor's device.
+macro_rules! by_device {
+    ($op:ident, $x:expr $(, $argument:expr)*) => {
+        match $x.device() {
+            _ if REFERENCE_ONLY.get() => reference::$op($x $(, $argument)*),
+            Device::Cpu => cpu::$op($x $(, $argument)*),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => cuda::$op($x $(, $argument)*),
+            _ => reference::$op($x $(, $argument)*),
+        }
+    };
 }
 
 /// What is added to a matrix product before it is written.
@@ -102,7 +147,7 @@ pub struct Epilogue<'a> {
 /// `y = x Wᵀ + b`
 #[derive(Debug, Clone)]
 pub struct Linear {
-    inner: Kind<reference::Linear, cpu::Linear>,
+    inner: LinearKind,
 }
 
 impl Linear {
@@ -110,9 +155,15 @@ impl Linear {
     /// `weight` `(out, in)`, `bias` `(out)`.
     pub fn new<'a>(weight: impl Into<Weight<'a>>, bias: Option<Tensor>) -> Result<Self> {
         let weight = weight.into();
-        let inner = match weight.is_for_cpu() {
-            true => Kind::Cpu(cpu::Linear::new(weight, bias.as_ref())?),
-            false => Kind::Reference(reference::Linear::new(weight.into_tensor()?, bias)?),
+        let inner = if weight.is_for_cpu() {
+            LinearKind::Cpu(cpu::Linear::new(weight, bias.as_ref())?)
+        } else {
+            let weight = weight.into_tensor()?;
+            match weight.device() {
+                #[cfg(feature = "cuda")]
+                Device::Cuda(_) if !REFERENCE_ONLY.get() => LinearKind::Cuda(cuda::Linear::new(&weight, bias.as_ref())?),
+                _ => LinearKind::Reference(reference::Linear::new(weight, bias)?),
+            }
         };
         Ok(Self { inner })
     }
@@ -125,15 +176,12 @@ impl Linear {
 
     /// Like [`Linear::forward`], with additions before the result is written.
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
-        match &self.inner {
-            Kind::Cpu(inner) => inner.forward(x, epilogue),
-            Kind::Reference(inner) => inner.forward(x, epilogue),
-        }
+        forward!(LinearKind, &self.inner, x, epilogue)
     }
 }
 
 /// Zeros around a picture, in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Padding {
     /// Rows above and below.
     pub height: (usize, usize),
@@ -151,7 +199,7 @@ impl Padding {
 /// A two-dimensional convolution.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    inner: Kind<reference::Conv2d, cpu::Conv2d>,
+    inner: Conv2dKind,
 }
 
 impl Conv2d {
@@ -159,9 +207,15 @@ impl Conv2d {
     /// `weight` `(out, in, kernel height, kernel width)`, `bias` `(out)`.
     pub fn new<'a>(weight: impl Into<Weight<'a>>, bias: Option<Tensor>, stride: usize, padding: Padding) -> Result<Self> {
         let weight = weight.into();
-        let inner = match weight.is_for_cpu() {
-            true => Kind::Cpu(cpu::Conv2d::new(weight, bias.as_ref(), stride, padding)?),
-            false => Kind::Reference(reference::Conv2d::new(weight.into_tensor()?, bias, stride, padding)?),
+        let inner = if weight.is_for_cpu() {
+            Conv2dKind::Cpu(cpu::Conv2d::new(weight, bias.as_ref(), stride, padding)?)
+        } else {
+            let weight = weight.into_tensor()?;
+            match weight.device() {
+                #[cfg(feature = "cuda")]
+                Device::Cuda(_) if !REFERENCE_ONLY.get() => Conv2dKind::Cuda(cuda::Conv2d::new(&weight, bias.as_ref(), stride, padding)?),
+                _ => Conv2dKind::Reference(reference::Conv2d::new(weight, bias, stride, padding)?),
+            }
         };
         Ok(Self { inner })
     }
@@ -174,10 +228,7 @@ impl Conv2d {
 
     /// Like [`Conv2d::forward`], with additions before the result is written.
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
-        match &self.inner {
-            Kind::Cpu(inner) => inner.forward(x, epilogue),
-            Kind::Reference(inner) => inner.forward(x, epilogue),
-        }
+        forward!(Conv2dKind, &self.inner, x, epilogue)
     }
 }
 
@@ -185,7 +236,7 @@ impl Conv2d {
     /// [`upsample_nearest_2x`] followed by [`Conv2d::forward`].
     pub fn forward_upsampled_2x(&self, x: &Tensor) -> Result<Tensor> {
         match &self.inner {
-            Kind::Cpu(inner) => inner.forward_upsampled_2x(x),
+            Conv2dKind::Cpu(inner) => inner.forward_upsampled_2x(x),
             _ => self.forward(&upsample_nearest_2x(x)?),
         }
     }
@@ -194,7 +245,7 @@ impl Conv2d {
 /// Normalisation over groups of channels and all positions.
 #[derive(Debug, Clone)]
 pub struct GroupNorm {
-    inner: Kind<reference::GroupNorm, cpu::GroupNorm>,
+    inner: GroupNormKind,
 }
 
 impl GroupNorm {
@@ -202,8 +253,11 @@ impl GroupNorm {
     /// `weight` and `bias` `(channels)`.
     pub fn new(weight: Tensor, bias: Tensor, groups: usize, eps: f64) -> Result<Self> {
         let inner = match weight.device() {
-            Device::Cpu if !REFERENCE_ONLY.get() => Kind::Cpu(cpu::GroupNorm::new(&weight, &bias, groups, eps)?),
-            _ => Kind::Reference(reference::GroupNorm::new(weight, bias, groups, eps)?),
+            _ if REFERENCE_ONLY.get() => GroupNormKind::Reference(reference::GroupNorm::new(weight, bias, groups, eps)?),
+            Device::Cpu => GroupNormKind::Cpu(cpu::GroupNorm::new(&weight, &bias, groups, eps)?),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => GroupNormKind::Cuda(cuda::GroupNorm::new(&weight, &bias, groups, eps)?),
+            _ => GroupNormKind::Reference(reference::GroupNorm::new(weight, bias, groups, eps)?),
         };
         Ok(Self { inner })
     }
@@ -211,25 +265,19 @@ impl GroupNorm {
     /// # Shapes
     /// `(batch, height, width, channels)` or `(batch, tokens, channels)`, kept.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.inner {
-            Kind::Cpu(inner) => inner.forward(x, false),
-            Kind::Reference(inner) => inner.forward(x, false),
-        }
+        forward!(GroupNormKind, &self.inner, x, false)
     }
 
     /// [`GroupNorm::forward`] followed by [`silu`].
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.inner {
-            Kind::Cpu(inner) => inner.forward(x, true),
-            Kind::Reference(inner) => inner.forward(x, true),
-        }
+        forward!(GroupNormKind, &self.inner, x, true)
     }
 }
 
 /// Normalisation over the channels.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
-    inner: Kind<reference::LayerNorm, cpu::LayerNorm>,
+    inner: LayerNormKind,
 }
 
 impl LayerNorm {
@@ -237,8 +285,11 @@ impl LayerNorm {
     /// `weight` and `bias` `(channels)`.
     pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Result<Self> {
         let inner = match weight.device() {
-            Device::Cpu if !REFERENCE_ONLY.get() => Kind::Cpu(cpu::LayerNorm::new(&weight, &bias, eps)?),
-            _ => Kind::Reference(reference::LayerNorm::new(weight, bias, eps)?),
+            _ if REFERENCE_ONLY.get() => LayerNormKind::Reference(reference::LayerNorm::new(weight, bias, eps)?),
+            Device::Cpu => LayerNormKind::Cpu(cpu::LayerNorm::new(&weight, &bias, eps)?),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => LayerNormKind::Cuda(cuda::LayerNorm::new(&weight, &bias, eps)?),
+            _ => LayerNormKind::Reference(reference::LayerNorm::new(weight, bias, eps)?),
         };
         Ok(Self { inner })
     }
@@ -246,10 +297,7 @@ impl LayerNorm {
     /// # Shapes
     /// `(…, channels)`, kept.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.inner {
-            Kind::Cpu(inner) => inner.forward(x),
-            Kind::Reference(inner) => inner.forward(x),
-        }
+        forward!(LayerNormKind, &self.inner, x)
     }
 }
 
@@ -258,10 +306,7 @@ impl LayerNorm {
 /// # Shapes
 /// `q` `(batch, queries, heads × size)`, `k` and `v` `(batch, keys, heads × size)` to the shape of `q`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-    match q.device() {
-        Device::Cpu if !REFERENCE_ONLY.get() => cpu::attention(q, k, v, heads, causal),
-        _ => reference::attention(q, k, v, heads, causal),
-    }
+    by_device!(attention, q, k, v, heads, causal)
 }
 
 /// `a · gelu(b)` where `a` is the first half of the channels and `b` the second.
@@ -269,34 +314,22 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
 /// # Shapes
 /// `(…, 2n)` to `(…, n)`.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
-    match x.device() {
-        Device::Cpu if !REFERENCE_ONLY.get() => cpu::geglu(x),
-        _ => reference::geglu(x),
-    }
+    by_device!(geglu, x)
 }
 
 /// `x · sigmoid(x)`
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    match x.device() {
-        Device::Cpu if !REFERENCE_ONLY.get() => cpu::silu(x),
-        _ => reference::silu(x),
-    }
+    by_device!(silu, x)
 }
 
 /// `x · Φ(x)`, exact.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    match x.device() {
-        Device::Cpu if !REFERENCE_ONLY.get() => cpu::gelu(x),
-        _ => reference::gelu(x),
-    }
+    by_device!(gelu, x)
 }
 
 /// `x · sigmoid(1.702 x)`
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    match x.device() {
-        Device::Cpu if !REFERENCE_ONLY.get() => cpu::quick_gelu(x),
-        _ => reference::quick_gelu(x),
-    }
+    by_device!(quick_gelu, x)
 }
 
 /// Every pixel becomes two by two.
@@ -304,8 +337,5 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// `(batch, height, width, channels)` to `(batch, 2 height, 2 width, channels)`.
 pub fn upsample_nearest_2x(x: &Tensor) -> Result<Tensor> {
-    match x.device() {
-        Device::Cpu if !REFERENCE_ONLY.get() => cpu::upsample_nearest_2x(x),
-        _ => reference::upsample_nearest_2x(x),
-    }
+    by_device!(upsample_nearest_2x, x)
 }

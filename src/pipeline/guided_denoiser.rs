@@ -1,7 +1,8 @@
 //! The UNet as a [`Denoiser`]: scaling, classifier-free guidance, and what the network's output means.
 
+use super::Sketch;
+use super::finite::Checks;
 use super::prompt::Conditioning;
-use super::{Sketch, check_finite};
 use crate::Result;
 use crate::models::UNet2DCondition;
 use crate::request::GenerationRequest;
@@ -14,6 +15,7 @@ pub(super) struct GuidedDenoiser<'a> {
     prediction: PredictionType,
     guidance: Option<Guidance>,
     conditioning: Conditioning,
+    checks: &'a Checks,
 }
 
 /// One value a picture, `(pictures, 1, 1, 1)`.
@@ -24,11 +26,17 @@ struct Guidance {
 }
 
 impl<'a> GuidedDenoiser<'a> {
-    pub(super) fn new(unet: &'a UNet2DCondition, dtype: DType, prediction: PredictionType, batch: &[Sketch<'_>]) -> Result<Self> {
+    pub(super) fn new(
+        unet: &'a UNet2DCondition,
+        dtype: DType,
+        prediction: PredictionType,
+        batch: &[Sketch<'_>],
+        checks: &'a Checks,
+    ) -> Result<Self> {
         let conditioning = Conditioning::join(&batch.iter().map(|sketch| sketch.prompt).collect::<Vec<_>>())?;
         let guided = batch.first().is_some_and(|sketch| sketch.request.is_guided());
         let guidance = guided.then(|| Guidance::new(batch, conditioning.context.device())).transpose()?;
-        Ok(Self { unet, dtype, prediction, guidance, conditioning })
+        Ok(Self { unet, dtype, prediction, guidance, conditioning, checks })
     }
 }
 
@@ -38,7 +46,7 @@ impl Denoiser for GuidedDenoiser<'_> {
         let rows = if self.guidance.is_some() { Tensor::cat(&[&scaled, &scaled], 0)? } else { scaled };
         let output = self.unet.forward(&rows, level.timestep, &self.conditioning.context, self.conditioning.added.as_ref())?;
         let output = output.to_dtype(DType::F32)?;
-        check_finite(&output, || {
+        self.checks.check(&output, || {
             let (timestep, dtype) = (level.timestep, self.dtype.as_str());
             format!("the UNet at timestep {timestep:.0} in {dtype}; try --dtype f32, another sampler or a lower --guidance-scale")
         })?;

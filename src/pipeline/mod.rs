@@ -7,29 +7,35 @@
 //! The pipeline knows no family: it obeys the spec. It neither reads files nor prints; an [`Observer`] hears what is
 //! going on and may stop it.
 
+mod components;
 mod estimate;
+mod finite;
 mod guided_denoiser;
 mod loading;
 mod observer;
 mod prompt;
+mod vae_tiling;
 
+pub use components::SharedModel;
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
+pub use vae_tiling::{VaeTiling, decoding_bytes};
 
+use crate::device::Pace;
 use crate::image::to_rgb;
-use crate::models::{AutoencoderKLDecoder, AutoencoderTinyDecoder, Scope, UNet2DCondition};
+use crate::models::AutoencoderTinyDecoder;
 use crate::noise::SeededNoise;
 use crate::request::GenerationRequest;
 use crate::schedulers::{NoiseSource, plan, sample};
 use crate::spec::ModelSpec;
-use crate::text::{ClipTokenizer, TextEncoder};
-use crate::weights::{Component, ModelSource};
+use crate::weights::ModelSource;
 use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
+use components::{Components, Place};
 use estimate::Watched;
+use finite::{Checks, check_finite};
 use guided_denoiser::GuidedDenoiser;
-use loading::read;
 use std::cell::RefCell;
 use tracing::{debug_span, trace};
 
@@ -46,9 +52,8 @@ pub struct Pipeline {
     device: Device,
     dtype: DType,
     vae_dtype: DType,
-    text_encoders: Vec<TextEncoder>,
-    unet: UNet2DCondition,
-    vae: AutoencoderKLDecoder,
+    components: Components,
+    vae_tiling: VaeTiling,
     /// Quick pictures of latents that are still forming.
     tiny: Option<AutoencoderTinyDecoder>,
 }
@@ -88,35 +93,29 @@ impl Pipeline {
     /// # Errors
     /// A tensor is missing or wrong, a tokenizer is unusable, or the observer stops it.
     pub fn load(model: &dyn ModelSource, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
-        let spec = model.spec().clone();
-        if spec.unet.in_channels != spec.vae.latent_channels {
-            return Err(Error::Model(format!(
-                "{}: the UNet takes {} channels; models that repaint (9) or edit (8) need a picture to start from, which this version cannot give yet",
-                model.name(),
-                spec.unet.in_channels
-            )));
-        }
-        let mut text_encoders = Vec::new();
-        for (i, encoder) in spec.text_encoders.iter().enumerate() {
-            let length = encoder.clip.max_positions;
-            let tokenizer = match model.tokenizer(i) {
-                Some(files) => {
-                    let length = files.model_max_length.unwrap_or(length).min(length);
-                    ClipTokenizer::from_files(model.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)?
-                }
-                None => ClipTokenizer::clip(&encoder.pad_token, length)?,
-            };
-            let text_encoder = read(model, Component::TextEncoder(i), dtype, observer, |source| {
-                TextEncoder::load(&Scope::root(source, dtype, device), encoder, tokenizer)
-            })?;
-            text_encoders.push(text_encoder);
-        }
-        let unet =
-            read(model, Component::UNet, dtype, observer, |source| UNet2DCondition::load(&Scope::root(source, dtype, device), &spec.unet))?;
-        let vae = read(model, Component::Vae, vae_dtype, observer, |source| {
-            AutoencoderKLDecoder::load(&Scope::root(source, vae_dtype, device), &spec.vae)
-        })?;
-        Ok(Self { spec, device: device.clone(), dtype, vae_dtype, text_encoders, unet, vae, tiny: None })
+        components::check(model.name(), model.spec())?;
+        let place = Place { device: device.clone(), dtype, vae_dtype };
+        let components = Components::all(model, &place, observer)?;
+        Ok(Self::of(model.spec().clone(), place, components))
+    }
+
+    /// A pipeline that keeps only the network at work on `device`, and reads it from the model when its turn comes.
+    ///
+    /// # Errors
+    /// The model cannot be painted with. What is wrong with its tensors shows when they are read.
+    pub fn in_turn(model: SharedModel, device: &Device, dtype: DType, vae_dtype: DType) -> Result<Self> {
+        components::check(model.name(), model.spec())?;
+        let place = Place { device: device.clone(), dtype, vae_dtype };
+        Ok(Self::of(model.spec().clone(), place.clone(), Components::in_turn(model, place)))
+    }
+
+    fn of(spec: ModelSpec, Place { device, dtype, vae_dtype }: Place, components: Components) -> Self {
+        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None }
+    }
+
+    /// Decides whether pictures are decoded in tiles.
+    pub fn with_vae_tiling(self, vae_tiling: VaeTiling) -> Self {
+        Self { vae_tiling, ..self }
     }
 
     /// What the model is.
@@ -163,7 +162,7 @@ impl Pipeline {
             observer.stage(Stage::Decode { done: i, all: batch.len() })?;
             // One picture at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
-            let picture = to_rgb(&self.decode(&latents)?)?;
+            let picture = to_rgb(&self.decode_and_tell(&latents, observer)?)?;
             painted.push(Painted { seed: sketch.seed, picture, latents: latents.to_device(&Device::Cpu)? });
         }
         Ok(painted)
@@ -189,19 +188,25 @@ impl Pipeline {
         let mut noise = SeededNoise::new(request.rng, &seeds);
         let latents = noise.noise_like(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: &seeds })?;
-        let mut denoiser = GuidedDenoiser::new(&self.unet, self.dtype, schedule.prediction, batch)?;
-        let steps = schedule.steps.len();
-        let denoised = RefCell::new(None);
-        let mut watched = Watched::new(&mut denoiser, &denoised);
-        sample(&schedule, &latents, &mut watched, &mut noise, &mut |step, latents| {
-            let (number, steps) = (step.index + 1, steps);
-            check_finite(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
-            trace!(step = number, steps, sigma = step.to.sigma, "a step is done");
-            observer.stage(Stage::Denoise { step: number, steps, pictures: &seeds })?;
-            if let Some(denoised) = denoised.take() {
-                observer.forming(&|| self.estimate(&denoised));
-            }
-            Ok(())
+        self.components.with_unet(observer, |unet, observer| {
+            let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
+            let mut denoiser = GuidedDenoiser::new(unet, self.dtype, schedule.prediction, batch, &checks)?;
+            let steps = schedule.steps.len();
+            let denoised = RefCell::new(None);
+            let mut watched = Watched::new(&mut denoiser, &denoised);
+            let latents = sample(&schedule, &latents, &mut watched, &mut noise, &mut |step, latents| {
+                let number = step.index + 1;
+                checks.check(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
+                pace.step()?;
+                trace!(step = number, steps, sigma = step.to.sigma, "a step is done");
+                observer.stage(Stage::Denoise { step: number, steps, pictures: &seeds })?;
+                if let Some(denoised) = denoised.take() {
+                    observer.forming(&|| self.estimate(&denoised));
+                }
+                Ok(())
+            })?;
+            checks.finish()?;
+            Ok(latents)
         })
     }
 
@@ -213,19 +218,18 @@ impl Pipeline {
     /// # Errors
     /// A value is not finite.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        self.decode_and_tell(latents, &mut Silent)
+    }
+
+    fn decode_and_tell(&self, latents: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
         let _span = debug_span!("decode").entered();
-        let decoded = self.vae.decode(&latents.to_dtype(self.vae_dtype)?)?.to_dtype(DType::F32)?;
+        let latents = latents.to_dtype(self.vae_dtype)?;
+        let decoded = self.components.with_vae(observer, |vae, observer| {
+            let decode = |latents: &Tensor| vae.decode(latents);
+            vae_tiling::decode(&self.spec.vae, &latents, self.vae_tiling, &decode, &mut |remark| observer.warn(remark))
+        })?;
+        let decoded = decoded.to_dtype(DType::F32)?;
         check_finite(&decoded, || format!("the VAE's picture in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
         Ok(decoded)
     }
-}
-
-/// Fails when a value is NaN or infinite; `stage` says where, and what to try.
-fn check_finite(tensor: &Tensor, stage: impl FnOnce() -> String) -> Result<()> {
-    // One bad value makes the sum bad. The mean keeps large but finite values from overflowing.
-    let mean = tensor.to_dtype(DType::F32)?.affine(1.0 / tensor.elem_count().max(1) as f64, 0.0)?.sum_all()?.to_scalar::<f32>()?;
-    if mean.is_finite() {
-        return Ok(());
-    }
-    Err(Error::Picture(format!("values that are not numbers (NaN or infinity) arose in {}", stage())))
 }

@@ -1,6 +1,7 @@
 //! The prompt, as the UNet is told it.
 
-use super::{Observer, Pipeline, check_finite};
+use super::finite::check_finite;
+use super::{Observer, Pipeline};
 use crate::models::AddedCondition;
 use crate::request::GenerationRequest;
 use crate::spec::ModelSpec;
@@ -89,24 +90,27 @@ pub fn texts(request: &GenerationRequest) -> Vec<PromptText<'_>> {
 
 /// Encodes a text with all text encoders.
 pub(super) fn encode(pipeline: &Pipeline, text: &PromptText<'_>, observer: &mut dyn Observer) -> Result<EncodedText> {
-    let mut hidden = Vec::new();
-    let mut pooled = None;
-    for (i, encoder) in pipeline.text_encoders.iter().enumerate() {
-        let tokens = encoder.tokenize(text.text)?;
-        // All encoders of a family cut a text at the same word: once said is enough.
-        if let Some(left_out) = tokens.left_out.filter(|_| i == 0) {
-            let (which, room, left_out) = (text.which, tokens.ids.len() - 2, excerpt(&left_out));
-            observer.warn(&format!("the {which} is longer than the {room} tokens that the text encoder takes; left out: {left_out}"));
+    let dtype = pipeline.dtype;
+    pipeline.components.with_text_encoders(observer, |encoders, observer| {
+        let mut hidden = Vec::new();
+        let mut pooled = None;
+        for (i, encoder) in encoders.iter().enumerate() {
+            let tokens = encoder.tokenize(text.text)?;
+            // All encoders of a family cut a text at the same word: once said is enough.
+            if let Some(left_out) = tokens.left_out.filter(|_| i == 0) {
+                let (which, room, left_out) = (text.which, tokens.ids.len() - 2, excerpt(&left_out));
+                observer.warn(&format!("the {which} is longer than the {room} tokens that the text encoder takes; left out: {left_out}"));
+            }
+            let embeds = encoder.encode(&[tokens.ids], text.skip_layers)?;
+            check_finite(&embeds.hidden, || format!("the text encoder in {}; try --dtype f32", dtype.as_str()))?;
+            hidden.push(embeds.hidden);
+            if let Some(row) = embeds.pooled {
+                check_finite(&row, || format!("the text encoder's pooled output in {}; try --dtype f32", dtype.as_str()))?;
+                pooled = Some(row);
+            }
         }
-        let embeds = encoder.encode(&[tokens.ids], text.skip_layers)?;
-        check_finite(&embeds.hidden, || format!("the text encoder in {}; try --dtype f32", pipeline.dtype.as_str()))?;
-        hidden.push(embeds.hidden);
-        if let Some(row) = embeds.pooled {
-            check_finite(&row, || format!("the text encoder's pooled output in {}; try --dtype f32", pipeline.dtype.as_str()))?;
-            pooled = Some(row);
-        }
-    }
-    Ok(EncodedText { hidden: Tensor::cat(&hidden, D::Minus1)?, pooled })
+        Ok(EncodedText { hidden: Tensor::cat(&hidden, D::Minus1)?, pooled })
+    })
 }
 
 /// What the UNet is told, from the encodings of [`texts`].

@@ -147,8 +147,8 @@ fn a_sink_that_can_keep_no_more_ends_the_run_with_its_reason() {
 fn only_the_lack_of_memory_makes_batches_smaller() {
     let tensor = |text: &str| Error::Tensor(candle_core::Error::Msg(text.into()));
     for text in ["CUDA_ERROR_OUT_OF_MEMORY", "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "failed to allocate a buffer"] {
-        assert!(is_out_of_memory(&tensor(text)), "{text}");
+        assert!(tensor(text).is_out_of_memory(), "{text}");
     }
-    assert!(!is_out_of_memory(&tensor("shape mismatch")));
-    assert!(!is_out_of_memory(&Error::Picture("out of memory".into())));
+    assert!(!tensor("shape mismatch").is_out_of_memory());
+    assert!(!Error::Picture("out of memory".into()).is_out_of_memory());
 }

@@ -107,7 +107,7 @@ pub(super) fn run(args: BatchArgs) -> Result<()> {
     if let Some(threads) = base.threads {
         set_threads(threads)?;
     }
-    let mut resolver = Resolver::new(args.shard);
+    let mut resolver = Resolver::new(args.shard, base.device.len());
     resolver.showing = Showing { style: base.progress, quiet: base.quiet };
     let sweep = Sweep::new(args.sweep.clone())?;
     if args.file.as_ref().is_none_or(|file| file.as_os_str() != "-") {
@@ -368,7 +368,9 @@ impl Run {
         };
         let sizes_of = move |job: &Job, count: usize| {
             let most = job.request.batch_size;
-            opened.get(job.model).map_or(Sizes { batch: 1, at_once: 1 }, |model| sizes(&model.footprint(&job.request), count, most))
+            opened.get(job.model).map_or(Sizes { batch: 1, at_once: 1 }, |model| {
+                sizes(&model.footprint(&job.request), count.div_ceil(model.devices()), most)
+            })
         };
         let (ledger, fed) = (self.ledger.clone(), book.clone());
         let prompt_of = |id: usize| book.prompt(id).unwrap_or_default();

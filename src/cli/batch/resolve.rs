@@ -6,7 +6,7 @@ use crate::cli::download::Showing;
 use crate::cli::lines::Line;
 use crate::cli::model::{self, Models, Opened};
 use crate::cli::output::{Output, PictureName};
-use crate::device::{DeviceChoice, open};
+use crate::device::{DeviceChoice, open_all};
 use crate::disk::folder_of;
 use crate::schedulers::SchedulerConfig;
 use crate::{Error, Result};
@@ -54,7 +54,7 @@ pub(super) struct Resolver {
     pub(super) models: Models,
     /// A model that could not be opened is said once.
     opened: HashMap<ModelFlags, Option<(usize, String)>>,
-    devices: Vec<(DeviceChoice, Device)>,
+    devices: Vec<(Vec<DeviceChoice>, Vec<Device>)>,
     schedulers: HashMap<PathBuf, SchedulerConfig>,
     /// Of each prompt without a seed, the last line and how many lines before it had it.
     prompts: HashMap<String, (usize, u32)>,
@@ -73,9 +73,10 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    pub(super) fn new(shard: Option<Shard>) -> Self {
+    /// Models will be on up to `devices` devices.
+    pub(super) fn new(shard: Option<Shard>, devices: usize) -> Self {
         Self {
-            models: Models::default(),
+            models: Models::on(devices),
             opened: HashMap::new(),
             devices: Vec::new(),
             schedulers: HashMap::new(),
@@ -179,17 +180,22 @@ impl Resolver {
         }
         // Until it is open, it is one that cannot be opened.
         self.opened.insert(flags.clone(), None);
-        let device = match self.devices.iter().find(|(choice, _)| *choice == flags.device) {
-            Some((_, device)) => device.clone(),
+        let devices = match self.devices.iter().find(|(choices, _)| *choices == flags.device) {
+            Some((_, devices)) => devices.clone(),
             None => {
-                let (device, remark) = open(flags.device)?;
-                self.remarks.extend(remark.map(|remark| format!("warning: {remark}")));
-                self.devices.push((flags.device, device.clone()));
-                device
+                let (devices, remarks) = open_all(&flags.device)?;
+                self.remarks.extend(remarks.into_iter().map(|remark| format!("warning: {remark}")));
+                self.devices.push((flags.device.clone(), devices.clone()));
+                devices
             }
         };
-        let checkpoint = model::open_for(flags.model.as_deref(), flags.models_dir.as_deref(), flags.dtype.on(&device), self.showing)?;
-        let opened = Opened::new(checkpoint, &device, flags.dtype, flags.vae_dtype);
+        let checkpoint = model::open_for(
+            flags.model.as_deref(),
+            flags.models_dir.as_deref(),
+            flags.dtype.on(devices.first().unwrap_or(&Device::Cpu)),
+            self.showing,
+        )?;
+        let opened = Opened::new(checkpoint, devices, flags);
         self.remarks.extend(opened.remark().map(str::to_owned));
         let content = opened.checkpoint.identity()?;
         let known = (self.models.add(opened), content);

@@ -1,10 +1,16 @@
-//! Which device computes, and in which dtype.
+//! Which device computes, in which dtype, and how much memory it has.
 //!
 //! The only place beside `ops` that knows which backends were compiled in.
 
 mod backends;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cuda")]
+mod library;
 
 pub use backends::{Backend, backends};
+#[cfg(feature = "cuda")]
+pub(crate) use library::Library;
 
 use crate::{Error, Result, ops};
 use candle_core::{DType, Device};
@@ -52,9 +58,9 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
                     "--device cuda: this program was built without CUDA; build it with --features cuda, or use --device cpu".into(),
                 ));
             }
-            let device = Device::new_cuda(number);
-            let device =
-                device.map_err(|e| Error::Input(format!("--device cuda:{number}: the GPU cannot be opened ({e}); see --device cpu")))?;
+            let device = open_cuda(number).map_err(|why| {
+                Error::Input(format!("--device cuda:{number}: the GPU cannot be used: {why}; --device cpu paints without"))
+            })?;
             Ok((device, None))
         }
         DeviceChoice::Metal => {
@@ -77,18 +83,132 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
     }
 }
 
+/// Opens every device of a list once, with the remarks for the user.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_all(choices: &[DeviceChoice]) -> Result<(Vec<Device>, Vec<String>)> {
+    let (mut devices, mut remarks) = (Vec::new(), Vec::new());
+    for (i, choice) in choices.iter().enumerate().filter(|(i, choice)| !choices[..*i].contains(choice)) {
+        if choices.len() > 1 && *choice == DeviceChoice::Auto {
+            return Err(Error::Input(format!("--device: auto is the {}. of several; name them, as in cuda:0,cuda:1", i + 1)));
+        }
+        let (device, remark) = open(*choice)?;
+        devices.push(device);
+        remarks.extend(remark);
+    }
+    Ok((devices, remarks))
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(number: usize) -> Result<Device, String> {
+    cuda::open(number)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: usize) -> Result<Device, String> {
+    Err("this program was built without CUDA".into())
+}
+
+/// A device's memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What a new tensor may take.
+    pub free: u64,
+    /// All that there is.
+    pub total: u64,
+}
+
+/// A device's memory, where the system tells.
+pub fn memory(device: &Device) -> Option<Memory> {
+    match device {
+        Device::Cpu => host_memory(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::memory(device),
+        _ => None,
+    }
+}
+
 /// Bytes of memory that are free on `device`, where the system tells.
 pub fn free_memory(device: &Device) -> Option<u64> {
-    if !device.is_cpu() {
-        return None;
-    }
+    memory(device).map(|memory| memory.free)
+}
+
+fn host_memory() -> Option<Memory> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    let kilobytes = |name: &str| text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse::<u64>().ok();
+    let (free, total) = (kilobytes("MemAvailable:")? * 1024, kilobytes("MemTotal:")? * 1024);
     // A container or a cluster's job may have less than the machine.
     let number = |file| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
     let limit = number("memory.max").zip(number("memory.current")).map(|(most, used)| most.saturating_sub(used));
-    Some((kilobytes * 1024).min(limit.unwrap_or(u64::MAX)))
+    Some(Memory { free: free.min(limit.unwrap_or(u64::MAX)), total })
+}
+
+/// The most bytes that tensors took on a GPU since [`reset_peak`], where the backend counts them.
+pub fn peak(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::peak(device),
+        _ => None,
+    }
+}
+
+/// Starts [`peak`] anew.
+pub fn reset_peak(device: &Device) {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::reset_peak(device),
+        _ => {}
+    }
+}
+
+/// Gives memory that no tensor holds any more back to the system.
+pub fn release(device: &Device) {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::release(device),
+        _ => {}
+    }
+}
+
+/// Lets the program run ahead of a GPU by one step and no more: progress then tells the truth, and a wish to stop is obeyed soon.
+#[derive(Debug)]
+pub struct Pace {
+    #[cfg(feature = "cuda")]
+    cuda: Option<cuda::Marks>,
+}
+
+impl Pace {
+    /// At the beginning of a run of steps; on the CPU nobody runs ahead.
+    pub fn on(device: &Device) -> Self {
+        #[cfg(not(feature = "cuda"))]
+        let _ = device;
+        Self {
+            #[cfg(feature = "cuda")]
+            cuda: device.as_cuda_device().ok().map(cuda::Marks::new),
+        }
+    }
+
+    /// All work of a step was asked for: waits until that of the step before is done.
+    ///
+    /// # Errors
+    /// The GPU failed in it.
+    pub fn step(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(marks) = &mut self.cuda {
+            marks.step()?;
+        }
+        Ok(())
+    }
+}
+
+/// The device's name, for people.
+pub fn name(device: &Device) -> Option<String> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::name(device),
+        _ => None,
+    }
 }
 
 /// What `--dtype` may say.

@@ -1,0 +1,160 @@
+//! NVIDIA GPUs: how one is opened, what it says of its memory.
+#![expect(unsafe_code, reason = "the driver is a C library")]
+
+use super::Memory;
+use super::library::load_cuda;
+use candle_core::Device;
+use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute as Attribute;
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
+use candle_core::cuda_backend::{CudaDevice, WrapErr};
+use std::sync::Arc;
+
+/// The toolkit that this program was built with; kernels and libraries of a version want a driver of the same.
+const OLDEST_CUDA: i32 = match env!("SD_GEN_CUDA_MAJOR").as_bytes() {
+    [b'1', digit] => 10 + (*digit - b'0') as i32,
+    _ => 12,
+};
+
+fn driver_version() -> Option<i32> {
+    let mut version = 0;
+    // SAFETY: the version is written to where the pointer points.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().ok()?;
+    Some(version)
+}
+
+/// Opens the GPU, or says in one sentence why it cannot be.
+pub(super) fn open(number: usize) -> Result<Device, String> {
+    load_cuda()?;
+    let driver = driver_version().ok_or("the driver does not say its version")?;
+    let (major, minor) = (driver / 1000, driver % 1000 / 10);
+    if major < OLDEST_CUDA {
+        return Err(format!(
+            "the NVIDIA driver is of CUDA {major}.{minor} and this program wants {OLDEST_CUDA}.0 or newer; update the driver"
+        ));
+    }
+    let count = CudaContext::device_count().map_err(|error| explain(&error))?;
+    if number >= usize::try_from(count).unwrap_or(0) {
+        return Err(format!("there are {count} GPUs, counted from 0"));
+    }
+    // A stream of its own, which all threads share: what one thread asks for is done before what another asks for later.
+    let device = CudaDevice::new_with_stream(number).map_err(|error| first_line(&error.to_string()))?;
+    let context = device.cuda_stream().context().clone();
+    let capability = context.compute_capability().map_err(|error| explain(&error))?;
+    if capability.0 < 8 {
+        let name = context.name().unwrap_or_else(|_| "this GPU".to_owned());
+        return Err(format!("{name} has compute capability {}.{}, and the program's kernels want 8.0 or more", capability.0, capability.1));
+    }
+    // SAFETY: events order the work of several streams, and there is one.
+    unsafe { device.disable_event_tracking() };
+    // Memory that was freed stays with the process until `release`: asking the driver anew would wait for the GPU.
+    if let Some(pool) = Pool::of(&device) {
+        pool.keep(u64::MAX);
+    }
+    Ok(Device::Cuda(device))
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// What a code of the driver means to the user.
+fn explain(error: &DriverError) -> String {
+    use sys::cudaError_enum as Code;
+    match error.0 {
+        Code::CUDA_ERROR_NO_DEVICE => "the driver finds no GPU".to_owned(),
+        Code::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "the parts of the NVIDIA driver are of different versions; restart the machine".to_owned()
+        }
+        Code::CUDA_ERROR_STUB_LIBRARY => "the libcuda.so.1 that was found is a toolkit's stand-in for the driver".to_owned(),
+        Code::CUDA_ERROR_OUT_OF_MEMORY => "its memory is full; end what else uses it".to_owned(),
+        _ => format!("the driver says {error:?}"),
+    }
+}
+
+/// The driver's pool that a device's tensors come from.
+struct Pool(sys::CUmemoryPool);
+
+impl Pool {
+    fn of(device: &CudaDevice) -> Option<Self> {
+        let stream = device.cuda_stream();
+        if !stream.context().has_async_alloc() || stream.context().bind_to_thread().is_err() {
+            return None;
+        }
+        // SAFETY: the context has a device.
+        unsafe { result::device::get_default_mem_pool(stream.context().cu_device()) }.ok().map(Self)
+    }
+
+    fn keep(&self, mut bytes: u64) {
+        let value = std::ptr::from_mut(&mut bytes).cast();
+        // SAFETY: the pool lives as long as its device, and the attribute is 64 bits.
+        // Where it is refused, memory goes back earlier, which is only slower.
+        let _ = unsafe { result::mem_pool::set_attribute(self.0, Attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, value) };
+    }
+
+    fn get(&self, attribute: Attribute) -> Option<u64> {
+        let mut bytes = 0u64;
+        // SAFETY: the pool lives as long as its device, and the attribute is 64 bits.
+        unsafe { result::mem_pool::get_attribute(self.0, attribute, std::ptr::from_mut(&mut bytes).cast()) }.ok()?;
+        Some(bytes)
+    }
+}
+
+/// What is free, that counted which the process has and does not use; and all.
+pub(super) fn memory(device: &CudaDevice) -> Option<Memory> {
+    let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
+    let idle = Pool::of(device).and_then(|pool| {
+        let (held, used) =
+            (pool.get(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?, pool.get(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?);
+        Some(held.saturating_sub(used))
+    });
+    Some(Memory { free: free as u64 + idle.unwrap_or(0), total: total as u64 })
+}
+
+/// Bytes of tensors at their most since [`reset_peak`].
+pub(super) fn peak(device: &CudaDevice) -> Option<u64> {
+    Pool::of(device)?.get(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+}
+
+pub(super) fn reset_peak(device: &CudaDevice) {
+    if let Some(pool) = Pool::of(device) {
+        let mut zero = 0u64;
+        let value = std::ptr::from_mut(&mut zero).cast();
+        // SAFETY: the pool lives as long as its device, and the attribute is 64 bits, of which only 0 may be set.
+        let _ = unsafe { result::mem_pool::set_attribute(pool.0, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, value) };
+    }
+}
+
+/// Gives memory that is not used back to the driver, for other programs and for larger pieces.
+pub(super) fn release(device: &CudaDevice) {
+    if let Some(pool) = Pool::of(device) {
+        let _ = device.cuda_stream().synchronize();
+        // SAFETY: the pool lives as long as its device; what is used stays.
+        let _ = unsafe { result::mem_pool::trim_to(pool.0, 0) };
+    }
+}
+
+/// The name of a GPU, for people.
+pub(super) fn name(device: &CudaDevice) -> Option<String> {
+    device.cuda_stream().context().name().ok()
+}
+
+/// Marks in the GPU's work; [`Marks::step`] waits for the last but one.
+#[derive(Debug)]
+pub(super) struct Marks {
+    stream: Arc<CudaStream>,
+    last: Option<CudaEvent>,
+}
+
+impl Marks {
+    pub(super) fn new(device: &CudaDevice) -> Self {
+        Self { stream: device.cuda_stream(), last: None }
+    }
+
+    pub(super) fn step(&mut self) -> candle_core::Result<()> {
+        let mark = self.stream.record_event(None).w()?;
+        if let Some(last) = self.last.replace(mark) {
+            last.synchronize().w()?;
+        }
+        Ok(())
+    }
+}

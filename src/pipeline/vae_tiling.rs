@@ -1,0 +1,237 @@
+//! Decoding a picture whole, or in tiles that overlap where the memory is too small for it.
+//!
+//! Tiles are blended over their overlap. The decoder's norms and its attention look at all of what they get, so a tiled picture is
+//! not the whole one to the last bit: brightness may drift a little from tile to tile.
+
+use crate::device;
+use crate::spec::VaeSpec;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use std::str::FromStr;
+
+/// Whether pictures are decoded in tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum VaeTiling {
+    /// Where the memory is too small for the whole picture.
+    #[default]
+    Auto,
+    /// Always, where the picture is larger than a tile.
+    On,
+    /// Never.
+    Off,
+}
+
+impl FromStr for VaeTiling {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(VaeTiling::Auto),
+            "on" => Ok(VaeTiling::On),
+            "off" => Ok(VaeTiling::Off),
+            _ => Err("give auto, on or off".into()),
+        }
+    }
+}
+
+/// A tile's side in latents: 512 pixels where a latent stands for 8.
+const TILE: usize = 64;
+/// A tile that is smaller than this sees too little of the picture.
+const SMALLEST: usize = 16;
+
+/// Bytes that decoding a picture of so many pixels takes: the decoder's last level, with the wider of its two inputs, its output
+/// and what lies between.
+pub fn decoding_bytes(spec: &VaeSpec, height: usize, width: usize, dtype: DType) -> u64 {
+    let widest = spec.block_out_channels.iter().take(2).copied().max().unwrap_or(0);
+    (height * width * widest * 4 * dtype.size_in_bytes()) as u64
+}
+
+/// Decodes latents by `decode`, as the choice and the memory say; `tell` hears of a choice that was made.
+pub(super) fn decode(
+    spec: &VaeSpec,
+    latents: &Tensor,
+    choice: VaeTiling,
+    decode: &dyn Fn(&Tensor) -> Result<Tensor>,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Tensor> {
+    let (_, _, height, width) = latents.dims4()?;
+    let (factor, whole) = (spec.factor(), height.max(width));
+    let mut tile = match choice {
+        VaeTiling::Off => return decode(latents),
+        VaeTiling::On => TILE,
+        VaeTiling::Auto => {
+            let wanted = decoding_bytes(spec, height * factor, width * factor, latents.dtype());
+            match device::free_memory(latents.device()) {
+                Some(free) if wanted > free / 10 * 9 && whole > TILE => {
+                    tell("the memory is too small to decode the picture whole: it is decoded in tiles (--vae-tiling)");
+                    TILE
+                }
+                _ => whole,
+            }
+        }
+    };
+    loop {
+        let decoded = if tile >= whole { decode(latents) } else { tiled(latents, tile, factor, decode) };
+        match decoded {
+            Err(error) if error.is_out_of_memory() && tile > SMALLEST => {
+                tile = if tile > TILE { TILE } else { tile / 2 };
+                device::release(latents.device());
+                let pixels = tile * factor;
+                tell(&format!("the memory is too small to decode so much at once: going on in tiles of {pixels}x{pixels} (--vae-tiling)"));
+            }
+            decoded => return decoded,
+        }
+    }
+}
+
+/// Where tiles begin along a side: a quarter of each lies over its neighbour, the last ends with the picture.
+fn starts(side: usize, tile: usize) -> Vec<usize> {
+    let last = side.saturating_sub(tile);
+    let step = (tile - tile / 4).max(1);
+    (0..last).step_by(step).chain([last]).collect()
+}
+
+/// How much a tile counts along a side, from its first pixel to its last: less towards a neighbour.
+fn weights(start: usize, side: usize, tile: usize, factor: usize) -> Vec<f32> {
+    let length = tile.min(side) * factor;
+    let ramp = ((tile / 4) * factor).max(1) as f32;
+    let weight = |i: usize| {
+        let from_start = if start == 0 { f32::INFINITY } else { i as f32 + 0.5 };
+        let from_end = if start + tile >= side { f32::INFINITY } else { (length - i) as f32 - 0.5 };
+        (from_start.min(from_end) / ramp).min(1.0)
+    };
+    (0..length).map(weight).collect()
+}
+
+/// The picture from tiles of `tile` latents a side, on the CPU in f32.
+fn tiled(latents: &Tensor, tile: usize, factor: usize, decode: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let (batch, _, height, width) = latents.dims4()?;
+    let (out_height, out_width) = (height * factor, width * factor);
+    let mut sums = Vec::new();
+    let mut totals = vec![0f32; out_height * out_width];
+    let mut channels = 0;
+    for &top in &starts(height, tile) {
+        let rows = weights(top, height, tile, factor);
+        for &left in &starts(width, tile) {
+            let columns = weights(left, width, tile, factor);
+            let part = latents.narrow(2, top, tile.min(height))?.narrow(3, left, tile.min(width))?.contiguous()?;
+            let decoded = decode(&part)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            channels = decoded.dim(1)?;
+            if decoded.dims() != [batch, channels, rows.len(), columns.len()] {
+                return Err(Error::Picture(format!("a tile was decoded to {:?}", decoded.shape())));
+            }
+            sums.resize(batch * channels * out_height * out_width, 0f32);
+            let values = decoded.flatten_all()?.to_vec1::<f32>()?;
+            for (plane, values) in values.chunks_exact(rows.len() * columns.len()).enumerate() {
+                for (y, (row, values)) in rows.iter().zip(values.chunks_exact(columns.len())).enumerate() {
+                    let to = (plane * out_height + top * factor + y) * out_width + left * factor;
+                    for (to, (column, value)) in sums[to..].iter_mut().zip(columns.iter().zip(values)) {
+                        *to += row * column * value;
+                    }
+                }
+            }
+            for (y, row) in rows.iter().enumerate() {
+                let to = (top * factor + y) * out_width + left * factor;
+                for (to, column) in totals[to..].iter_mut().zip(&columns) {
+                    *to += row * column;
+                }
+            }
+        }
+    }
+    for plane in sums.chunks_exact_mut(totals.len().max(1)) {
+        for (sum, total) in plane.iter_mut().zip(&totals) {
+            *sum /= total;
+        }
+    }
+    Ok(Tensor::from_vec(sums, (batch, channels, out_height, out_width), &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::{Cell, RefCell};
+
+    fn spec() -> VaeSpec {
+        crate::spec::ModelSpec::well_known("sd15").expect("known").vae
+    }
+
+    fn latents(height: usize, width: usize) -> Tensor {
+        let values: Vec<f32> = (0..2 * 4 * height * width).map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0).collect();
+        Tensor::from_vec(values, (2, 4, height, width), &Device::Cpu).expect("latents")
+    }
+
+    /// A decoder that sees one latent at a time: three of the four channels, each as eight by eight pixels.
+    fn pointwise(latents: &Tensor) -> Result<Tensor> {
+        let (batch, _, height, width) = latents.dims4()?;
+        let wide = latents.narrow(1, 0, 3)?.reshape((batch, 3, height, 1, width, 1))?;
+        Ok(wide.broadcast_as((batch, 3, height, 8, width, 8))?.reshape((batch, 3, 8 * height, 8 * width))?)
+    }
+
+    fn values(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().and_then(|x| x.to_vec1()).expect("numbers")
+    }
+
+    #[test]
+    fn tiles_of_a_local_decoder_are_the_whole_picture() -> Result<()> {
+        for (height, width, tile) in [(40, 33, 16), (17, 90, 32), (65, 64, 64), (8, 100, 16)] {
+            let latents = latents(height, width);
+            let (whole, tiled) = (pointwise(&latents)?, tiled(&latents, tile, 8, &pointwise)?);
+            assert_eq!(whole.dims(), tiled.dims());
+            let worst = values(&whole).iter().zip(values(&tiled)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-5, "{height}x{width} in tiles of {tile}: off by {worst}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn seams_are_ramps() -> Result<()> {
+        // Every tile is painted in its own shade: the picture must not jump.
+        let shade = Cell::new(0.0);
+        let shaded = |latents: &Tensor| {
+            shade.set(shade.get() + 1.0);
+            Ok((pointwise(latents)?.zeros_like()? + shade.get())?)
+        };
+        let picture = tiled(&latents(16, 100), 16, 8, &shaded)?;
+        let row = values(&picture.narrow(0, 0, 1)?.narrow(1, 0, 1)?.narrow(2, 3, 1)?);
+        let steepest = row.windows(2).map(|pair| (pair[1] - pair[0]).abs()).fold(0.0, f32::max);
+        assert!(steepest <= 1.0 / 16.0 && row.first() < row.last(), "{steepest}");
+        Ok(())
+    }
+
+    #[test]
+    fn what_does_not_fit_is_decoded_in_smaller_tiles() -> Result<()> {
+        let sizes = RefCell::new(Vec::new());
+        let small = |latents: &Tensor| {
+            let side = latents.dim(3)?;
+            sizes.borrow_mut().push(side);
+            if side > 32 {
+                return Err(Error::Tensor(candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into())));
+            }
+            pointwise(latents)
+        };
+        let mut said = Vec::new();
+        let latents = latents(70, 80);
+        let picture = decode(&spec(), &latents, VaeTiling::Auto, &small, &mut |line| said.push(line.to_owned()))?;
+        assert_eq!(sizes.borrow()[..3], [80, 64, 32]);
+        assert_eq!(said.len(), 2, "{said:?}");
+        let worst = values(&picture).iter().zip(values(&pointwise(&latents)?)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-5);
+        assert!(decode(&spec(), &latents, VaeTiling::Off, &small, &mut |_| {}).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn tiling_is_asked_for() -> Result<()> {
+        let count = Cell::new(0);
+        let counted = |latents: &Tensor| {
+            count.set(count.get() + 1);
+            pointwise(latents)
+        };
+        for (choice, calls) in [(VaeTiling::Off, 1), (VaeTiling::Auto, 1), (VaeTiling::On, 4)] {
+            count.set(0);
+            decode(&spec(), &latents(100, 100), choice, &counted, &mut |_| {})?;
+            assert_eq!(count.get(), calls, "{choice:?}");
+        }
+        Ok(())
+    }
+}
