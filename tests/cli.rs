@@ -172,7 +172,7 @@ fn long_prompts_name_what_is_left_out() {
 fn both_layouts_paint_the_same_picture() {
     let folder = folder();
     let paint = |model: &str, name: &str| {
-        sd_gen(folder.path(), &["-m", model, "-p", "a cat", "-s", "1", "--steps", "2", "-o", name]);
+        sd_gen(folder.path(), &["-m", model, "-p", "a cat", "-s", "1", "--steps", "2", "--dtype", "f32", "-o", name]);
         image::open(folder.path().join(name)).expect("a picture").to_rgb8()
     };
     sd_gen(folder.path(), &["convert", "emoji", "bf16", "--dtype", "bf16"]);

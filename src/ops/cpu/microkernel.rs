@@ -38,6 +38,8 @@ pub(super) struct Tile {
 
 pub(super) type TileFn = unsafe fn(&Tile);
 
+pub(super) type SessionFn = unsafe fn();
+
 /// The microkernels of one instruction set.
 pub(super) struct Kernels {
     /// Floats in a vector.
@@ -49,12 +51,12 @@ pub(super) struct Kernels {
     /// `[vectors - 1][rows - 1]`; of the last rows the sums of a whole tile may be written.
     pub(super) tiles: [&'static [TileFn]; 2],
     /// What a thread calls before its first tile, and after its last.
-    pub(super) session: Option<(unsafe fn(), unsafe fn())>,
+    pub(super) session: Option<(SessionFn, SessionFn)>,
 }
 
 /// While it lives, its thread may call the tiles of its kernels; it cannot leave that thread.
 pub(super) struct Session {
-    end: Option<unsafe fn()>,
+    end: Option<SessionFn>,
     thread: PhantomData<*const ()>,
 }
 

@@ -87,10 +87,10 @@ impl Unit for Model {
             for m in 0..rows {
                 // Even and odd pairs have a sum each, from zero, and are added to the tile at the end.
                 let mut sums = [[0f32; 2]; 16];
-                for k in 0..b_rows {
+                for (k, b) in b.iter().enumerate().take(b_rows) {
                     for (n, sums) in sums.iter_mut().enumerate().take(bytes / 4) {
                         for (half, sum) in sums.iter_mut().enumerate() {
-                            *sum = flush(bf16_at(&a[m], 2 * k + half).mul_add(bf16_at(&b[k], 2 * n + half), *sum));
+                            *sum = flush(bf16_at(&a[m], 2 * k + half).mul_add(bf16_at(b, 2 * n + half), *sum));
                         }
                     }
                 }
