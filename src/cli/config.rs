@@ -189,12 +189,7 @@ impl File<'_> {
     }
 
     /// A key's flag and values; an error about the value comes with its place.
-    fn setting(
-        &self,
-        list: &FlagList,
-        key: &str,
-        value: &Spanned<DeValue<'_>>,
-    ) -> Result<(usize, Vec<OsString>), (Option<Range<usize>>, String)> {
+    fn setting(&self, list: &FlagList, key: &str, value: &Spanned<DeValue<'_>>) -> Result<(usize, Vec<OsString>), Misread> {
         let flag = list.find(key).map_err(|what| (None, what))?;
         let items = match value.get_ref() {
             DeValue::Array(items) => items.iter().collect(),
@@ -211,6 +206,9 @@ impl File<'_> {
         Ok((flag, read))
     }
 }
+
+/// What is wrong with a key, or with the part of its value that is given.
+type Misread = (Option<Range<usize>>, String);
 
 fn scalar(value: &Spanned<DeValue<'_>>) -> Result<String, String> {
     match value.get_ref() {

@@ -90,11 +90,14 @@ struct Row {
     pairs: Vec<Pair>,
 }
 
+/// A value and where it stands.
+type Value = (String, Range<usize>);
+
 /// A name and what it was given; no values where the name stands alone, as a switch does.
 struct Pair {
     name: String,
     part: Range<usize>,
-    values: Option<Vec<(String, Range<usize>)>>,
+    values: Option<Vec<Value>>,
 }
 
 /// The lines of a file, with everything that is wrong in it in their place.
@@ -209,7 +212,7 @@ struct Merged {
 }
 
 fn merged(row: &Row) -> Merged {
-    let mut given: Vec<(usize, &Pair, Vec<(String, Range<usize>)>)> = Vec::new();
+    let mut given: Vec<(usize, &Pair, Vec<Value>)> = Vec::new();
     let mut wrong = Vec::new();
     for pair in &row.pairs {
         if let Some(neutral) = without_effect(&pair.name) {

@@ -452,7 +452,7 @@ mod any_input {
             let csv = format!("prompt\n\"{}\"\n", prompt.replace('"', "\"\""));
             let text = format!("--prompt \"{}\"", prompt.replace('\\', "\\\\").replace('"', "\\\""));
             for (format, text) in [(Format::Jsonl, format!("{{\"prompt\": {json}}}")), (Format::Yaml, format!("- {json}")), (Format::Csv, csv), (Format::Text, text)] {
-                prop_assert_eq!(&one(format, &text).prompts, &[prompt.clone()], "{}", text);
+                prop_assert_eq!(&one(format, &text).prompts, std::slice::from_ref(&prompt), "{}", text);
             }
         }
     }
