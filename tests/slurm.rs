@@ -2,7 +2,7 @@
 //!
 //! Runs as root where Debian's `slurmctld`, `slurmd`, `munge` and `slurm-client` are installed, and says so where it does not.
 #![cfg(all(target_os = "linux", feature = "builtin-model"))]
-#![allow(clippy::expect_used, reason = "a test that cannot set up its cluster has failed")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot set up its cluster has failed")]
 #![allow(clippy::print_stdout, reason = "a test that is skipped says so")]
 
 use std::collections::{BTreeMap, HashSet};
