@@ -178,16 +178,16 @@ template <class T> static void sum(void** a) {
         to[i] = from_float<T>((float)total);
     }
 }
+// The dims and strides that candle gives here are those of the ids; what is selected from is in order.
 template <class T> static void select_rows(void** a) {
-    const size_t count = argument<size_t>(a, 0), dims = argument<size_t>(a, 1);
-    const size_t* info = argument<const size_t*>(a, 2);
+    const size_t count = argument<size_t>(a, 0);
     const uint32_t* ids = argument<const uint32_t*>(a, 3);
     const T* from = argument<const T*>(a, 4);
     T* to = argument<T*>(a, 5);
     const size_t source = argument<size_t>(a, 7), chosen = argument<size_t>(a, 8), right = argument<size_t>(a, 9);
     for (size_t i = 0; i < count; ++i) {
         const size_t left_i = i / (chosen * right), id = i / right % chosen, right_i = i % right;
-        to[i] = from[strided(left_i * source * right + ids[id] * right + right_i, dims, info)];
+        to[i] = from[left_i * source * right + ids[id] * right + right_i];
     }
 }
 template <class T> static void affine(void** a) {
