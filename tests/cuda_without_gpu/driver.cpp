@@ -166,13 +166,13 @@ template <class T> static void softmax(const unsigned* grid, void** a) {
         for (int c = 0; c < columns; ++c) to[c] = from_float<T>(std::exp(to_float(from[c]) - most) / sum);
     }
 }
-// Sums over the last `each` of the numbers in the order of `info`.
-template <class T> static void sum(void** a) {
-    const size_t count = argument<size_t>(a, 0), each = argument<size_t>(a, 1), dims = argument<size_t>(a, 2);
+// Sums of `each` numbers in the order of `info`; the first argument counts the numbers, or in the small form the sums.
+template <class T, bool small> static void sum(void** a) {
+    const size_t each = argument<size_t>(a, 1), dims = argument<size_t>(a, 2), sums = argument<size_t>(a, 0) / (small ? 1 : each);
     const size_t* info = argument<const size_t*>(a, 3);
     const T* from = argument<const T*>(a, 4);
     T* to = argument<T*>(a, 5);
-    for (size_t i = 0; i < count / each; ++i) {
+    for (size_t i = 0; i < sums; ++i) {
         double total = 0;
         for (size_t j = 0; j < each; ++j) total += to_float(from[strided(i * each + j, dims, info)]);
         to[i] = from_float<T>((float)total);
@@ -212,7 +212,8 @@ template <class T> static void kernels_of(const std::string& name) {
     candles["bdiv_" + name] = [](auto, auto, void** a) { binary<T>(a, [](float x, float y) { return x / y; }); };
     candles["copy2d_" + name] = [](auto, auto, void** a) { copy_rows<T>(a); };
     candles["softmax_" + name] = [](const unsigned* grid, auto, void** a) { softmax<T>(grid, a); };
-    candles["fast_sum_" + name] = candles["fast_sum_small_" + name] = [](auto, auto, void** a) { sum<T>(a); };
+    candles["fast_sum_" + name] = [](auto, auto, void** a) { sum<T, false>(a); };
+    candles["fast_sum_small_" + name] = [](auto, auto, void** a) { sum<T, true>(a); };
     candles["is_u32_" + name] = [](auto, auto, void** a) { select_rows<T>(a); };
     candles["affine_" + name] = [](auto, auto, void** a) { affine<T>(a); };
 }
