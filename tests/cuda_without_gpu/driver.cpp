@@ -166,28 +166,28 @@ template <class T> static void softmax(const unsigned* grid, void** a) {
         for (int c = 0; c < columns; ++c) to[c] = from_float<T>(std::exp(to_float(from[c]) - most) / sum);
     }
 }
-// Sums over the last `each` of the numbers in the order of `info`.
-template <class T> static void sum(void** a) {
-    const size_t count = argument<size_t>(a, 0), each = argument<size_t>(a, 1), dims = argument<size_t>(a, 2);
+// Sums of `each` numbers in the order of `info`; the first argument counts the numbers, or in the small form the sums.
+template <class T, bool small> static void sum(void** a) {
+    const size_t each = argument<size_t>(a, 1), dims = argument<size_t>(a, 2), sums = argument<size_t>(a, 0) / (small ? 1 : each);
     const size_t* info = argument<const size_t*>(a, 3);
     const T* from = argument<const T*>(a, 4);
     T* to = argument<T*>(a, 5);
-    for (size_t i = 0; i < count / each; ++i) {
+    for (size_t i = 0; i < sums; ++i) {
         double total = 0;
         for (size_t j = 0; j < each; ++j) total += to_float(from[strided(i * each + j, dims, info)]);
         to[i] = from_float<T>((float)total);
     }
 }
+// The dims and strides that candle gives here are those of the ids; what is selected from is in order.
 template <class T> static void select_rows(void** a) {
-    const size_t count = argument<size_t>(a, 0), dims = argument<size_t>(a, 1);
-    const size_t* info = argument<const size_t*>(a, 2);
+    const size_t count = argument<size_t>(a, 0);
     const uint32_t* ids = argument<const uint32_t*>(a, 3);
     const T* from = argument<const T*>(a, 4);
     T* to = argument<T*>(a, 5);
     const size_t source = argument<size_t>(a, 7), chosen = argument<size_t>(a, 8), right = argument<size_t>(a, 9);
     for (size_t i = 0; i < count; ++i) {
         const size_t left_i = i / (chosen * right), id = i / right % chosen, right_i = i % right;
-        to[i] = from[strided(left_i * source * right + ids[id] * right + right_i, dims, info)];
+        to[i] = from[left_i * source * right + ids[id] * right + right_i];
     }
 }
 template <class T> static void affine(void** a) {
@@ -212,7 +212,8 @@ template <class T> static void kernels_of(const std::string& name) {
     candles["bdiv_" + name] = [](auto, auto, void** a) { binary<T>(a, [](float x, float y) { return x / y; }); };
     candles["copy2d_" + name] = [](auto, auto, void** a) { copy_rows<T>(a); };
     candles["softmax_" + name] = [](const unsigned* grid, auto, void** a) { softmax<T>(grid, a); };
-    candles["fast_sum_" + name] = candles["fast_sum_small_" + name] = [](auto, auto, void** a) { sum<T>(a); };
+    candles["fast_sum_" + name] = [](auto, auto, void** a) { sum<T, false>(a); };
+    candles["fast_sum_small_" + name] = [](auto, auto, void** a) { sum<T, true>(a); };
     candles["is_u32_" + name] = [](auto, auto, void** a) { select_rows<T>(a); };
     candles["affine_" + name] = [](auto, auto, void** a) { affine<T>(a); };
 }

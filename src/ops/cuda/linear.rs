@@ -58,6 +58,7 @@ impl Products {
     }
 
     /// `y = x Wᵀ + bias + residual`; addresses are 0 for what is absent. `false` where cuBLASLt cannot.
+    #[expect(clippy::too_many_arguments, reason = "where everything is")]
     fn multiply(&mut self, gpu: &Gpu, key: Key, weight: Address, x: Address, bias: Address, residual: Address, y: Address) -> Result<bool> {
         gpu.stream().context().bind_to_thread().w()?;
         let (workspace, workspace_bytes) = gpu.workspace()?;

@@ -24,7 +24,8 @@ mod profile;
 
 #[cfg(test)]
 mod emulation;
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(feature = "cuda")]
+#[cfg(test)]
 mod tests;
 
 #[cfg(feature = "cuda")]
