@@ -117,7 +117,6 @@ fn flags() {
         (&["-p", "x", "--scheduler-config", "nan.json"], &["nan.json", "beta"]),
         (&["-p", "x", "--model", "no-such-model"], &["no-such-model"]),
         (&["-p", "x", "--model", "./no-such-file.safetensors"], &["no-such-file"]),
-        (&["-p", "x", "--model", "runwayml/stable-diffusion-v1-5"], &["runwayml/stable-diffusion-v1-5", "download"]),
         (&["-p", "x", "--model", "."], &["no model"]),
         (&["convert", "no-such-model", "out"], &["no-such-model"]),
     ];

@@ -113,8 +113,22 @@ fn a_pickle_in_the_models_folder_is_not_passed_over() {
 #[test]
 fn pictures_remember_their_request() {
     let folder = folder();
-    let arguments =
-        ["-p", "grüne Äpfel — 東京", "-n", "blurry: bad, worse", "-s", "5", "--steps", "2", "--sampler", "dpmpp_2m_karras", "-g", "3.5"];
+    let arguments = [
+        "-p",
+        "grüne Äpfel — 東京",
+        "-n",
+        "blurry: bad, worse",
+        "-s",
+        "5",
+        "--steps",
+        "2",
+        "--sampler",
+        "dpmpp_2m_karras",
+        "-g",
+        "3.5",
+        "--dtype",
+        "f32",
+    ];
     let output = sd_gen(folder.path(), &arguments);
     let [(keyword, text)] = texts(&paths(folder.path(), &output)[0]).try_into().expect("one text");
     assert_eq!(keyword, "parameters");

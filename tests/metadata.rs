@@ -54,6 +54,8 @@ const OURS: &[&str] = &[
     "a red apple, (shiny: very) — 東京\nsecond line",
     "--negative-prompt",
     "blurry: bad, worse",
+    "--dtype",
+    "f32",
     "--seed",
     "5",
     "--steps",

@@ -7,6 +7,7 @@ use crate::pipeline::{Observer, Stage};
 use crate::{Error, Result};
 use ::image::RgbImage;
 use std::time::Duration;
+use tracing::debug;
 
 /// Listens to a run.
 pub(super) struct Watch<'a> {
@@ -43,7 +44,10 @@ impl Audience for Watch<'_> {
                 let prompt = ids.first().map(|id| (self.prompt_of)(*id));
                 self.progress.picture_started(&prompt.unwrap_or_default());
             }
-            News::Kept { seed, path, picture, .. } => self.progress.written(path.as_deref(), seed, &picture)?,
+            News::Kept { seed, path, picture, .. } => {
+                debug!(seed, path = path.as_ref().map(|path| path.display().to_string()), "the picture is written");
+                self.progress.written(path.as_deref(), seed, &picture)?;
+            }
             News::Failed { prompt, reason } => self.progress.failed(&prompt, &reason),
             News::Known { failed } => {
                 self.known += 1;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::pipeline::Stage;
 use crate::request::RequestDraft;
 use crate::weights::Checkpoint;
 use candle_core::{DType, Device};

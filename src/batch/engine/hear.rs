@@ -1,0 +1,152 @@
+//! What the engine's threads tell the caller's, and how it stops them.
+
+use crate::pipeline::{Estimate, Observer, Stage};
+use crate::{Error, Result};
+use ::image::RgbImage;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+/// What the caller hears of beside [`Stage`]s.
+#[derive(Debug, Clone, PartialEq)]
+pub enum News {
+    /// A batch comes to the device.
+    Begun {
+        /// The tasks' ids.
+        ids: Vec<usize>,
+    },
+    /// A picture was kept.
+    Kept {
+        /// The task's id.
+        id: usize,
+        /// The seed.
+        seed: u64,
+        /// Its file; `None` is standard output.
+        path: Option<std::path::PathBuf>,
+        /// What it shows.
+        picture: RgbImage,
+    },
+    /// A picture failed.
+    Failed {
+        /// Its prompt.
+        prompt: String,
+        /// Why.
+        reason: String,
+    },
+    /// A picture needs no painting: it is there already, or another process has dealt with it.
+    Known {
+        /// It failed, and is not tried again.
+        failed: bool,
+    },
+    /// Something that the user should know although the work goes on.
+    Remark(String),
+}
+
+/// Hears of stages, as an observer, and of pictures.
+pub trait Audience: Observer {
+    /// There is something new.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] stops the run.
+    fn news(&mut self, news: News) -> Result<()>;
+
+    /// A look at what is forming is wanted now.
+    fn would_look(&self) -> bool {
+        false
+    }
+
+    /// The look that was wanted, and what it cost.
+    fn formed(&mut self, _pictures: Result<Vec<RgbImage>>, _cost: Duration) {}
+
+    /// Nothing happened for a moment.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] stops the run.
+    fn heartbeat(&mut self) -> Result<()>;
+}
+
+/// An event on its way to the caller's thread.
+pub(super) enum Event {
+    Load { component: &'static str, done: u64, all: Option<u64> },
+    EncodePrompt,
+    Denoise { step: usize, steps: usize, seeds: Vec<u64> },
+    Decode { done: usize, all: usize },
+    Forming(Result<Vec<RgbImage>>, Duration),
+    Warn(String),
+    News(News),
+}
+
+impl Event {
+    pub(super) fn tell(self, audience: &mut dyn Audience) -> Result<()> {
+        match self {
+            Event::Load { component, done, all } => audience.stage(Stage::Load { component, done, all }),
+            Event::EncodePrompt => audience.stage(Stage::EncodePrompt),
+            Event::Denoise { step, steps, seeds } => audience.stage(Stage::Denoise { step, steps, pictures: &seeds }),
+            Event::Decode { done, all } => audience.stage(Stage::Decode { done, all }),
+            Event::Forming(pictures, cost) => {
+                audience.formed(pictures, cost);
+                Ok(())
+            }
+            Event::Warn(message) => {
+                audience.warn(&message);
+                Ok(())
+            }
+            Event::News(news) => audience.news(news),
+        }
+    }
+}
+
+/// A thread's way to tell the caller.
+#[derive(Clone)]
+pub struct Hear {
+    pub(super) events: Sender<Event>,
+    pub(super) stop: Arc<AtomicBool>,
+    /// The caller waits for a look at what is forming.
+    pub(super) look: Arc<AtomicBool>,
+}
+
+impl Hear {
+    fn send(&self, event: Event) -> Result<()> {
+        // A caller that has gone has stopped the run.
+        match self.stop.load(Ordering::Relaxed) || self.events.send(event).is_err() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+
+    /// The run is to end.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Tells the caller, who may have stopped listening.
+    pub fn tell(&self, news: News) {
+        // What is written after the run was stopped is worth saying too, and nobody may be there to hear it.
+        let _ = self.events.send(Event::News(news));
+    }
+}
+
+impl Observer for Hear {
+    fn stage(&mut self, stage: Stage<'_>) -> Result<()> {
+        self.send(match stage {
+            Stage::Load { component, done, all } => Event::Load { component, done, all },
+            Stage::EncodePrompt => Event::EncodePrompt,
+            Stage::Denoise { step, steps, pictures } => Event::Denoise { step, steps, seeds: pictures.to_vec() },
+            Stage::Decode { done, all } => Event::Decode { done, all },
+        })
+    }
+
+    fn warn(&mut self, message: &str) {
+        let _ = self.events.send(Event::Warn(message.to_owned()));
+    }
+
+    fn forming(&mut self, estimate: &Estimate<'_>) {
+        // Estimated here, where the latents are, but only when the caller would look.
+        if self.look.swap(false, Ordering::Relaxed) {
+            let began = Instant::now();
+            let pictures = estimate();
+            let _ = self.events.send(Event::Forming(pictures, began.elapsed()));
+        }
+    }
+}
