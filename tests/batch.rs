@@ -271,7 +271,7 @@ fn a_sweep_gives_a_sheet_and_a_table() {
     let sheet = image::open(folder.path().join("out/sweep-steps-guidance-scale.png")).expect("a sheet");
     assert!(sheet.width() > 3 * 128 && sheet.height() > 2 * 128);
     let table = std::fs::read_to_string(folder.path().join("out/sweep-steps-guidance-scale.csv")).expect("a table");
-    assert!(table.starts_with("steps,guidance-scale,prompt,seed,path\n1,1,a cat,1,1-1.png\n1,2,a cat,1,1-2.png\n"), "{table}");
+    assert!(table.starts_with("steps,guidance-scale,prompt,seed,path\n1,1,a cat,1,out/1-1.png\n1,2,a cat,1,out/1-2.png\n"), "{table}");
     assert_eq!(table.lines().count(), 7);
     // A larger sweep paints what is new, and draws the sheet again.
     let mut more = name;
