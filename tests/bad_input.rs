@@ -69,6 +69,7 @@ fn flags() {
         (&["-p", "x", "--eta", "2", "--sampler", "ddim"], &["--eta 2"]),
         (&["convert", "emoji", "out.ckpt"], &["out.ckpt", ".safetensors"]),
         (&["convert", "emoji", "out.safetensor"], &["out.safetensor"]),
+        (&["convert", "no-such-model", "taken.png"], &["taken.png exists already"]),
         (&[], &["Usage"]),
         (&["--prompt"], &["--prompt"]),
         (&["--promt", "x"], &["--promt", "--prompt"]),
