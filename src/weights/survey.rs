@@ -201,12 +201,11 @@ impl Survey {
             self.components = vec![summary("words", file.entries())];
             self.embedding = Some(embedding);
         } else if let Some(row) = kinds::foreign(&file) {
-            let is_model = !row.why.contains("not a model");
-            self.kind = if is_model { Kind::OtherModel } else { Kind::AddOn };
+            self.kind = if row.is_model { Kind::OtherModel } else { Kind::AddOn };
             self.what = row.what.to_owned();
             self.evidence.push(format!("A tensor's name contains \"{}\".", row.part));
             self.components = vec![summary("tensors", file.entries())];
-            self.problem = is_model.then(|| format!("{} is {}, {}", file.name, row.what, row.why));
+            self.problem = row.is_model.then(|| format!("{} is {}, {}", file.name, row.what, row.why));
         } else {
             let lone = kinds::lone(&file);
             let context =
