@@ -587,6 +587,9 @@ fn a_folders_index_and_configurations_are_obeyed() {
     assert_eq!((spec().unet.down[1].heads, spec().unet.up[0].heads, spec().unet.mid.unwrap().heads), (4, 6, 6));
     edit(&root.join("unet/config.json"), "num_attention_heads", Some(serde_json::json!([1, 8, 3])));
     assert_eq!((spec().unet.down[1].heads, spec().unet.up[0].heads, spec().unet.mid.unwrap().heads), (8, 3, 3));
+    let before = spec().unet;
+    edit(&root.join("unet/config.json"), "upcast_attention", Some(true.into()));
+    assert_eq!(spec().unet, before, "every attention of ours is upcast");
     edit(&root.join("unet/config.json"), "sample_size", Some(serde_json::json!([96, 64])));
     assert_eq!(spec().default_size, 96 * 8);
     edit(&root.join("vae/config.json"), "shift_factor", Some(0.25.into()));
