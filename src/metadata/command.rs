@@ -240,7 +240,8 @@ fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
     if let Some(strength) = recipe.get(Field::Strength).filter(|text| number(text) != Some(1.0) && !is_second_pass) {
         command.note(format!("the picture was painted over another one (strength {strength}), which is not in the file"));
     }
-    let others = recipe.other.iter().filter(|(name, value)| !HARMLESS.contains(&name.as_str()) && !value.is_empty());
+    // More than one tool writes Python's word for nothing.
+    let others = recipe.other.iter().filter(|(name, value)| !HARMLESS.contains(&name.as_str()) && !value.is_empty() && value != "None");
     let others: Vec<String> = others.map(|(name, value)| format!("{name}: {}", shortened(value))).collect();
     if !others.is_empty() {
         command.note(format!("not carried over: {}", others.join("; ")));
