@@ -270,6 +270,16 @@ fn the_models_folder_is_a_table_with_names_that_resolve() {
     assert_eq!(names, ["plain", "plain.safetensors"]);
     assert!(said(folder.path(), &["inspect", "--no-hash", "plain.safetensors"]).contains("one file"));
     std::fs::remove_dir_all(models.join("plain")).unwrap();
+    // A1111's hash is a file's: a folder has none in the table.
+    #[cfg(unix)]
+    {
+        let link = models.join("emoji");
+        std::os::unix::fs::symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji"), &link).unwrap();
+        let table = said(folder.path(), &["models", "--hash"]);
+        let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("emoji ")).collect();
+        assert!(rows.len() == 2 && rows.iter().all(|row| row.ends_with("paints")), "{table}");
+        std::fs::remove_file(link).unwrap();
+    }
     let refused = sd_gen(folder.path(), &["-m", "pl", "-p", "x"]);
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2));
