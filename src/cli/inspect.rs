@@ -121,7 +121,8 @@ fn find(file: &str, args: &InspectArgs, model: Option<&Checkpoint>, cache: &mut 
 /// Hashes a file with a bar, as far as it is not in the cache; Ctrl-C stops it.
 pub(super) fn hash(path: &Path, cache: &mut HashCache) -> Result<Hashes> {
     let mut progress = Progress::new(ProgressStyle::Auto, false);
-    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy());
+    // In a live line, where nothing may move the cursor.
+    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy().replace(char::is_control, " "));
     let all = path.metadata().map(|metadata| metadata.len()).ok();
     cache.hash(path, |done| {
         progress.bytes(&what, done, all);

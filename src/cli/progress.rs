@@ -156,7 +156,7 @@ impl Progress {
             self.last_bytes = Some(Instant::now());
             screen::event(event);
         }
-        self.status().work = Work::Bytes { what: one_line(what), done, all };
+        self.status().work = Work::Bytes { what: what.to_owned(), done, all };
     }
 
     /// Something that the user may want to know.
