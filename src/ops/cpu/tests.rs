@@ -256,7 +256,12 @@ fn attention_bears_large_scores() -> Result<()> {
         let exact = reference::attention(&q, &k, &v, 2, false)?;
         agree("large", &super::attention::with(isa, &q, &k, &v, 2, false)?, &exact, DType::F32, 2e-4)?;
     }
-    Ok(())
+    // Each token finds itself by a score that f16 does not hold, 90,000.
+    let x = (Tensor::eye(64, DType::F32, &Device::Cpu)? * 300.0)?.reshape((1, 64, 64))?;
+    each_isa_and_dtype(|isa, dtype| {
+        let (x, v) = (x.to_dtype(dtype)?, random.tensor(&[1, 64, 64], dtype)?);
+        agree("beyond f16", &super::attention::with(isa, &x, &x, &v.to_dtype(dtype)?, 1, false)?, &v, dtype, 1e-7)
+    })
 }
 
 #[test]
