@@ -17,6 +17,7 @@ mod logs;
 mod model;
 mod models;
 mod output;
+mod pace;
 mod preview;
 mod progress;
 mod screen;
