@@ -660,6 +660,33 @@ fn a_model_from_the_hub_paints_what_the_local_one_paints() {
 }
 
 #[test]
+fn a_dry_run_fetches_no_weights_and_says_which_it_would() {
+    let hub = Hub::of_folder(&emoji());
+    let folder = tempfile::tempdir().expect("folder");
+    let lines = "a cat\na dog --model org/emoji --images 3\na cat --model org/emoji\n";
+    std::fs::write(folder.path().join("lines.txt"), lines).expect("write");
+    let run = |more: &[&str]| {
+        let output =
+            sd_gen(folder.path(), &hub.address, &[&["batch", "lines.txt", "--output-dir", "out", "--steps", "1"][..], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let said = run(&["--dry-run", "--shard", "1/2"]);
+    assert!(hub.fetched().iter().all(|file| !file.ends_with(".safetensors")), "{:?}", hub.fetched());
+    let weights =
+        ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"].map(|name| format!("{name}.safetensors"));
+    let size = |file: &String| std::fs::metadata(emoji().join(file)).expect("metadata").len();
+    let all = weights.iter().map(size).sum::<u64>() as f64 / 1e6;
+    let first = format!("org/emoji is not here; {all:.1} MB would be fetched for 2 pictures\n");
+    assert!(said.starts_with(&first) && weights.iter().all(|file| said.contains(&format!("\n  {file}, "))), "{said}");
+    assert!(said.contains("\n1 picture to paint; 2 of models that are not here"), "{said}");
+    // Nothing of this is in the way of painting, and what a line paints does not depend on it.
+    assert_eq!(run(&[]).lines().count(), 5);
+    let again = run(&["--dry-run"]);
+    assert!(again.contains("0 pictures to paint; 5 are there already") && !again.contains("fetched"), "{again}");
+}
+
+#[test]
 fn programs_hear_of_a_download_as_events() {
     let hub = Hub::of_folder(&emoji());
     let folder = tempfile::tempdir().expect("folder");

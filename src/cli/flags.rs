@@ -16,7 +16,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 pub(super) static GENERATION: LazyLock<FlagList> = LazyLock::new(|| FlagList::of(Flags::augment_args(Command::new("sd-gen"))));
 
 /// Settings of the process, which no single line can have for itself.
-const WHOLE_RUN: &[&str] = &["threads", "progress", "quiet", "verbose"];
+const WHOLE_RUN: &[&str] = &["threads", "progress", "quiet", "verbose", "preview", "taesd"];
 
 /// What a flag's value is, as far as its spelling goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

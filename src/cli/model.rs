@@ -4,7 +4,7 @@ use super::args::ModelFlags;
 use super::download::{self, Showing};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, release};
-use crate::hub::{HubId, name_in_cache};
+use crate::hub::{HubId, Missing, name_in_cache};
 use crate::metadata::Painter;
 use crate::ops::cpu_instructions;
 use crate::pipeline::{Observer, Pipeline, VaeTiling};
@@ -253,6 +253,17 @@ pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DTy
         Named::Path(path) => Checkpoint::open(&path),
         Named::Builtin => builtin(),
         Named::Hub(id) => download::open(&id, dtype, showing),
+    }
+}
+
+/// The weights that [`open_for`] would fetch.
+///
+/// # Errors
+/// As [`open_for`], as far as it can be known before.
+pub(super) fn to_fetch(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: Showing) -> Result<Vec<Missing>> {
+    match resolve(what, models_dir)? {
+        Named::Hub(id) => download::to_fetch(&id, dtype, showing),
+        Named::Path(_) | Named::Builtin => Ok(Vec::new()),
     }
 }
 
