@@ -6,7 +6,7 @@
 mod hub_server;
 
 use hub_server::{Answer, Asked, COMMIT, Hub, etag};
-use sd_gen::hub::{Event, HubId, Settings, Token, fetch};
+use sd_gen::hub::{Event, HubId, Missing, Settings, Token, fetch, missing};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -386,6 +386,23 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
     let (hub, _) = single();
     Trial::new(&hub).fetch("org/model").expect("fetched");
     assert!(hub.asked().iter().all(|asked| !asked.headers.contains_key("authorization")));
+}
+
+#[test]
+fn what_is_missing_can_be_asked_without_fetching_it() {
+    let (hub, content) = single();
+    let trial = Trial::new(&hub);
+    let id = HubId::parse("org/model").expect("well-formed").expect("a hub id");
+    let ask = || missing(&trial.settings, &id, None, &mut |_| Ok(())).expect("an answer");
+    assert_eq!(ask(), [Missing { path: "model.safetensors".to_owned(), size: Some(content.len() as u64) }]);
+    assert!(!hub.asked().iter().any(is_content));
+    // Offline, nothing may look as if it were there.
+    assert!(!trial.repository().join("refs/main").exists());
+    trial.fetch("org/model").expect("fetched");
+    assert_eq!(ask(), []);
+    // Another commit with the same content costs nothing.
+    std::fs::remove_dir_all(trial.repository().join("snapshots")).expect("removed");
+    assert_eq!(ask(), []);
 }
 
 #[test]

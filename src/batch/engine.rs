@@ -71,11 +71,11 @@ const UNTOLD: usize = 64;
 
 /// Loads a model by its number.
 pub trait Load: Send {
-    /// The loaded model. Called once for each run of batches of that model.
+    /// The model, loaded on one of its devices. Called once on each for each run of batches of that model.
     ///
     /// # Errors
     /// The model cannot be loaded: all of its tasks fail.
-    fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline>;
+    fn load(&mut self, model: usize, device: usize, observer: &mut dyn Observer) -> Result<Pipeline>;
 
     /// On how many devices the model is loaded: its batches are dealt out to them.
     fn devices(&self, _model: usize) -> usize {
@@ -85,14 +85,6 @@ pub trait Load: Send {
     /// The largest number that [`Load::devices`] will give.
     fn most_devices(&self) -> usize {
         1
-    }
-
-    /// The model on one of them.
-    ///
-    /// # Errors
-    /// As [`Load::load`].
-    fn load_on(&mut self, model: usize, _device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
-        self.load(model, observer)
     }
 
     /// There is memory for this model while another is still at work.
@@ -324,7 +316,7 @@ impl<M: Load> Preparer<M> {
             }
         }
         let devices = self.models.devices(model).max(1);
-        let on = |device| Ok((Arc::new(self.models.load_on(model, device, &mut self.hear)?), Texts::default()));
+        let on = |device| Ok((Arc::new(self.models.load(model, device, &mut self.hear)?), Texts::default()));
         match (0..devices).map(on).collect::<Result<Everywhere>>() {
             Ok(everywhere) => {
                 self.loaded = Some((model, everywhere));

@@ -187,10 +187,6 @@ impl Models {
 }
 
 impl Load for Models {
-    fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
-        self.load_on(model, 0, observer)
-    }
-
     fn devices(&self, model: usize) -> usize {
         self.get(model).map_or(1, |opened| opened.devices())
     }
@@ -199,7 +195,7 @@ impl Load for Models {
         self.devices
     }
 
-    fn load_on(&mut self, model: usize, device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+    fn load(&mut self, model: usize, device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
         let opened = self.get(model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let checkpoint = &opened.checkpoint;
         let mut pipeline = opened.load(device, observer)?;

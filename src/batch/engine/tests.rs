@@ -18,7 +18,7 @@ struct Models {
 }
 
 impl Load for Models {
-    fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+    fn load(&mut self, model: usize, _: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
         self.loads.lock().unwrap().push(model);
         if model == 9 {
             return Err(Error::Model("it is damaged".into()));

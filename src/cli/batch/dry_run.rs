@@ -1,13 +1,14 @@
 //! `--dry-run`: what would be painted, in which order, and what it will take.
 
+use super::pictures;
 use super::resolve::Absent;
 use crate::batch::{Job, Ledger, groups, sizes};
 use crate::bench::{painting_speed, picture_flop};
 use crate::cli::answer;
 use crate::cli::model::Models;
 use crate::cli::show::bytes;
+use crate::device::place;
 use crate::{Error, Result};
-use candle_core::DeviceLocation;
 use std::collections::HashMap;
 
 /// Says the plan on standard output.
@@ -29,11 +30,7 @@ pub(super) fn say(jobs: Vec<Job>, models: &Models, absent: &[Absent], ledger: Op
         let opened = models.get(first.model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let spec = opened.checkpoint.spec();
         if last.replace(first.model) != Some(first.model) {
-            let device = match opened.device().location() {
-                DeviceLocation::Cpu => "cpu".to_owned(),
-                DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-                DeviceLocation::Metal { .. } => "metal".to_owned(),
-            };
+            let device = place(opened.device());
             answer(&format!("{} ({}), {} on {device}", opened.label, spec.family.name(), first.painter.dtype.as_str()))?;
         }
         let request = &first.request;
@@ -79,10 +76,6 @@ pub(super) fn say(jobs: Vec<Job>, models: &Models, absent: &[Absent], ledger: Op
         answer(&format!("about {time}, {basis}; about {:.1} GB of memory", memory as f64 / 1e9))?;
     }
     Ok(())
-}
-
-fn pictures(count: usize) -> String {
-    if count == 1 { "1 picture".into() } else { format!("{count} pictures") }
 }
 
 /// Seconds as people say them.

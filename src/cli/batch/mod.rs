@@ -428,7 +428,7 @@ impl Run {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner).close();
         let tally = std::mem::take(&mut *self.tally.lock().unwrap_or_else(PoisonError::into_inner));
         let (there, failed) = (there + known - known_failed, tally.failed + failed_before + known_failed);
-        let mut parts = vec![format!("{} pictures painted", tally.kept)];
+        let mut parts = vec![format!("{} painted", pictures(tally.kept))];
         parts.extend((there > 0).then(|| format!("{there} were there already")));
         parts.extend((tally.unloaded > 0).then(|| format!("{} were not tried for want of their model", tally.unloaded)));
         progress.say(&parts.join(", "));
@@ -439,9 +439,13 @@ impl Run {
         let mut wrongs = Vec::new();
         wrongs.extend((wrong > 0).then(|| format!("{wrong} lines were wrong")));
         let manifest = self.manifest.display();
-        wrongs.extend((failed > 0).then(|| format!("{failed} pictures failed, as {manifest} records; --retry-failed tries them again")));
+        wrongs.extend((failed > 0).then(|| format!("{} failed, as {manifest} records; --retry-failed tries again", pictures(failed))));
         if wrongs.is_empty() { Ok(()) } else { Err(Error::Picture(wrongs.join("; "))) }
     }
+}
+
+fn pictures(count: usize) -> String {
+    if count == 1 { "1 picture".into() } else { format!("{count} pictures") }
 }
 
 /// Why no further picture can be kept, and what to do.
