@@ -65,6 +65,29 @@ fn results_go_to_files_and_are_compared_and_recorded() {
 }
 
 #[test]
+fn a_profile_says_where_a_step_and_a_decode_go() {
+    let folder = tempfile::tempdir().expect("folder");
+    let output = bench(folder.path(), &[&SMALL[..], &["--dtypes", "f32", "--skip-correctness", "--profile", "--json", "p.json"]].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        table.contains("where a guided step of") && table.contains("where a VAE decode of") && table.contains("between the ops"),
+        "{table}"
+    );
+    let report = std::fs::read_to_string(folder.path().join("p.json")).expect("p.json");
+    let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+    let row = &report["rows"][0];
+    for (phase, flop) in [("step", "step_flop"), ("decode", "decode_flop")] {
+        let ops = row["profiles"][phase]["ops"].as_array().expect("ops");
+        let sum = |key: &str| ops.iter().map(|op| op[key].as_f64().unwrap_or(0.0)).sum::<f64>();
+        assert!(sum("seconds") <= row["profiles"][phase]["seconds"].as_f64().unwrap_or(0.0), "{phase}");
+        // What the ops did is what the model's shape says that they do.
+        let counted = row[flop].as_f64().unwrap_or(0.0);
+        assert!((sum("flop") / counted - 1.0).abs() < 0.01, "{phase}: {} of {counted}", sum("flop"));
+    }
+}
+
+#[test]
 fn a_combination_that_fails_is_a_row() {
     let folder = tempfile::tempdir().expect("folder");
     std::fs::write(folder.path().join("broken.safetensors"), b"nothing of the kind").expect("write");

@@ -10,6 +10,7 @@ use sd_gen::device;
 use sd_gen::models::{AddedCondition, AutoencoderKLDecoder, AutoencoderKLEncoder, AutoencoderTinyDecoder, Scope, UNet2DCondition};
 use sd_gen::pipeline::{Estimate, Observer, Painted, Pipeline, SharedModel, Silent, Sketch, Stage, VaeTiling};
 use sd_gen::request::{GenerationRequest, RequestDraft};
+use sd_gen::schedulers::TimestepSpacing;
 use sd_gen::text::{ClipTokenizer, TextEncoder};
 use sd_gen::weights::{Checkpoint, Component, TinyAutoencoder};
 use std::collections::HashMap;
@@ -307,6 +308,31 @@ fn half_precision_is_near() {
             let tolerance = 255.0 * ROUNDINGS * unit_roundoff(dtype);
             assert!(mean <= tolerance, "{}: the picture in {dtype:?} is off by {mean:.2} levels in the mean", model.name);
         }
+    }
+}
+
+#[test]
+fn a_single_step_in_bf16_paints_what_f32_paints() {
+    // One evaluation from pure noise to the picture: the network decides all of it, and no guidance multiplies its roundings.
+    for model in Model::all().filter(|model| model.name != "sdxl-refiner") {
+        let draft = RequestDraft {
+            steps: Some(1),
+            guidance_scale: Some(1.0),
+            sampler: Some("euler".into()),
+            timestep_spacing: Some(TimestepSpacing::Trailing),
+            ..model.draft()
+        };
+        let request = model.request(&draft);
+        let [exact, rounded] = [DType::F32, DType::BF16].map(|dtype| {
+            let pipeline = model.pipeline(dtype);
+            let painted = paint(&pipeline, &request, &[request.seed]);
+            numbers(&pipeline.decode(&painted[0].latents).expect("a picture"))
+        });
+        let mean = exact.iter().sum::<f64>() / exact.len() as f64;
+        let deviation = (exact.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / exact.len() as f64).sqrt();
+        let off = exact.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).sum::<f64>() / exact.len() as f64 / deviation;
+        say(&format!("{:13} one step in bf16: {:.2} % off", model.name, 100.0 * off));
+        assert!(off < 0.02, "{}: {:.2} % of the picture's deviation", model.name, 100.0 * off);
     }
 }
 

@@ -1,9 +1,9 @@
 //! One combination, phase by phase.
 
-use super::report::{Phase, Row, Timing};
+use super::report::{Phase, Profile, Row, Timing};
 use super::{flops, memory};
 use crate::device;
-use crate::ops::{Linear, with_reference};
+use crate::ops::{Linear, profiled, with_reference};
 use crate::pipeline::{Observer, Pipeline, Sketch, Stage};
 use crate::request::{GenerationRequest, RequestDraft};
 use crate::schedulers::TimestepSpacing;
@@ -52,6 +52,8 @@ pub struct Settings {
     pub warmups: usize,
     /// Runs that count.
     pub repeats: usize,
+    /// One more guided step and one more decode, op by op.
+    pub profile: bool,
 }
 
 fn request(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, steps: usize) -> Result<GenerationRequest> {
@@ -232,6 +234,13 @@ impl Clock<'_> {
         let (seconds, made) = once()?;
         samples.push(seconds);
         row.phases.extend(Timing::of(samples).map(|timing| (phase, timing)));
+        if self.settings.profile && matches!(phase, Phase::Step | Phase::Decode) {
+            drop(made);
+            let (run, ops) = profiled(once);
+            let (seconds, made) = run?;
+            row.profiles.insert(phase, Profile { seconds, ops });
+            return Ok(made);
+        }
         Ok(made)
     }
 }

@@ -1,6 +1,7 @@
 //! What was measured, as data that is written as JSON and read again as a baseline.
 
 use super::machine::Machine;
+use crate::ops::OpTime;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -66,6 +67,15 @@ impl Timing {
     }
 }
 
+/// Where the time of one run went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Profile {
+    /// Seconds of the run, every op waited for.
+    pub seconds: f64,
+    /// The ops, the longest first; what is missing from the whole is between them.
+    pub ops: Vec<OpTime>,
+}
+
 /// One combination and what came out.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Row {
@@ -87,6 +97,9 @@ pub struct Row {
     pub steps: usize,
     /// The times; a phase that was not reached is absent.
     pub phases: BTreeMap<Phase, Timing>,
+    /// Where one run of a phase went, where that was asked for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub profiles: BTreeMap<Phase, Profile>,
     /// The largest resident memory of the process from opening to the last picture, in bytes.
     pub peak_host_bytes: Option<u64>,
     /// The most that tensors took on a GPU in that time, in bytes.

@@ -1,6 +1,9 @@
 //! A run as text: aligned for people, Markdown for a page, CSV for a spreadsheet.
 
-use super::report::{Phase, Report, Row, Timing};
+use super::compare::title;
+use super::report::{Phase, Profile, Report, Row, Timing};
+use crate::ops::OpTime;
+use std::collections::BTreeMap;
 
 const HEADERS: [&str; 17] = [
     "model",
@@ -85,6 +88,39 @@ fn legend(report: &Report, spread: &str) -> String {
     )
 }
 
+/// The longest calls by shapes that are shown.
+const LONGEST_CALLS: usize = 12;
+
+/// Where the time went, for the rows and phases that were profiled: by op, and the longest by shapes.
+fn profiles(report: &Report) -> String {
+    let of_row = |row: &Row| row.profiles.iter().map(|(phase, profile)| of_phase(&title(row), *phase, profile)).collect::<String>();
+    report.rows.iter().map(of_row).collect()
+}
+
+fn of_phase(title: &str, phase: Phase, profile: &Profile) -> String {
+    let mut by_op: BTreeMap<&str, OpTime> = BTreeMap::new();
+    for time in &profile.ops {
+        by_op.entry(&time.op).or_insert_with(|| OpTime { op: time.op.clone(), ..OpTime::default() }).add(time);
+    }
+    let mut sums: Vec<OpTime> = by_op.into_values().collect();
+    sums.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    let between = (profile.seconds - sums.iter().map(|sum| sum.seconds).sum::<f64>()).max(0.0);
+    sums.push(OpTime { op: "between the ops".into(), seconds: between, ..OpTime::default() });
+    let mut text = format!("\n{title}: where a {} of {} s goes\n", phase.name(), seconds(profile.seconds));
+    let longest = profile.ops.iter().take(LONGEST_CALLS);
+    for (i, time) in sums.iter().chain(longest).enumerate() {
+        if i == sums.len() {
+            text.push_str("the longest, by shapes:\n");
+        }
+        let rate =
+            if time.flop > 0.0 { format!("{:.3} TFLOP/s", time.flop / time.seconds.max(f64::MIN_POSITIVE) / 1e12) } else { String::new() };
+        let share = 100.0 * time.seconds / profile.seconds.max(f64::MIN_POSITIVE);
+        let what = format!("{} {}", time.op, time.shapes);
+        text.push_str(&format!("{share:6.1} %  {:>8} s  {:6} calls  {rate:>16}  {}\n", seconds(time.seconds), time.calls, what.trim_end()));
+    }
+    text
+}
+
 /// Aligned columns.
 pub fn aligned(report: &Report) -> String {
     let mut lines = vec![HEADERS.map(str::to_owned).to_vec()];
@@ -97,7 +133,7 @@ pub fn aligned(report: &Report) -> String {
         text.push_str(padded.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
-    text + "\n" + &legend(report, "half of the way from the shortest to the longest")
+    text + "\n" + &legend(report, "half of the way from the shortest to the longest") + &profiles(report)
 }
 
 /// A Markdown table with its circumstances.
@@ -109,7 +145,13 @@ pub fn markdown(report: &Report) -> String {
     for row in &report.rows {
         text.push_str(&line(&cells(row, range)));
     }
-    text + "\n" + &legend(report, "the shortest and the longest")
+    text.push('\n');
+    text.push_str(&legend(report, "the shortest and the longest"));
+    let profiles = profiles(report);
+    if !profiles.is_empty() {
+        text.push_str(&format!("\n```\n{}\n```\n", profiles.trim()));
+    }
+    text
 }
 
 /// One line a combination, numbers unrounded: seconds, bytes, operations a second.

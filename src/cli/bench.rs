@@ -93,6 +93,9 @@ pub(super) struct BenchArgs {
     /// Threads [default: as many as the machine has]
     #[arg(short, long, value_name = "N", help_heading = "How to measure")]
     threads: Option<usize>,
+    /// Show where a guided step and a decode go, op by op; takes one more run of each
+    #[arg(long, help_heading = "How to measure")]
+    profile: bool,
     /// Do not paint with the portable reference path to compare with; it is slow and computes in f32
     #[arg(long, help_heading = "How to measure")]
     skip_correctness: bool,
@@ -210,7 +213,7 @@ impl BenchArgs {
         peaks: &mut Peaks,
         progress: &mut Progress,
     ) -> Result<()> {
-        let settings = Settings { steps: self.steps, warmups: self.warmups, repeats: self.repeats };
+        let settings = Settings { steps: self.steps, warmups: self.warmups, repeats: self.repeats, profile: self.profile };
         let mut references: Vec<(Size, Option<Tensor>)> = Vec::new();
         for &device_choice in &self.devices {
             let device = open(device_choice);

@@ -10,9 +10,11 @@
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
+mod profile;
 mod reference;
 mod weight;
 
+pub use profile::{OpTime, profiled};
 pub use weight::Weight;
 
 use candle_core::{Device, Result, Tensor};
@@ -176,7 +178,14 @@ impl Linear {
 
     /// Like [`Linear::forward`], with additions before the result is written.
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
-        forward!(LinearKind, &self.inner, x, epilogue)
+        profile::timed(
+            x,
+            || forward!(LinearKind, &self.inner, x, epilogue),
+            |y| {
+                let per_output = x.dims().last().copied().unwrap_or(0) as f64;
+                profile::call("linear", format!("{} to {}", profile::dims(x), profile::dims(y)), 2.0 * y.elem_count() as f64 * per_output)
+            },
+        )
     }
 }
 
@@ -200,6 +209,8 @@ impl Padding {
 #[derive(Debug, Clone)]
 pub struct Conv2d {
     inner: Conv2dKind,
+    /// Height and width of the kernel.
+    kernel: (usize, usize),
 }
 
 impl Conv2d {
@@ -207,6 +218,10 @@ impl Conv2d {
     /// `weight` `(out, in, kernel height, kernel width)`, `bias` `(out)`.
     pub fn new<'a>(weight: impl Into<Weight<'a>>, bias: Option<Tensor>, stride: usize, padding: Padding) -> Result<Self> {
         let weight = weight.into();
+        let kernel = match *weight.dims() {
+            [_, _, height, width] => (height, width),
+            _ => candle_core::bail!("conv2d: weights are (out, in, height, width), got {:?}", weight.dims()),
+        };
         let inner = if weight.is_for_cpu() {
             Conv2dKind::Cpu(cpu::Conv2d::new(weight, bias.as_ref(), stride, padding)?)
         } else {
@@ -217,7 +232,7 @@ impl Conv2d {
                 _ => Conv2dKind::Reference(reference::Conv2d::new(weight, bias, stride, padding)?),
             }
         };
-        Ok(Self { inner })
+        Ok(Self { inner, kernel })
     }
 
     /// # Shapes
@@ -228,7 +243,7 @@ impl Conv2d {
 
     /// Like [`Conv2d::forward`], with additions before the result is written.
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
-        forward!(Conv2dKind, &self.inner, x, epilogue)
+        self.timed(x, || forward!(Conv2dKind, &self.inner, x, epilogue))
     }
 }
 
@@ -236,9 +251,18 @@ impl Conv2d {
     /// [`upsample_nearest_2x`] followed by [`Conv2d::forward`].
     pub fn forward_upsampled_2x(&self, x: &Tensor) -> Result<Tensor> {
         match &self.inner {
-            Conv2dKind::Cpu(inner) => inner.forward_upsampled_2x(x),
+            Conv2dKind::Cpu(inner) => self.timed(x, || inner.forward_upsampled_2x(x)),
             _ => self.forward(&upsample_nearest_2x(x)?),
         }
+    }
+
+    fn timed(&self, x: &Tensor, run: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        let (height, width) = self.kernel;
+        let per_output = (height * width * x.dims().last().copied().unwrap_or(0)) as f64;
+        profile::timed(x, run, |y| {
+            let shapes = format!("{height}x{width}, {} to {}", profile::dims(x), profile::dims(y));
+            profile::call("conv2d", shapes, 2.0 * y.elem_count() as f64 * per_output)
+        })
     }
 }
 
@@ -265,12 +289,16 @@ impl GroupNorm {
     /// # Shapes
     /// `(batch, height, width, channels)` or `(batch, tokens, channels)`, kept.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        forward!(GroupNormKind, &self.inner, x, false)
+        self.timed("group_norm", x, false)
     }
 
     /// [`GroupNorm::forward`] followed by [`silu`].
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        forward!(GroupNormKind, &self.inner, x, true)
+        self.timed("group_norm_silu", x, true)
+    }
+
+    fn timed(&self, op: &'static str, x: &Tensor, silu: bool) -> Result<Tensor> {
+        profile::timed(x, || forward!(GroupNormKind, &self.inner, x, silu), |_| profile::over(op, x))
     }
 }
 
@@ -297,7 +325,7 @@ impl LayerNorm {
     /// # Shapes
     /// `(…, channels)`, kept.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        forward!(LayerNormKind, &self.inner, x)
+        profile::timed(x, || forward!(LayerNormKind, &self.inner, x), |_| profile::over("layer_norm", x))
     }
 }
 
@@ -306,7 +334,15 @@ impl LayerNorm {
 /// # Shapes
 /// `q` `(batch, queries, heads × size)`, `k` and `v` `(batch, keys, heads × size)` to the shape of `q`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-    by_device!(attention, q, k, v, heads, causal)
+    profile::timed(
+        q,
+        || by_device!(attention, q, k, v, heads, causal),
+        |_| {
+            let keys = k.dims().get(1).copied().unwrap_or(0);
+            let shapes = format!("{}, {keys} keys, {heads} heads", profile::dims(q));
+            profile::call("attention", shapes, 4.0 * q.elem_count() as f64 * keys as f64)
+        },
+    )
 }
 
 /// `a · gelu(b)` where `a` is the first half of the channels and `b` the second.
@@ -314,22 +350,22 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
 /// # Shapes
 /// `(…, 2n)` to `(…, n)`.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
-    by_device!(geglu, x)
+    profile::timed(x, || by_device!(geglu, x), |_| profile::over("geglu", x))
 }
 
 /// `x · sigmoid(x)`
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    by_device!(silu, x)
+    profile::timed(x, || by_device!(silu, x), |_| profile::over("silu", x))
 }
 
 /// `x · Φ(x)`, exact.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    by_device!(gelu, x)
+    profile::timed(x, || by_device!(gelu, x), |_| profile::over("gelu", x))
 }
 
 /// `x · sigmoid(1.702 x)`
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    by_device!(quick_gelu, x)
+    profile::timed(x, || by_device!(quick_gelu, x), |_| profile::over("quick_gelu", x))
 }
 
 /// Every pixel becomes two by two.
@@ -337,5 +373,5 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// `(batch, height, width, channels)` to `(batch, 2 height, 2 width, channels)`.
 pub fn upsample_nearest_2x(x: &Tensor) -> Result<Tensor> {
-    by_device!(upsample_nearest_2x, x)
+    profile::timed(x, || by_device!(upsample_nearest_2x, x), |_| profile::over("upsample_nearest_2x", x))
 }
