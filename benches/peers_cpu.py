@@ -45,8 +45,9 @@ def networks(a, dtype):
     rows = torch.randn(2, 4, side, side).to(dtype)
     added = (torch.randn(2, 1280).to(dtype), torch.rand(2, 6).to(dtype)) if a.family == "sdxl" else ()
     text = torch.randn(2, 77, UNETS[a.family]["cross_attention_dim"]).to(dtype)
-    yield "step", lambda: made(lambda: Step(UNet2DConditionModel(**UNETS[a.family]))), (rows, torch.tensor(500), text, *added)
-    yield "decode", lambda: made(lambda: Decode(AutoencoderKL(**VAE))), (rows[:1],)
+    networks = {"step": (lambda: made(lambda: Step(UNet2DConditionModel(**UNETS[a.family]))), (rows, torch.tensor(500), text, *added)),
+                "decode": (lambda: made(lambda: Decode(AutoencoderKL(**VAE))), (rows[:1],))}
+    for phase in a.phases: yield phase, *networks[phase]
 
 
 def timed(call, repeats):
@@ -89,14 +90,14 @@ def sd_gen(a):
     command = [a.sd_gen, "bench", "--random", a.family, "--sizes", f"{a.size}x{a.size}", "--dtypes", a.dtype, "--devices", "cpu", "--threads", str(a.threads),
                "--steps", "1", "--warmups", "1", "--repeats", str(a.repeats), "--skip-correctness", "--no-config", "--quiet", "--json", "-"]
     row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["rows"][0]
-    return {phase: row["phases"][phase]["samples"] for phase in PHASES}
+    return {phase: row["phases"][phase]["samples"] for phase in a.phases}
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("sd_gen"); ap.add_argument("--family", default="sd15", choices=UNETS); ap.add_argument("--size", type=int, default=512)
     ap.add_argument("--dtype", default="bf16", choices=["f32", "bf16"]); ap.add_argument("--peers", default="diffusers,openvino")
-    ap.add_argument("--rounds", type=int, default=2); ap.add_argument("--repeats", type=int, default=3); ap.add_argument("--threads", type=int, default=os.cpu_count())
+    ap.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES); ap.add_argument("--rounds", type=int, default=2); ap.add_argument("--repeats", type=int, default=3); ap.add_argument("--threads", type=int, default=os.cpu_count())
     ap.add_argument("--avx2", action="store_true", help="hide everything above AVX2 from all"); ap.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "peers-cpu"))
     ap.add_argument("--serve", help=argparse.SUPPRESS); ap.add_argument("--convert", action="store_true", help=argparse.SUPPRESS)
     a = ap.parse_args()
@@ -105,14 +106,14 @@ def main():
     if a.avx2: os.environ.update(AVX2)
     def serve(peer, *more): return json.loads(subprocess.run([sys.executable, *sys.argv, "--serve", peer, *more], check=True, stdout=subprocess.PIPE, text=True).stdout)
     if "openvino" in peers: serve("openvino", "--convert")
-    seconds = {who: {phase: [] for phase in PHASES} for who in ["sd-gen", *peers]}
+    seconds = {who: {phase: [] for phase in a.phases} for who in ["sd-gen", *peers]}
     for _ in range(a.rounds):
         for who in ["sd-gen", *peers]:
             for phase, samples in (sd_gen(a) if who == "sd-gen" else serve(who)).items(): seconds[who][phase] += samples
             print(who, {p: [round(s, 3) for s in v] for p, v in seconds[who].items()}, file=sys.stderr, flush=True)
     median = {who: {phase: statistics.median(samples) for phase, samples in phases.items()} for who, phases in seconds.items()}
     print(json.dumps({"family": a.family, "size": a.size, "dtype": a.dtype, "threads": a.threads, "avx2": a.avx2, "seconds": {who: {PHASES[p]: v for p, v in phases.items()} for who, phases in seconds.items()},
-                      "ratio": {peer: {PHASES[p]: round(median["sd-gen"][p] / median[peer][p], 3) for p in PHASES} for peer in peers}}, indent=1))
+                      "ratio": {peer: {PHASES[p]: round(median["sd-gen"][p] / median[peer][p], 3) for p in a.phases} for peer in peers}}, indent=1))
 
 
 if __name__ == "__main__": main()

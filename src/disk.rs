@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 const PREFIX: &str = ".sd-gen-";
 const SUFFIX: &str = ".part";
@@ -32,13 +32,7 @@ pub struct Staged {
 /// # Errors
 /// The folder cannot be written, or the disk is full.
 pub fn stage(folder: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> std::io::Result<Staged> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(PREFIX).suffix(SUFFIX);
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.tempfile_in(folder)?;
-    // Some network file systems have no locks; without one the file only looks abandoned.
-    let _ = file.as_file().try_lock();
+    let file = temporary(folder)?;
     let (size, sha256) = {
         let mut hashing = Hashing { to: std::io::BufWriter::new(file.as_file()), hash: Sha256::new(), size: 0 };
         write(&mut hashing)?;
@@ -47,6 +41,29 @@ pub fn stage(folder: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Resul
     };
     file.as_file().sync_all()?;
     Ok(Staged { file, size, sha256 })
+}
+
+/// An empty file under a temporary name in `folder`, which goes when it is dropped without a name of its own.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(PREFIX).suffix(SUFFIX);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder.tempfile_in(folder)?;
+    // Some network file systems have no locks; without one the file only looks abandoned.
+    let _ = file.as_file().try_lock();
+    Ok(file)
+}
+
+/// As [`temporary`], a folder.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn temporary_folder(folder: &Path) -> std::io::Result<TempDir> {
+    tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempdir_in(folder)
 }
 
 impl Staged {

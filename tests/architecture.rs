@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers", "spec", "weights"]),
     ("pipeline", &["Error", "Result", "device", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
     ("hub", &["Error", "Result", "weights"]),
-    ("weights", &["Error", "Result", "schedulers", "spec"]),
+    ("weights", &["Error", "Result", "disk", "schedulers", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),
     ("text", &["Error", "Result", "models", "spec", "weights::TensorSource"]),
     ("schedulers", &["Error", "Result"]),

@@ -17,7 +17,9 @@ fn refused(folder: &Path, arguments: &[&str], code: i32, words: &[&str]) -> Opti
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let missing: Vec<_> = words.iter().filter(|word| !said.contains(**word)).collect();
     let pictures = walk(folder).into_iter().filter(|name| name.ends_with(".png") && !name.ends_with("taken.png")).count();
-    let good = output.status.code() == Some(code) && missing.is_empty() && !said.contains("panicked") && pictures == 0;
+    // What a file says must not steer the terminal.
+    let calm = !said.contains(|c: char| c.is_control() && c != '\n');
+    let good = output.status.code() == Some(code) && missing.is_empty() && calm && !said.contains("panicked") && pictures == 0;
     let exit = output.status.code();
     (!good).then(|| format!("{arguments:?}: exit {exit:?}, wanted {code}; missing {missing:?}; {pictures} pictures; said: {said}"))
 }
@@ -53,11 +55,14 @@ fn flags() {
     std::fs::write(folder.join("sigma.json"), r#"{"_class_name": "EulerDiscreteScheduler", "sigma_max": 1e300}"#).expect("write");
     std::fs::write(folder.join("offset.json"), r#"{"_class_name": "DDIMScheduler", "steps_offset": 9223372036854775807}"#).expect("write");
     std::fs::write(folder.join("array.json"), "[]").expect("write");
+    std::fs::write(folder.join("evil.json"), r#"{"_class_name": "\u001b]0;owned\u0007\u009b31m"}"#).expect("write");
     let cases: &[(&[&str], &[&str])] = &[
         (&["-p", "x", "--scheduler-config", "range.json"], &["range.json", "clip_sample_range"]),
         (&["-p", "x", "--scheduler-config", "sigma.json"], &["sigma.json", "sigma_max"]),
         (&["-p", "x", "--scheduler-config", "offset.json"], &["offset.json", "steps_offset"]),
         (&["-p", "x", "--scheduler-config", "array.json"], &["array.json"]),
+        (&["-p", "x", "--scheduler-config", "evil.json"], &["evil.json", "owned"]),
+        (&["-p", "x", "--model", "\u{1b}]0;owned"], &["owned"]),
         (&["-p", "x", "--scheduler-config", "."], &["not a file"]),
         (&["-p", "x", "--images", "4611686018427387904", "--batch-size", "4611686018427387904"], &["--images"]),
         (&["-p", "x", "--images", "5", "--batch-size", "4000"], &["--batch-size 4000"]),
@@ -69,6 +74,7 @@ fn flags() {
         (&["-p", "x", "--eta", "2", "--sampler", "ddim"], &["--eta 2"]),
         (&["convert", "emoji", "out.ckpt"], &["out.ckpt", ".safetensors"]),
         (&["convert", "emoji", "out.safetensor"], &["out.safetensor"]),
+        (&["convert", "no-such-model", "taken.png"], &["taken.png exists already"]),
         (&[], &["Usage"]),
         (&["--prompt"], &["--prompt"]),
         (&["--promt", "x"], &["--promt", "--prompt"]),

@@ -633,6 +633,30 @@ fn two_processes_fetch_a_file_once() {
     assert!(!hub.asked().iter().any(is_content));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_file_that_another_process_has_just_shown_stays_where_it_is() {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    let (hub, content) = single();
+    let trial = Trial::new(&hub);
+    let shown = trial.repository().join("snapshots").join(COMMIT).join("model.safetensors");
+    let link = || std::fs::symlink_metadata(&shown).map(|link| (link.ino(), link.ctime_nsec())).ok();
+    let mut theirs = None;
+    trial
+        .fetch_observed("org/model", &mut |event| {
+            if matches!(event, Event::Received { .. }) && theirs.is_none() {
+                std::fs::create_dir_all(shown.parent().expect("below")).expect("folder");
+                let blob = format!("../../blobs/{}", etag("model.safetensors", &content));
+                symlink(blob, &shown).expect("link");
+                theirs = link();
+            }
+            Ok(())
+        })
+        .expect("fetched");
+    // Whoever reads it may be in the middle.
+    assert_eq!(link(), theirs);
+}
+
 /// The program in `folder`, with its hub at `endpoint` and its cache in `folder`.
 fn sd_gen(folder: &Path, endpoint: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));

@@ -182,7 +182,7 @@ fn a_lora_is_held_against_a_model() {
   ranks         4
   changes       UNet: 5 layers
                 text encoder 1: 1 layer
-  of the model  8 keys apply, they change 4 layers
+  applies       8 keys, in 4 layers
   not there     lora_unet_down_blocks_7_x.lora_down.weight
                 lora_unet_down_blocks_7_x.lora_up.weight
   other shapes  lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight (64 to 32 where the model has [32, 32])
@@ -198,6 +198,31 @@ fn a_lora_is_held_against_a_model() {
     assert_eq!(json[0]["lora"]["layers"], json!({ "UNet": 5, "text encoder 1": 1 }));
     assert_eq!(json[0]["trained_words"][0], json!({ "word": "dog", "times": 5 }));
     assert_eq!(json[0]["hashes"][0]["model_hash"].as_str().map(str::len), Some(10));
+    // A model that nothing is held against is no flag without a word.
+    let output = sd_gen(folder.path(), &["inspect", "model.safetensors", "--model", "model.safetensors", "--no-hash"]);
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stderr).contains("none of these files is a LoRA"));
+}
+
+#[test]
+fn every_alpha_is_said_once() {
+    let names: Shapes =
+        (0..3).map(|i| (format!("lora_unet_{i}.alpha"), vec![])).chain([("lora_unet_0.lora_up.weight".to_owned(), vec![2, 2])]).collect();
+    let mut bytes = file(&names, &[]);
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    // Every number is a NaN, which is not equal to itself.
+    bytes[8 + header..].fill(0x7e);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("x.safetensors"), bytes).unwrap();
+    let found = Survey::of(&folder.path().join("x.safetensors")).unwrap();
+    assert_eq!(found.adapter.unwrap().alphas().len(), 1);
+}
+
+#[test]
+fn the_command_of_a_picture_is_copied_as_it_is() {
+    let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/metadata/sd-gen.png");
+    let text = said(Path::new("."), &["inspect", picture.to_str().unwrap()]);
+    let (_, command) = text.split_once("\nsd-gen --prompt").expect("a line of its own");
+    assert!(command.contains("東京\nsecond line' --negative-prompt"), "{text}");
 }
 
 #[test]
@@ -237,6 +262,24 @@ fn the_models_folder_is_a_table_with_names_that_resolve() {
         assert!(said(folder.path(), &["inspect", "--no-hash", name]).contains(what), "{name}");
     }
     std::fs::copy(models.join("plain.safetensors"), models.join("xl/plain two.safetensors")).unwrap();
+    // A folder and a file of one name are told apart by names that can be typed.
+    std::fs::create_dir_all(models.join("plain/unet")).unwrap();
+    let rows = said_json(folder.path(), &["models", "--json"]);
+    let names: Vec<&str> =
+        rows.as_array().unwrap().iter().filter_map(|row| row["name"].as_str()).filter(|name| name.starts_with("plain")).collect();
+    assert_eq!(names, ["plain", "plain.safetensors"]);
+    assert!(said(folder.path(), &["inspect", "--no-hash", "plain.safetensors"]).contains("one file"));
+    std::fs::remove_dir_all(models.join("plain")).unwrap();
+    // A1111's hash is a file's: a folder has none in the table.
+    #[cfg(unix)]
+    {
+        let link = models.join("emoji");
+        std::os::unix::fs::symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji"), &link).unwrap();
+        let table = said(folder.path(), &["models", "--hash"]);
+        let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("emoji ")).collect();
+        assert!(rows.len() == 2 && rows.iter().all(|row| row.ends_with("paints")), "{table}");
+        std::fs::remove_file(link).unwrap();
+    }
     let refused = sd_gen(folder.path(), &["-m", "pl", "-p", "x"]);
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2));

@@ -145,6 +145,14 @@ fn png(chunks: &[Vec<u8>]) -> Vec<u8> {
     [b"\x89PNG\r\n\x1a\n".to_vec(), chunks.concat(), chunk(b"IEND", b"")].concat()
 }
 
+/// An EXIF block whose entries all point to one text.
+fn same_text_many_times(entries: u16, length: u32) -> Vec<u8> {
+    let at = 10 + 12 * u32::from(entries);
+    let entry = [&[0x01, 0x0e, 0, 2][..], &length.to_be_bytes(), &at.to_be_bytes()].concat();
+    let head = [b"MM\0*\0\0\0\x08", &entries.to_be_bytes()[..]].concat();
+    [head, entry.repeat(entries.into()), vec![b'a'; length as usize]].concat()
+}
+
 /// What is said of a file with these bytes.
 fn read_bytes(bytes: &[u8]) -> sd_gen::Result<Option<sd_gen::metadata::Picture>> {
     let mut file = tempfile::NamedTempFile::new().expect("file");
@@ -170,6 +178,7 @@ fn hostile_pictures_cost_no_memory_and_no_panic() {
         (png(&vec![chunk(b"IDAT", b""); 100_001]), "more than 100000 chunks"),
         ([b"\xff\xd8\xff\xe1", &5000u16.to_be_bytes()[..], b"Exif\0\0II"].concat(), "truncated"),
         ([b"RIFF\0\0\0\0WEBPEXIF", &u32::MAX.to_le_bytes()[..], b"II*\0"].concat(), "more than 16 MiB"),
+        (png(&[chunk(b"eXIf", &same_text_many_times(1000, 12 << 20))]), "more than 16 MiB"),
     ];
     for (bytes, said) in refused {
         let error = read_bytes(&bytes).expect_err(said).to_string();
@@ -177,6 +186,7 @@ fn hostile_pictures_cost_no_memory_and_no_panic() {
     }
     let text = |text: &[u8]| png(&[chunk(b"tEXt", &[b"parameters\0", text].concat())]);
     let deep = "[".repeat(100_000);
+    let ampersands = format!("<exif:UserComment><rdf:li>{}</rdf:li></exif:UserComment>", "&".repeat(4 << 20));
     let nodes = r#"{"1": {"class_type": "KSampler", "inputs": {"steps": 1, "cfg": 2, "sampler_name": "euler", "positive": ["1", 0], "model": ["2", 0]}}, "2": {"class_type": "X", "inputs": {"model": ["1", 0], "y": ["2", 0]}}}"#;
     // An EXIF directory that is its own EXIF directory, with more entries than bytes.
     let ring = [b"MM\0*\0\0\0\x08\xff\xff", &[0x87, 0x69, 0, 4, 0, 0, 0, 1, 0, 0, 0, 8][..]].concat();
@@ -192,6 +202,7 @@ fn hostile_pictures_cost_no_memory_and_no_panic() {
         text(b"Steps: 1, Sampler: \", Seed: {, Size: x, RNG: \\"),
         png(&[chunk(b"tEXt", b"no separator")]),
         png(&[chunk(b"iTXt", b"parameters\0\x07")]),
+        png(&[chunk(b"iTXt", &[b"XML:com.adobe.xmp\0\0\0\0\0", ampersands.as_bytes()].concat())]),
         png(&[chunk(b"tEXt", &[b"prompt\0", nodes.as_bytes()].concat()), chunk(b"eXIf", &ring)]),
         b"\xff\xd8\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(),
         b"\xff\xd8\xff\xe1\0\0\0\0\0\0\0\0\0\0".to_vec(),
@@ -200,6 +211,21 @@ fn hostile_pictures_cost_no_memory_and_no_panic() {
     }
     let graph = understand(&[text_of("prompt", nodes)]).expect("a recipe");
     assert_eq!(graph.get(Field::Sampler), Some("euler"));
+}
+
+#[test]
+fn a_graph_names_every_node_that_it_does_not_understand_and_is_read_to_a_size() {
+    let sampler = json!({ "class_type": "KSampler", "inputs": { "steps": 9, "cfg": 2, "sampler_name": "euler" } });
+    let lora = |file: &str| json!({ "class_type": "LoraLoader", "inputs": { "lora_name": file } });
+    let graph = json!({ "1": sampler, "2": lora("a"), "3": lora("b") });
+    let recipe = understand(&[text_of("prompt", &graph.to_string())]).expect("a recipe");
+    assert_eq!(recipe.get(Field::Steps), Some("9"));
+    assert_eq!(recipe.json()["other"], json!({ "LoraLoader 2": "lora_name=a", "LoraLoader 3": "lora_name=b" }));
+    // Each a sampler that would be held against every other one.
+    let many: serde_json::Map<String, Value> = (0..100_000).map(|i| (i.to_string(), sampler.clone())).collect();
+    let recipe = understand(&[text_of("prompt", &Value::Object(many).to_string())]).expect("a recipe");
+    assert_eq!(recipe.get(Field::Steps), None);
+    assert!(recipe.json()["other"]["graph"].as_str().expect("text").contains("100000 nodes"));
 }
 
 fn text_of(keyword: &str, text: &str) -> Text {

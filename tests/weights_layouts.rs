@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 use safetensors::SafeTensors;
 use sd_gen::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, ClipTextModel, Scope, UNet2DCondition};
 use sd_gen::spec::{Activation, Family, ModelSpec};
-use sd_gen::weights::{Checkpoint, Component, Layout, OpenOptions, TensorSource, TokenizerFiles, convert};
+use sd_gen::weights::{Checkpoint, Component, Layout, OpenOptions, TensorSource, TokenizerFiles, convert, convert_observed};
 use std::collections::BTreeMap;
 use std::path::Path;
 use weights_models::{Plan, Shapes, file, file_of_size, original, refiner, sd1, sd2, sdxl};
@@ -314,9 +314,19 @@ fn a_conversion_never_overwrites_and_leaves_nothing_behind() {
     }
     assert!(convert(&model, &dir.path().join("b"), Layout::Original, Some(DType::U8), &[]).is_err());
     assert!(convert(&model, &dir.path().join("none/b"), Layout::Original, None, &[]).is_err());
+    // Whoever takes the name meanwhile keeps it.
+    for (layout, name) in [(Layout::Original, "c.safetensors"), (Layout::Diffusers, "c")] {
+        let to = dir.path().join(name);
+        let taken = convert_observed(&model, &to, layout, None, &[], &mut |_| {
+            std::fs::write(&to, "theirs").unwrap();
+            Ok(())
+        });
+        assert_eq!(taken.unwrap_err().exit_code(), 1);
+        assert_eq!(std::fs::read_to_string(&to).unwrap(), "theirs");
+    }
     let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["a", "a.safetensors"]);
+    assert_eq!(names, ["a", "a.safetensors", "c", "c.safetensors"]);
 }
 
 #[test]
@@ -577,6 +587,9 @@ fn a_folders_index_and_configurations_are_obeyed() {
     assert_eq!((spec().unet.down[1].heads, spec().unet.up[0].heads, spec().unet.mid.unwrap().heads), (4, 6, 6));
     edit(&root.join("unet/config.json"), "num_attention_heads", Some(serde_json::json!([1, 8, 3])));
     assert_eq!((spec().unet.down[1].heads, spec().unet.up[0].heads, spec().unet.mid.unwrap().heads), (8, 3, 3));
+    let before = spec().unet;
+    edit(&root.join("unet/config.json"), "upcast_attention", Some(true.into()));
+    assert_eq!(spec().unet, before, "every attention of ours is upcast");
     edit(&root.join("unet/config.json"), "sample_size", Some(serde_json::json!([96, 64])));
     assert_eq!(spec().default_size, 96 * 8);
     edit(&root.join("vae/config.json"), "shift_factor", Some(0.25.into()));

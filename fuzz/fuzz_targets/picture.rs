@@ -1,4 +1,4 @@
-//! Any bytes are a picture with a recipe and a command, a picture without one, or an error.
+//! Any bytes are a picture with a recipe and a command that a shell reads, a picture without one, or an error.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -12,6 +12,9 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(Some(picture)) = read(&path)
         && let Some(recipe) = picture.recipe
     {
-        let _ = (command(&recipe, &["plain"]).shell(), recipe.json());
+        let command = command(&recipe, &["a1111", "comfyui", "plain"]);
+        let words = shlex::split(&command.shell()).expect("a line that a shell reads");
+        assert_eq!(words[1..], command.arguments);
+        let _ = recipe.json();
     }
 });

@@ -10,7 +10,6 @@ use crate::weights::{Layout, TokenizerFiles, convert_observed};
 use crate::{Error, Result};
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
-    let from = model::open(Some(&args.from), args.models_dir.as_deref())?;
     let ending = args.to.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let looks_like_a_file = ["ckpt", "pt", "pth", "bin", "gguf", "zip"].contains(&ending.as_str()) || ending.starts_with("safetensor");
     if looks_like_a_file && ending != "safetensors" {
@@ -19,6 +18,8 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     if args.to.symlink_metadata().is_ok() {
         return Err(Error::Input(format!("{} exists already; name a file or folder that does not", args.to.display())));
     }
+    // Only now: it may have to be fetched.
+    let from = model::open(Some(&args.from), args.models_dir.as_deref())?;
     if let Some(parent) = args.to.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(|e| Error::Input(format!("{} cannot be made: {e}", parent.display())))?;
     }

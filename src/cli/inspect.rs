@@ -3,7 +3,7 @@
 use super::args::ProgressStyle;
 use super::args::PromptSyntax;
 use super::progress::Progress;
-use super::show::{bytes, count, facts};
+use super::show::{bytes, count, facts, harmless, several};
 use super::{answer, cancelled, listen_for_cancellation, model, screen};
 use crate::metadata::{self, Command, Field, Picture};
 use crate::weights::{Checkpoint, Fit, HashCache, Hashes, Kind, Survey, trained_words};
@@ -60,6 +60,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let mut cache = hash_cache();
     let mut failed = None;
     let mut found = Vec::new();
+    let mut fitted = false;
     for (i, file) in args.files.iter().enumerate() {
         let finding = match find(file, args, model.as_ref(), &mut cache) {
             Err(Error::Cancelled) => {
@@ -74,6 +75,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
             }
             Ok(finding) => finding,
         };
+        fitted |= matches!(finding, Finding::Weights(_, _, Some(_)));
         if args.json {
             found.push(as_json(&finding));
         } else {
@@ -84,6 +86,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     cache.save();
     if args.json {
         answer(&format!("{:#}", Value::Array(found)))?;
+    }
+    if model.is_some() && !fitted {
+        screen::say("--model: none of these files is a LoRA, so none was held against it");
     }
     failed.map_or(Ok(()), |_| Err(Error::Picture("some files could not be read; the others are above".into())))
 }
@@ -116,7 +121,8 @@ fn find(file: &str, args: &InspectArgs, model: Option<&Checkpoint>, cache: &mut 
 /// Hashes a file with a bar, as far as it is not in the cache; Ctrl-C stops it.
 pub(super) fn hash(path: &Path, cache: &mut HashCache) -> Result<Hashes> {
     let mut progress = Progress::new(ProgressStyle::Auto, false);
-    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy());
+    // In a live line, where nothing may move the cursor.
+    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy().replace(char::is_control, " "));
     let all = path.metadata().map(|metadata| metadata.len()).ok();
     cache.hash(path, |done| {
         progress.bytes(&what, done, all);
@@ -153,14 +159,13 @@ fn picture_text(path: &Path, picture: &Picture, verbose: bool) -> String {
     }
     let others = picture.recipe.iter().flat_map(|recipe| &recipe.other);
     lines.push(("also".into(), others.map(|(name, value)| format!("{name}: {value}")).collect()));
-    if let Some(command) = again(picture) {
-        lines.push(("again".into(), vec![command.shell()]));
-        lines.push(("but".into(), command.notes));
-    }
     if verbose || picture.recipe.is_none() {
         lines.extend(picture.texts.iter().map(|text| (format!("{}, {}", text.place, text.keyword), vec![text.text.clone()])));
     }
-    facts(&heading, &lines)
+    let Some(command) = again(picture) else { return facts(&heading, &lines) };
+    lines.push(("again, but".into(), command.notes.clone()));
+    // At the margin: a prompt of several lines is copied as it is.
+    format!("{}\n{}", facts(&heading, &lines), harmless(&command.shell()))
 }
 
 fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Fit>, verbose: bool) -> String {
@@ -181,7 +186,7 @@ fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Fit>
     }
     let stored = |component: &crate::weights::ComponentSummary| {
         let types: Vec<String> =
-            component.stored.iter().map(|row| format!("{} tensors {} {}", row.tensors, row.dtype, bytes(row.bytes))).collect();
+            component.stored.iter().map(|row| format!("{} {} {}", several(row.tensors, "tensor"), row.dtype, bytes(row.bytes))).collect();
         format!("{}: {} parameters, {}", component.title, count(component.parameters()), types.join(", "))
     };
     add("holds", survey.components.iter().map(stored).collect());
@@ -189,17 +194,14 @@ fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Fit>
         let numbers = |list: Vec<String>| list.join(", ");
         add("ranks", vec![numbers(adapter.ranks().iter().map(usize::to_string).collect())]);
         add("alphas", vec![numbers(adapter.alphas().iter().map(f32::to_string).collect())]);
-        add(
-            "changes",
-            adapter.sites().iter().map(|(site, layers)| format!("{site}: {layers} layer{}", if *layers == 1 { "" } else { "s" })).collect(),
-        );
+        add("changes", adapter.sites().iter().map(|(site, layers)| format!("{site}: {}", several(*layers, "layer"))).collect());
     }
     if let Some(embedding) = &survey.embedding {
         let word = embedding.word.as_ref().map(|word| format!(" for {word}")).unwrap_or_default();
-        add("words", vec![format!("{} vectors{word}, as {} writes them", embedding.vectors, embedding.writer)]);
+        add("words", vec![format!("{}{word}, as {} writes them", several(embedding.vectors, "vector"), embedding.writer)]);
     }
     if let Some(fit) = fit {
-        add("of the model", vec![format!("{} keys apply, they change {} layers", fit.keys, fit.layers)]);
+        add("applies", vec![format!("{}, in {}", several(fit.keys, "key"), several(fit.layers, "layer"))]);
         add("not there", some(&fit.absent, SHOWN));
         add("other shapes", some(&fit.misshapen, SHOWN));
     }

@@ -3,11 +3,12 @@
 use super::inspect::{hash, hash_cache};
 use super::show::{bytes, columns, harmless};
 use super::{answer, listen_for_cancellation, model};
-use crate::weights::{Found, Hashes, Kind, Survey, find_models, is_model_folder};
+use crate::weights::{Found, Hashes, Holds, Kind, Survey, find_models, is_model_folder};
 use crate::{Error, Result};
 use clap::Args;
 use rayon::prelude::*;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ pub(super) struct ModelsArgs {
     /// JSON: one object a model in a list
     #[arg(long)]
     json: bool,
-    /// A1111's hash of every file
+    /// A1111's hash of every file; those of a folder's files are in --json
     #[arg(long)]
     hash: bool,
     /// Problems in full
@@ -52,7 +53,13 @@ pub(super) fn run(args: &ModelsArgs) -> Result<()> {
         return Err(Error::Input(format!("{} is one model and not a folder of models; see sd-gen inspect", folder.display())));
     }
     let found = find_models(&folder);
-    let survey = |found: &Found| Some(Row { name: found.name.clone(), survey: Survey::of(&found.path).ok()?, hashes: Vec::new() });
+    let folders: HashSet<&str> = found.iter().filter(|found| found.holds == Holds::Folder).map(|found| found.name.as_str()).collect();
+    let survey = |found: &Found| {
+        // A folder of the same name is meant by the name; the file's own has its ending.
+        let ending = found.path.extension().filter(|_| found.holds != Holds::Folder && folders.contains(found.name.as_str()));
+        let ending = ending.map(|ending| format!(".{}", ending.display())).unwrap_or_default();
+        Some(Row { name: found.name.clone() + &ending, survey: Survey::of(&found.path).ok()?, hashes: Vec::new() })
+    };
     let mut rows: Vec<Row> = found.par_iter().filter_map(survey).collect();
     if let Ok(builtin) = model::builtin() {
         rows.push(Row { name: model::BUILTIN.to_owned(), survey: Survey::of_model(builtin), hashes: Vec::new() });
@@ -61,7 +68,8 @@ pub(super) fn run(args: &ModelsArgs) -> Result<()> {
         listen_for_cancellation()?;
         let mut cache = hash_cache();
         let mut hashing = || -> Result<()> {
-            for row in &mut rows {
+            // What A1111 calls a model's hash is a file's; only --json has room for those of a folder.
+            for row in rows.iter_mut().filter(|row| args.json || row.survey.files.len() == 1) {
                 for file in row.survey.files.iter().filter(|file| file.is_file()) {
                     row.hashes.push((file.clone(), hash(file, &mut cache)?));
                 }

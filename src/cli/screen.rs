@@ -4,6 +4,7 @@
 //! it can be wiped by "erase from here on" whatever became of the lines below: a terminal that is made narrower breaks them anew, and
 //! nobody could count them then. Messages wipe it, are written, and have it drawn again below. On a pipe nothing is ever alive.
 
+use super::show::harmless;
 use console::Term;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -62,13 +63,13 @@ pub(super) fn size() -> (u16, u16) {
     Term::stderr().size()
 }
 
-/// A line for people, or for programs a `message` event.
+/// A line for people, or for programs a `message` event. What a file made part of it cannot steer the terminal.
 pub(super) fn say(line: &str) {
     let mut screen = screen();
     if screen.json {
         return screen.write(&format!("{}\n", json!({ "event": "message", "message": line })));
     }
-    screen.write(&format!("{line}\n"));
+    screen.write(&format!("{}\n", harmless(line)));
 }
 
 /// An event, where programs listen.

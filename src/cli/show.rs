@@ -40,6 +40,11 @@ pub(super) fn bytes(count: u64) -> String {
     }
 }
 
+/// So many of something, whose plural ends in an s.
+pub(super) fn several(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Large numbers as people say them.
 pub(super) fn count(number: u64) -> String {
     match number {
@@ -60,6 +65,7 @@ mod tests {
         assert_eq!(columns(&rows), "a     bbb  c\ndddd  e");
         assert_eq!(harmless("a\x1b[31m\r\nb\tü\u{9b}"), "a\u{fffd}[31m\u{fffd}\nb\tü\u{fffd}");
         assert_eq!([0, 999, 12_345, 1_720_000_000].map(bytes), ["0 B", "999 B", "12.3 kB", "1.72 GB"]);
+        assert_eq!([1, 2].map(|number| several(number, "layer")), ["1 layer", "2 layers"]);
         let text = facts("x", &[("one".into(), vec!["a\nb".into()]), ("three".into(), vec!["c".into()])]);
         assert_eq!(text, "x\n  one    a\n         b\n  three  c");
     }

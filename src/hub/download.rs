@@ -196,8 +196,7 @@ impl Partial {
 
     fn is_right(&self, metadata: &Metadata) -> bool {
         let length = metadata.size.is_none_or(|size| size == self.length);
-        let digest = self.hash.as_ref().map(|hash| hash.clone().finalize());
-        let hex = digest.map(|digest| digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        let hex = self.hash.as_ref().map(|hash| format!("{:x}", hash.clone().finalize()));
         length && hex.as_deref().zip(metadata.sha256()).is_none_or(|(is, wanted)| is.eq_ignore_ascii_case(wanted))
     }
 }

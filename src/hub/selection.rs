@@ -3,7 +3,7 @@
 use super::HubId;
 use super::client::Listed;
 use super::id::is_plain_path;
-use crate::weights::{PICKLE, PICKLE_EXTENSIONS, choose};
+use crate::weights::{PICKLE, choose, is_pickle};
 use crate::{Error, Result};
 
 /// How many candidates a message lists.
@@ -65,10 +65,6 @@ pub(super) fn weights(id: &HubId, files: &[Listed], dir: &str, prefer: Option<&s
         Some(pickle) => format!("{id}: {dir} has no .safetensors file, and {dir}/{pickle} {PICKLE}"),
         None => format!("{id}: {dir} has no weights: neither model.safetensors nor diffusion_pytorch_model.safetensors"),
     }))
-}
-
-fn is_pickle(path: &str) -> bool {
-    path.rsplit_once('.').is_some_and(|(_, ending)| PICKLE_EXTENSIONS.contains(&ending.to_ascii_lowercase().as_str()))
 }
 
 fn there_are(singles: &[&str]) -> String {

@@ -96,8 +96,8 @@ impl Settings {
         };
 
         let implicit = !truth("HF_HUB_DISABLE_IMPLICIT_TOKEN");
-        let token = match text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")) {
-            Some(token) => Token::new(&token, "HF_TOKEN")?,
+        let token = match ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| Some((name, text(name)?))) {
+            Some((name, token)) => Token::new(&token, name)?,
             None if implicit => {
                 let file = path("HF_TOKEN_PATH").or_else(|| Some(home?.join("token")));
                 let read = file.and_then(|file| Some((std::fs::read_to_string(&file).ok()?, file)));
@@ -152,8 +152,10 @@ mod tests {
         let shown = format!("{:?}", settings(&[("HF_HOME", home)]).expect("settings"));
         assert!(!shown.contains("hf_file") && shown.contains("7 characters"), "{shown}");
         for bad in ["two words", "a\r\nHost: x", "ünicode"] {
-            let error = settings(&[("HF_HOME", home), ("HF_TOKEN", bad)]).expect_err(bad).to_string();
-            assert!(error.contains("HF_TOKEN") && !error.contains(bad), "{error}");
+            for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"] {
+                let error = settings(&[("HF_HOME", home), (name, bad)]).expect_err(bad).to_string();
+                assert!(error.starts_with(name) && !error.contains(bad), "{error}");
+            }
         }
     }
 

@@ -84,13 +84,17 @@ impl Store {
     pub(super) fn link(&self, etag: &str, commit: &str, path: &str) -> Result<()> {
         let shown = self.snapshot(commit).join(path);
         self.make_room(&shown)?;
-        // A link to content that is gone, or that was replaced.
+        #[cfg(unix)]
+        let content = PathBuf::from(format!("{}blobs/{etag}", "../".repeat(2 + path.matches('/').count())));
+        // Another process was faster, and may be reading it.
+        #[cfg(unix)]
+        if std::fs::read_link(&shown).is_ok_and(|there| there == content) {
+            return Ok(());
+        }
+        // A link to other content, or the content itself where a system has no links.
         let _ = std::fs::remove_file(&shown);
         #[cfg(unix)]
-        let linked = {
-            let up = "../".repeat(2 + path.matches('/').count());
-            std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &shown)
-        };
+        let linked = std::os::unix::fs::symlink(content, &shown);
         // Links to names need a privilege elsewhere.
         #[cfg(not(unix))]
         let linked = std::fs::hard_link(self.blob(etag), &shown).or_else(|_| std::fs::copy(self.blob(etag), &shown).map(|_| ()));

@@ -26,8 +26,12 @@ const TEXTS: &[&str] = &["text", "text_g", "text_l", "string", "value", "prompt"
 /// Kinds of nodes that are what every picture has, and say nothing by themselves.
 const COMMON: &[&str] =
     &["SaveImage", "PreviewImage", "VAEDecode", "VAEDecodeTiled", "EmptyLatentImage", "CheckpointLoaderSimple", "CLIPTextEncode"];
-/// Nodes that are visited for one question: a graph by hand has hundreds.
-const MOST_NODES: usize = 10_000;
+/// A graph by hand has hundreds; one with more than this is not read.
+const MOST_NODES: usize = 2_000;
+/// Samplers of which the first one is looked for.
+const MOST_SAMPLERS: usize = 100;
+/// Nodes in a row that only hand on a value.
+const MOST_LINKS: usize = 100;
 
 struct Graph {
     nodes: Map<String, Value>,
@@ -42,6 +46,10 @@ pub(super) fn read(texts: &[Text]) -> Option<Recipe> {
         return None;
     }
     let mut recipe = Recipe::of("ComfyUI");
+    if graph.nodes.len() > MOST_NODES {
+        recipe.other.push(("graph".into(), format!("has {} nodes, which nobody connects; it is not read", graph.nodes.len())));
+        return Some(recipe);
+    }
     let samplers = graph.samplers();
     let Some(sampler) = samplers.first().copied() else {
         recipe.other.push(("graph".into(), "holds no sampler that is known".into()));
@@ -82,7 +90,8 @@ pub(super) fn read(texts: &[Text]) -> Option<Recipe> {
             let values = node.get("inputs").and_then(Value::as_object).into_iter().flatten();
             let shown: Vec<String> =
                 values.filter(|(_, value)| !value.is_array()).filter_map(|(key, value)| Some(format!("{key}={}", plain(value)?))).collect();
-            recipe.other.push((class.to_owned(), shown.join(", ")));
+            // With its number: two LoRAs are two nodes of one class.
+            recipe.other.push((format!("{class} {name}"), shown.join(", ")));
         }
     }
     Some(recipe)
@@ -104,9 +113,10 @@ impl Graph {
             // Custom sampling has its parts in nodes of their own.
             whole || ["sampler", "sigmas", "latent_image"].iter().all(|key| inputs.contains_key(*key))
         };
-        let mut found: Vec<&str> = self.nodes.keys().map(String::as_str).filter(|node| self.inputs(node).is_some_and(is_sampler)).collect();
+        let samplers = self.nodes.keys().map(String::as_str).filter(|node| self.inputs(node).is_some_and(is_sampler));
+        let mut found: Vec<&str> = samplers.take(MOST_SAMPLERS).collect();
         // A sampler whose latents come from another sampler refines that one's.
-        found.sort_by_key(|node| {
+        found.sort_by_cached_key(|node| {
             self.search(node, &["latent_image"], |inputs| is_sampler(inputs).then_some(())).is_some_and(|(at, ())| at != *node)
         });
         found
@@ -126,7 +136,7 @@ impl Graph {
 
     /// A value, through links to nodes that only hold one.
     fn resolved<'a>(&'a self, mut value: &'a Value, key: &str, used: &mut HashSet<&'a str>) -> &'a Value {
-        for _ in 0..MOST_NODES.min(self.nodes.len()) {
+        for _ in 0..MOST_LINKS {
             let Some(node) = self.linked(value) else { break };
             let Some(inputs) = self.inputs(node) else { break };
             let Some(inner) = [key, "seed", "value", "int", "float", "string", "text", "Value"].iter().find_map(|key| inputs.get(*key))
@@ -165,7 +175,7 @@ impl Graph {
     ) -> Option<(&'a str, T)> {
         let mut waiting: Vec<&str> = first.iter().rev().filter_map(|input| self.link(start, input)).collect();
         let mut seen = HashSet::from([start]);
-        while let Some(node) = waiting.pop().filter(|_| seen.len() < MOST_NODES) {
+        while let Some(node) = waiting.pop() {
             if !seen.insert(node) {
                 continue;
             }
@@ -184,7 +194,7 @@ impl Graph {
         let mut waiting = vec![start];
         let mut seen = HashSet::new();
         let mut texts: Vec<&str> = Vec::new();
-        while let Some(node) = waiting.pop().filter(|_| seen.len() < MOST_NODES) {
+        while let Some(node) = waiting.pop() {
             if !seen.insert(node) {
                 continue;
             }

@@ -240,7 +240,8 @@ fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
     if let Some(strength) = recipe.get(Field::Strength).filter(|text| number(text) != Some(1.0) && !is_second_pass) {
         command.note(format!("the picture was painted over another one (strength {strength}), which is not in the file"));
     }
-    let others = recipe.other.iter().filter(|(name, value)| !HARMLESS.contains(&name.as_str()) && !value.is_empty());
+    // More than one tool writes Python's word for nothing.
+    let others = recipe.other.iter().filter(|(name, value)| !HARMLESS.contains(&name.as_str()) && !value.is_empty() && value != "None");
     let others: Vec<String> = others.map(|(name, value)| format!("{name}: {}", shortened(value))).collect();
     if !others.is_empty() {
         command.note(format!("not carried over: {}", others.join("; ")));
@@ -320,7 +321,8 @@ mod tests {
     #[test]
     fn what_cannot_be_carried_over_is_said() {
         let end = "Steps: x, Sampler: Restart, Schedule type: Beta, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Tiling: True";
-        let notes = of("parameters", &format!("(a cat:1.2) <lora:x:1>\n{end}, RNG: dice")).notes.join("\n");
+        let notes = of("parameters", &format!("(a cat:1.2) <lora:x:1>\n{end}, RNG: dice, Nothing: None")).notes.join("\n");
+        assert!(!notes.contains("Nothing"), "{notes}");
         for said in ["Restart", "Beta", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice", "syntax"] {
             assert!(notes.contains(said), "{said:?} is not in {notes}");
         }

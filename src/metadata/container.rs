@@ -108,7 +108,7 @@ impl<R: BufRead + Seek> Texts<R> {
     }
 
     fn add_exif(&mut self, bytes: &[u8]) -> Result<(), String> {
-        exif::texts(bytes).into_iter().try_for_each(|text| self.add(text))
+        exif::texts(bytes, |text| self.add(text))
     }
 
     fn png(&mut self) -> Result<(), String> {

@@ -19,21 +19,22 @@ const EXIF_DIRECTORY: u16 = 0x8769;
 /// Entries of one directory: more than EXIF has tags.
 const MOST_ENTRIES: usize = 1000;
 
-/// The texts in an EXIF block, which begins with its byte order.
-pub(super) fn texts(bytes: &[u8]) -> Vec<Text> {
+/// Hands out the texts in an EXIF block, which begins with its byte order.
+///
+/// They are handed out one by one, because many entries may point to the same bytes: whoever takes them can stop.
+pub(super) fn texts(bytes: &[u8], mut take: impl FnMut(Text) -> Result<(), String>) -> Result<(), String> {
     let little = match bytes {
         [b'I', b'I', ..] => true,
         [b'M', b'M', ..] => false,
-        _ => return Vec::new(),
+        _ => return Ok(()),
     };
     let block = Block { bytes, little };
-    let mut found = Vec::new();
-    let Some(first) = block.u32(4) else { return found };
+    let Some(first) = block.u32(4) else { return Ok(()) };
     // Two directories at most, the second named by the first: no chain that could be a ring.
-    if let Some(second) = block.directory(first as usize, &mut found) {
-        block.directory(second, &mut found);
+    if let Some(second) = block.directory(first as usize, &mut take)? {
+        block.directory(second, &mut take)?;
     }
-    found
+    Ok(())
 }
 
 struct Block<'a> {
@@ -52,10 +53,11 @@ impl Block<'_> {
         Some(if self.little { u32::from_le_bytes(bytes) } else { u32::from_be_bytes(bytes) })
     }
 
-    /// Reads the texts of a directory; gives the place of EXIF's own.
-    fn directory(&self, at: usize, found: &mut Vec<Text>) -> Option<usize> {
+    /// Hands out the texts of a directory; gives the place of EXIF's own.
+    fn directory(&self, at: usize, take: &mut impl FnMut(Text) -> Result<(), String>) -> Result<Option<usize>, String> {
         let mut exif = None;
-        let count = usize::from(self.u16(at)?).min(MOST_ENTRIES);
+        let Some(count) = self.u16(at) else { return Ok(None) };
+        let count = usize::from(count).min(MOST_ENTRIES);
         for entry in (0..count).map_while(|i| at.checked_add(2 + 12 * i)) {
             let (Some(tag), Some(kind), Some(length)) = (self.u16(entry), self.u16(entry + 2), self.u32(entry + 4)) else { break };
             if tag == EXIF_DIRECTORY {
@@ -77,10 +79,10 @@ impl Block<'_> {
             };
             let text = text.trim_end_matches('\0');
             if !text.is_empty() {
-                found.push(Text::new("EXIF", *name, text));
+                take(Text::new("EXIF", *name, text))?;
             }
         }
-        exif
+        Ok(exif)
     }
 
     /// UserComment: eight bytes name the coding of the rest.

@@ -229,11 +229,15 @@ fn draw_things(xmp: &str) -> Option<Recipe> {
 
 /// XML's five entities and its numbered characters as what they stand for.
 fn unescaped(text: &str) -> String {
+    /// Bytes of the longest entity, `&#x10ffff;`, without its first.
+    const LONGEST: usize = 9;
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('&') {
         plain.push_str(before);
-        let entity = after.split_once(';').and_then(|(name, left)| Some((entity(name)?, left)));
+        // Not to the end: a text of nothing but ampersands would be read once for each.
+        let end = after.bytes().take(LONGEST).position(|byte| byte == b';');
+        let entity = end.and_then(|end| Some((entity(after.get(..end)?)?, after.get(end + 1..)?)));
         match entity {
             Some((c, left)) => {
                 plain.push(c);

@@ -1,8 +1,8 @@
 //! The autoencoder between pictures and latents: diffusers' `AutoencoderKL`, its two halves apart.
 
 use super::Scope;
-use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D};
-use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, attention, on_workers};
+use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig};
+use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, UpsamplingConv2d, attention, on_workers};
 use crate::spec::VaeSpec;
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
@@ -81,7 +81,7 @@ pub struct AutoencoderKLDecoder {
     post_quant_conv: Option<Linear>,
     conv_in: Conv2d,
     mid: MidBlock,
-    up: Vec<(Vec<ResnetBlock2D>, Option<Upsample2D>)>,
+    up: Vec<(Vec<ResnetBlock2D>, Option<UpsamplingConv2d>)>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
 }
@@ -106,7 +106,7 @@ impl AutoencoderKLDecoder {
                 blocks.push(ResnetBlock2D::load(&scope.at("resnets").at(j), resnets(spec), channels, output)?);
                 channels = output;
             }
-            let upsample = (i + 1 < levels).then(|| Upsample2D::load(&scope.at("upsamplers.0"), output)).transpose()?;
+            let upsample = (i + 1 < levels).then(|| scope.at("upsamplers.0.conv").upsampling_conv3x3(output, output)).transpose()?;
             up.push((blocks, upsample));
         }
         Ok(Self {
@@ -141,8 +141,7 @@ impl AutoencoderKLDecoder {
                 x = block.forward(&x, None)?;
             }
             if let Some(upsample) = upsample {
-                let (_, height, width, _) = x.dims4()?;
-                x = upsample.forward(&x, (2 * height, 2 * width))?;
+                x = upsample.forward(&x)?;
             }
         }
         let x = self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?;

@@ -17,7 +17,7 @@ pub use embeddings::sinusoidal_embedding;
 pub use unet_2d_condition::{AddedCondition, UNet2DCondition};
 
 use crate::Result;
-use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, Padding, Weight};
+use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, Padding, UpsamplingConv2d, Weight};
 use crate::weights::TensorSource;
 use candle_core::{DType, Device, Tensor};
 
@@ -79,6 +79,10 @@ impl<'a> Scope<'a> {
         self.weight("weight", &[output, input, 3, 3], |weight| {
             Ok(Conv2d::new(weight, Some(self.tensor("bias", &[output])?), stride, padding)?)
         })
+    }
+
+    fn upsampling_conv3x3(&self, input: usize, output: usize) -> Result<UpsamplingConv2d> {
+        self.weight("weight", &[output, input, 3, 3], |weight| Ok(UpsamplingConv2d::new(weight, Some(self.tensor("bias", &[output])?))?))
     }
 
     fn conv3x3_without_bias(&self, input: usize, output: usize, stride: usize, padding: Padding) -> Result<Conv2d> {

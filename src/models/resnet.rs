@@ -2,7 +2,7 @@
 
 use super::Scope;
 use crate::Result;
-use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, silu};
+use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, silu, upsample_nearest_2x};
 use candle_core::{Device, Tensor};
 
 /// What all residual blocks of one network share.
@@ -70,7 +70,7 @@ impl Downsample2D {
     }
 }
 
-/// Doubles the resolution and convolves.
+/// Doubles the resolution, but for a last line or column that was never there, and convolves.
 #[derive(Debug)]
 pub(super) struct Upsample2D {
     conv: Conv2d,
@@ -85,7 +85,7 @@ impl Upsample2D {
     pub(super) fn forward(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
         let (_, height, width, _) = x.dims4()?;
         if size == (2 * height, 2 * width) {
-            return Ok(self.conv.forward_upsampled_2x(x)?);
+            return Ok(self.conv.forward(&upsample_nearest_2x(x)?)?);
         }
         Ok(self.conv.forward(&upsample_nearest(x, size)?)?)
     }

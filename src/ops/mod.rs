@@ -243,26 +243,55 @@ impl Conv2d {
 
     /// Like [`Conv2d::forward`], with additions before the result is written.
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
-        self.timed(x, || forward!(Conv2dKind, &self.inner, x, epilogue))
-    }
-}
-
-impl Conv2d {
-    /// [`upsample_nearest_2x`] followed by [`Conv2d::forward`].
-    pub fn forward_upsampled_2x(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.inner {
-            Conv2dKind::Cpu(inner) => self.timed(x, || inner.forward_upsampled_2x(x)),
-            _ => self.forward(&upsample_nearest_2x(x)?),
-        }
-    }
-
-    fn timed(&self, x: &Tensor, run: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
         let (height, width) = self.kernel;
-        let per_output = (height * width * x.dims().last().copied().unwrap_or(0)) as f64;
+        let run = || forward!(Conv2dKind, &self.inner, x, epilogue);
         profile::timed(x, run, |y| {
+            let per_output = (height * width * x.dims().last().copied().unwrap_or(0)) as f64;
             let shapes = format!("{height}x{width}, {} to {}", profile::dims(x), profile::dims(y));
             profile::call("conv2d", shapes, 2.0 * y.elem_count() as f64 * per_output)
         })
+    }
+}
+
+#[derive(Debug, Clone)]
+enum UpsamplingConv2dKind {
+    Cpu(cpu::UpsamplingConv2d),
+    InTwo(Conv2d),
+}
+
+/// [`upsample_nearest_2x`] followed by a convolution with 3×3 taps and a pixel of zeros around.
+#[derive(Debug, Clone)]
+pub struct UpsamplingConv2d {
+    inner: UpsamplingConv2dKind,
+}
+
+impl UpsamplingConv2d {
+    /// # Shapes
+    /// `weight` `(out, in, 3, 3)`, `bias` `(out)`.
+    pub fn new<'a>(weight: impl Into<Weight<'a>>, bias: Option<Tensor>) -> Result<Self> {
+        let weight = weight.into();
+        let inner = if weight.is_for_cpu() {
+            UpsamplingConv2dKind::Cpu(cpu::UpsamplingConv2d::new(weight, bias.as_ref())?)
+        } else {
+            UpsamplingConv2dKind::InTwo(Conv2d::new(weight, bias, 1, Padding::same(1))?)
+        };
+        Ok(Self { inner })
+    }
+
+    /// # Shapes
+    /// `(batch, height, width, in)` to `(batch, 2 height, 2 width, out)`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.inner {
+            UpsamplingConv2dKind::InTwo(conv) => conv.forward(&upsample_nearest_2x(x)?),
+            UpsamplingConv2dKind::Cpu(inner) => profile::timed(
+                x,
+                || inner.forward(x),
+                |y| {
+                    let flop = 2.0 * 9.0 * y.elem_count() as f64 * x.dims().last().copied().unwrap_or(0) as f64;
+                    profile::call("upsampling_conv2d", format!("{} to {}", profile::dims(x), profile::dims(y)), flop)
+                },
+            ),
+        }
     }
 }
 

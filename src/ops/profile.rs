@@ -18,7 +18,7 @@ pub struct OpTime {
     pub calls: usize,
     /// Seconds of all calls, the device waited for.
     pub seconds: f64,
-    /// Floating-point operations of all calls; 0 where only bytes are moved.
+    /// Floating-point operations of all calls as the op is defined, though there may be a way with fewer; 0 where only bytes are moved.
     pub flop: f64,
 }
 

@@ -28,6 +28,11 @@ impl<'a> Weight<'a> {
         (fits && here).then(|| Self { inner: Inner::InPlace { numbers, shape: shape.to_vec(), dtype } })
     }
 
+    /// Numbers that were computed on the CPU, as many as `shape` says, to be used there as `dtype`.
+    pub(super) fn computed(values: &'a [f32], shape: &[usize], dtype: DType) -> Self {
+        Self { inner: Inner::InPlace { numbers: values.into(), shape: shape.to_vec(), dtype } }
+    }
+
     /// The same numbers in another shape.
     ///
     /// # Errors

@@ -177,7 +177,7 @@ impl SchedulerConfig {
         let Some(sampler) = Sampler::from_class(class) else {
             let mut known: Vec<&str> = Sampler::all().map(Sampler::class_name).collect();
             known.dedup();
-            return Err(self.refuse("_class_name", &format!("\"{class}\""), &format!("{}; name another with --sampler", known.join(", "))));
+            return Err(self.refuse("_class_name", &format!("{class:?}"), &format!("{}; name another with --sampler", known.join(", "))));
         };
         if sampler != Sampler::Dpmpp2m {
             return Ok(sampler);
@@ -370,7 +370,7 @@ impl SchedulerConfig {
         let Some(value) = value else { return Ok(default) };
         choices.iter().find(|(name, _)| name == value).map(|(_, choice)| *choice).ok_or_else(|| {
             let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-            self.refuse(key, &format!("\"{value}\""), &names.join(", "))
+            self.refuse(key, &format!("{value:?}"), &names.join(", "))
         })
     }
 

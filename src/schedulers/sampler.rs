@@ -48,7 +48,8 @@ const NAMES: &[Names] = &[
     Names { sampler: Sampler::Dpmpp2m, canonical: "dpm++2m", a1111: "DPM++ 2M", class: "DPMSolverMultistepScheduler", steps: 25,
             aliases: &["dpmpp2m", "kdpmpp2m", "dpmpp", "dpmsolver++", "dpmsolverpp", "dpmsolvermultistep"] },
     Names { sampler: Sampler::Dpmpp2mSde, canonical: "dpm++2m-sde", a1111: "DPM++ 2M SDE", class: "DPMSolverMultistepScheduler", steps: 30,
-            aliases: &["dpmpp2msde", "kdpmpp2msde"] },
+            // ComfyUI's `_gpu` says where its noise is drawn.
+            aliases: &["dpmpp2msde", "kdpmpp2msde", "dpmpp2msdegpu"] },
 ];
 
 /// Words that peers append to a sampler's name, folded.

@@ -254,6 +254,7 @@ fn samplers_are_found_however_they_are_spelled() {
         ("dpmpp_2m_k", Dpmpp2m, Some(Karras)),
         ("DPMSolverMultistepScheduler", Dpmpp2m, None),
         ("DPM++ 2M SDE Exponential", Dpmpp2mSde, Some(Exponential)),
+        ("dpmpp_2m_sde_gpu", Dpmpp2mSde, None),
         ("Euler a", EulerAncestral, None),
         ("euler_a", EulerAncestral, None),
         ("euler_ancestral", EulerAncestral, None),

@@ -60,10 +60,10 @@ impl ClipTokenizer {
             .collect();
         let id = |token: &str| vocab.get(token).copied().ok_or_else(|| wrong(format!("the vocabulary has no token {token:?}")));
         let (start, end, pad) = (id(START_OF_TEXT)?, id(END_OF_TEXT)?, id(pad_token)?);
-        let pairs = merges.lines().filter(|line| !line.starts_with("#version") && !line.trim().is_empty());
+        let pairs = (1..).zip(merges.lines()).filter(|(_, line)| !line.starts_with("#version") && !line.trim().is_empty());
         let pairs: Result<Vec<(String, String)>> = pairs
-            .map(|line| {
-                let pair = line.split_once(' ').ok_or_else(|| wrong(format!("merges.txt has a line that is no pair: {line:?}")))?;
+            .map(|(number, line)| {
+                let pair = line.split_once(' ').ok_or_else(|| wrong(format!("line {number} of merges.txt is no pair of tokens")))?;
                 Ok((pair.0.to_owned(), pair.1.trim_end().to_owned()))
             })
             .collect();

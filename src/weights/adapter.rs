@@ -13,7 +13,7 @@ use super::component::Part;
 use super::file::WeightFile;
 use super::{Checkpoint, decode, keys};
 use crate::spec::Family;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// How a layer's weight is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -298,13 +298,9 @@ impl Adapter {
 
     /// The alphas, each once, in the order of the layers.
     pub fn alphas(&self) -> Vec<f32> {
-        let mut alphas: Vec<f32> = Vec::new();
-        for alpha in self.targets.iter().filter_map(|target| target.alpha) {
-            if !alphas.contains(&alpha) {
-                alphas.push(alpha);
-            }
-        }
-        alphas
+        // By their bits: a NaN is not equal to itself.
+        let mut seen = HashSet::new();
+        self.targets.iter().filter_map(|target| target.alpha).filter(|alpha| seen.insert(alpha.to_bits())).collect()
     }
 
     /// The family whose shapes it has, and the evidence.

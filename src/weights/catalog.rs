@@ -1,6 +1,6 @@
 //! What lies in a folder of models: which files and folders can be named, without opening them.
 
-use super::folder::PICKLE_EXTENSIONS;
+use super::folder::is_pickle;
 use std::path::{Path, PathBuf};
 
 /// Folders in folders: enough for every way to sort models, and no ring of links is walked for long.
@@ -65,11 +65,10 @@ fn walk(folder: &Path, before: &str, depth: usize, left: &mut usize, found: &mut
         } else if metadata.is_file()
             && let Some((stem, ending)) = name.rsplit_once('.')
         {
-            let ending = ending.to_ascii_lowercase();
-            let holds = match ending.as_str() {
-                "safetensors" => Holds::File,
-                pickle if PICKLE_EXTENSIONS.contains(&pickle) => Holds::Pickle,
-                _ => continue,
+            let holds = match ending.eq_ignore_ascii_case("safetensors") {
+                true => Holds::File,
+                false if is_pickle(&name) => Holds::Pickle,
+                false => continue,
             };
             found.push(Found { name: named(stem), path, holds });
         }

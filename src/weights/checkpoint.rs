@@ -3,7 +3,7 @@
 use super::component::{ComponentTensors, Part};
 use super::describe::{self, Description};
 use super::file::{Blob, WeightFile};
-use super::folder::{Folder, PICKLE, PICKLE_EXTENSIONS};
+use super::folder::{Folder, PICKLE, is_pickle};
 use super::single::{self, Single};
 use super::{ignorable, keys, model_error};
 use crate::Result;
@@ -76,8 +76,7 @@ impl Checkpoint {
         if metadata.is_dir() {
             return Checkpoint::from_folder(shown, Folder::Disk(path.to_owned()), options);
         }
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-        if PICKLE_EXTENSIONS.contains(&extension.as_str()) {
+        if is_pickle(path) {
             return Err(model_error(&shown, PICKLE));
         }
         Checkpoint::from_file(WeightFile::new(shown, Blob::map(path)?)?)

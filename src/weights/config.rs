@@ -21,6 +21,9 @@ pub(crate) mod limit {
     pub(crate) const SAMPLE: usize = 1 << 12;
 }
 
+/// `upcast_attention`, which Stable Diffusion 2.1 sets, is not here: it has queries and keys multiplied in f32 because their products
+/// overflow in f16. Every attention of ours sums them up in f32 whatever the dtype, on the CPU (`ops/cpu/attention.rs`) and on
+/// tensor cores (`m16n8k16.f32` in `ops/cuda/kernels`), and rounds only the softmax's weights, as diffusers then does too.
 const UNET_DEMANDS: &[(&str, Allowed)] = &[
     ("act_fn", Allowed::Word(&["silu", "swish"])),
     ("addition_embed_type", Allowed::Word(&["text_time"])),

@@ -9,6 +9,7 @@ use super::json::Fields;
 use super::keys::{self, Form, Pair, TextLayout};
 use super::single::{self, CONFIGURATION};
 use super::{decode, export, model_error, quoted};
+use crate::disk;
 use crate::spec::{Family, ModelSpec};
 use crate::{Error, Result};
 use candle_core::DType;
@@ -141,11 +142,9 @@ fn original(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, report: &mut Rep
     }
     metadata.insert(CONFIGURATION.into(), json!(serde_json::to_string(&texts).map_err(|e| unexpected(&e))?));
 
-    let partial = Partial::beside(to)?;
-    write(&partial.path, metadata, &items, dtype, report, written)?;
-    // Claims the name: whoever was faster keeps it.
-    File::create_new(to).map_err(Error::io(to))?;
-    partial.become_(to)
+    let partial = disk::temporary(disk::folder_of(to)).map_err(Error::io(to))?;
+    write(partial.as_file(), to, metadata, &items, dtype, report, written)?;
+    partial.persist_noclobber(to).map(drop).map_err(|e| Error::io(to)(e.error))
 }
 
 fn diffusers(
@@ -158,11 +157,10 @@ fn diffusers(
 ) -> Result<()> {
     let spec = from.spec();
     let texts = export::texts(from, tokenizers)?;
-    let partial = Partial::beside(to)?;
-    std::fs::create_dir(&partial.path).map_err(Error::io(to))?;
+    let partial = disk::temporary_folder(disk::folder_of(to)).map_err(Error::io(to))?;
     // Every network has a configuration, so that this makes all folders.
     for (path, text) in &texts {
-        let path = partial.path.join(path);
+        let path = partial.path().join(path);
         path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(Error::io(&path))?;
         std::fs::write(&path, text).map_err(Error::io(&path))?;
     }
@@ -186,7 +184,9 @@ fn diffusers(
         let mut metadata = Map::new();
         // transformers refuses files that do not say so.
         metadata.insert("format".into(), json!("pt"));
-        write(&partial.path.join(folder).join(file), metadata, &items, dtype, report, written)?;
+        let path = partial.path().join(folder).join(file);
+        let file = File::create_new(&path).map_err(Error::io(&path))?;
+        write(&file, &path, metadata, &items, dtype, report, written)?;
     }
     for ((i, text), folder) in spec.text_encoders.iter().enumerate().zip(&folders) {
         if folder.clip.layers < text.clip.layers {
@@ -200,7 +200,10 @@ fn diffusers(
             report.notes.push(format!("{} has no vocabulary: diffusers needs vocab.json and merges.txt there", folder.tokenizer));
         }
     }
-    partial.become_(to)
+    std::fs::rename(partial.path(), to).map_err(Error::io(to))?;
+    // What it was called is no more.
+    drop(partial.keep());
+    Ok(())
 }
 
 /// The stored tensors that `pairs` make of those of `part`: the table, read from right to left.
@@ -252,8 +255,9 @@ fn metadata(spec: &ModelSpec, v: bool, to: &Path) -> Map<String, Value> {
     metadata
 }
 
-/// Writes one safetensors file.
+/// Writes one safetensors file; `path` names it in errors.
 fn write(
+    file: &File,
     path: &Path,
     metadata: Map<String, Value>,
     items: &[Item<'_>],
@@ -274,7 +278,6 @@ fn write(
     // Readers that cast the data in place want them aligned.
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let file = File::create_new(path).map_err(Error::io(path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
     out.write_all(&header).map_err(Error::io(path))?;
@@ -290,12 +293,11 @@ fn write(
         report.bytes += *bytes as u64;
         written(report.bytes)?;
         if report.bytes - synced > UNSYNCED {
-            out.flush().and_then(|()| out.get_ref().sync_data()).map_err(Error::io(path))?;
+            out.flush().and_then(|()| file.sync_data()).map_err(Error::io(path))?;
             synced = report.bytes;
         }
     }
-    let file = out.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
-    file.sync_all().map_err(Error::io(path))?;
+    out.flush().and_then(|()| file.sync_all()).map_err(Error::io(path))?;
     written(report.bytes)
 }
 
@@ -351,32 +353,4 @@ impl Item<'_> {
 
 fn unexpected(what: &dyn std::fmt::Display) -> Error {
     Error::Model(format!("the model cannot be written: {what}"))
-}
-
-/// A file or folder under a temporary name, which is gone if nothing becomes of it.
-struct Partial {
-    path: PathBuf,
-}
-
-impl Partial {
-    fn beside(to: &Path) -> Result<Partial> {
-        let Some(name) = to.file_name() else {
-            return Err(Error::Input(format!("{} is not a name for a file or folder", to.display())));
-        };
-        let mut partial = std::ffi::OsString::from(".");
-        partial.push(name);
-        partial.push(format!(".{}.partial", std::process::id()));
-        Ok(Partial { path: to.with_file_name(partial) })
-    }
-
-    fn become_(self, to: &Path) -> Result<()> {
-        std::fs::rename(&self.path, to).map_err(Error::io(to))
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // Nothing is there any more after success; after a failure, its own error is the one to report.
-        let _ = if self.path.is_dir() { std::fs::remove_dir_all(&self.path) } else { std::fs::remove_file(&self.path) };
-    }
 }

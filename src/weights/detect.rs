@@ -33,9 +33,9 @@ impl<'a> Probe<'a> {
         self.shape(key).is_some()
     }
 
-    /// How many of `site.0.leaf`, `site.1.leaf`, … there are.
+    /// How many of `site.0.leaf`, `site.1.leaf`, … there are. What is beyond the limit counts as unknown: names are made for each.
     fn count(&self, site: &str, leaf: &str) -> usize {
-        (0..).take_while(|i| self.has(&format!("{site}.{i}.{leaf}"))).count()
+        (0..limit::LAYERS).take_while(|i| self.has(&format!("{site}.{i}.{leaf}"))).count()
     }
 
     fn wrong(&self, key: &str, what: impl std::fmt::Display) -> crate::Error {
@@ -72,7 +72,7 @@ pub(crate) fn unet(probe: Probe<'_>) -> Result<UNetSpec> {
     let [out_channels, ..] = probe.need::<4>("out.2.weight")?;
     let attention = Attention::find(probe)?;
     let mut down = Levels { probe, attention, levels: Vec::new(), open: false };
-    for n in 1.. {
+    for n in 1..limit::LAYERS {
         let site = format!("input_blocks.{n}");
         if probe.has(&format!("{site}.0.op.weight")) {
             down.close();
@@ -81,7 +81,7 @@ pub(crate) fn unet(probe: Probe<'_>) -> Result<UNetSpec> {
         }
     }
     let mut up = Levels { probe, attention, levels: Vec::new(), open: false };
-    for n in 0.. {
+    for n in 0..limit::LAYERS {
         let site = format!("output_blocks.{n}");
         if !up.block(&site)? {
             break;

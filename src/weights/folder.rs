@@ -6,7 +6,7 @@ use super::{model_error, quoted};
 use crate::Result;
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The longest configuration or vocabulary file that is read, in bytes. CLIP's vocabulary has one million.
@@ -14,8 +14,12 @@ const MAX_TEXT: u64 = 64 << 20;
 /// Why a pickle is not read, and what to do.
 pub(crate) const PICKLE: &str = "is a pickle, which can run any code when it is read, and is refused; \
                                  use the .safetensors file of the same model, or convert it in a sandbox";
-/// The extensions of PyTorch's pickles.
-pub(crate) const PICKLE_EXTENSIONS: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
+
+/// Whether a file is called as PyTorch's pickles are.
+pub(crate) fn is_pickle(path: impl AsRef<Path>) -> bool {
+    let extension = path.as_ref().extension().and_then(|extension| extension.to_str());
+    extension.is_some_and(|extension| ["ckpt", "pt", "pth", "bin"].iter().any(|pickle| extension.eq_ignore_ascii_case(pickle)))
+}
 
 /// A diffusers folder, wherever it is. Paths inside it are written with `/`.
 #[derive(Debug, Clone)]
@@ -112,7 +116,7 @@ impl Folder {
         let names = self.names(dir);
         let Some(chosen) = choose(&names, prefer) else {
             let dir_shown = self.shown(dir);
-            if let Some(pickle) = names.iter().find(|name| PICKLE_EXTENSIONS.iter().any(|e| name.ends_with(&format!(".{e}")))) {
+            if let Some(pickle) = names.iter().find(|name| is_pickle(name)) {
                 return Err(model_error(self.shown(&format!("{dir}/{pickle}")), PICKLE));
             }
             return Err(model_error(dir_shown, "has no weights: neither model.safetensors nor diffusion_pytorch_model.safetensors"));

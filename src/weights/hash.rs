@@ -68,7 +68,7 @@ pub fn hash(path: &Path, mut progress: impl FnMut(u64) -> Result<()>) -> Result<
     }
     let is_safetensors = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));
     let has_tensors = is_safetensors && header.flatten().is_some_and(|start| start <= done);
-    Ok(Hashes { sha256: hex(&whole.finalize()), tensors: has_tensors.then(|| hex(&tensors.finalize())) })
+    Ok(Hashes { sha256: format!("{:x}", whole.finalize()), tensors: has_tensors.then(|| format!("{:x}", tensors.finalize())) })
 }
 
 /// Reads until the block is full or the file ends.
@@ -83,10 +83,6 @@ fn fill(file: &mut File, block: &mut [u8]) -> std::io::Result<usize> {
         }
     }
     Ok(length)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Hashes that were computed before, by path, size and time of change.

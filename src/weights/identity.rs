@@ -39,7 +39,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(format!("{:x}", hash.finalize()))
     }
 
     /// The numbers that a network has.

@@ -10,50 +10,59 @@ pub(crate) struct Foreign {
     pub(crate) what: &'static str,
     /// Why it cannot be painted with.
     pub(crate) why: &'static str,
+    /// It is a whole model, or the most of one.
+    pub(crate) is_model: bool,
 }
 
-const NO_MODEL: &str = "an add-on to a model, and not a model";
+const fn model(part: &'static str, what: &'static str, why: &'static str) -> Foreign {
+    Foreign { part, what, why, is_model: true }
+}
+
+const fn add_on(part: &'static str, what: &'static str) -> Foreign {
+    Foreign { part, what, why: "an add-on to a model, and not a model", is_model: false }
+}
+
+const fn change(part: &'static str, what: &'static str) -> Foreign {
+    Foreign { part, what, why: "a small change to a model, and not a model", is_model: false }
+}
+
 const TRANSFORMER: &str = "whose denoiser is a transformer; only UNets are implemented";
 const NOT_YET: &str = "which is not implemented";
 const EDM: &str = "whose noise schedule (EDM) is not implemented";
 
 /// The first row that fits counts.
 const FOREIGN: &[Foreign] = &[
-    Foreign { part: "lora_", what: "a LoRA", why: "a small change to a model, and not a model" },
-    Foreign { part: ".lora.", what: "a LoRA", why: "a small change to a model, and not a model" },
-    Foreign { part: ".dora_scale", what: "a LoRA (DoRA)", why: "a small change to a model, and not a model" },
-    Foreign { part: "hada_w1", what: "a LyCORIS file (LoHa)", why: "a small change to a model, and not a model" },
-    Foreign { part: "lokr_w1", what: "a LyCORIS file (LoKr)", why: "a small change to a model, and not a model" },
-    Foreign { part: "oft_blocks", what: "a LyCORIS file (OFT)", why: "a small change to a model, and not a model" },
-    Foreign { part: "ip_adapter.", what: "an IP-Adapter", why: NO_MODEL },
-    Foreign { part: "image_proj.", what: "an IP-Adapter", why: NO_MODEL },
-    Foreign { part: "joint_blocks.", what: "Stable Diffusion 3", why: TRANSFORMER },
-    Foreign { part: "double_blocks.", what: "Flux or a relative", why: TRANSFORMER },
-    Foreign { part: "single_transformer_blocks.", what: "Flux of a diffusers folder", why: TRANSFORMER },
-    Foreign { part: "double_layers.", what: "AuraFlow", why: TRANSFORMER },
-    Foreign { part: "noise_refiner.", what: "Lumina 2 or Z-Image", why: TRANSFORMER },
-    Foreign { part: "y_embedder.y_embedding", what: "PixArt", why: TRANSFORMER },
-    Foreign { part: "mlp_t5.", what: "Hunyuan-DiT", why: TRANSFORMER },
-    Foreign { part: "effnet_mapper.", what: "Stable Cascade", why: NOT_YET },
-    Foreign { part: "clip_txt_pooled_mapper.", what: "Stable Cascade", why: NOT_YET },
-    Foreign { part: "control_model.", what: "a ControlNet", why: NO_MODEL },
-    Foreign { part: "controlnet_", what: "a ControlNet", why: NO_MODEL },
-    Foreign { part: "input_hint_block.", what: "a ControlNet", why: NO_MODEL },
-    Foreign { part: "adapter.body.", what: "a T2I-Adapter", why: NO_MODEL },
-    Foreign { part: "motion_modules.", what: "AnimateDiff's motion module", why: NO_MODEL },
-    Foreign { part: "time_stack.", what: "Stable Video Diffusion", why: NOT_YET },
-    Foreign { part: "edm_mean", what: "Playground 2.5", why: EDM },
-    Foreign { part: "edm_vpred.", what: "CosXL", why: EDM },
-    Foreign { part: "cond_proj.weight", what: "a latent consistency model with an embedded guidance scale", why: NOT_YET },
-    Foreign {
-        part: "scaled_fp8",
-        what: "a model of scaled eight-bit weights",
-        why: "which are not read; use a plain f16 or f8_e4m3 file of the same model",
-    },
-    Foreign { part: "emb_params", what: "a textual inversion", why: NO_MODEL },
-    Foreign { part: ".rdb1.conv1.", what: "an ESRGAN upscaler", why: NO_MODEL },
-    Foreign { part: ".RDB1.conv1.", what: "an ESRGAN upscaler", why: NO_MODEL },
-    Foreign { part: "layers.0.residual_group.", what: "a SwinIR or HAT upscaler", why: NO_MODEL },
+    change("lora_", "a LoRA"),
+    change(".lora.", "a LoRA"),
+    change(".dora_scale", "a LoRA (DoRA)"),
+    change("hada_w1", "a LyCORIS file (LoHa)"),
+    change("lokr_w1", "a LyCORIS file (LoKr)"),
+    change("oft_blocks", "a LyCORIS file (OFT)"),
+    add_on("ip_adapter.", "an IP-Adapter"),
+    add_on("image_proj.", "an IP-Adapter"),
+    model("joint_blocks.", "Stable Diffusion 3", TRANSFORMER),
+    model("double_blocks.", "Flux or a relative", TRANSFORMER),
+    model("single_transformer_blocks.", "Flux of a diffusers folder", TRANSFORMER),
+    model("double_layers.", "AuraFlow", TRANSFORMER),
+    model("noise_refiner.", "Lumina 2 or Z-Image", TRANSFORMER),
+    model("y_embedder.y_embedding", "PixArt", TRANSFORMER),
+    model("mlp_t5.", "Hunyuan-DiT", TRANSFORMER),
+    model("effnet_mapper.", "Stable Cascade", NOT_YET),
+    model("clip_txt_pooled_mapper.", "Stable Cascade", NOT_YET),
+    add_on("control_model.", "a ControlNet"),
+    add_on("controlnet_", "a ControlNet"),
+    add_on("input_hint_block.", "a ControlNet"),
+    add_on("adapter.body.", "a T2I-Adapter"),
+    add_on("motion_modules.", "AnimateDiff's motion module"),
+    model("time_stack.", "Stable Video Diffusion", NOT_YET),
+    model("edm_mean", "Playground 2.5", EDM),
+    model("edm_vpred.", "CosXL", EDM),
+    model("cond_proj.weight", "a latent consistency model with an embedded guidance scale", NOT_YET),
+    model("scaled_fp8", "a model of scaled eight-bit weights", "which are not read; use a plain f16 or f8_e4m3 file of the same model"),
+    add_on("emb_params", "a textual inversion"),
+    add_on(".rdb1.conv1.", "an ESRGAN upscaler"),
+    add_on(".RDB1.conv1.", "an ESRGAN upscaler"),
+    add_on("layers.0.residual_group.", "a SwinIR or HAT upscaler"),
 ];
 
 /// What the file is by a key that no model of the implemented families has.

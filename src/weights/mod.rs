@@ -57,7 +57,7 @@ pub use training::trained_words;
 #[cfg(feature = "hub")]
 pub(crate) use describe::{describe, texts};
 #[cfg(feature = "hub")]
-pub(crate) use folder::{Folder, PICKLE, PICKLE_EXTENSIONS, choose};
+pub(crate) use folder::{Folder, PICKLE, choose, is_pickle};
 
 use crate::spec::ModelSpec;
 use crate::{Error, Result};

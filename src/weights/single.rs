@@ -71,7 +71,7 @@ type TextSlot = (&'static str, TextLayout);
 
 /// The prefixes of the autoencoder and of the text encoders.
 fn find(file: &WeightFile) -> Result<(&'static str, Vec<TextSlot>)> {
-    if let Some(Foreign { part, what, why }) = kinds::foreign(file) {
+    if let Some(Foreign { part, what, why, .. }) = kinds::foreign(file) {
         return Err(model_error(&file.name, format!("is {what}, {why} (a tensor's name contains \"{part}\")")));
     }
     let has = |key: &str| file.find(key).is_some();

@@ -3,7 +3,7 @@
 use super::adapter::{Adapter, Embedding, family_of_context};
 use super::component::Part;
 use super::file::{Blob, WeightFile};
-use super::folder::{PICKLE, PICKLE_EXTENSIONS};
+use super::folder::{PICKLE, is_pickle};
 use super::header::Entry;
 use super::kinds::{self, Lone, Network};
 use super::{Checkpoint, model_error};
@@ -144,8 +144,7 @@ impl Survey {
         }
         survey.files.push(path.to_owned());
         survey.bytes = metadata.len();
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-        if PICKLE_EXTENSIONS.contains(&extension.as_str()) {
+        if is_pickle(path) {
             survey.kind = Kind::Pickle;
             survey.what = "a pickle (PyTorch's format)".into();
             survey.problem = Some(model_error(path.display(), PICKLE).to_string());
@@ -202,12 +201,11 @@ impl Survey {
             self.components = vec![summary("words", file.entries())];
             self.embedding = Some(embedding);
         } else if let Some(row) = kinds::foreign(&file) {
-            let is_model = !row.why.contains("not a model");
-            self.kind = if is_model { Kind::OtherModel } else { Kind::AddOn };
+            self.kind = if row.is_model { Kind::OtherModel } else { Kind::AddOn };
             self.what = row.what.to_owned();
             self.evidence.push(format!("A tensor's name contains \"{}\".", row.part));
             self.components = vec![summary("tensors", file.entries())];
-            self.problem = is_model.then(|| format!("{} is {}, {}", file.name, row.what, row.why));
+            self.problem = row.is_model.then(|| format!("{} is {}, {}", file.name, row.what, row.why));
         } else {
             let lone = kinds::lone(&file);
             let context =

@@ -2,8 +2,9 @@
 
 use super::component::{ComponentTensors, Part};
 use super::file::{Blob, WeightFile};
+use super::folder::{PICKLE, is_pickle};
 use super::keys::{self, TinyLayout};
-use super::{TensorSource, folder, model_error};
+use super::{TensorSource, model_error};
 use crate::Result;
 use crate::spec::AutoencoderTinySpec;
 use candle_core::{DType, Device, Tensor};
@@ -35,9 +36,8 @@ impl TinyAutoencoder {
     pub fn open(path: &Path) -> Result<Self> {
         let path = if path.is_dir() { path.join("diffusion_pytorch_model.safetensors") } else { path.to_owned() };
         let shown = path.display().to_string();
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-        if folder::PICKLE_EXTENSIONS.contains(&extension.as_str()) {
-            return Err(model_error(&shown, folder::PICKLE));
+        if is_pickle(&path) {
+            return Err(model_error(&shown, PICKLE));
         }
         Self::read(WeightFile::new(shown, Blob::map(&path)?)?)
     }

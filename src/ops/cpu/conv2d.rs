@@ -42,15 +42,6 @@ impl Conv2d {
     }
 
     pub(in super::super) fn forward(&self, x: &Tensor, extra: Epilogue<'_>) -> Result<Tensor> {
-        self.doubled(x, 0, extra)
-    }
-
-    /// The enlarged picture is never made: its pixels are pointers to those of `x`.
-    pub(in super::super) fn forward_upsampled_2x(&self, x: &Tensor) -> Result<Tensor> {
-        self.doubled(x, 1, Epilogue::default())
-    }
-
-    fn doubled(&self, x: &Tensor, doublings: u32, extra: Epilogue<'_>) -> Result<Tensor> {
         let &[batch, height, width, channels] = x.dims() else {
             candle_core::bail!("conv2d: pictures are (batch, height, width, channels), got {:?}", x.shape());
         };
@@ -61,18 +52,15 @@ impl Conv2d {
         let size = |input: usize, (before, after): (usize, usize), kernel: usize| {
             (input + before + after).checked_sub(kernel).map(|most| most / self.stride + 1)
         };
-        let (Some(out_height), Some(out_width)) =
-            (size(height << doublings, vertical, self.kernel.0), size(width << doublings, horizontal, self.kernel.1))
-        else {
+        let (Some(out_height), Some(out_width)) = (size(height, vertical, self.kernel.0), size(width, horizontal, self.kernel.1)) else {
             candle_core::bail!("conv2d: a kernel of {:?} is larger than {:?} with padding {:?}", self.kernel, x.shape(), self.padding);
         };
-        let geometry = if doublings == 0 && self.kernel == (1, 1) && self.stride == 1 && self.padding == Padding::default() {
+        let geometry = if self.kernel == (1, 1) && self.stride == 1 && self.padding == Padding::default() {
             Geometry::Flat { rows: batch * height * width }
         } else {
             Geometry::Windows {
                 batch,
                 input: (height, width),
-                doublings,
                 output: (out_height, out_width),
                 kernel: self.kernel,
                 stride: self.stride,

@@ -23,6 +23,7 @@ mod product;
 mod rows;
 mod slab;
 mod upsample;
+mod upsampling_conv2d;
 
 #[cfg(test)]
 mod bench;
@@ -36,6 +37,7 @@ pub(super) use linear::Linear;
 pub(super) use normalization::{GroupNorm, LayerNorm};
 pub(super) use numbers::{Numbers, tensor, with_numbers};
 pub(super) use upsample::upsample_nearest_2x;
+pub(super) use upsampling_conv2d::UpsamplingConv2d;
 
 /// The name of the instruction set in use.
 pub(super) fn instructions() -> candle_core::Result<&'static str> {

@@ -50,6 +50,14 @@ fn halves(bytes: &[u8], to: &mut [f32], widen: impl Fn(u16) -> f32) {
     to.iter_mut().zip(bytes.as_chunks().0).for_each(|(to, bytes)| *to = widen(u16::from_le_bytes(*bytes)));
 }
 
+impl<'a> From<&'a [f32]> for Numbers<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        // SAFETY: numbers are bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
+        Self { bytes, dtype: DType::F32 }
+    }
+}
+
 /// Gives `read` the numbers of a tensor on the CPU.
 pub(in super::super) fn with_numbers<R>(tensor: &Tensor, read: impl FnOnce(&Numbers<'_>) -> R) -> Result<R> {
     let tensor = tensor.contiguous()?;

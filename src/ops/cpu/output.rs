@@ -6,9 +6,20 @@ use super::math::Math;
 use super::microkernel::MAX_COLUMNS;
 use std::mem::MaybeUninit;
 
+/// Every other line and every other column of a picture that is twice as wide and high as the product's rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Phase {
+    /// 0 for even lines, 1 for odd ones.
+    pub(super) line: usize,
+    /// The same of columns.
+    pub(super) column: usize,
+}
+
 /// Where a product goes, and what is added on the way.
 pub(super) struct Output<'a, T> {
     to: *mut T,
+    /// Where rows of a product are not rows of the output: the pixels of a line of the product, and which lines and columns they are.
+    spread: Option<(usize, Phase)>,
     /// Elements between rows of `to`, `row_bias` and `residual`.
     outputs: usize,
     row_bias: Option<&'a [T]>,
@@ -30,7 +41,12 @@ impl<'a, T: Element> Output<'a, T> {
         residual: Option<&'a [T]>,
     ) -> Self {
         let rows_per_bias = (to.len() / (outputs * batch).max(1)).max(1);
-        Self { to: to.as_mut_ptr().cast(), outputs, row_bias, rows_per_bias, residual }
+        Self { to: to.as_mut_ptr().cast(), spread: None, outputs, row_bias, rows_per_bias, residual }
+    }
+
+    /// `to` is pictures of lines of `2 width` pixels, of which the product's rows are those of one phase.
+    pub(super) fn of_phase(to: &mut [MaybeUninit<T>], outputs: usize, width: usize, phase: Phase) -> Self {
+        Self { spread: Some((width, phase)), ..Self::new(to, outputs, 1, None, None) }
     }
 
     /// Writes some rows of some columns.
@@ -61,7 +77,11 @@ impl<'a, T: Element> Output<'a, T> {
         let bias = &bias[..outputs];
         for (i, sums) in sums.chunks_exact(width).enumerate() {
             let row = first_row + i;
-            let at = row * self.outputs + first_column;
+            let place = match self.spread {
+                None => row,
+                Some((width, phase)) => (2 * (row / width) + phase.line) * 2 * width + 2 * (row % width) + phase.column,
+            };
+            let at = place * self.outputs + first_column;
             let mut values = [0.0; MAX_COLUMNS];
             let values = &mut values[..outputs];
             for ((value, sum), bias) in values.iter_mut().zip(sums).zip(bias) {

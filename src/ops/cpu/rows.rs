@@ -14,8 +14,6 @@ pub(super) enum Geometry {
         batch: usize,
         /// Height and width of the input.
         input: (usize, usize),
-        /// How often the picture is doubled on the way; a shift, as a division a pixel would be felt.
-        doublings: u32,
         /// Height and width of the output.
         output: (usize, usize),
         kernel: (usize, usize),
@@ -59,7 +57,7 @@ impl Rows {
                     *to = pixel(row);
                 }
             }
-            Geometry::Windows { input, doublings, output, kernel, stride, padding, .. } => {
+            Geometry::Windows { input, output, kernel, stride, padding, .. } => {
                 for (i, row) in range.enumerate() {
                     let (line, x) = (row / output.1, row % output.1);
                     let (image, y) = (line / output.0, line % output.0);
@@ -67,7 +65,6 @@ impl Rows {
                         let y = (y * stride + ky).wrapping_sub(padding.0);
                         for kx in 0..kernel.1 {
                             let x = (x * stride + kx).wrapping_sub(padding.1);
-                            let (y, x) = (y >> doublings, x >> doublings);
                             let inside = y < input.0 && x < input.1;
                             to[ky * kernel.1 + kx][i] = if inside { pixel((image * input.0 + y) * input.1 + x) } else { zeros.as_ptr() };
                         }
