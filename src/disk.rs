@@ -6,7 +6,7 @@
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::{NamedTempFile, TempDir};
@@ -70,7 +70,7 @@ impl Staged {
     /// Gives the file its name. An existing file is only replaced with `overwrite`.
     ///
     /// # Errors
-    /// The name is taken ([`std::io::ErrorKind::AlreadyExists`]) or cannot be given; the staged file comes back.
+    /// The name is taken ([`ErrorKind::AlreadyExists`]) or cannot be given; the staged file comes back.
     pub fn publish(self, path: &Path, overwrite: bool) -> Result<(), (std::io::Error, Self)> {
         let Self { file, size, sha256 } = self;
         let named = if overwrite { file.persist(path) } else { file.persist_noclobber(path) };
@@ -92,6 +92,28 @@ pub fn write_whole(path: &Path, overwrite: bool, write: impl FnOnce(&mut dyn Wri
 /// The folder that a path is in; `.` where it is a mere name.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The same name with a count, for a name that is taken: `apple.png`, `apple-2.png`, ….
+pub fn counted(path: &Path, count: usize) -> PathBuf {
+    let part = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!("{}-{count}.{}", part(path.file_stem()), part(path.extension())))
+}
+
+/// Whether the next picture would meet the same.
+pub fn stops_all(error: &Error) -> bool {
+    let Error::Io { source, .. } = error else { return false };
+    matches!(
+        source.kind(),
+        ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::StaleNetworkFileHandle
+            | ErrorKind::NotConnected
+            | ErrorKind::TimedOut
+    )
 }
 
 /// Waits until the disk has a folder's names, without which a file may be nameless after a power cut.

@@ -25,7 +25,15 @@ pub fn to_rgb(decoded: &Tensor) -> Result<RgbImage> {
 ///
 /// # Errors
 /// The picture cannot be encoded or written.
-pub fn write_png(picture: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn Write) -> Result<(), png::EncodingError> {
+pub fn write_png(picture: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn Write) -> std::io::Result<()> {
+    encode_png(picture, texts, to).map_err(|e| match e {
+        // What the disk said is said as it was.
+        png::EncodingError::IoError(e) => e,
+        other => std::io::Error::other(other),
+    })
+}
+
+fn encode_png(picture: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn Write) -> Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(to, picture.width(), picture.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);

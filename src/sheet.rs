@@ -101,11 +101,11 @@ impl Sheet {
             return Err(Error::Input("a contact sheet needs something that was varied; give --sweep".into()));
         }
         let counts: Vec<usize> = axes.iter().map(|axis| axis.labels.len()).collect();
-        let down = counts[0];
-        // One axis alone is wrapped into about a square.
-        let across = counts.get(1).copied().unwrap_or_else(|| (1..).find(|n| n * n >= down).unwrap_or(down));
-        let down = if counts.len() == 1 { down.div_ceil(across) } else { down };
         let most = (LONGEST_SIDE / (SMALLEST_PICTURE + GAP)) as usize - 8;
+        let down = counts[0];
+        // One axis alone is wrapped into about a square, or a column of pages.
+        let across = counts.get(1).copied().unwrap_or_else(|| (1..most).find(|n| n * n >= down).unwrap_or(most));
+        let down = if counts.len() == 1 { down.div_ceil(across) } else { down };
         let room = LONGEST_SIDE - LETTER * (LONGEST_LABEL as u32 + 2);
         let side = room / down.max(across).min(most) as u32 - GAP - if counts.len() == 1 { LINE * 2 } else { 0 };
         let side = side.clamp(SMALLEST_PICTURE, LARGEST_PICTURE);
@@ -170,13 +170,7 @@ impl Sheet {
                 write_line(&mut sheet, &label, GAP, y + (height.saturating_sub(LINE)) / 2);
             }
             for (column, across) in page.across.clone().enumerate() {
-                let at = match alone {
-                    true => vec![down * columns as usize + across],
-                    false => [down, across].into_iter().chain(page.others.iter().copied()).collect(),
-                };
-                if at[0] >= self.axes[0].labels.len() {
-                    continue;
-                }
+                let Some(at) = self.values(page, down, across) else { continue };
                 let x = left + column as u32 * (width + GAP);
                 put(&mut sheet, picture(&at).and_then(|path| ::image::open(path).ok()).map(|read| read.to_rgb8()), (x, y), self.cell);
                 if alone {
@@ -187,6 +181,14 @@ impl Sheet {
             }
         }
         sheet
+    }
+
+    /// The value of each axis in a cell; `None` in what is left over of the last row of a single axis.
+    fn values(&self, page: &Page, down: usize, across: usize) -> Option<Vec<usize>> {
+        match self.axes.as_slice() {
+            [only] => Some(vec![down * page.across.len() + across]).filter(|at| at[0] < only.labels.len()),
+            _ => Some([down, across].into_iter().chain(page.others.iter().copied()).collect()),
+        }
     }
 
     /// What is down, across, and the same on the whole page.
@@ -331,6 +333,21 @@ mod tests {
             assert_eq!(seen, all, "{counts:?}");
         }
         assert!(Sheet::new(vec![], (8, 8)).is_err());
+    }
+
+    #[test]
+    fn a_single_axis_of_several_pages_shows_each_value_once() {
+        let sheet = Sheet::new(vec![numbers("seed", 30_000)], (64, 64)).unwrap();
+        assert!(sheet.pages() > 1);
+        let cells = |page: &Page| {
+            page.down.clone().flat_map({
+                let page = page.clone();
+                move |down| page.across.clone().map(move |across| (down, across))
+            })
+        };
+        let seen = sheet.pages.iter().flat_map(|page| cells(page).filter_map(|(down, across)| sheet.values(page, down, across)));
+        let seen: Vec<usize> = seen.map(|at| at[0]).collect();
+        assert_eq!(seen, (0..30_000).collect::<Vec<_>>());
     }
 
     #[test]

@@ -260,6 +260,11 @@ fn a_dry_run_says_the_plan_and_makes_nothing() {
     done(folder.path(), &batch(&[]));
     let output = done(folder.path(), &batch(&["--dry-run"]));
     assert!(String::from_utf8_lossy(&output.stdout).contains("4 are there already"));
+    // Standard input is read to its end for it.
+    let lines = std::fs::File::open(folder.path().join("lines.txt")).expect("lines");
+    let mut streamed = batch(&["--dry-run"]);
+    streamed[1] = "-";
+    assert_eq!(command(folder.path(), &streamed).stdin(lines).output().expect("sd-gen starts").stdout, output.stdout);
 }
 
 #[test]
@@ -384,6 +389,18 @@ fn a_disk_that_fills_ends_the_run_and_room_lets_it_go_on() {
     let all = pictures(&folder.path().join("out"));
     assert_eq!(all.len(), 40);
     assert!(kept.iter().all(|(name, bytes)| all.get(name) == Some(bytes)));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_fills_ends_a_run_without_a_batch_too() {
+    let folder = folder("");
+    let Some(disk) = Mount::new(&folder.path().join("out"), "256k") else { return };
+    let output = sd_gen(folder.path(), &["-p", "a cat", "--images", "60", "--steps", "1", "--output-dir", "out", "-s", "1", "-q"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    // The pictures that would have met the same are not painted.
+    assert!(said(&output).lines().count() == 1 && said(&output).contains("No space left"), "{}", said(&output));
+    assert_eq!(pictures(&disk.0).len(), painted(&output));
 }
 
 #[cfg(target_os = "linux")]

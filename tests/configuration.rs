@@ -37,6 +37,19 @@ fn flags_come_from_both_files_and_the_command_line_beats_them() {
 }
 
 #[test]
+fn a_file_asks_for_events_as_the_command_line_does() {
+    let folder = tempfile::tempdir().expect("folder");
+    write(folder.path(), "sd-gen.toml", "progress = \"json\"\noffline = true\n");
+    let events = |arguments: &[&str]| {
+        let said = String::from_utf8_lossy(&sd_gen(folder.path(), arguments).stderr).into_owned();
+        said.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok_and(|event| event["event"].is_string())).count()
+    };
+    let paint = ["-p", "a cat", "--seed", "3", "--steps", "1", "-o", "{index}.png"];
+    assert!(events(&paint) > 3);
+    assert_eq!(events(&[&paint[..], &["--progress", "none"]].concat()), 0);
+}
+
+#[test]
 fn a_mistake_in_a_file_stops_before_any_work() {
     let folder = tempfile::tempdir().expect("folder");
     write(folder.path(), "sd-gen.toml", "steps = 1\noutput-dir = \"/tmp\"\n");

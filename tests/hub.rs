@@ -6,7 +6,7 @@
 mod hub_server;
 
 use hub_server::{Answer, Asked, COMMIT, Hub, etag};
-use sd_gen::hub::{Event, HubId, Settings, Token, fetch};
+use sd_gen::hub::{Event, HubId, Missing, Settings, Token, fetch, missing};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -389,6 +389,23 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
 }
 
 #[test]
+fn what_is_missing_can_be_asked_without_fetching_it() {
+    let (hub, content) = single();
+    let trial = Trial::new(&hub);
+    let id = HubId::parse("org/model").expect("well-formed").expect("a hub id");
+    let ask = || missing(&trial.settings, &id, None, &mut |_| Ok(())).expect("an answer");
+    assert_eq!(ask(), [Missing { path: "model.safetensors".to_owned(), size: Some(content.len() as u64) }]);
+    assert!(!hub.asked().iter().any(is_content));
+    // Offline, nothing may look as if it were there.
+    assert!(!trial.repository().join("refs/main").exists());
+    trial.fetch("org/model").expect("fetched");
+    assert_eq!(ask(), []);
+    // Another commit with the same content costs nothing.
+    std::fs::remove_dir_all(trial.repository().join("snapshots")).expect("removed");
+    assert_eq!(ask(), []);
+}
+
+#[test]
 fn a_repository_that_was_renamed_is_found_and_circles_end() {
     let (hub, content) = single();
     let hub = hub.with_fault(|asked, _, answer| match asked.path.contains("org/old") {
@@ -681,6 +698,33 @@ fn a_model_from_the_hub_paints_what_the_local_one_paints() {
     let output = sd_gen(folder.path(), nowhere, &["convert", "org/emoji", "emoji.safetensors", "--offline"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(picture(folder.path(), &paint(nowhere, &["emoji.safetensors"])).len(), local.len());
+}
+
+#[test]
+fn a_dry_run_fetches_no_weights_and_says_which_it_would() {
+    let hub = Hub::of_folder(&emoji());
+    let folder = tempfile::tempdir().expect("folder");
+    let lines = "a cat\na dog --model org/emoji --images 3\na cat --model org/emoji\n";
+    std::fs::write(folder.path().join("lines.txt"), lines).expect("write");
+    let run = |more: &[&str]| {
+        let output =
+            sd_gen(folder.path(), &hub.address, &[&["batch", "lines.txt", "--output-dir", "out", "--steps", "1"][..], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let said = run(&["--dry-run", "--shard", "1/2"]);
+    assert!(hub.fetched().iter().all(|file| !file.ends_with(".safetensors")), "{:?}", hub.fetched());
+    let weights =
+        ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"].map(|name| format!("{name}.safetensors"));
+    let size = |file: &String| std::fs::metadata(emoji().join(file)).expect("metadata").len();
+    let all = weights.iter().map(size).sum::<u64>() as f64 / 1e6;
+    let first = format!("org/emoji is not here; {all:.1} MB would be fetched for 2 pictures\n");
+    assert!(said.starts_with(&first) && weights.iter().all(|file| said.contains(&format!("\n  {file}, "))), "{said}");
+    assert!(said.contains("\n1 picture to paint; 2 of models that are not here"), "{said}");
+    // Nothing of this is in the way of painting, and what a line paints does not depend on it.
+    assert_eq!(run(&[]).lines().count(), 5);
+    let again = run(&["--dry-run"]);
+    assert!(again.contains("0 pictures to paint; 5 are there already") && !again.contains("fetched"), "{again}");
 }
 
 #[test]

@@ -71,6 +71,49 @@ fn a_sweep_needs_no_file_and_replaces_no_file_of_others() {
 }
 
 #[test]
+fn a_sweep_in_parts_is_drawn_as_the_whole_once_they_are_joined() {
+    let (whole, parts) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    let arguments = "batch -p cat -s 1 --images 3 --sweep steps=1,2";
+    let sheet = |folder: &Path, part: &str| image::open(folder.join(format!("out/sweep-steps{part}.png"))).expect("a sheet").to_rgb8();
+    assert!(sd_gen(whole.path(), arguments).status.success());
+    let drawn = sheet(whole.path(), "");
+
+    let shards = ["1", "2"].map(|part| {
+        assert!(sd_gen(parts.path(), &format!("{arguments} --shard {part}/2")).status.success());
+        sheet(parts.path(), &format!("-{part}-of-2"))
+    });
+    assert!(shards.iter().all(|shard| shard.dimensions() == drawn.dimensions() && *shard != drawn));
+    let is_there = |(x, y, pixel): (u32, u32, &image::Rgb<u8>)| shards.iter().any(|shard| shard.get_pixel(x, y) == pixel);
+    assert!(drawn.enumerate_pixels().all(is_there), "each part has its pictures where they are in the whole");
+
+    let manifest = |part: &str| format!("out/sd-gen.manifest{part}.jsonl");
+    let merge = Command::new(env!("CARGO_BIN_EXE_sd-gen"))
+        .args(["merge", &manifest(""), &manifest(".1-of-2"), &manifest(".2-of-2")])
+        .current_dir(parts.path())
+        .output();
+    assert!(merge.expect("sd-gen starts").status.success());
+    let joined = sd_gen(parts.path(), arguments);
+    assert!(joined.status.success() && joined.stdout.is_empty(), "{}", String::from_utf8_lossy(&joined.stdout));
+    assert_eq!(sheet(parts.path(), ""), drawn);
+}
+
+#[test]
+fn a_sweep_over_standard_input_is_drawn_when_it_has_ended() {
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::write(folder.path().join("lines.txt"), "dog --seed 1\ncat --seed 2\n").expect("write");
+    let with = |file: &str, out: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+        command.args(["batch", file, "--sweep", "steps=1,2", "--no-config", "--output-dir", out, "-o", "{prompt}-{steps}.png"]);
+        let input = std::fs::File::open(folder.path().join("lines.txt")).expect("lines");
+        let output = command.current_dir(folder.path()).env_remove("SD_GEN_MODELS").stdin(input).output().expect("sd-gen starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let read = |name: &str| std::fs::read(folder.path().join(out).join(name)).expect(name);
+        (read("sweep-steps.png"), String::from_utf8_lossy(&read("sweep-steps.csv")).replace(&format!("{out}/"), ""))
+    };
+    assert_eq!(with("-", "streamed"), with("lines.txt", "read"));
+}
+
+#[test]
 fn a_wrong_sweep_is_said_before_any_work() {
     let folder = tempfile::tempdir().expect("folder");
     for (arguments, said) in [

@@ -115,6 +115,17 @@ fn a_finished_picture_is_drawn_on_a_terminal() {
 }
 
 #[test]
+fn pictures_of_a_batch_are_drawn_too() {
+    let folder = folder();
+    std::fs::write(folder.path().join("lines.txt"), "a red apple --seed 1\n").expect("write");
+    let arguments = ["batch", "lines.txt", "--steps", "12", "--preview=blocks", "--output", "a.png"];
+    let (status, screen, said) = Session::start(command(folder.path(), &arguments)).finish();
+    assert!(status.success(), "{said}");
+    let rows = screen.lines().iter().filter(|line| line.chars().count() == 40 && line.chars().all(|c| c == '▀')).count();
+    assert!(rows == 20 && said.matches('▀').count() > 20 * 40, "{rows} rows: {said}");
+}
+
+#[test]
 fn nothing_is_drawn_on_a_pipe() {
     let folder = folder();
     let arguments = [APPLE, &["--preview=blocks", "--steps", "2", "--progress", "bar"]].concat();

@@ -24,7 +24,7 @@ use crate::request::GenerationRequest;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -66,13 +66,16 @@ pub struct Batch {
 /// Batches that are ever on one device at once.
 const PAINTERS: usize = 2;
 
+/// Events that wait to be told. An audience that stands still, such as a pager's reader, holds the run up instead of filling the memory.
+const UNTOLD: usize = 64;
+
 /// Loads a model by its number.
 pub trait Load: Send {
-    /// The loaded model. Called once for each run of batches of that model.
+    /// The model, loaded on one of its devices. Called once on each for each run of batches of that model.
     ///
     /// # Errors
     /// The model cannot be loaded: all of its tasks fail.
-    fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline>;
+    fn load(&mut self, model: usize, device: usize, observer: &mut dyn Observer) -> Result<Pipeline>;
 
     /// On how many devices the model is loaded: its batches are dealt out to them.
     fn devices(&self, _model: usize) -> usize {
@@ -82,14 +85,6 @@ pub trait Load: Send {
     /// The largest number that [`Load::devices`] will give.
     fn most_devices(&self) -> usize {
         1
-    }
-
-    /// The model on one of them.
-    ///
-    /// # Errors
-    /// As [`Load::load`].
-    fn load_on(&mut self, model: usize, _device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
-        self.load(model, observer)
     }
 
     /// There is memory for this model while another is still at work.
@@ -117,7 +112,7 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
     sink: impl Sink + 'static,
     audience: &mut dyn Audience,
 ) -> Result<()> {
-    let (events, heard) = channel();
+    let (events, heard) = sync_channel(UNTOLD);
     let stop = Arc::new(AtomicBool::new(false));
     let look = Arc::new(AtomicBool::new(false));
     let hear = Hear { events, stop: stop.clone(), look: look.clone() };
@@ -141,19 +136,19 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
         prepared,
         painted: painted.clone(),
         sequence: 0,
-        active: Vec::new(),
+        rooms: Vec::new(),
         turn: 0,
     };
     let told = hear.clone();
     workers.push(spawn("prepare", Box::new(move || preparer.work(batches(told))))?);
     for _ in 0..painters {
         let (to_paint, painted, hear, most) = (to_paint.clone(), painted.clone(), hear.clone(), most.clone());
-        workers.push(spawn("paint", Box::new(move || Painter { to_paint, painted, hear, most, beside: 1 }.work()))?);
+        workers.push(spawn("paint", Box::new(move || Painter { to_paint, painted, hear, most }.work()))?);
     }
     drop((painted, to_paint));
     let writer = spawn("write", Box::new(move || write(&to_write, sink, &hear)))?;
 
-    let heard = listen(&heard, &stop, &look, &writer, audience);
+    let heard = listen(heard, &stop, &look, &writer, audience);
     let kept = end_of(writer);
     if heard.is_err() || kept.is_err() {
         stop.store(true, Ordering::Relaxed);
@@ -163,9 +158,10 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
     workers.into_iter().try_for_each(end_of)
 }
 
-/// Tells the audience until everything is written. From the moment that it wants no more, the threads are told to stop.
+/// Tells the audience until everything is written. From the moment that it wants no more, the threads are told to stop. What they say
+/// when it has returned goes nowhere, and keeps none of them waiting.
 fn listen(
-    events: &Receiver<Event>,
+    events: Receiver<Event>,
     stop: &AtomicBool,
     look: &AtomicBool,
     writer: &JoinHandle<Result<()>>,
@@ -211,8 +207,8 @@ struct Prepared {
     pipeline: Arc<Pipeline>,
     tasks: Vec<(Task, Conditioning)>,
     at_once: usize,
-    /// The batches on the pipeline's device.
-    active: Arc<Active>,
+    /// The pipeline's device.
+    room: Arc<Room>,
 }
 
 /// Batches leave in the order of this number, which counts without gaps.
@@ -231,8 +227,8 @@ struct Preparer<M> {
     prepared: SyncSender<Prepared>,
     painted: SyncSender<Numbered>,
     sequence: u64,
-    /// The batches on each device.
-    active: Vec<Arc<Active>>,
+    /// Each device.
+    rooms: Vec<Arc<Room>>,
     /// Counts batches, to deal them out.
     turn: usize,
 }
@@ -263,8 +259,8 @@ impl<M: Load> Preparer<M> {
         self.turn += 1;
         let Some((pipeline, texts)) = everywhere.get_mut(device) else { return Ok(()) };
         let pipeline = pipeline.clone();
-        self.active.resize_with(self.active.len().max(device + 1), Arc::default);
-        let active = self.active[device].clone();
+        self.rooms.resize_with(self.rooms.len().max(device + 1), Arc::default);
+        let room = self.rooms[device].clone();
         let mut encoded: Vec<(Task, Conditioning)> = Vec::new();
         let mut failed = Vec::new();
         for task in tasks {
@@ -282,7 +278,7 @@ impl<M: Load> Preparer<M> {
             let tasks;
             (tasks, encoded) = encoded.into_iter().partition(|(_, conditioning)| conditioning.tokens() == tokens);
             let sequence = self.next();
-            let prepared = Prepared { sequence, pipeline: pipeline.clone(), tasks, at_once, active: active.clone() };
+            let prepared = Prepared { sequence, pipeline: pipeline.clone(), tasks, at_once, room: room.clone() };
             self.prepared.send(prepared).map_err(|_| Error::Cancelled)?;
         }
         Ok(())
@@ -320,7 +316,7 @@ impl<M: Load> Preparer<M> {
             }
         }
         let devices = self.models.devices(model).max(1);
-        let on = |device| Ok((Arc::new(self.models.load_on(model, device, &mut self.hear)?), Texts::default()));
+        let on = |device| Ok((Arc::new(self.models.load(model, device, &mut self.hear)?), Texts::default()));
         match (0..devices).map(on).collect::<Result<Everywhere>>() {
             Ok(everywhere) => {
                 self.loaded = Some((model, everywhere));
@@ -338,52 +334,78 @@ struct Painter {
     to_paint: Arc<Mutex<Receiver<Prepared>>>,
     painted: SyncSender<Numbered>,
     hear: Hear,
-    /// The most pictures that the device was found to hold.
+    /// Of the pictures that a device was found to hold at once, the most pixels.
     most: Arc<AtomicUsize>,
-    /// Painters that painted when this one last began.
-    beside: usize,
 }
 
-/// How many painters paint.
+/// A device: of each batch that is on it, [`Batch::at_once`].
 #[derive(Default)]
-struct Active {
-    number: Mutex<usize>,
+struct Room {
+    taken: Mutex<Vec<usize>>,
     fewer: Condvar,
 }
 
-impl Active {
-    /// Waits until there are fewer than `most`; gives their number with the one that begins.
-    fn begin(&self, most: usize) -> usize {
-        let number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut number = self.fewer.wait_while(number, |number| *number >= most.max(1)).unwrap_or_else(PoisonError::into_inner);
-        *number += 1;
-        *number
-    }
+/// A batch's place on a device, given back however the painting ends.
+struct Place<'a> {
+    room: &'a Room,
+    at_once: usize,
+    /// Batches that were on the device when this one came, itself included.
+    beside: usize,
+}
 
-    fn end(&self) {
-        let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
-        *number -= 1;
-        self.fewer.notify_all();
+impl Room {
+    /// Waits until a batch may come that suffers `at_once`.
+    fn enter(&self, at_once: usize) -> Place<'_> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = |taken: &mut Vec<usize>| !admits(taken, at_once);
+        let mut taken = self.fewer.wait_while(taken, is_full).unwrap_or_else(PoisonError::into_inner);
+        taken.push(at_once);
+        Place { room: self, at_once, beside: taken.len() }
+    }
+}
+
+/// Whether one more batch suits those that are there, and they suit it.
+fn admits(taken: &[usize], at_once: usize) -> bool {
+    taken.is_empty() || taken.iter().chain([&at_once]).all(|most| taken.len() < *most)
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.room.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = taken.iter().position(|other| *other == self.at_once) {
+            taken.swap_remove(at);
+        }
+        self.room.fewer.notify_all();
+    }
+}
+
+impl Drop for Painter {
+    fn drop(&mut self) {
+        // Its batch is lost, and the writer would wait for it to the end of the run.
+        if std::thread::panicking() {
+            self.hear.stop.store(true, Ordering::Relaxed);
+        }
     }
 }
 
 impl Painter {
-    fn work(mut self) -> Result<()> {
+    fn work(&mut self) -> Result<()> {
         loop {
             let next = self.to_paint.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Prepared { sequence, pipeline, tasks, at_once, active }) = next else { return Ok(()) };
-            self.beside = active.begin(at_once);
+            let Ok(Prepared { sequence, pipeline, tasks, at_once, room }) = next else { return Ok(()) };
+            let place = room.enter(at_once);
             self.hear.tell(News::Begun { ids: tasks.iter().map(|(task, _)| task.id).collect() });
             let mut finished = Vec::with_capacity(tasks.len());
             let mut rest = tasks.as_slice();
             while !rest.is_empty() {
-                let (now, later) = rest.split_at(rest.len().min(self.most.load(Ordering::Relaxed)));
-                if let Err(Error::Cancelled) = self.paint(&pipeline, now, &mut finished) {
+                let fit = self.most.load(Ordering::Relaxed) / pixels(rest).max(1);
+                let (now, later) = rest.split_at(rest.len().min(fit.max(1)));
+                if let Err(Error::Cancelled) = self.paint(&pipeline, now, place.beside, &mut finished) {
                     break;
                 }
                 rest = later;
             }
-            active.end();
+            drop(place);
             // The last to hold a pipeline frees its memory, so not while the writer is waited for.
             drop((tasks, pipeline));
             if self.painted.send((sequence, finished)).is_err() {
@@ -392,17 +414,17 @@ impl Painter {
         }
     }
 
-    /// Paints `tasks` at once, and where that fails, fewer at once.
+    /// Paints `tasks` at once, and where that fails, fewer at once. There are `beside` batches on the device, this one included.
     ///
     /// # Errors
     /// [`Error::Cancelled`] alone.
-    fn paint(&mut self, pipeline: &Pipeline, tasks: &[(Task, Conditioning)], finished: &mut Vec<Finished>) -> Result<()> {
+    fn paint(&mut self, pipeline: &Pipeline, tasks: &[(Task, Conditioning)], beside: usize, finished: &mut Vec<Finished>) -> Result<()> {
         let batch: Vec<Sketch<'_>> =
             tasks.iter().map(|(task, prompt)| Sketch { request: &task.request, prompt, seed: task.seed }).collect();
         let start = Instant::now();
         let painted = pipeline.paint(&batch, &mut self.hear);
         // What painters do side by side takes each of them as much longer.
-        let seconds = start.elapsed().as_secs_f64() / (self.beside * tasks.len()) as f64;
+        let seconds = start.elapsed().as_secs_f64() / (beside * tasks.len()) as f64;
         let error = match painted {
             Ok(painted) => {
                 let of = |((task, _), painted): (&(Task, _), Painted)| Finished { task: task.clone(), result: Ok(painted), seconds };
@@ -420,13 +442,18 @@ impl Painter {
         }
         if no_memory {
             let half = tasks.len() / 2;
-            self.most.fetch_min(half, Ordering::Relaxed);
+            self.most.fetch_min(half * pixels(tasks), Ordering::Relaxed);
             self.hear.tell(News::Remark(format!("{} pictures at once do not fit into the memory; going on with {half}", tasks.len())));
-            return tasks.chunks(half).try_for_each(|tasks| self.paint(pipeline, tasks, finished));
+            return tasks.chunks(half).try_for_each(|tasks| self.paint(pipeline, tasks, beside, finished));
         }
         // One bad picture must not cost its neighbours.
-        tasks.chunks(1).try_for_each(|task| self.paint(pipeline, task, finished))
+        tasks.chunks(1).try_for_each(|task| self.paint(pipeline, task, beside, finished))
     }
+}
+
+/// Pixels of one of the tasks, which agree in size.
+fn pixels(tasks: &[(Task, Conditioning)]) -> usize {
+    tasks.first().map_or(0, |(task, _)| task.request.width * task.request.height)
 }
 
 fn does_not_fit(request: &GenerationRequest) -> Error {

@@ -33,17 +33,9 @@ impl Book {
     }
 }
 
-/// What can be planned together.
-pub enum Window {
-    /// These jobs.
-    Jobs(Vec<Job>),
-    /// There are no more.
-    End,
-}
-
 /// The batches of jobs that come window by window.
 pub struct Feed<W, S> {
-    /// Gives the next window; may wait for it.
+    /// Gives the next jobs that can be planned together; may wait for them. `None` is the end.
     windows: W,
     /// How a group of so many pictures like this one is painted.
     sizes: S,
@@ -61,7 +53,7 @@ pub struct Feed<W, S> {
     waiting: bool,
 }
 
-impl<W: FnMut(&Hear) -> Window, S: Fn(&Job, usize) -> Sizes> Feed<W, S> {
+impl<W: FnMut(&Hear) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> Feed<W, S> {
     /// Nothing is planned yet.
     pub fn new(windows: W, sizes: S, ledger: Arc<Mutex<Ledger>>, book: Book, hear: Hear) -> Self {
         Self { windows, sizes, ledger, book, hear, planned: VecDeque::new(), elsewhere: Vec::new(), waiting: false }
@@ -109,7 +101,7 @@ impl<W: FnMut(&Hear) -> Window, S: Fn(&Job, usize) -> Sizes> Feed<W, S> {
                     None => continue,
                 }
             }
-            if let Window::Jobs(jobs) = (self.windows)(&self.hear) {
+            if let Some(jobs) = (self.windows)(&self.hear) {
                 self.plan(jobs);
                 continue;
             }
@@ -128,7 +120,7 @@ impl<W: FnMut(&Hear) -> Window, S: Fn(&Job, usize) -> Sizes> Feed<W, S> {
     }
 }
 
-impl<W: FnMut(&Hear) -> Window, S: Fn(&Job, usize) -> Sizes> Iterator for Feed<W, S> {
+impl<W: FnMut(&Hear) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> Iterator for Feed<W, S> {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -5,7 +5,7 @@ use super::feed::Book;
 use super::ledger::Ledger;
 use super::manifest::{Record, Status};
 use super::plan::Job;
-use crate::disk::{Staged, folder_of, seen_from, stage, sync_folder};
+use crate::disk::{Staged, counted, folder_of, seen_from, stage, stops_all, sync_folder};
 use crate::image::write_png;
 use crate::metadata::{KEYWORD, parameters};
 use crate::pipeline::Painted;
@@ -123,13 +123,7 @@ impl Keeper {
     /// Writes the bytes, and finds a name that is free.
     fn stage(&self, job: &Job, painted: &Painted) -> Result<(Staged, PathBuf)> {
         let texts = [(KEYWORD, Cow::from(parameters(&job.request, job.seed, &job.painter)?))];
-        let write = |to: &mut dyn std::io::Write| {
-            write_png(&painted.picture, &texts, to).map_err(|e| match e {
-                png::EncodingError::IoError(e) => e,
-                other => std::io::Error::other(other),
-            })
-        };
-        let staged = stage(folder_of(&job.path), write).map_err(Error::io(&job.path))?;
+        let staged = stage(folder_of(&job.path), |to| write_png(&painted.picture, &texts, to)).map_err(Error::io(&job.path))?;
         let path = self.free_name(job, &job.path)?;
         Ok((staged, path))
     }
@@ -183,28 +177,6 @@ impl Keeper {
             }
         }
     }
-}
-
-/// `apple.png`, `apple-2.png`, ….
-fn counted(path: &Path, count: usize) -> PathBuf {
-    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    path.with_file_name(format!("{stem}-{count}.png"))
-}
-
-/// The next picture would meet the same.
-fn stops_all(error: &Error) -> bool {
-    let Error::Io { source, .. } = error else { return false };
-    matches!(
-        source.kind(),
-        ErrorKind::StorageFull
-            | ErrorKind::QuotaExceeded
-            | ErrorKind::ReadOnlyFilesystem
-            | ErrorKind::NotFound
-            | ErrorKind::PermissionDenied
-            | ErrorKind::StaleNetworkFileHandle
-            | ErrorKind::NotConnected
-            | ErrorKind::TimedOut
-    )
 }
 
 /// The record of a job that is not painted yet.

@@ -26,23 +26,36 @@ pub struct Merged {
 /// A picture that was painted beats one that failed. Of two that were painted, the one whose file is there is kept, and of two such
 /// the first.
 ///
+/// A run that is at work on `out` meanwhile notices that it was replaced, and stops.
+///
 /// # Errors
 /// One of them is missing or no manifest, or `out` cannot be written. `out` is as it was then.
 pub fn merge(out: &Path, manifests: &[PathBuf]) -> Result<Merged> {
-    let mut merged = Merged::default();
-    let mut records: HashMap<Key, Record> = HashMap::new();
-    let out_folder = folder_of(out);
     let existing = out.exists().then(|| out.to_owned());
-    for path in existing.iter().chain(manifests) {
+    let all: Vec<&PathBuf> = existing.iter().chain(manifests).collect();
+    for path in &all {
         if !path.is_file() {
             return Err(Error::Input(format!("{}: there is no such manifest", path.display())));
         }
         // Opening it tells whether it is one, and cuts off half a record.
         Manifest::open(path)?;
-        let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    }
+    match &existing {
+        // Between reading and replacing it, nobody adds what would be lost. Elsewhere an open file cannot be replaced.
+        Some(path) if cfg!(unix) => Manifest::open(path)?.locked(|_| join(out, &all)),
+        _ => join(out, &all),
+    }
+}
+
+fn join(out: &Path, manifests: &[&PathBuf]) -> Result<Merged> {
+    let mut merged = Merged::default();
+    let mut records: HashMap<Key, Record> = HashMap::new();
+    let out_folder = folder_of(out);
+    for path in manifests {
+        let file = std::fs::File::open(path).map_err(Error::io(*path))?;
         let mut own: HashMap<Key, Record> = HashMap::new();
         for line in BufReader::new(file).split(b'\n') {
-            let line = line.map_err(Error::io(path))?;
+            let line = line.map_err(Error::io(*path))?;
             let Ok(mut record) = serde_json::from_slice::<Record>(&line) else { continue };
             if let Some(seen) = &record.path {
                 record.path = Some(seen_from(out_folder, &folder_of(path).join(seen)).to_string_lossy().into_owned());

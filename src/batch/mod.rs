@@ -19,7 +19,7 @@ mod size;
 mod texts;
 
 pub use engine::{Audience, Batch, Finished, Hear, Load, News, Sink, Task, run};
-pub use feed::{Book, Feed, Window};
+pub use feed::{Book, Feed};
 pub use keeper::{Keeper, Tally};
 pub use key::{Key, seed_of};
 pub use ledger::{Ledger, Standing};

@@ -84,7 +84,9 @@ pub fn sizes(footprint: &Footprint, pictures: usize, most: Option<usize>) -> Siz
     let fast = (enough / footprint.pixels.max(1)).clamp(1, MOST);
     // Small batches have serial parts, during which another batch keeps the processor busy.
     let at_once = if footprint.cpu && fast >= 4 && pictures > 1 { 2 } else { 1 };
-    let mut sizes = Sizes { batch: most.unwrap_or(fast).min(pictures.div_ceil(at_once)).max(1), at_once };
+    // As many batches as are at work together, or a multiple of that, and all of a size: none is left to work alone at the end.
+    let rounds = pictures.div_ceil(most.unwrap_or(fast).max(1) * at_once).max(1);
+    let mut sizes = Sizes { batch: pictures.div_ceil(rounds * at_once).max(1), at_once };
     let Some(free) = footprint.free else { return sizes };
     while footprint.total(sizes) > free / 10 * 9 && (sizes.batch, sizes.at_once) != (1, 1) {
         if sizes.batch > 1 {
@@ -109,6 +111,8 @@ mod tests {
         let sizes = |pixels, pictures, most| sizes(&footprint(pixels, None), pictures, most);
         assert_eq!(sizes(256, 1000, None), Sizes { batch: 16, at_once: 2 });
         assert_eq!(sizes(256, 8, None), Sizes { batch: 4, at_once: 2 });
+        // Four batches of 9, 9, 9 and 7, where 16, 16 and 2 would leave the last one alone.
+        assert_eq!(sizes(256, 34, None), Sizes { batch: 9, at_once: 2 });
         assert_eq!(sizes(256, 1, None), Sizes { batch: 1, at_once: 1 });
         assert_eq!(sizes(4096, 1000, None), Sizes { batch: 1, at_once: 1 });
         assert_eq!(sizes(4096, 1000, Some(3)), Sizes { batch: 3, at_once: 1 });

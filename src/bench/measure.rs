@@ -88,14 +88,6 @@ fn vae_dtype(spec: &ModelSpec, dtype: DType) -> DType {
     if dtype == DType::F16 && spec.vae.force_upcast { DType::F32 } else { dtype }
 }
 
-fn device_name(device: &Device) -> String {
-    match device.location() {
-        DeviceLocation::Cpu => "cpu".to_owned(),
-        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        DeviceLocation::Metal { .. } => "metal".to_owned(),
-    }
-}
-
 /// The picture after one guided step from the portable ops in f32 on the CPU, `(1, 3, height, width)`.
 ///
 /// # Errors
@@ -128,7 +120,7 @@ pub fn measure(
 ) -> Result<Row> {
     let mut row = Row {
         model: subject.name.clone(),
-        device: device_name(&case.device),
+        device: device::place(&case.device),
         dtype: case.dtype.as_str().to_owned(),
         batch_size: case.batch_size,
         steps: settings.steps,

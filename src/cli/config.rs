@@ -7,10 +7,10 @@
 //! written to must stay inside, nothing is overwritten on its word, and it cannot make the program reach for the network.
 
 use super::args::Cli;
-use super::flags::{FlagList, Flags, GENERATION, Kind};
+use super::flags::{FlagList, Flags, Kind};
 use super::lines::{LineErrors, Record};
 use crate::{Error, Result};
-use clap::{ArgMatches, CommandFactory};
+use clap::{ArgMatches, Args, CommandFactory};
 use etcetera::BaseStrategy;
 use std::ffi::OsString;
 use std::ops::Range;
@@ -117,6 +117,8 @@ struct Commands<'a> {
     matches: &'a ArgMatches,
     /// Its flags.
     list: FlagList,
+    /// The flags of painting.
+    top: FlagList,
     /// Flags of all subcommands.
     tables: Vec<(String, FlagList)>,
 }
@@ -124,11 +126,15 @@ struct Commands<'a> {
 impl<'a> Commands<'a> {
     fn new(matches: &'a ArgMatches) -> Self {
         let all = Cli::command();
-        let tables: Vec<_> = all.get_subcommands().map(|command| (command.get_name().to_owned(), FlagList::of(command.clone()))).collect();
+        // What holds for every command stands with none of them.
+        let global = || all.get_arguments().filter(|arg| arg.get_id() == "offline").cloned();
+        let painting = || Flags::augment_args(clap::Command::new("sd-gen"));
+        let list_of = |command: clap::Command| FlagList::of(command.args(global()));
+        let tables: Vec<_> = all.get_subcommands().map(|command| (command.get_name().to_owned(), list_of(command.clone()))).collect();
         let (name, matches) = matches.subcommand().map_or((None, matches), |(name, below)| (Some(name), below));
         let of_name = all.get_subcommands().find(|command| Some(command.get_name()) == name).cloned();
-        let list = FlagList::of(of_name.unwrap_or_else(|| <Flags as clap::Args>::augment_args(clap::Command::new("sd-gen"))));
-        Self { name, matches, list, tables }
+        let (list, top) = (list_of(of_name.unwrap_or_else(painting)), list_of(painting()));
+        Self { name, matches, list, top, tables }
     }
 
     /// Whether the command has the flag of painting that a key at the top names.
@@ -174,9 +180,9 @@ impl File<'_> {
                     let known: Vec<String> = commands.tables.iter().map(|(known, _)| format!("[{known}]")).collect();
                     note(key.span(), format!("there is no command {name:?}; there are {}", known.join(", ")));
                 }
-                _ => match self.setting(&GENERATION, name, value) {
+                _ => match self.setting(&commands.top, name, value) {
                     Ok((flag, values)) => {
-                        let long = &GENERATION.flags[flag].long;
+                        let long = &commands.top.flags[flag].long;
                         if let (true, Ok(flag)) = (commands.takes(long), commands.list.find(long)) {
                             top.set(flag, values);
                         }
@@ -313,6 +319,16 @@ mod tests {
             "sd-gen bench --sizes=64x64 --sizes=128x128 --steps=3 --threads=2 --repeats 2"
         );
         assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --steps=9 --threads=2 -p x");
+    }
+
+    #[test]
+    fn flags_of_all_commands_and_flags_without_a_value_are_read() {
+        let folders = Folders::new("", "offline = true\npreview = true\n[models]\noffline = false\n");
+        assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --preview --offline -p x");
+        assert_eq!(folders.arguments("sd-gen batch x"), "sd-gen batch --preview --offline x");
+        assert_eq!(folders.arguments("sd-gen devices"), "sd-gen devices --offline");
+        assert_eq!(folders.arguments("sd-gen models"), "sd-gen models");
+        assert_eq!(folders.arguments("sd-gen --preview=sixel -p x"), "sd-gen --offline --preview=sixel -p x");
     }
 
     #[test]

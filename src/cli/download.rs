@@ -3,7 +3,7 @@
 use super::args::ProgressStyle;
 use super::progress::Progress;
 use super::{OFFLINE, cancelled, screen};
-use crate::hub::{Event, HubId, Settings, fetch};
+use crate::hub::{Event, HubId, Missing, Settings, fetch, missing};
 use crate::weights::{Checkpoint, OpenOptions};
 use crate::{Error, Result};
 use candle_core::DType;
@@ -30,16 +30,33 @@ impl Default for Showing {
 /// # Errors
 /// As [`fetch`] and [`Checkpoint::open`].
 pub(super) fn open(id: &HubId, dtype: DType, showing: Showing) -> Result<Checkpoint> {
+    let prefer_variant = variant(dtype);
+    let mut shown = Shown::new(showing);
+    let path = fetch(&settings()?, id, prefer_variant.as_deref(), &mut |event| shown.event(event));
+    drop(shown);
+    Checkpoint::open_with(&path?, &OpenOptions { prefer_variant })
+}
+
+/// The weights of the model `id` that [`open`] would fetch.
+///
+/// # Errors
+/// As [`missing`].
+pub(super) fn to_fetch(id: &HubId, dtype: DType, showing: Showing) -> Result<Vec<Missing>> {
+    let mut shown = Shown::new(showing);
+    missing(&settings()?, id, variant(dtype).as_deref(), &mut |event| shown.event(event))
+}
+
+fn settings() -> Result<Settings> {
     let mut settings = Settings::from_environment()?;
     if OFFLINE.load(Ordering::Relaxed) {
         settings.offline = Some("--offline");
     }
-    // Weights of half the size lose nothing where half precision computes.
-    let prefer_variant = (dtype != DType::F32).then(|| "fp16".to_owned());
-    let mut shown = Shown::new(showing);
-    let path = fetch(&settings, id, prefer_variant.as_deref(), &mut |event| shown.event(event));
-    drop(shown);
-    Checkpoint::open_with(&path?, &OpenOptions { prefer_variant })
+    Ok(settings)
+}
+
+/// Weights of half the size lose nothing where half precision computes.
+fn variant(dtype: DType) -> Option<String> {
+    (dtype != DType::F32).then(|| "fp16".to_owned())
 }
 
 /// A bar for people, events for programs, and otherwise a line for each large file.

@@ -16,7 +16,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 pub(super) static GENERATION: LazyLock<FlagList> = LazyLock::new(|| FlagList::of(Flags::augment_args(Command::new("sd-gen"))));
 
 /// Settings of the process, which no single line can have for itself.
-const WHOLE_RUN: &[&str] = &["threads", "progress", "quiet", "verbose"];
+const WHOLE_RUN: &[&str] = &["threads", "progress", "quiet", "verbose", "preview", "taesd"];
 
 /// What a flag's value is, as far as its spelling goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub(super) struct Flag {
     pub(super) kind: Kind,
     /// May be given several times.
     pub(super) repeatable: bool,
+    /// May be given without its value.
+    bare: bool,
     /// Those that it cannot stand beside.
     pub(super) rivals: Vec<usize>,
     id: String,
@@ -87,7 +89,8 @@ impl FlagList {
             };
             let rivals = named.iter().enumerate().filter(|(_, other)| is_rival(other)).map(|(at, _)| at).collect();
             let repeatable = matches!(arg.get_action(), ArgAction::Append);
-            flags.push(Flag { long, kind: Kind::of(arg), repeatable, id: arg.get_id().to_string(), rivals });
+            let bare = arg.get_action().takes_values() && arg.get_num_args().is_some_and(|values| values.min_values() == 0);
+            flags.push(Flag { long, kind: Kind::of(arg), repeatable, bare, id: arg.get_id().to_string(), rivals });
         }
         Self { flags, names, letters, command: Mutex::new(command) }
     }
@@ -112,7 +115,10 @@ impl FlagList {
     /// # Errors
     /// The number of the bad value, and a sentence.
     pub(super) fn read(&self, flag: usize, values: &[String]) -> Result<Vec<OsString>, (usize, String)> {
-        let Flag { long, kind, repeatable, .. } = &self.flags[flag];
+        let Flag { long, kind, repeatable, bare, .. } = &self.flags[flag];
+        if *bare && values == ["true"] {
+            return Ok(Vec::new());
+        }
         if values.len() > 1 && !repeatable {
             return Err((1, format!("--{long} takes one value, and {} were given", values.len())));
         }
@@ -155,8 +161,17 @@ impl FlagList {
         Err(format!("--{long} {:?}: {why}", shortened(&value.to_string_lossy())))
     }
 
+    /// A flag with all of its values, as they are typed.
+    fn tokens(&self, flag: usize, values: &[OsString]) -> Vec<OsString> {
+        let Flag { long, bare, .. } = &self.flags[flag];
+        if *bare && values.is_empty() {
+            return vec![format!("--{long}").into()];
+        }
+        values.iter().filter_map(|value| self.token(flag, value)).collect()
+    }
+
     /// A flag as it is typed; a switch that is off is nothing.
-    pub(super) fn token(&self, flag: usize, value: &OsString) -> Option<OsString> {
+    fn token(&self, flag: usize, value: &OsString) -> Option<OsString> {
         let Flag { long, kind, .. } = &self.flags[flag];
         let mut token = OsString::from(format!("--{long}"));
         if *kind == Kind::Switch {
@@ -300,7 +315,7 @@ impl Flags {
     /// The flags that are not `typed`, as they would have been typed.
     pub(super) fn tokens_besides(&self, list: &FlagList, typed: &Self) -> Vec<OsString> {
         let untyped = self.0.iter().filter(|(flag, _)| !typed.0.contains_key(flag));
-        untyped.flat_map(|(flag, values)| values.iter().filter_map(|value| list.token(*flag, value))).collect()
+        untyped.flat_map(|(flag, values)| list.tokens(*flag, values)).collect()
     }
 
     /// What was typed of a command's flags.
@@ -325,7 +340,7 @@ impl Flags {
     /// Everything that clap finds wrong, value by value; else how the flags do not go together.
     pub(super) fn args(&self) -> Result<GenerateArgs, Vec<Wrong>> {
         let list = &*GENERATION;
-        let tokens = self.0.iter().flat_map(|(flag, values)| values.iter().filter_map(|value| list.token(*flag, value)));
+        let tokens = self.0.iter().flat_map(|(flag, values)| list.tokens(*flag, values));
         let error = match list.matches(tokens).and_then(|matches| GenerateArgs::from_arg_matches(&matches)) {
             Ok(args) => return Ok(args),
             Err(error) => error,

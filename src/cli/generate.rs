@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::watch::Watch;
 use crate::batch::{Batch, Finished, Hear, News, Sink, Sizes, Task, sizes};
 use crate::device::open_all;
-use crate::disk::write_whole;
+use crate::disk::{counted, folder_of, stage, stops_all, write_whole};
 use crate::image::write_png;
 use crate::metadata::{KEYWORD, Painter, parameters};
 use crate::pipeline::{Observer, Painted};
@@ -18,7 +18,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::info;
@@ -168,6 +168,7 @@ impl Sink for Writer {
                 }
                 // These would stop every other picture too.
                 Err(error @ (Error::Cancelled | Error::Input(_) | Error::Model(_))) => return Err(error),
+                Err(error) if stops_all(&error) => return Err(error),
                 Err(error) => {
                     kept.failed += 1;
                     hear.tell(News::Failed { prompt: request.prompt.clone(), reason: error.to_string() });
@@ -187,32 +188,28 @@ impl Writer {
         self.index += 1;
         let Some(path) = self.output.path(&name)? else {
             let mut bytes = Vec::new();
-            write_png(&painted.picture, &texts, &mut bytes).map_err(|e| Error::Picture(format!("the PNG cannot be written: {e}")))?;
+            write_png(&painted.picture, &texts, &mut bytes).map_err(Error::io("the PNG"))?;
             std::io::stdout().write_all(&bytes).map_err(Error::io("standard output"))?;
             return Ok(None);
         };
-        self.write_file(path, |to| write_png(&painted.picture, &texts, to).map_err(std::io::Error::other)).map(Some)
+        self.write_file(path, |to| write_png(&painted.picture, &texts, to)).map(Some)
     }
 
     /// Writes under the first name that is free, if names may be counted.
-    fn write_file(&mut self, path: PathBuf, write: impl Fn(&mut dyn Write) -> std::io::Result<()>) -> Result<PathBuf> {
-        let mut candidate = path.clone();
+    fn write_file(&mut self, path: PathBuf, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<PathBuf> {
+        let mut staged = stage(folder_of(&path), write).map_err(Error::io(&path))?;
+        let mut name = path.clone();
         for count in 2.. {
-            let ours = self.written.contains(&candidate);
-            match write_whole(&candidate, self.output.overwrites() && !ours, &write) {
-                Err(Error::Io { source, .. })
-                    if source.kind() == std::io::ErrorKind::AlreadyExists && (ours || self.output.may_count()) =>
-                {
-                    candidate = Output::counted(&path, count);
-                }
-                written => {
-                    written?;
-                    self.written.insert(candidate.clone());
-                    break;
-                }
+            let ours = self.written.contains(&name);
+            match staged.publish(&name, self.output.overwrites() && !ours) {
+                Ok(()) => break,
+                Err((e, back)) if e.kind() == ErrorKind::AlreadyExists && (ours || self.output.may_count()) => staged = back,
+                Err((e, _)) => return Err(Error::io(name)(e)),
             }
+            name = counted(&path, count);
         }
-        Ok(candidate)
+        self.written.insert(name.clone());
+        Ok(name)
     }
 }
 
@@ -220,13 +217,11 @@ fn check_latents_path(path: &Path, overwrite: bool) -> Result<()> {
     if path.exists() && !overwrite {
         return Err(Error::Input(format!("--save-latents {}: the file exists; give another name, or --overwrite", path.display())));
     }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-    match folder {
-        Some(folder) if !folder.is_dir() => {
-            Err(Error::Input(format!("--save-latents {}: there is no folder {}", path.display(), folder.display())))
-        }
-        _ => Ok(()),
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return Err(Error::Input(format!("--save-latents {}: there is no folder {}", path.display(), folder.display())));
     }
+    Ok(())
 }
 
 fn save_latents(path: &Path, latents: &[Tensor], overwrite: bool) -> Result<()> {

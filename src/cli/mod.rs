@@ -17,6 +17,7 @@ mod logs;
 mod model;
 mod models;
 mod output;
+mod pace;
 mod preview;
 mod progress;
 mod screen;
@@ -49,6 +50,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         screen::speak_json();
     }
     let Configured { arguments, remarks } = config::configured(arguments)?;
+    if asks_for_events(&arguments) {
+        screen::speak_json();
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(wrong) if wrong.use_stderr() && screen::is_json() => {

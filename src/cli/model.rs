@@ -4,7 +4,7 @@ use super::args::ModelFlags;
 use super::download::{self, Showing};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, release};
-use crate::hub::{HubId, name_in_cache};
+use crate::hub::{HubId, Missing, name_in_cache};
 use crate::metadata::Painter;
 use crate::ops::cpu_instructions;
 use crate::pipeline::{Observer, Pipeline, VaeTiling};
@@ -187,10 +187,6 @@ impl Models {
 }
 
 impl Load for Models {
-    fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
-        self.load_on(model, 0, observer)
-    }
-
     fn devices(&self, model: usize) -> usize {
         self.get(model).map_or(1, |opened| opened.devices())
     }
@@ -199,7 +195,7 @@ impl Load for Models {
         self.devices
     }
 
-    fn load_on(&mut self, model: usize, device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+    fn load(&mut self, model: usize, device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
         let opened = self.get(model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let checkpoint = &opened.checkpoint;
         let mut pipeline = opened.load(device, observer)?;
@@ -253,6 +249,17 @@ pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DTy
         Named::Path(path) => Checkpoint::open(&path),
         Named::Builtin => builtin(),
         Named::Hub(id) => download::open(&id, dtype, showing),
+    }
+}
+
+/// The weights that [`open_for`] would fetch.
+///
+/// # Errors
+/// As [`open_for`], as far as it can be known before.
+pub(super) fn to_fetch(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: Showing) -> Result<Vec<Missing>> {
+    match resolve(what, models_dir)? {
+        Named::Hub(id) => download::to_fetch(&id, dtype, showing),
+        Named::Path(_) | Named::Builtin => Ok(Vec::new()),
     }
 }
 

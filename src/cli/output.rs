@@ -118,12 +118,6 @@ impl Output {
         Ok(Some(path))
     }
 
-    /// The same name with a count, for a name that is taken: `apple.png`, `apple-2.png`, ….
-    pub(super) fn counted(path: &Path, count: usize) -> PathBuf {
-        let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        path.with_file_name(format!("{stem}-{count}.png"))
-    }
-
     /// A taken name may be counted on.
     pub(super) fn may_count(&self) -> bool {
         !self.exact && !self.overwrite

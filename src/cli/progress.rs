@@ -2,6 +2,7 @@
 
 use super::args::ProgressStyle;
 use super::graphics::Graphics;
+use super::pace::Pace;
 use super::preview::Preview;
 use super::{answer, cancelled, screen};
 use crate::pipeline::{Observer, Stage};
@@ -72,15 +73,13 @@ impl Progress {
     /// The first of `all` pictures comes; `None` where nobody knows how many there are.
     pub(super) fn begin_run(&mut self, all: Option<usize>) {
         screen::event(|| json!({ "event": "run", "pictures": all }));
-        self.status().run = Some(Run { started: Instant::now(), all, written: 0, failed: 0, prompt: String::new() });
+        self.status().run = Some(Run { started: Instant::now(), pace: Pace::default(), all, written: 0, failed: 0, prompt: String::new() });
     }
 
-    /// The pictures at work are now of `prompt`.
-    pub(super) fn picture_started(&mut self, prompt: &str) {
+    /// So many pictures come to the device, the first of them of `prompt`.
+    pub(super) fn batch_started(&mut self, prompt: &str, pictures: usize) {
         screen::event(|| json!({ "event": "prompt", "prompt": prompt }));
-        if let Some(run) = &mut self.status().run {
-            run.prompt = one_line(prompt);
-        }
+        self.status().begun(one_line(prompt), pictures);
     }
 
     /// A picture was written; its path is said on standard output.
@@ -88,7 +87,7 @@ impl Progress {
     /// # Errors
     /// Its path cannot be said on standard output.
     pub(super) fn written(&mut self, path: Option<&Path>, seed: u64, picture: &RgbImage) -> Result<()> {
-        self.status().finished(|run| &mut run.written);
+        self.status().written();
         let (path, size) = (path.map(|path| path.display().to_string()), picture.dimensions());
         screen::event(|| json!({ "event": "picture", "path": path, "seed": seed, "width": size.0, "height": size.1 }));
         if let Some(preview) = &mut self.preview {
@@ -102,7 +101,7 @@ impl Progress {
 
     /// A picture of a prompt could not be made; the run goes on.
     pub(super) fn failed(&mut self, prompt: &str, reason: &str) {
-        self.status().finished(|run| &mut run.failed);
+        self.status().failed();
         if screen::is_json() {
             return screen::event(|| json!({ "event": "failed", "prompt": prompt, "error": reason }));
         }
@@ -156,7 +155,7 @@ impl Progress {
             self.last_bytes = Some(Instant::now());
             screen::event(event);
         }
-        self.status().work = Work::Bytes { what: what.to_owned(), done, all };
+        self.status().show(Work::Bytes { what: what.to_owned(), done, all });
     }
 
     /// Something that the user may want to know.
@@ -203,15 +202,15 @@ impl Observer for Progress {
             }
             Stage::EncodePrompt => {
                 screen::event(|| json!({ "event": "encode" }));
-                self.status().work = Work::Words("encoding the prompt");
+                self.status().show(Work::Words("encoding the prompt"));
             }
             Stage::Denoise { step, steps, pictures } => {
                 screen::event(|| json!({ "event": "step", "step": step, "steps": steps, "seeds": pictures }));
-                self.status().step(step, steps, pictures.len());
+                self.status().step(step, steps, pictures);
             }
             Stage::Decode { done, all } => {
                 screen::event(|| json!({ "event": "decode", "done": done, "pictures": all }));
-                self.status().work = Work::Decode { done, all };
+                self.status().show(Work::Decode { done, all });
             }
         }
         Ok(())
@@ -229,15 +228,14 @@ impl Observer for Progress {
 struct Status {
     run: Option<Run>,
     work: Work,
-    /// When the pictures at work were begun.
-    began: Instant,
-    /// How many of them there still are.
-    in_flight: usize,
+    /// The seeds of the batch whose steps are shown.
+    shown: Vec<u64>,
 }
 
 /// All pictures.
 struct Run {
     started: Instant,
+    pace: Pace,
     all: Option<usize>,
     written: usize,
     failed: usize,
@@ -247,53 +245,89 @@ struct Run {
 /// What is being done.
 enum Work {
     Words(&'static str),
-    Bytes { what: String, done: u64, all: Option<u64> },
-    Denoise { step: usize, steps: usize },
-    Decode { done: usize, all: usize },
+    Bytes {
+        what: String,
+        done: u64,
+        all: Option<u64>,
+    },
+    /// Shown since it had done `from` steps.
+    Denoise {
+        step: usize,
+        steps: usize,
+        from: usize,
+        since: Instant,
+    },
+    Decode {
+        done: usize,
+        all: usize,
+    },
 }
 
 impl Status {
     fn new() -> Self {
-        Self { run: None, work: Work::Words("starting"), began: Instant::now(), in_flight: 0 }
+        Self { run: None, work: Work::Words("starting"), shown: Vec::new() }
     }
 
-    fn step(&mut self, step: usize, steps: usize, pictures: usize) {
-        if step == 0 {
-            self.began = Instant::now();
-        }
-        self.in_flight = pictures;
-        self.work = Work::Denoise { step, steps };
-    }
-
-    fn finished(&mut self, count: impl FnOnce(&mut Run) -> &mut usize) {
-        self.in_flight = self.in_flight.saturating_sub(1);
+    fn begun(&mut self, prompt: String, pictures: usize) {
+        self.shown.clear();
         if let Some(run) = &mut self.run {
-            *count(run) += 1;
+            run.prompt = prompt;
+            run.pace.begun(pictures, Instant::now());
         }
     }
 
-    /// Pictures' worth of work that is done beside those that are finished.
-    fn in_work(&self) -> f64 {
-        match self.work {
+    /// Shows work, unless a batch is shown that is in the midst of its steps: beside it others paint and decode, and texts are encoded.
+    fn show(&mut self, work: Work) {
+        let is_amid = matches!(self.work, Work::Denoise { step, steps, .. } if step < steps);
+        if self.shown.is_empty() || !is_amid {
+            self.shown.clear();
+            self.work = work;
+        }
+    }
+
+    fn step(&mut self, number: usize, all: usize, seeds: &[u64]) {
+        let now = Instant::now();
+        if let Some(run) = &mut self.run {
             // Decoding is about one step more.
-            Work::Denoise { step, steps } => self.in_flight as f64 * step as f64 / (steps + 1) as f64,
-            Work::Decode { .. } => self.in_flight as f64 * 0.9,
-            Work::Words(_) | Work::Bytes { .. } => 0.0,
+            run.pace.step(seeds.len(), number as f64 / (all + 1) as f64, now);
+        }
+        match &mut self.work {
+            Work::Denoise { step, .. } if self.shown == seeds && *step < number => *step = number,
+            _ => {
+                self.show(Work::Denoise { step: number, steps: all, from: number, since: now });
+                if self.shown.is_empty() {
+                    self.shown = seeds.to_vec();
+                }
+            }
+        }
+    }
+
+    fn written(&mut self) {
+        if let Some(run) = &mut self.run {
+            run.written += 1;
+            run.pace.finished(Instant::now());
+        }
+    }
+
+    fn failed(&mut self) {
+        // The batch that is shown may be the one that failed.
+        self.shown.clear();
+        if let Some(run) = &mut self.run {
+            run.failed += 1;
+            run.pace.finished(Instant::now());
         }
     }
 
     fn lines(&self) -> Vec<String> {
         let width = usize::from(screen::size().1).saturating_sub(1);
-        let of_run = self.run.as_ref().map(|run| run.line(self.in_work()));
-        of_run.into_iter().chain([self.work.line(self.began.elapsed(), width)]).collect()
+        let of_run = self.run.as_ref().map(|run| run.line(Instant::now()));
+        of_run.into_iter().chain([self.work.line(width)]).collect()
     }
 }
 
 impl Run {
-    fn line(&self, in_work: f64) -> String {
+    fn line(&self, now: Instant) -> String {
         let finished = self.written + self.failed;
-        let seconds = self.started.elapsed().as_secs_f64();
-        let each = seconds / (finished as f64 + in_work);
         let mut parts = Vec::new();
         match self.all {
             Some(1) => {}
@@ -303,14 +337,11 @@ impl Run {
         if self.failed > 0 {
             parts.push(format!("{} failed", self.failed));
         }
-        if self.all != Some(1) && finished > 0 {
-            parts.push(rate(seconds / finished as f64));
+        if self.all != Some(1) {
+            parts.extend(self.pace.each().map(rate));
         }
-        if let Some(all) = self.all
-            && finished as f64 + in_work > 0.0
-        {
-            parts.push(format!("{} left", duration(each * (all as f64 - finished as f64 - in_work).max(0.0))));
-        }
+        let left = self.all.and_then(|all| self.pace.left(all, now));
+        parts.extend(left.map(|left| format!("{} left", duration(left))));
         if !self.prompt.is_empty() {
             parts.push(self.prompt.clone());
         }
@@ -319,15 +350,16 @@ impl Run {
 }
 
 impl Work {
-    fn line(&self, elapsed: Duration, width: usize) -> String {
+    fn line(&self, width: usize) -> String {
         let (share, words) = match self {
             Work::Words(words) => return (*words).to_owned(),
             Work::Bytes { what, done, all: None } => return format!("{what} {}", size(*done)),
             Work::Bytes { what, done, all: Some(all) } => {
                 (*done as f64 / (*all).max(1) as f64, format!("{what} {}/{}", size(*done), size(*all)))
             }
-            Work::Denoise { step, steps } => {
-                let pace = if *step > 0 { format!(", {} a step", duration(elapsed.as_secs_f64() / *step as f64)) } else { String::new() };
+            Work::Denoise { step, steps, from, since } => {
+                let each = since.elapsed().as_secs_f64() / (step - from).max(1) as f64;
+                let pace = if step > from { format!(", {} a step", duration(each)) } else { String::new() };
                 (*step as f64 / (*steps).max(1) as f64, format!("{step}/{steps} steps{pace}"))
             }
             Work::Decode { all: 1, .. } => return "decoding".to_owned(),
@@ -405,12 +437,41 @@ mod tests {
 
     #[test]
     fn the_run_line_says_what_is_known() {
-        let started = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
-        let run = |all, written, failed| Run { started, all, written, failed, prompt: "赤いリンゴ".into() };
-        assert_eq!(run(Some(40), 9, 1).line(0.0), "10/40 pictures · 1 failed · 10 s a picture · 5 min left · 赤いリンゴ");
-        assert_eq!(run(None, 50, 0).line(0.5), "50 pictures · 30 pictures a minute · 赤いリンゴ");
-        assert_eq!(run(Some(1), 0, 0).line(0.5), "100 s left · 赤いリンゴ");
-        assert_eq!(run(Some(1), 0, 0).line(0.0), "赤いリンゴ");
-        assert_eq!(console::truncate_str(&run(Some(1), 0, 0).line(0.0), 6, "…"), "赤い…");
+        let started = Instant::now();
+        let later = started + Duration::from_secs(100);
+        let run = |all, written, failed, share| {
+            let mut pace = Pace::default();
+            pace.begun(written + failed, started);
+            (0..written + failed).for_each(|_| pace.finished(later));
+            if share > 0.0 {
+                pace.begun(1, started);
+                pace.step(1, share, later);
+            }
+            Run { started, pace, all, written, failed, prompt: "赤いリンゴ".into() }.line(later)
+        };
+        assert_eq!(run(Some(40), 9, 1, 0.0), "10/40 pictures · 1 failed · 10 s a picture · 5 min left · 赤いリンゴ");
+        assert_eq!(run(None, 50, 0, 0.5), "50 pictures · 30 pictures a minute · 赤いリンゴ");
+        assert_eq!(run(Some(1), 0, 0, 0.5), "100 s left · 赤いリンゴ");
+        assert_eq!(run(Some(1), 0, 0, 0.0), "赤いリンゴ");
+        assert_eq!(console::truncate_str(&run(Some(1), 0, 0, 0.0), 6, "…"), "赤い…");
+    }
+
+    #[test]
+    fn of_two_batches_at_once_the_steps_of_one_are_shown() {
+        let mut status = Status::new();
+        let step_of = |status: &Status| match status.work {
+            Work::Denoise { step, .. } => Some(step),
+            _ => None,
+        };
+        for (step, seeds, shown) in [(0, [1], 0), (4, [2], 0), (1, [1], 1), (8, [2], 1), (8, [1], 8), (0, [3], 0), (1, [2], 0), (1, [3], 1)]
+        {
+            status.step(step, 8, &seeds);
+            assert_eq!(step_of(&status), Some(shown), "after step {step} of {seeds:?}");
+        }
+        status.show(Work::Decode { done: 0, all: 1 });
+        assert_eq!(step_of(&status), Some(1), "another batch is decoded");
+        status.failed();
+        status.step(2, 8, &[4]);
+        assert_eq!(step_of(&status), Some(2), "the batch that was shown may be gone");
     }
 }

@@ -42,7 +42,7 @@ impl Audience for Watch<'_> {
         match news {
             News::Begun { ids } => {
                 let prompt = ids.first().map(|id| (self.prompt_of)(*id));
-                self.progress.picture_started(&prompt.unwrap_or_default());
+                self.progress.batch_started(&prompt.unwrap_or_default(), ids.len());
             }
             News::Kept { seed, path, picture, .. } => {
                 debug!(seed, path = path.as_ref().map(|path| path.display().to_string()), "the picture is written");

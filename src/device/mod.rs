@@ -13,7 +13,7 @@ pub use backends::{Backend, backends};
 pub(crate) use library::Library;
 
 use crate::{Error, Result, ops};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, DeviceLocation};
 use std::str::FromStr;
 
 /// What `--device` may say.
@@ -199,6 +199,15 @@ impl Pace {
             marks.step()?;
         }
         Ok(())
+    }
+}
+
+/// A device as `--device` names it.
+pub fn place(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".to_owned(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { .. } => "metal".to_owned(),
     }
 }
 

@@ -30,8 +30,7 @@ pub(super) fn fetch(
         return Err(Failure::Refused(Error::Model(format!("{id}: {path} has {size} bytes, too many for a configuration file"))));
     }
     let blob = store.blob(&metadata.etag);
-    let whole = |blob: &Path| blob.metadata().is_ok_and(|there| there.is_file() && metadata.size.is_none_or(|size| size == there.len()));
-    if whole(&blob) {
+    if store.has(metadata) {
         return Ok(());
     }
     store.make_room(&blob).map_err(Failure::Refused)?;
@@ -42,7 +41,7 @@ pub(super) fn fetch(
         observer(Event::Note(note))
     });
     let _lock = lock.map_err(Failure::Refused)?;
-    if whole(&blob) {
+    if store.has(metadata) {
         return Ok(());
     }
     let mut partial = Partial::open(with_ending(&blob, ".incomplete"), metadata).map_err(|e| Failure::Refused(store.unwritable(&e)))?;

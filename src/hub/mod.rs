@@ -61,6 +61,15 @@ pub enum Event<'a> {
     },
 }
 
+/// A file that is not here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Its path in its repository.
+    pub path: String,
+    /// Bytes, where the hub says so.
+    pub size: Option<u64>,
+}
+
 /// Hears what happens; its error ends the work, and what was received is kept.
 pub type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> Result<()>;
 
@@ -73,6 +82,29 @@ pub type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> Result<()>;
 /// [`Error::Model`] that says what to try; [`Error::Input`] for settings that cannot be meant.
 #[cfg(feature = "hub")]
 pub fn fetch(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Observer<'_>) -> Result<PathBuf> {
+    bring(settings, id, prefer, observer, None)
+}
+
+/// The weights that [`fetch`] would bring. Of the rest it brings what is not here, a few megabytes: that says which weights are read.
+///
+/// # Errors
+/// As [`fetch`].
+#[cfg(feature = "hub")]
+pub fn missing(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Observer<'_>) -> Result<Vec<Missing>> {
+    let mut missing = Vec::new();
+    bring(settings, id, prefer, observer, Some(&mut missing))?;
+    Ok(missing)
+}
+
+/// Brings what is not here; weights are only noted where there is a list for them.
+#[cfg(feature = "hub")]
+fn bring(
+    settings: &Settings,
+    id: &HubId,
+    prefer: Option<&str>,
+    observer: Observer<'_>,
+    mut missing: Option<&mut Vec<Missing>>,
+) -> Result<PathBuf> {
     let store = Store::new(&settings.cache, id);
     if let Some(forbids) = settings.offline {
         let cache = settings.cache.display();
@@ -108,13 +140,21 @@ pub fn fetch(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Ob
             let metadata = client.patiently(&mut |note| observer(Event::Note(note)), || client.metadata(commit, path));
             let mut metadata = metadata?;
             metadata.size = metadata.size.or(said.size);
+            // Another commit may have brought the same content.
+            if let Some(missing) = missing.as_deref_mut().filter(|_| path.ends_with(".safetensors") && !store.has(&metadata)) {
+                missing.push(Missing { path: path.to_owned(), size: metadata.size });
+                return Ok(());
+            }
             download::fetch(&client, &store, id, (commit, path), &metadata, observer)?;
             store.link(&metadata.etag, commit, path).map_err(Failure::Refused)
         };
         fetch_file().map_err(|failure| stopped(id, failure))?;
         Ok(true)
     })?;
-    store.remember(commit)?;
+    // Offline, the commit that is remembered is the one that is opened.
+    if missing.is_none_or(|missing| missing.is_empty()) {
+        store.remember(commit)?;
+    }
     Ok(path)
 }
 
@@ -126,6 +166,15 @@ pub fn fetch(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Ob
 pub fn fetch(_: &Settings, id: &HubId, _: Option<&str>, _: Observer<'_>) -> Result<PathBuf> {
     let what = "this program was built without downloads; download the model and give its path, or build with --features hub";
     Err(Error::Input(format!("--model {id}: there is no such file or folder, and {what}")))
+}
+
+/// Without the feature `hub` nothing is known of what is not here.
+///
+/// # Errors
+/// Always: [`Error::Input`].
+#[cfg(not(feature = "hub"))]
+pub fn missing(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Observer<'_>) -> Result<Vec<Missing>> {
+    fetch(settings, id, prefer, observer).map(|_| Vec::new())
 }
 
 /// What people call the model in the snapshot `path` of a cache: its repository's name, and not the commit.

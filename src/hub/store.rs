@@ -1,7 +1,7 @@
 //! The hub's cache on the disk: `blobs` by content, `snapshots` by commit, `refs` by revision, and locks, as Python has them.
 
 use super::HubId;
-use super::client::Listed;
+use super::client::{Listed, Metadata};
 use crate::{Error, Result};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::fs::{File, TryLockError};
@@ -33,6 +33,12 @@ impl Store {
     /// Where the content `etag` is.
     pub(super) fn blob(&self, etag: &str) -> PathBuf {
         self.files.blob_path(etag)
+    }
+
+    /// Whether the whole content is here.
+    pub(super) fn has(&self, content: &Metadata) -> bool {
+        let there = self.blob(&content.etag).metadata();
+        there.is_ok_and(|there| there.is_file() && content.size.is_none_or(|size| size == there.len()))
     }
 
     /// The commit that the revision was when it was last asked for.

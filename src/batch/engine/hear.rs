@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use ::image::RgbImage;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 /// What the caller hears of beside [`Stage`]s.
@@ -100,7 +100,7 @@ impl Event {
 /// A thread's way to tell the caller.
 #[derive(Clone)]
 pub struct Hear {
-    pub(super) events: Sender<Event>,
+    pub(super) events: SyncSender<Event>,
     pub(super) stop: Arc<AtomicBool>,
     /// The caller waits for a look at what is forming.
     pub(super) look: Arc<AtomicBool>,

@@ -18,7 +18,7 @@ struct Models {
 }
 
 impl Load for Models {
-    fn load(&mut self, model: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+    fn load(&mut self, model: usize, _: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
         self.loads.lock().unwrap().push(model);
         if model == 9 {
             return Err(Error::Model("it is damaged".into()));
@@ -142,6 +142,42 @@ fn a_sink_that_can_keep_no_more_ends_the_run_with_its_reason() {
     let outcome = run_all(&batches, 1, 3, None);
     assert_eq!(outcome.ended.unwrap_err().to_string(), "no room");
     assert_eq!(outcome.ids.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [0, 1, 2]);
+}
+
+#[test]
+fn a_batch_that_wants_the_device_alone_has_it_alone() {
+    for (taken, at_once, wanted) in [
+        (&[][..], 1, true),
+        (&[], 2, true),
+        (&[1], 1, false),
+        // The one that is there needs all of the memory.
+        (&[1], 2, false),
+        (&[2], 1, false),
+        (&[2], 2, true),
+        (&[2, 2], 2, false),
+    ] {
+        assert_eq!(admits(taken, at_once), wanted, "{at_once} beside {taken:?}");
+    }
+}
+
+#[test]
+fn a_painter_that_fails_gives_its_place_back_and_ends_the_run() {
+    let (events, _heard) = sync_channel(1);
+    let (painted, _to_write) = sync_channel(1);
+    let (_prepared, to_paint) = sync_channel(1);
+    let stop = Arc::new(AtomicBool::new(false));
+    let hear = Hear { events, stop: stop.clone(), look: Arc::default() };
+    let painter = Painter { to_paint: Arc::new(Mutex::new(to_paint)), painted, hear, most: Arc::default() };
+    let room = Arc::new(Room::default());
+    let entered = room.clone();
+    let failed = std::thread::spawn(move || {
+        let (_painter, _place) = (painter, entered.enter(1));
+        // Without the noise of a panic.
+        std::panic::resume_unwind(Box::new("a defect"));
+    });
+    assert!(failed.join().is_err());
+    assert!(stop.load(Ordering::Relaxed));
+    assert_eq!(room.enter(1).beside, 1);
 }
 
 #[test]

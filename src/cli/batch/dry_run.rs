@@ -1,15 +1,26 @@
 //! `--dry-run`: what would be painted, in which order, and what it will take.
 
+use super::pictures;
+use super::resolve::Absent;
 use crate::batch::{Job, Ledger, groups, sizes};
 use crate::bench::{painting_speed, picture_flop};
 use crate::cli::answer;
 use crate::cli::model::Models;
+use crate::cli::show::bytes;
+use crate::device::place;
 use crate::{Error, Result};
-use candle_core::DeviceLocation;
 use std::collections::HashMap;
 
 /// Says the plan on standard output.
-pub(super) fn say(jobs: Vec<Job>, models: &Models, ledger: Option<&Ledger>, there: usize, failed: usize) -> Result<()> {
+pub(super) fn say(jobs: Vec<Job>, models: &Models, absent: &[Absent], ledger: Option<&Ledger>, there: usize, failed: usize) -> Result<()> {
+    for Absent { model, files, pictures: wanted, .. } in absent {
+        let known: u64 = files.iter().filter_map(|file| file.size).sum();
+        let least = if files.iter().all(|file| file.size.is_some()) { "" } else { "at least " };
+        answer(&format!("{model} is not here; {least}{} would be fetched for {}", bytes(known), pictures(*wanted)))?;
+        for file in files {
+            answer(&format!("  {}{}", file.path, file.size.map(|size| format!(", {}", bytes(size))).unwrap_or_default()))?;
+        }
+    }
     let open = jobs.len();
     let mut speeds: HashMap<(String, &'static str), Option<f64>> = HashMap::new();
     let (mut seconds, mut memory, mut known) = (Some(0.0), 0, true);
@@ -19,11 +30,7 @@ pub(super) fn say(jobs: Vec<Job>, models: &Models, ledger: Option<&Ledger>, ther
         let opened = models.get(first.model).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let spec = opened.checkpoint.spec();
         if last.replace(first.model) != Some(first.model) {
-            let device = match opened.device().location() {
-                DeviceLocation::Cpu => "cpu".to_owned(),
-                DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-                DeviceLocation::Metal { .. } => "metal".to_owned(),
-            };
+            let device = place(opened.device());
             answer(&format!("{} ({}), {} on {device}", opened.label, spec.family.name(), first.painter.dtype.as_str()))?;
         }
         let request = &first.request;
@@ -58,6 +65,8 @@ pub(super) fn say(jobs: Vec<Job>, models: &Models, ledger: Option<&Ledger>, ther
         ))?;
     }
     let mut parts = vec![format!("{} to paint", pictures(open))];
+    let unplanned: usize = absent.iter().map(|absent| absent.pictures).sum();
+    parts.extend((unplanned > 0).then(|| format!("{unplanned} of models that are not here, and are planned when they are")));
     parts.extend((there > 0).then(|| format!("{there} are there already")));
     parts.extend((failed > 0).then(|| format!("{failed} failed before, and are tried again with --retry-failed")));
     answer(&parts.join("; "))?;
@@ -67,10 +76,6 @@ pub(super) fn say(jobs: Vec<Job>, models: &Models, ledger: Option<&Ledger>, ther
         answer(&format!("about {time}, {basis}; about {:.1} GB of memory", memory as f64 / 1e9))?;
     }
     Ok(())
-}
-
-fn pictures(count: usize) -> String {
-    if count == 1 { "1 picture".into() } else { format!("{count} pictures") }
 }
 
 /// Seconds as people say them.

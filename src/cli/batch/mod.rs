@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::sweep::{Axis, Sweep};
 use super::watch::Watch;
 use super::{listen_for_cancellation, screen};
-use crate::batch::{Book, Feed, Hear, Job, Keeper, Key, Ledger, News, Shard, Sizes, Standing, Tally, Window, sizes};
+use crate::batch::{Book, Feed, Hear, Job, Keeper, Key, Ledger, News, Shard, Sizes, Standing, Tally, sizes};
 use crate::disk::{folder_of, sweep};
 use crate::{Error, Result};
 use clap::Args;
@@ -57,7 +57,7 @@ pub(super) struct BatchArgs {
     /// Paint every line with each of the values, and of several sweeps every combination; draws a contact sheet: steps=10,20 seed=1..16
     #[arg(long, value_name = "FLAG=VALUES", value_parser = Axis::parse, help_heading = "The batch")]
     sweep: Vec<Axis>,
-    /// Say what would be painted and what it takes, and paint nothing
+    /// Say what would be painted and what it takes, and paint nothing; of a model that is not here, which weights would be fetched
     #[arg(long, help_heading = "The batch")]
     dry_run: bool,
     /// Where every picture is recorded [default: sd-gen.manifest.jsonl in the output folder]
@@ -107,33 +107,49 @@ pub(super) fn run(args: BatchArgs) -> Result<()> {
     if let Some(threads) = base.threads {
         set_threads(threads)?;
     }
+    let sweep = Sweep::new(args.sweep.clone())?;
+    let sheets = Sheets::new(&sweep);
     let mut resolver = Resolver::new(args.shard, base.device.len());
     resolver.showing = Showing { style: base.progress, quiet: base.quiet };
-    let sweep = Sweep::new(args.sweep.clone())?;
-    if args.file.as_ref().is_none_or(|file| file.as_os_str() != "-") {
-        return paint_file(&args, &base, sweep, resolver);
-    }
     if args.dry_run {
-        return Err(Error::Input("--dry-run wants a file, which standard input is not: it is painted as it comes".into()));
+        resolver.absent = Some(Vec::new());
+        return plan(&args, &base, sweep, resolver, sheets);
     }
-    paint_stream(args, &base, sweep, resolver)
+    match args.file.as_ref().is_some_and(|file| file.as_os_str() == "-") {
+        true => paint_stream(args, &base, sweep, resolver, sheets),
+        false => paint_file(&args, &base, sweep, resolver, sheets),
+    }
 }
 
-fn paint_file(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver) -> Result<()> {
-    let mut sheets = Sheets::new(&sweep);
+/// Shows the run, and its pictures as they form where that is asked for.
+fn progress(base: &GenerateArgs, models: &mut Models) -> Result<Progress> {
+    let tiny = base.read_tiny_autoencoder()?;
+    let mut progress = Progress::new(base.progress, base.quiet);
+    if let Some(how) = base.preview {
+        progress.preview(how);
+    }
+    *models = std::mem::take(models).showing(tiny.filter(|_| progress.previews()));
+    Ok(progress)
+}
+
+/// Says what would be painted; nothing is made, a manifest included.
+fn plan(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, mut sheets: Sheets) -> Result<()> {
     let jobs = check(args, sweep, &mut resolver, &mut sheets)?;
     let manifest = args.manifest_path(base);
-    if args.dry_run {
-        // Nothing is made, a manifest included.
-        let ledger = if manifest.exists() { Some(Ledger::read(&manifest, args.retry_failed, args.verify)?) } else { None };
-        let look = |job: &Job| ledger.as_ref().map_or(Standing::Open, |ledger| ledger.look(job.key));
-        let Sorted { open, there, failed } = Sorted::new(jobs, look);
-        return dry_run::say(open, &resolver.models, ledger.as_ref(), there, failed);
-    }
+    let ledger = if manifest.exists() { Some(Ledger::read(&manifest, args.retry_failed, args.verify)?) } else { None };
+    let look = |job: &Job| ledger.as_ref().map_or(Standing::Open, |ledger| ledger.look(job.key));
+    let Sorted { open, there, failed } = Sorted::new(jobs, look);
+    let absent = resolver.absent.unwrap_or_default();
+    dry_run::say(open, &resolver.models, &absent, ledger.as_ref(), there, failed)
+}
+
+fn paint_file(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, mut sheets: Sheets) -> Result<()> {
+    let jobs = check(args, sweep, &mut resolver, &mut sheets)?;
+    let mut progress = progress(base, &mut resolver.models)?;
+    let manifest = args.manifest_path(base);
     let run = Run::begin(args, &manifest, &resolver.folders)?;
     let Sorted { open, there, failed } = Sorted::new(jobs, |job| run.look(job));
     check_names(&open, args.file.as_deref().unwrap_or(Path::new("the command line")))?;
-    let mut progress = Progress::new(base.progress, base.quiet);
     for remark in &resolver.remarks {
         progress.say(remark);
     }
@@ -143,10 +159,9 @@ fn paint_file(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver:
     }
     let pictures = open.len();
     let mut open = Some(open);
-    let windows = move |_: &Hear| open.take().map_or(Window::End, Window::Jobs);
+    let windows = move |_: &Hear| open.take();
     let ended = run.paint(windows, &resolver.models, &resolver.names, Some(pictures), &mut progress);
-    // However it ended: what there is so far is worth a look.
-    let drawn = sheets.write(base.output_dir.as_deref().unwrap_or(Path::new("")), args.shard, |key| run.path(key), &progress);
+    let drawn = run.draw(sheets, base, args.shard, &progress);
     run.conclude(ended, there, failed, 0, &progress).and(drawn)
 }
 
@@ -156,13 +171,14 @@ fn check(args: &BatchArgs, sweep: Sweep, resolver: &mut Resolver, sheets: &mut S
     let mut errors = LineErrors::default();
     let (mut wrong, mut only_models) = (false, true);
     for line in args.lines(sweep)? {
+        let first = resolver.pictures;
         let error = match line {
             Ok(line) => match resolver.jobs(&line) {
                 Ok(more) => {
                     // Once something is wrong, nothing will be painted.
                     if !wrong {
                         let more = more.unwrap_or_default();
-                        sheets.note(&line, &more);
+                        sheets.note(&line, first, &more);
                         jobs.extend(more);
                     }
                     continue;
@@ -220,24 +236,36 @@ impl Sorted {
 }
 
 /// Paints lines of standard input as they come.
-fn paint_stream(args: BatchArgs, base: &GenerateArgs, sweep: Sweep, resolver: Resolver) -> Result<()> {
+fn paint_stream(args: BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, sheets: Sheets) -> Result<()> {
+    let mut progress = progress(base, &mut resolver.models)?;
     let manifest = args.manifest_path(base);
     let run = Run::begin(&args, &manifest, &BTreeSet::new())?;
-    let mut progress = Progress::new(base.progress, base.quiet);
+    let shard = args.shard;
+    let sheets = Arc::new(Mutex::new(sheets));
     let (models, names) = (resolver.models.clone(), resolver.names.clone());
     // As many pictures wait as are planned together; a writer that is faster than the painting waits.
     let (sender, received) = sync_channel(WINDOW);
     let wrong = Arc::new(AtomicUsize::new(0));
-    let counted = wrong.clone();
+    let (counted, noted) = (wrong.clone(), sheets.clone());
     let reader = std::thread::Builder::new().name("read".into());
-    let reader = reader.spawn(move || read_stream(&args, sweep, resolver, &sender, &counted));
+    let reader = reader.spawn(move || read_stream(&args, sweep, resolver, &sender, &counted, &noted));
     reader.map_err(|e| Error::Input(format!("standard input cannot be read by a thread: {e}")))?;
     let ended = run.paint(move |hear| window(&received, hear), &models, &names, None, &mut progress);
-    run.conclude(ended, 0, 0, wrong.load(Ordering::SeqCst), &progress)
+    // A reader that was stopped may still wait for a line.
+    let sheets = std::mem::take(&mut *sheets.lock().unwrap_or_else(PoisonError::into_inner));
+    let drawn = run.draw(sheets, base, shard, &progress);
+    run.conclude(ended, 0, 0, wrong.load(Ordering::SeqCst), &progress).and(drawn)
 }
 
 /// Sends jobs for as long as somebody takes them.
-fn read_stream(args: &BatchArgs, sweep: Sweep, mut resolver: Resolver, sender: &SyncSender<Result<Job, String>>, wrong: &AtomicUsize) {
+fn read_stream(
+    args: &BatchArgs,
+    sweep: Sweep,
+    mut resolver: Resolver,
+    sender: &SyncSender<Result<Job, String>>,
+    wrong: &AtomicUsize,
+    sheets: &Mutex<Sheets>,
+) {
     let lines = match args.lines(sweep) {
         Ok(lines) => lines,
         Err(error) => {
@@ -247,7 +275,9 @@ fn read_stream(args: &BatchArgs, sweep: Sweep, mut resolver: Resolver, sender: &
     };
     for line in lines {
         let jobs = line.and_then(|line| {
+            let first = resolver.pictures;
             let jobs = resolver.jobs(&line).map_err(|error| line.error(&error.to_string()))?;
+            sheets.lock().unwrap_or_else(PoisonError::into_inner).note(&line, first, jobs.as_deref().unwrap_or_default());
             let folders = std::mem::take(&mut resolver.folders);
             folders.iter().try_for_each(|folder| make_folder(folder)).map_err(|error| line.error(&error.to_string()))?;
             jobs.ok_or_else(|| line.error("its model cannot be opened, as was said of an earlier line"))
@@ -267,7 +297,7 @@ fn read_stream(args: &BatchArgs, sweep: Sweep, mut resolver: Resolver, sender: &
 }
 
 /// What has come since the last time; waits for the first.
-fn window(received: &Receiver<Result<Job, String>>, hear: &Hear) -> Window {
+fn window(received: &Receiver<Result<Job, String>>, hear: &Hear) -> Option<Vec<Job>> {
     let mut jobs = Vec::new();
     let mut take = |next: Result<Job, String>| match next {
         Ok(job) => jobs.push(job),
@@ -278,10 +308,10 @@ fn window(received: &Receiver<Result<Job, String>>, hear: &Hear) -> Window {
             Ok(next) => {
                 take(next);
                 received.try_iter().take(WINDOW - 1).for_each(&mut take);
-                return Window::Jobs(jobs);
+                return Some(jobs);
             }
-            Err(RecvTimeoutError::Disconnected) => return Window::End,
-            Err(RecvTimeoutError::Timeout) if hear.is_stopped() => return Window::End,
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) if hear.is_stopped() => return None,
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
@@ -349,7 +379,7 @@ impl Run {
     /// Gives the pictures that turned out to be there, and those of them that failed.
     fn paint(
         &self,
-        windows: impl FnMut(&Hear) -> Window + Send + 'static,
+        windows: impl FnMut(&Hear) -> Option<Vec<Job>> + Send + 'static,
         models: &Models,
         names: &Names,
         pictures: Option<usize>,
@@ -380,6 +410,11 @@ impl Run {
         (ended, watch.known, watch.known_failed)
     }
 
+    /// Draws the sheets of a sweep. However the run ended: what there is so far is worth a look.
+    fn draw(&self, sheets: Sheets, base: &GenerateArgs, shard: Option<Shard>, progress: &Progress) -> Result<()> {
+        sheets.write(base.output_dir.as_deref().unwrap_or(Path::new("")), shard, |key| self.path(key), progress)
+    }
+
     /// What the run came to, as a sentence and as an exit code.
     fn conclude(
         self,
@@ -393,7 +428,7 @@ impl Run {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner).close();
         let tally = std::mem::take(&mut *self.tally.lock().unwrap_or_else(PoisonError::into_inner));
         let (there, failed) = (there + known - known_failed, tally.failed + failed_before + known_failed);
-        let mut parts = vec![format!("{} pictures painted", tally.kept)];
+        let mut parts = vec![format!("{} painted", pictures(tally.kept))];
         parts.extend((there > 0).then(|| format!("{there} were there already")));
         parts.extend((tally.unloaded > 0).then(|| format!("{} were not tried for want of their model", tally.unloaded)));
         progress.say(&parts.join(", "));
@@ -404,9 +439,13 @@ impl Run {
         let mut wrongs = Vec::new();
         wrongs.extend((wrong > 0).then(|| format!("{wrong} lines were wrong")));
         let manifest = self.manifest.display();
-        wrongs.extend((failed > 0).then(|| format!("{failed} pictures failed, as {manifest} records; --retry-failed tries them again")));
+        wrongs.extend((failed > 0).then(|| format!("{} failed, as {manifest} records; --retry-failed tries again", pictures(failed))));
         if wrongs.is_empty() { Ok(()) } else { Err(Error::Picture(wrongs.join("; "))) }
     }
+}
+
+fn pictures(count: usize) -> String {
+    if count == 1 { "1 picture".into() } else { format!("{count} pictures") }
 }
 
 /// Why no further picture can be kept, and what to do.

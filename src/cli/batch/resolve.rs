@@ -7,7 +7,8 @@ use crate::cli::lines::Line;
 use crate::cli::model::{self, Models, Opened};
 use crate::cli::output::{Output, PictureName};
 use crate::device::{DeviceChoice, open_all};
-use crate::disk::folder_of;
+use crate::disk::{counted, folder_of};
+use crate::hub::Missing;
 use crate::schedulers::SchedulerConfig;
 use crate::{Error, Result};
 use candle_core::Device;
@@ -38,14 +39,14 @@ impl Names {
             return Err(Error::Input(format!("--output {}: is the file of an earlier picture too; give another name", path.display())));
         }
         let mut count = wanted + 1;
-        let mut counted = Output::counted(&path, count);
-        while names.contains_key(&counted) {
+        let mut name = counted(&path, count);
+        while names.contains_key(&name) {
             count += 1;
-            counted = Output::counted(&path, count);
+            name = counted(&path, count);
         }
         names.insert(path, count);
-        names.insert(counted.clone(), 1);
-        Ok(counted)
+        names.insert(name.clone(), 1);
+        Ok(name)
     }
 }
 
@@ -70,6 +71,17 @@ pub(super) struct Resolver {
     pub(super) showing: Showing,
     /// What the user should know.
     pub(super) remarks: Vec<String>,
+    /// Where there is a list, models that are not here are noted in it and not fetched.
+    pub(super) absent: Option<Vec<Absent>>,
+}
+
+/// A model of the hub that is not here.
+pub(super) struct Absent {
+    pub(super) model: String,
+    pub(super) files: Vec<Missing>,
+    /// Pictures that want it.
+    pub(super) pictures: usize,
+    flags: ModelFlags,
 }
 
 impl Resolver {
@@ -88,10 +100,12 @@ impl Resolver {
             shard,
             showing: Showing::default(),
             remarks: Vec::new(),
+            absent: None,
         }
     }
 
-    /// The pictures of a line that belong to the shard; `None` where its model cannot be opened, which was said of an earlier line.
+    /// The pictures of a line that belong to the shard; `None` where its model cannot be opened, which was said of an earlier line, or is
+    /// absent.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -104,7 +118,25 @@ impl Resolver {
             return Err(Error::Input("--output -: the pictures of a batch go into files; give a template such as \"{seed}.png\"".into()));
         }
         let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?;
-        let Some((number, content)) = self.model(&args.model_flags())? else { return Ok(None) };
+        // First of all: the seeds and numbers of later lines do not depend on whether this one can be painted.
+        let mut id = self.pictures;
+        let pictures = args.prompts.len().saturating_mul(args.images);
+        if id.saturating_add(pictures) > MOST_PICTURES {
+            return Err(Error::Input(format!("there are more than {MOST_PICTURES} pictures up to here; split the file")));
+        }
+        self.pictures += pictures;
+        let mut seed_for = |prompt: &String| match args.seed {
+            Some(Seed::Is(seed)) => seed,
+            Some(Seed::Random) | None => seed_of(prompt, self.earlier(prompt, line.number)),
+        };
+        let seeds: Vec<u64> = args.prompts.iter().map(&mut seed_for).collect();
+        let flags = args.model_flags();
+        let Some((number, content)) = self.model(&flags)? else {
+            if let Some(absent) = self.absent.iter_mut().flatten().find(|absent| absent.flags == flags) {
+                absent.pictures += (id..id + pictures).filter(|id| self.shard.is_none_or(|shard| shard.has(*id))).count();
+            }
+            return Ok(None);
+        };
         let opened = self.models.get(number).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let scheduler = match &args.scheduler_config {
             Some(path) if !self.schedulers.contains_key(path) => {
@@ -116,34 +148,27 @@ impl Resolver {
             None => None,
         };
         let mut jobs = Vec::new();
-        for prompt in &args.prompts {
-            let first = match args.seed {
-                Some(Seed::Is(seed)) => seed,
-                Some(Seed::Random) | None => seed_of(prompt, self.earlier(prompt, line.number)),
-            };
+        for (prompt, first) in args.prompts.iter().zip(seeds) {
             let request = Arc::new(args.draft(prompt.clone(), scheduler.clone(), first).resolve(opened.checkpoint.spec())?);
-            if self.pictures.saturating_add(request.images) > MOST_PICTURES {
-                return Err(Error::Input(format!("there are more than {MOST_PICTURES} pictures up to here; split the file")));
-            }
             for seed in request.seeds() {
-                let id = self.pictures;
-                self.pictures += 1;
+                let this = id;
+                id += 1;
                 let key = Key::of(&content, &opened.painter(), &request, seed)?;
                 let count = self.keys.entry(key).or_insert(0);
                 let key = key.again(*count);
                 *count += 1;
-                let name = PictureName { request: &request, model: &opened.label, seed, index: id };
+                let name = PictureName { request: &request, model: &opened.label, seed, index: this };
                 let path = output.place(&name).unwrap_or_default();
                 // Names are given to the pictures of all shards, so that no two of them have the same.
                 let path = self.names.give(path, output.is_exact())?;
-                if self.shard.is_some_and(|shard| !shard.has(id)) {
+                if self.shard.is_some_and(|shard| !shard.has(this)) {
                     continue;
                 }
                 if !self.folders.contains(folder_of(&path)) {
                     self.folders.insert(folder_of(&path).to_owned());
                 }
                 jobs.push(Job {
-                    id,
+                    id: this,
                     key,
                     line: line.number,
                     model: number,
@@ -189,12 +214,16 @@ impl Resolver {
                 devices
             }
         };
-        let checkpoint = model::open_for(
-            flags.model.as_deref(),
-            flags.models_dir.as_deref(),
-            flags.dtype.on(devices.first().unwrap_or(&Device::Cpu)),
-            self.showing,
-        )?;
+        let (what, folder) = (flags.model.as_deref(), flags.models_dir.as_deref());
+        let dtype = flags.dtype.on(devices.first().unwrap_or(&Device::Cpu));
+        if let Some(absent) = &mut self.absent {
+            let files = model::to_fetch(what, folder, dtype, self.showing)?;
+            if !files.is_empty() {
+                absent.push(Absent { model: what.unwrap_or_default().to_owned(), files, pictures: 0, flags: flags.clone() });
+                return Ok(None);
+            }
+        }
+        let checkpoint = model::open_for(what, folder, dtype, self.showing)?;
         let opened = Opened::new(checkpoint, devices, flags);
         self.remarks.extend(opened.remark().map(str::to_owned));
         let content = opened.checkpoint.identity()?;

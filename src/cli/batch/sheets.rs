@@ -5,7 +5,7 @@ use crate::cli::lines::Line;
 use crate::cli::output::make_folder;
 use crate::cli::progress::Progress;
 use crate::cli::sweep::{self, Sweep};
-use crate::disk::write_whole;
+use crate::disk::{counted, write_whole};
 use crate::image::write_png;
 use crate::sheet::{Axis, Made, Sheet, write_table};
 use crate::{Error, Result};
@@ -21,6 +21,7 @@ const KEYWORD: &str = "sd-gen";
 const SHEET: &str = "contact sheet";
 
 /// Where every picture of a sweep belongs.
+#[derive(Default)]
 pub(super) struct Sheets {
     sweeps: Arc<[sweep::Axis]>,
     /// The lines of the file: number and prompt.
@@ -44,8 +45,8 @@ impl Sheets {
         Self { sweeps: sweep.axes.clone(), lines: Vec::new(), pictures: Vec::new() }
     }
 
-    /// Takes in what a line became.
-    pub(super) fn note(&mut self, line: &Line, jobs: &[Job]) {
+    /// Takes in what a line became: those of its pictures that belong to the shard, and the number of its first picture.
+    pub(super) fn note(&mut self, line: &Line, first: usize, jobs: &[Job]) {
         if self.sweeps.is_empty() {
             return;
         }
@@ -53,10 +54,10 @@ impl Sheets {
             self.lines.push((line.number, line.args.prompts.join(" | ")));
         }
         let index = self.lines.len() - 1;
-        self.pictures.extend(jobs.iter().enumerate().map(|(image, job)| Place {
+        self.pictures.extend(jobs.iter().map(|job| Place {
             swept: line.at.clone(),
             line: index,
-            image,
+            image: job.id - first,
             key: job.key,
             prompt: job.request.prompt.clone(),
             seed: job.seed,
@@ -92,7 +93,7 @@ impl Sheets {
         let mut table = Vec::new();
         write_table(&swept, made, &mut table).map_err(Error::io(folder.join(&stem)))?;
         let header = table.split(|byte| *byte == b'\n').next().unwrap_or_default().to_vec();
-        let name = free_name(folder, &stem, "csv", |path| std::fs::read(path).is_ok_and(|text| text.starts_with(&header)));
+        let name = free_name(folder.join(format!("{stem}.csv")), |path| std::fs::read(path).is_ok_and(|text| text.starts_with(&header)));
         write_whole(&name, true, |to| to.write_all(&table))?;
         progress.say(&format!("table: {}", name.display()));
 
@@ -108,8 +109,8 @@ impl Sheets {
         for page in 0..sheet.pages() {
             let stem = if sheet.pages() == 1 { stem.clone() } else { format!("{stem}-{:03}", page + 1) };
             let drawn = sheet.draw(page, |at| places.get(at).map(|path| (*path).clone()));
-            let name = free_name(folder, &stem, "png", is_sheet);
-            write_whole(&name, true, |to| write_png(&drawn, &[(KEYWORD, Cow::from(SHEET))], to).map_err(std::io::Error::other))?;
+            let name = free_name(folder.join(format!("{stem}.png")), is_sheet);
+            write_whole(&name, true, |to| write_png(&drawn, &[(KEYWORD, Cow::from(SHEET))], to))?;
             progress.say(&format!("contact sheet: {}", name.display()));
         }
         Ok(())
@@ -141,12 +142,11 @@ impl Sheets {
 }
 
 /// A name that no file has, or one of an earlier run of ours.
-fn free_name(folder: &Path, stem: &str, extension: &str, is_ours: impl Fn(&Path) -> bool) -> PathBuf {
-    let named = |stem: &str| folder.join(format!("{stem}.{extension}"));
-    let mut name = named(stem);
+fn free_name(path: PathBuf, is_ours: impl Fn(&Path) -> bool) -> PathBuf {
+    let mut name = path.clone();
     let mut count = 2;
     while name.symlink_metadata().is_ok() && !(name.is_file() && is_ours(&name)) {
-        name = named(&format!("{stem}-{count}"));
+        name = counted(&path, count);
         count += 1;
     }
     name
