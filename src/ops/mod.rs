@@ -11,8 +11,10 @@ mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
 mod reference;
+mod replay;
 mod weight;
 
+pub use replay::Replay;
 pub use weight::Weight;
 
 use candle_core::{Device, Result, Tensor};
