@@ -110,7 +110,11 @@ impl Queue {
         let found = idle.iter().position(|(of, _)| *of == number).map(|at| idle.swap_remove(at));
         drop(idle);
         let device = match found {
-            Some((_, device)) => device,
+            Some((_, device)) => {
+                // What went wrong when its last network was freed is nothing to the next.
+                let _ = device.cuda_stream().context().check_err();
+                device
+            }
             None => with_stream(number)?,
         };
         Ok(Self { number, device })
