@@ -85,6 +85,12 @@ SD_GEN_CUDA_CONV=cudnn part ops-cudnn 60 "$bin/test-lib-sd_gen" ops::cuda::tests
 SD_GEN_TEST_DEVICE=cuda part parity 90 "$bin/test-test-parity" --nocapture --test-threads=1
 part picture 60 "$sd_gen" -p "a red apple" --seed 1 --device cuda -o "$out/apple-f16.png" --overwrite --verbose
 part picture-low-memory 60 "$sd_gen" -p "a red apple" --seed 1 --device cuda --low-memory --vae-tiling on -o "$out/apple-low-memory.png" --overwrite --verbose
+# The same picture without CUDA graphs: not a byte may differ.
+SD_GEN_CUDA_GRAPH=0 part picture-launched 60 "$sd_gen" -p "a red apple" --seed 1 --device cuda -o "$out/apple-launched.png" --overwrite --verbose
+part graph-bytes 5 cmp "$out/apple-f16.png" "$out/apple-launched.png"
+if grep -q "no CUDA graph is used" "$out/picture.txt"; then
+    grep -h "no CUDA graph is used" "$out/picture.txt" | sed 's/^/graph: exit 1, /' | tee -a "$out/parts.txt"
+fi
 part correctness 60 "$sd_gen" bench --devices cuda --dtypes f32,f16,bf16 --json "$out/correctness.json" --overwrite --progress none
 if [ -n "$oracle" ]; then
     part oracle 100 python3 "$oracle" "$sd_gen" --extra "--device cuda --dtype f32"
@@ -98,9 +104,11 @@ bench() { # bench NAME FLAGS...
         --json "$out/bench-$name.json" --overwrite --progress none "$@"
 }
 bench sd15 --random sd15 --sizes 512x512,1024x1024
+SD_GEN_CUDA_GRAPH=0 bench sd15-launched --random sd15 --sizes 512x512
 SD_GEN_CUDA_CONV=cudnn bench sd15-cudnn --random sd15 --sizes 512x512,1024x1024
 SD_GEN_CUDA_PROFILE=1 part profile-sd15 60 "$sd_gen" bench --random sd15 --devices cuda --dtypes f16 --skip-correctness --warmups 1 --repeats 1 --steps 1 --progress none
 bench sdxl --random sdxl --sizes 512x512,1024x1024
+SD_GEN_CUDA_GRAPH=0 bench sdxl-launched --random sdxl --sizes 1024x1024
 SD_GEN_CUDA_PROFILE=1 part profile-sdxl 80 "$sd_gen" bench --random sdxl --sizes 1024x1024 --devices cuda --dtypes f16 --skip-correctness --warmups 1 --repeats 1 --steps 1 --progress none
 part peers "$(left)" python3 benches/peers_cuda.py --seconds "$(($(left) - 90))" --path "$packed/python" --cases sd15:512,sdxl:1024,sd15:1024,sdxl:512 --modes compile,eager
 
@@ -125,9 +133,9 @@ for path in sorted(glob.glob(os.path.join(out, "bench-*.json"))):
             ours = row["phases"][phase]["median"]
             compiled, eager = (peers.get((family, size, what, mode)) for mode in ("compile", "eager"))
             show = lambda seconds: "-" if seconds is None else f"{seconds * 1e3:.2f}"
-            print(f"{name:12} {size:5} {what:12} ours {show(ours):>8}  compile {show(compiled):>8}  eager {show(eager):>8}  ratio {ours / compiled if compiled else float('nan'):.2f}")
+            print(f"{name:13} {size:5} {what:12} ours {show(ours):>8}  compile {show(compiled):>8}  eager {show(eager):>8}  ratio {ours / compiled if compiled else float('nan'):.2f}")
         picture = row["phases"]["picture"]
-        print(f"{name:12} {size:5} {row['steps']} steps, text and decode: {picture['median']:.3f} s; GPU memory {(row.get('peak_device_bytes') or 0) / 1e9:.2f} GB")
+        print(f"{name:13} {size:5} {row['steps']} steps, text and decode: {picture['median']:.3f} s; GPU memory {(row.get('peak_device_bytes') or 0) / 1e9:.2f} GB")
 PY
 echo "$SECONDS s in all; the record is in $out"
 grep -vq "exit 0" "$out/parts.txt" && exit 1

@@ -9,10 +9,15 @@ use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStre
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The toolkit that this program was built with; kernels and libraries of a version want a driver of the same.
-const OLDEST_CUDA: i32 = match env!("SD_GEN_CUDA_MAJOR").as_bytes() {
-    [b'1', digit] => 10 + (*digit - b'0') as i32,
-    _ => 12,
+/// The toolkit that this program was built with, 13000 for 13.0: a driver takes kernels of its own version and of older ones.
+const BUILT_WITH: i32 = {
+    let digits = env!("SD_GEN_CUDA_VERSION").as_bytes();
+    let (mut version, mut i) = (0, 0);
+    while i < digits.len() {
+        version = version * 10 + (digits[i] - b'0') as i32;
+        i += 1;
+    }
+    version
 };
 
 fn driver_version() -> Option<i32> {
@@ -63,11 +68,10 @@ pub(super) fn open(number: usize) -> Result<Device, String> {
 fn open_anew(number: usize) -> Result<CudaDevice, String> {
     load_cuda()?;
     let driver = driver_version().ok_or("the driver does not say its version")?;
-    let (major, minor) = (driver / 1000, driver % 1000 / 10);
-    if major < OLDEST_CUDA {
-        return Err(format!(
-            "the NVIDIA driver is of CUDA {major}.{minor} and this program wants {OLDEST_CUDA}.0 or newer; update the driver"
-        ));
+    if driver < BUILT_WITH {
+        let said = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
+        let (driver, wanted) = (said(driver), said(BUILT_WITH));
+        return Err(format!("the NVIDIA driver is of CUDA {driver} and this program wants {wanted} or newer; update the driver"));
     }
     let count = CudaContext::device_count().map_err(|error| explain(&error))?;
     if number >= usize::try_from(count).unwrap_or(0) {

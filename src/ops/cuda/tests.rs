@@ -262,7 +262,9 @@ impl Network {
         let (batch, height, width, channels) = x.dims4()?;
         let tokens = self.norm.forward_silu(&x)?.reshape((batch, height * width, channels))?;
         let mixed = attention(&tokens, &tokens, &inputs[1], 2, false)?;
-        let y = self.linear.forward_with(&Tensor::cat(&[&tokens, &mixed], D::Minus1)?, Epilogue { residual: Some(&tokens), ..Epilogue::default() })?;
+        let y = self
+            .linear
+            .forward_with(&Tensor::cat(&[&tokens, &mixed], D::Minus1)?, Epilogue { residual: Some(&tokens), ..Epilogue::default() })?;
         let y = upsample_nearest_2x(&y.reshape((batch, height, width, channels))?)?.narrow(2, 0, 2 * width - 1)?;
         (y.contiguous()? + 1.0)?.permute((0, 3, 1, 2))?.contiguous()
     }
@@ -351,7 +353,7 @@ fn what_cannot_be_recorded_is_done_as_ever() -> Result<()> {
     for (what, work) in works {
         let graphs = Graphs::beside(device.as_cuda_device()?)?;
         for i in [1.0, 2.0, 3.0, 4.0] {
-            let x = [Tensor::full(i, (2, 6000), &device)?];
+            let x = [Tensor::full(i, (2, 6000), &Device::Cpu)?.to_device(&device)?];
             // Numbers that do not come with the inputs are recorded as they are.
             let added = if what == "a tensor that is kept" { 1.0 } else { i };
             let y = numbers(&graphs.run(&x, &|inputs| work(added, &inputs[0]))?)?;
