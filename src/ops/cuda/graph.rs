@@ -79,14 +79,18 @@ impl Graphs {
         let inputs = inputs.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
         // Two threads that call one network take turns.
         let mut state = lock(&self.state);
-        let made = self.call(&mut state, &inputs, &theirs, work);
-        // What is freed there from now on is freed behind what was read here.
-        let joined = theirs.join(&self.queue.stream()).w();
+        let holds_memory = state.calls.iter().any(|call| call.graph.is_some());
+        let mut made = self.call(&mut state, &inputs, &theirs, work);
         if made.is_err() {
-            // It may have been the memory that recorded calls hold.
             state.calls.clear();
             device::release(first.device());
+            // What was missing may have been the memory of recorded calls.
+            if holds_memory {
+                made = self.call(&mut state, &inputs, &theirs, work);
+            }
         }
+        // What is freed there from now on is freed behind what was read here.
+        let joined = theirs.join(&self.queue.stream()).w();
         let made = made?;
         joined?;
         Ok(made)
@@ -129,6 +133,7 @@ impl Graphs {
                 state.off = true;
                 call.graph = None;
                 state.calls.clear();
+                device::release(inputs[0].device());
             }
         }
         let y = match (&call.graph, &call.output) {
