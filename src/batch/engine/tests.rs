@@ -147,7 +147,13 @@ fn a_sink_that_can_keep_no_more_ends_the_run_with_its_reason() {
 #[test]
 fn only_the_lack_of_memory_makes_batches_smaller() {
     let tensor = |text: &str| Error::Tensor(candle_core::Error::Msg(text.into()));
-    for text in ["CUDA_ERROR_OUT_OF_MEMORY", "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "failed to allocate a buffer"] {
+    for text in [
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+        "failed to allocate a buffer",
+        "cuBLASLt: CUBLAS_STATUS_ALLOC_FAILED",
+        "4294967296 numbers are too many for one kernel",
+    ] {
         assert!(tensor(text).is_out_of_memory(), "{text}");
     }
     assert!(!tensor("shape mismatch").is_out_of_memory());
