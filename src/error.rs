@@ -48,7 +48,9 @@ impl Error {
         let Error::Tensor(error) = self else { return false };
         let text = error.to_string().to_lowercase();
         // The last is what a GPU's kernels say of more numbers than they count.
-        ["out of memory", "out_of_memory", "failed to allocate", "alloc_failed", "too many for one kernel"].iter().any(|words| text.contains(words))
+        ["out of memory", "out_of_memory", "failed to allocate", "alloc_failed", "too many for one kernel"]
+            .iter()
+            .any(|words| text.contains(words))
     }
 
     /// Wraps a system error with the path that it is about.
