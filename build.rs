@@ -24,7 +24,7 @@ fn main() -> Result<(), String> {
         command.arg(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
     }
     command.arg(format!("-gencode=arch=compute_{0},code=compute_{0}", ARCHITECTURES[0]));
-    println!("cargo::rustc-env=SD_GEN_CUDA_MAJOR={}", major_version(&nvcc).unwrap_or_default());
+    println!("cargo::rustc-env=SD_GEN_CUDA_VERSION={}", version(&nvcc).unwrap_or(12_000));
     let status = command.arg(SOURCE).arg("-o").arg(&out).status();
     match status {
         Ok(status) if status.success() => Ok(()),
@@ -36,10 +36,11 @@ fn main() -> Result<(), String> {
     }
 }
 
-/// 13 of "Cuda compilation tools, release 13.0, V13.0.88".
-fn major_version(nvcc: &OsStr) -> Option<String> {
+/// 13000 of "Cuda compilation tools, release 13.0, V13.0.88", as the driver counts versions.
+fn version(nvcc: &OsStr) -> Option<u32> {
     let output = Command::new(nvcc).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (_, release) = text.split_once("release ")?;
-    Some(release.split_once('.')?.0.to_owned())
+    let (major, minor) = release.split(',').next()?.split_once('.')?;
+    Some(major.parse::<u32>().ok()? * 1000 + minor.parse::<u32>().ok()? * 10)
 }

@@ -47,7 +47,10 @@ impl Error {
     pub fn is_out_of_memory(&self) -> bool {
         let Error::Tensor(error) = self else { return false };
         let text = error.to_string().to_lowercase();
-        ["out of memory", "out_of_memory", "failed to allocate"].iter().any(|words| text.contains(words))
+        // The last is what a GPU's kernels say of more numbers than they count.
+        ["out of memory", "out_of_memory", "failed to allocate", "alloc_failed", "too many for one kernel"]
+            .iter()
+            .any(|words| text.contains(words))
     }
 
     /// Wraps a system error with the path that it is about.

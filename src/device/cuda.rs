@@ -4,15 +4,20 @@
 use super::Memory;
 use super::library::load_cuda;
 use candle_core::Device;
-use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute as Attribute;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphMem_attribute as RecordedMemory, CUmemPool_attribute as Attribute};
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The toolkit that this program was built with; kernels and libraries of a version want a driver of the same.
-const OLDEST_CUDA: i32 = match env!("SD_GEN_CUDA_MAJOR").as_bytes() {
-    [b'1', digit] => 10 + (*digit - b'0') as i32,
-    _ => 12,
+/// The toolkit that this program was built with, 13000 for 13.0: a driver takes kernels of its own version and of older ones.
+const BUILT_WITH: i32 = {
+    let digits = env!("SD_GEN_CUDA_VERSION").as_bytes();
+    let (mut version, mut i) = (0, 0);
+    while i < digits.len() {
+        version = version * 10 + (digits[i] - b'0') as i32;
+        i += 1;
+    }
+    version
 };
 
 fn driver_version() -> Option<i32> {
@@ -22,35 +27,118 @@ fn driver_version() -> Option<i32> {
     Some(version)
 }
 
-/// Opens the GPU, or says in one sentence why it cannot be.
+/// GPUs by their numbers.
+type Numbered = Mutex<Vec<(usize, CudaDevice)>>;
+
+/// A lock whose owner panicked protects lists only, which are as good as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held while a stream is made, which waits for all of the GPU's work, and while one records, which must not be waited for.
+static UNDISTURBED: Mutex<()> = Mutex::new(());
+
+/// Keeps other threads from waiting for the whole GPU as long as the value lives.
+pub(crate) fn undisturbed() -> MutexGuard<'static, ()> {
+    lock(&UNDISTURBED)
+}
+
+/// The GPU with a stream that nobody uses yet.
+fn with_stream(number: usize) -> candle_core::Result<CudaDevice> {
+    let _undisturbed = undisturbed();
+    let device = CudaDevice::new_with_stream(number)?;
+    // SAFETY: these events order the work of several streams. What is allocated on a stream is used there alone, but for what a network's
+    // queue reads and writes before and behind its calls, where the two streams are made to wait for each other.
+    unsafe { device.disable_event_tracking() };
+    Ok(device)
+}
+
+/// Opens the GPU, or says in one sentence why it cannot be. Who opens it again gets the same.
 pub(super) fn open(number: usize) -> Result<Device, String> {
+    static OPENED: Numbered = Mutex::new(Vec::new());
+    let mut opened = lock(&OPENED);
+    if let Some((_, device)) = opened.iter().find(|(known, _)| *known == number) {
+        return Ok(Device::Cuda(device.clone()));
+    }
+    let device = open_anew(number)?;
+    opened.push((number, device.clone()));
+    Ok(Device::Cuda(device))
+}
+
+fn open_anew(number: usize) -> Result<CudaDevice, String> {
     load_cuda()?;
     let driver = driver_version().ok_or("the driver does not say its version")?;
-    let (major, minor) = (driver / 1000, driver % 1000 / 10);
-    if major < OLDEST_CUDA {
-        return Err(format!(
-            "the NVIDIA driver is of CUDA {major}.{minor} and this program wants {OLDEST_CUDA}.0 or newer; update the driver"
-        ));
+    if driver < BUILT_WITH {
+        let said = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
+        let (driver, wanted) = (said(driver), said(BUILT_WITH));
+        return Err(format!("the NVIDIA driver is of CUDA {driver} and this program wants {wanted} or newer; update the driver"));
     }
     let count = CudaContext::device_count().map_err(|error| explain(&error))?;
     if number >= usize::try_from(count).unwrap_or(0) {
         return Err(format!("there are {count} GPUs, counted from 0"));
     }
     // A stream of its own, which all threads share: what one thread asks for is done before what another asks for later.
-    let device = CudaDevice::new_with_stream(number).map_err(|error| first_line(&error.to_string()))?;
+    let device = with_stream(number).map_err(|error| first_line(&error.to_string()))?;
     let context = device.cuda_stream().context().clone();
     let capability = context.compute_capability().map_err(|error| explain(&error))?;
     if capability.0 < 8 {
         let name = context.name().unwrap_or_else(|_| "this GPU".to_owned());
         return Err(format!("{name} has compute capability {}.{}, and the program's kernels want 8.0 or more", capability.0, capability.1));
     }
-    // SAFETY: events order the work of several streams, and there is one.
-    unsafe { device.disable_event_tracking() };
     // Memory that was freed stays with the process until `release`: asking the driver anew would wait for the GPU.
     if let Some(pool) = Pool::of(&device) {
         pool.keep(u64::MAX);
     }
-    Ok(Device::Cuda(device))
+    Ok(device)
+}
+
+/// A queue of work on a GPU that one network has for itself.
+///
+/// A network that is gone leaves its queue to the next one.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    number: usize,
+    device: CudaDevice,
+}
+
+static IDLE: Numbered = Mutex::new(Vec::new());
+
+impl Queue {
+    /// On the same GPU.
+    ///
+    /// # Errors
+    /// The GPU has no memory for it.
+    pub(crate) fn beside(device: &CudaDevice) -> candle_core::Result<Self> {
+        let number = device.cuda_stream().context().ordinal();
+        let mut idle = lock(&IDLE);
+        let found = idle.iter().position(|(of, _)| *of == number).map(|at| idle.swap_remove(at));
+        drop(idle);
+        let device = match found {
+            Some((_, device)) => {
+                // What went wrong when its last network was freed is nothing to the next.
+                let _ = device.cuda_stream().context().check_err();
+                device
+            }
+            None => with_stream(number)?,
+        };
+        Ok(Self { number, device })
+    }
+
+    pub(crate) fn device(&self) -> &CudaDevice {
+        &self.device
+    }
+
+    pub(crate) fn stream(&self) -> Arc<CudaStream> {
+        self.device.cuda_stream()
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // What its network freed is then free indeed.
+        let _ = self.stream().synchronize();
+        lock(&IDLE).push((self.number, self.device.clone()));
+    }
 }
 
 fn first_line(text: &str) -> String {
@@ -110,9 +198,14 @@ pub(super) fn memory(device: &CudaDevice) -> Option<Memory> {
     Some(Memory { free: free as u64 + idle.unwrap_or(0), total: total as u64 })
 }
 
-/// Bytes of tensors at their most since [`reset_peak`].
+/// Bytes of tensors at their most since [`reset_peak`]; those of recorded calls are counted beside the others, which they may not have been.
 pub(super) fn peak(device: &CudaDevice) -> Option<u64> {
-    Pool::of(device)?.get(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+    let tensors = Pool::of(device)?.get(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
+    let (number, mut recorded) = (device.cuda_stream().context().cu_device(), 0u64);
+    let value = std::ptr::from_mut(&mut recorded).cast();
+    // SAFETY: the attribute is 64 bits.
+    let told = unsafe { sys::cuDeviceGetGraphMemAttribute(number, RecordedMemory::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH, value) };
+    Some(tensors + if told.result().is_ok() { recorded } else { 0 })
 }
 
 pub(super) fn reset_peak(device: &CudaDevice) {
@@ -121,6 +214,9 @@ pub(super) fn reset_peak(device: &CudaDevice) {
         let value = std::ptr::from_mut(&mut zero).cast();
         // SAFETY: the pool lives as long as its device, and the attribute is 64 bits, of which only 0 may be set.
         let _ = unsafe { result::mem_pool::set_attribute(pool.0, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, value) };
+        let number = device.cuda_stream().context().cu_device();
+        // SAFETY: as above.
+        let _ = unsafe { sys::cuDeviceSetGraphMemAttribute(number, RecordedMemory::CU_GRAPH_MEM_ATTR_USED_MEM_HIGH, value) };
     }
 }
 
@@ -130,6 +226,8 @@ pub(super) fn release(device: &CudaDevice) {
         let _ = device.cuda_stream().synchronize();
         // SAFETY: the pool lives as long as its device; what is used stays.
         let _ = unsafe { result::mem_pool::trim_to(pool.0, 0) };
+        // SAFETY: the device is there; what a recorded call that is under way uses stays.
+        let _ = unsafe { sys::cuDeviceGraphMemTrim(device.cuda_stream().context().cu_device()) };
     }
 }
 

@@ -10,6 +10,8 @@ mod library;
 
 pub use backends::{Backend, backends};
 #[cfg(feature = "cuda")]
+pub(crate) use cuda::{Queue, undisturbed};
+#[cfg(feature = "cuda")]
 pub(crate) use library::Library;
 
 use crate::{Error, Result, ops};

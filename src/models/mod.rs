@@ -36,6 +36,14 @@ impl<'a> Scope<'a> {
         Self { source, prefix: String::new(), dtype, device }
     }
 
+    /// The same place, for tensors on another device.
+    fn on<'b>(&self, device: &'b Device) -> Scope<'b>
+    where
+        'a: 'b,
+    {
+        Scope { device, ..self.clone() }
+    }
+
     /// The place `name` (dots allowed) below this one.
     pub fn at(&self, name: impl std::fmt::Display) -> Self {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }

@@ -3,7 +3,7 @@
 use super::Scope;
 use crate::Result;
 use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, silu, upsample_nearest_2x};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 /// What all residual blocks of one network share.
 #[derive(Debug, Clone, Copy)]
@@ -83,24 +83,9 @@ impl Upsample2D {
 
     /// `size` is the height and width to reach: twice the input's, or one less where an odd size was halved on the way down.
     pub(super) fn forward(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-        let (_, height, width, _) = x.dims4()?;
-        if size == (2 * height, 2 * width) {
-            return Ok(self.conv.forward(&upsample_nearest_2x(x)?)?);
-        }
-        Ok(self.conv.forward(&upsample_nearest(x, size)?)?)
+        // Nearest interpolation to one less is that to twice the size without its end.
+        Ok(self.conv.forward(&upsample_nearest_2x(x)?.narrow(1, 0, size.0)?.narrow(2, 0, size.1)?)?)
     }
-}
-
-fn upsample_nearest(x: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
-    let (_, from_height, from_width, _) = x.dims4()?;
-    Ok(x.index_select(&nearest(from_height, height, x.device())?, 1)?.index_select(&nearest(from_width, width, x.device())?, 2)?)
-}
-
-/// Which of `from` positions each of `to` positions repeats, rounded as torch's nearest interpolation rounds.
-fn nearest(from: usize, to: usize, device: &Device) -> Result<Tensor> {
-    let scale = from as f32 / to as f32;
-    let indices: Vec<u32> = (0..to).map(|i| ((i as f32 * scale) as usize).min(from - 1) as u32).collect();
-    Ok(Tensor::new(indices, device)?)
 }
 
 /// The time embedding as the residual blocks take it.

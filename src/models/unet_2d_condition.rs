@@ -4,7 +4,7 @@ use super::Scope;
 use super::embeddings::{TimestepEmbedding, sinusoidal_embedding};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D, activated};
 use super::transformer_2d::{Transformer2D, TransformerConfig};
-use crate::ops::{Conv2d, GroupNorm, Padding, on_workers};
+use crate::ops::{Conv2d, GroupNorm, Padding, Replay, on_workers};
 use crate::spec::{UNetLevel, UNetSpec};
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
@@ -66,6 +66,8 @@ pub struct UNet2DCondition {
     up: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
+    /// The last to be dropped.
+    replay: Replay,
 }
 
 impl UNet2DCondition {
@@ -74,6 +76,8 @@ impl UNet2DCondition {
     /// # Errors
     /// A tensor is missing or has another shape, or the spec contradicts itself.
     pub fn load(scope: &Scope<'_>, spec: &UNetSpec) -> Result<Self> {
+        let replay = Replay::new(scope.device)?;
+        let scope = &scope.on(replay.device());
         let first = spec.down.first().ok_or_else(|| Error::Model("the UNet has no levels".into()))?.channels;
         let deepest = spec.down.last().map_or(first, |level| level.channels);
         let time_width = 4 * first;
@@ -154,6 +158,7 @@ impl UNet2DCondition {
             conv_norm_out: scope.at("conv_norm_out").group_norm(channels, spec.norm_groups, spec.norm_eps)?,
             conv_out: scope.at("conv_out").conv3x3(channels, spec.out_channels, 1, Padding::same(1))?,
             spec: spec.clone(),
+            replay,
         })
     }
 
@@ -163,12 +168,22 @@ impl UNet2DCondition {
     /// `latents` `(batch, in channels, height, width)` and `context` `(batch, tokens, cross_attention_dim)`, both in the
     /// compute dtype, to `(batch, out channels, height, width)`.
     pub fn forward(&self, latents: &Tensor, timestep: f64, context: &Tensor, added: Option<&AddedCondition>) -> Result<Tensor> {
-        on_workers(latents.device(), || self.predict(latents, timestep, context, added))
+        on_workers(latents.device(), || {
+            // What is made of numbers on the host is made out here: the rest is the same work for every call.
+            let mut inputs = vec![latents.clone(), context.clone(), self.sinusoids(timestep, latents)?];
+            inputs.extend(self.condition(latents, added)?);
+            self.replay.run(&inputs, |inputs| self.predict(inputs))
+        })
     }
 
-    fn predict(&self, latents: &Tensor, timestep: f64, context: &Tensor, added: Option<&AddedCondition>) -> Result<Tensor> {
-        let (batch, ..) = latents.dims4()?;
-        let time = activated(&self.embed_time(timestep, batch, latents, added)?)?;
+    /// Latents, context, the timestep's sinusoids and the added condition, in this order.
+    fn predict(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let [latents, context, sinusoids, added @ ..] = inputs else { return Err(Error::Picture("a UNet without its inputs".into())) };
+        let mut time = self.time_embedding.forward(sinusoids)?;
+        if let (Some(embedding), [added]) = (&self.add_embedding, added) {
+            time = (time + embedding.forward(added)?)?;
+        }
+        let time = activated(&time)?;
         let mut x = self.conv_in.forward(&latents.permute((0, 2, 3, 1))?.contiguous()?)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
@@ -206,18 +221,24 @@ impl UNet2DCondition {
         Ok(x.permute((0, 3, 1, 2))?.contiguous()?)
     }
 
-    /// The time embedding, `(batch, 4 × first level's channels)`, with the added condition in it.
-    fn embed_time(&self, timestep: f64, batch: usize, like: &Tensor, added: Option<&AddedCondition>) -> Result<Tensor> {
-        let (device, dtype) = (like.device(), like.dtype());
-        let sinusoids =
-            |values: &[f64], width| sinusoidal_embedding(values, width, self.spec.flip_sin_to_cos, self.spec.freq_shift, device);
+    /// The timestep for every row, `(batch, first level's channels)`.
+    fn sinusoids(&self, timestep: f64, latents: &Tensor) -> Result<Tensor> {
         let width = self.spec.down.first().map_or(0, |level| level.channels);
-        let time = self.time_embedding.forward(&sinusoids(&vec![timestep; batch], width)?.to_dtype(dtype)?)?;
-        let (Some(embedding), Some(spec)) = (&self.add_embedding, &self.spec.text_time) else { return Ok(time) };
+        self.embed(&vec![timestep; latents.dim(0)?], width, latents)
+    }
+
+    /// Pooled text and time ids, `(batch, projection_input_dim)`, where the UNet wants them.
+    fn condition(&self, latents: &Tensor, added: Option<&AddedCondition>) -> Result<Option<Tensor>> {
+        let Some(spec) = &self.spec.text_time else { return Ok(None) };
         let added = added.ok_or_else(|| Error::Picture("this UNet wants pooled text and time ids, and got none".into()))?;
+        let batch = latents.dim(0)?;
         let ids: Vec<f64> = added.time_ids.iter().flatten().copied().collect();
-        let ids = sinusoids(&ids, spec.time_embed_dim)?.reshape((batch, ids.len() / batch * spec.time_embed_dim))?;
-        let joined = Tensor::cat(&[&added.pooled.to_dtype(dtype)?, &ids.to_dtype(dtype)?], 1)?;
-        Ok((time + embedding.forward(&joined)?)?)
+        let ids = self.embed(&ids, spec.time_embed_dim, latents)?.reshape((batch, ids.len() / batch * spec.time_embed_dim))?;
+        Ok(Some(Tensor::cat(&[&added.pooled.to_dtype(latents.dtype())?, &ids], 1)?))
+    }
+
+    fn embed(&self, values: &[f64], width: usize, like: &Tensor) -> Result<Tensor> {
+        let embedded = sinusoidal_embedding(values, width, self.spec.flip_sin_to_cos, self.spec.freq_shift, like.device())?;
+        Ok(embedded.to_dtype(like.dtype())?)
     }
 }

@@ -12,9 +12,11 @@ mod cpu;
 mod cuda;
 mod profile;
 mod reference;
+mod replay;
 mod weight;
 
 pub use profile::{OpTime, profiled};
+pub use replay::Replay;
 pub use weight::Weight;
 
 use candle_core::{Device, Result, Tensor};

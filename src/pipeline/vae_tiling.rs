@@ -61,12 +61,17 @@ pub(super) fn decode(
         VaeTiling::On => TILE,
         VaeTiling::Auto => {
             let wanted = decoding_bytes(spec, height * factor, width * factor, latents.dtype());
-            match device::free_memory(latents.device()) {
-                Some(free) if wanted > free / 10 * 9 && whole > TILE => {
-                    tell("the memory is too small to decode the picture whole: it is decoded in tiles (--vae-tiling)");
-                    TILE
-                }
-                _ => whole,
+            let is_short = || device::free_memory(latents.device()).is_some_and(|free| wanted > free / 10 * 9);
+            // Memory that is kept for what comes may do.
+            let release = || device::release(latents.device());
+            if whole > TILE && is_short() && {
+                release();
+                is_short()
+            } {
+                tell("the memory is too small to decode the picture whole: it is decoded in tiles (--vae-tiling)");
+                TILE
+            } else {
+                whole
             }
         }
     };

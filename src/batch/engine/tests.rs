@@ -183,7 +183,13 @@ fn a_painter_that_fails_gives_its_place_back_and_ends_the_run() {
 #[test]
 fn only_the_lack_of_memory_makes_batches_smaller() {
     let tensor = |text: &str| Error::Tensor(candle_core::Error::Msg(text.into()));
-    for text in ["CUDA_ERROR_OUT_OF_MEMORY", "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "failed to allocate a buffer"] {
+    for text in [
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+        "failed to allocate a buffer",
+        "cuBLASLt: CUBLAS_STATUS_ALLOC_FAILED",
+        "4294967296 numbers are too many for one kernel",
+    ] {
         assert!(tensor(text).is_out_of_memory(), "{text}");
     }
     assert!(!tensor("shape mismatch").is_out_of_memory());

@@ -10,7 +10,7 @@ use super::plan::Address;
 use super::profile;
 use crate::device::Library;
 use candle_core::cuda_backend::cudarc::driver::CudaStream;
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, bail};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
@@ -86,7 +86,6 @@ pub(super) struct Cudnn {
     functions: Functions,
     handle: Handle,
     identity: Handle,
-    workspace: Option<Tensor>,
     /// `None` for shapes that it cannot do.
     known: HashMap<Convolution, Option<Prepared>>,
 }
@@ -121,7 +120,7 @@ impl Cudnn {
             check("an activation", (functions.create_activation)(&raw mut identity))?;
             check("an activation", (functions.set_activation)(identity, ACTIVATION_IDENTITY, 0, 0.0))?;
         }
-        Ok(Some(Self { functions, handle, identity, workspace: None, known: HashMap::new() }))
+        Ok(Some(Self { functions, handle, identity, known: HashMap::new() }))
     }
 
     /// `y = x * w + bias + residual`; the residual's address may be 0. `false` where cuDNN cannot.
@@ -149,10 +148,9 @@ impl Cudnn {
             }
         };
         let Some(prepared) = prepared else { return Ok(false) };
-        if self.workspace.as_ref().is_none_or(|workspace| workspace.elem_count() < prepared.workspace) {
-            self.workspace = Some(gpu.make(prepared.workspace.max(1), DType::U8)?);
-        }
-        let workspace = self.workspace.as_ref().map_or(Ok(0), |workspace| gpu.address(workspace))? as *mut c_void;
+        // Of the pool, and given back behind the convolution: a recorded call has its own.
+        let scratch = gpu.make(prepared.workspace.max(1), DType::U8)?;
+        let workspace = gpu.address(&scratch)? as *mut c_void;
         let (one, beta) = (1f32, if residual == 0 { 0f32 } else { 1f32 });
         let added = if residual == 0 { y } else { residual };
         let name = || format!("cudnn {:?} to {}", key.shape, key.out[3]);

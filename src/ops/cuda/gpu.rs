@@ -13,7 +13,11 @@ use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The kernels of `kernels/kernels.cu`, for several architectures.
-static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+static KERNELS: &Image<[u8]> = &Image(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
+
+/// Bytes at an address that a driver may read words from.
+#[repr(C, align(64))]
+struct Image<T: ?Sized>(T);
 
 /// Bytes that a product may work with; what NVIDIA advises for Hopper.
 const WORKSPACE: usize = 32 << 20;
@@ -51,6 +55,26 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The kernels on the GPU of this number, whose context is the thread's; loaded once for all of its streams.
+fn module(number: usize) -> Result<sys::CUmodule> {
+    struct Loaded(usize, sys::CUmodule);
+    // SAFETY: the driver's handles may be used from any thread.
+    unsafe impl Send for Loaded {}
+    static LOADED: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
+    let mut loaded = lock(&LOADED);
+    if let Some(Loaded(_, module)) = loaded.iter().find(|Loaded(of, _)| *of == number) {
+        return Ok(*module);
+    }
+    // SAFETY: the image is what nvcc made, and it is aligned; the driver copies it.
+    let module = unsafe { result::module::load_data(KERNELS.0.as_ptr().cast()) };
+    let module = module.map_err(|e| {
+        let message = "this GPU or its driver does not take the program's kernels; they want compute capability 8.0 and a driver as new as the program's CUDA";
+        candle_core::Error::Msg(format!("{message} ({e})"))
+    })?;
+    loaded.push(Loaded(number, module));
+    Ok(module)
+}
+
 impl Gpu {
     /// The GPU that a tensor is on; its kernels are loaded at the first call.
     pub(super) fn of(x: &Tensor) -> Result<Arc<Self>> {
@@ -67,7 +91,7 @@ impl Gpu {
 
     fn new(device: &CudaDevice) -> Result<Self> {
         use sys::CUdevice_attribute::{CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT};
-        if KERNELS.is_empty() {
+        if KERNELS.0.is_empty() {
             bail!("this program was built without its CUDA kernels: the nvcc of its build was only a stand-in");
         }
         let stream = device.cuda_stream();
@@ -77,14 +101,7 @@ impl Gpu {
             shared_bytes: context.attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN).w()?.unsigned_abs(),
             processors: context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).w()?.unsigned_abs(),
         };
-        let image = KERNELS.to_vec();
-        // SAFETY: the image is what nvcc made, and the driver copies it.
-        let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
-        let module = module.map_err(|e| {
-            candle_core::Error::Msg(format!(
-                "this GPU or its driver does not take the program's kernels ({e}); they want compute capability 8.0 and a driver of CUDA 13"
-            ))
-        })?;
+        let module = module(context.ordinal())?;
         let device = Device::Cuda(device.clone());
         // SAFETY: a workspace has no contents.
         let workspace = unsafe { Tensor::empty(WORKSPACE, DType::U8, &device)? };

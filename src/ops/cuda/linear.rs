@@ -153,7 +153,9 @@ impl Products {
         unsafe { result::destroy_matmul_pref(preference)? };
         match found {
             Ok(found) => Ok(Some(Prepared { product, weight, x, y, algorithm: found.algo })),
-            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => Ok(None),
+            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE)) => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }

@@ -16,6 +16,8 @@ mod element;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
+mod graph;
+#[cfg(feature = "cuda")]
 mod linear;
 #[cfg(feature = "cuda")]
 mod normalization;
@@ -33,6 +35,7 @@ pub(super) use self::{
     attention::attention,
     conv2d::Conv2d,
     element::{geglu, gelu, quick_gelu, silu, upsample_nearest_2x},
+    graph::Graphs,
     linear::Linear,
     normalization::{GroupNorm, LayerNorm},
     profile::take as profile,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 /// Launches and milliseconds by name.
 static TIMES: Mutex<BTreeMap<String, (usize, f64)>> = Mutex::new(BTreeMap::new());
 
-fn wanted() -> bool {
+pub(super) fn wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
     *WANTED.get_or_init(|| std::env::var_os("SD_GEN_CUDA_PROFILE").is_some_and(|value| !value.is_empty() && value != "0"))
 }

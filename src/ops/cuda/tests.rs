@@ -3,7 +3,9 @@
 use super::super::{
     Conv2d, Epilogue, GroupNorm, LayerNorm, Linear, Padding, attention, geglu, gelu, quick_gelu, silu, upsample_nearest_2x, with_reference,
 };
-use candle_core::{DType, Device, Result, Tensor};
+use super::graph::Graphs;
+use candle_core::{D, DType, Device, Result, Tensor};
+use std::cell::RefCell;
 use std::io::Write;
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -236,4 +238,134 @@ fn the_same_input_gives_the_same_bytes() -> Result<()> {
         assert!(run()? == run()?);
         Ok(())
     })
+}
+
+/// A network of a few layers, and its calls.
+struct Network {
+    conv: Conv2d,
+    norm: GroupNorm,
+    linear: Linear,
+    graphs: Graphs,
+}
+
+impl Network {
+    fn new(device: &Device, dtype: DType) -> Result<Self> {
+        let graphs = Graphs::beside(device.as_cuda_device()?)?;
+        let mut random = Random(7);
+        let mut weight = |shape: &[usize]| random.tensor(shape, dtype)?.to_device(&graphs.device())?.to_dtype(dtype);
+        Ok(Self {
+            conv: Conv2d::new(weight(&[16, 5, 3, 3])?, Some(weight(&[16])?), 1, Padding::same(1))?,
+            norm: GroupNorm::new(weight(&[16])?, weight(&[16])?, 4, 1e-5)?,
+            linear: Linear::new(weight(&[16, 32])?, Some(weight(&[16])?))?,
+            graphs,
+        })
+    }
+
+    /// Channels first, filled up, upsampled to an odd size, joined: all that the UNet does beside its layers.
+    fn call(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let x = self.conv.forward(&inputs[0].permute((0, 2, 3, 1))?.contiguous()?)?;
+        let (batch, height, width, channels) = x.dims4()?;
+        let tokens = self.norm.forward_silu(&x)?.reshape((batch, height * width, channels))?;
+        let mixed = attention(&tokens, &tokens, &inputs[1], 2, false)?;
+        let y = self
+            .linear
+            .forward_with(&Tensor::cat(&[&tokens, &mixed], D::Minus1)?, Epilogue { residual: Some(&tokens), ..Epilogue::default() })?;
+        let y = upsample_nearest_2x(&y.reshape((batch, height, width, channels))?)?.narrow(2, 0, 2 * width - 1)?;
+        (y.contiguous()? + 1.0)?.permute((0, 3, 1, 2))?.contiguous()
+    }
+
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<f32>> {
+        numbers(&self.graphs.run(inputs, &|inputs| self.call(inputs))?)
+    }
+}
+
+fn numbers(x: &Tensor) -> Result<Vec<f32>> {
+    x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+/// Whether graphs are to be expected, which the environment may forbid.
+fn records() -> bool {
+    ["SD_GEN_CUDA_GRAPH", "SD_GEN_CUDA_PROFILE", "CUDA_WITHOUT_GPU_REFUSE"].iter().all(|name| std::env::var_os(name).is_none())
+}
+
+fn inputs(random: &mut Random, device: &Device, dtype: DType, side: usize) -> Result<[Tensor; 2]> {
+    let there = |x: Tensor| x.to_device(device)?.to_dtype(dtype);
+    Ok([there(random.tensor(&[2, 5, side, side], dtype)?)?, there(random.tensor(&[2, side * side, 16], dtype)?)?])
+}
+
+#[test]
+fn calls_that_come_again_are_recorded_and_give_the_same_bytes() -> Result<()> {
+    each(|device, dtype, random| {
+        let network = Network::new(device, dtype)?;
+        for side in [3, 4, 3, 3, 4, 3, 4, 4] {
+            let inputs = inputs(random, device, dtype, side)?;
+            // The first call of a shape is never recorded.
+            let exact = Network::new(device, dtype)?.run(&inputs)?;
+            assert!(network.run(&inputs)? == exact, "{dtype:?} {side}");
+        }
+        assert!(!records() || network.graphs.known() == (2, 2), "{:?}", network.graphs.known());
+        // Old shapes make room for new ones, and may come back.
+        for side in [5, 6, 7, 3, 3, 3] {
+            let inputs = inputs(random, device, dtype, side)?;
+            assert!(network.run(&inputs)? == Network::new(device, dtype)?.run(&inputs)?, "{dtype:?} {side}");
+        }
+        assert!(!records() || network.graphs.known() == (4, 1), "{:?}", network.graphs.known());
+        Ok(())
+    })
+}
+
+#[test]
+fn several_threads_call_a_network() -> Result<()> {
+    let Some(device) = gpu() else { return Ok(()) };
+    let network = Network::new(&device, DType::F16)?;
+    let mut random = Random(3);
+    let cases: Vec<_> = (0..6).map(|i| inputs(&mut random, &device, DType::F16, 3 + i % 2)).collect::<Result<_>>()?;
+    let exact: Vec<_> = cases.iter().map(|inputs| Network::new(&device, DType::F16)?.run(inputs)).collect::<Result<_>>()?;
+    std::thread::scope(|scope| {
+        let each = |(inputs, exact): (&[Tensor; 2], &Vec<f32>)| -> Result<()> {
+            for _ in 0..3 {
+                assert!(network.run(inputs)? == *exact);
+                // Work beside it, of a thread that is no concern of what is recorded meanwhile.
+                silu(&inputs[0])?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = cases.iter().zip(&exact).map(|case| scope.spawn(move || each(case))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
+    })
+}
+
+#[test]
+fn what_cannot_be_recorded_is_done_as_ever() -> Result<()> {
+    let Some(device) = gpu() else { return Ok(()) };
+    let kept = RefCell::new(Vec::new());
+    let uploads = |numbers: Vec<f32>, x: &Tensor| x.broadcast_add(&Tensor::new(numbers, x.device())?);
+    type Work<'a> = &'a dyn Fn(f32, &Tensor) -> Result<Tensor>;
+    let works: [(&str, Work<'_>); 4] = [
+        ("a small upload that changes", &|i, x| uploads(vec![i], x)),
+        ("a large upload", &|i, x| uploads(vec![i; 6000], x)),
+        ("waiting", &|i, x| {
+            x.device().synchronize()?;
+            x + f64::from(i)
+        }),
+        ("a tensor that is kept", &|i, x| {
+            let y = (x + f64::from(i))?;
+            kept.borrow_mut().push(y.clone());
+            y + 0.0
+        }),
+    ];
+    for (what, work) in works {
+        let graphs = Graphs::beside(device.as_cuda_device()?)?;
+        for i in [1.0, 2.0, 3.0, 4.0] {
+            let x = [Tensor::full(i, (2, 6000), &Device::Cpu)?.to_device(&device)?];
+            // Numbers that do not come with the inputs are recorded as they are.
+            let added = if what == "a tensor that is kept" { 1.0 } else { i };
+            let y = numbers(&graphs.run(&x, &|inputs| work(added, &inputs[0]))?)?;
+            let wanted = numbers(&work(added, &x[0])?)?;
+            assert!(y == wanted, "{what}: {:?} in the place of {:?}", &y[..1], &wanted[..1]);
+        }
+        kept.borrow_mut().clear();
+        assert!(!records() || graphs.known() == (0, 0), "{what}: {:?}", graphs.known());
+    }
+    Ok(())
 }

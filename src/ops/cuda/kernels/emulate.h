@@ -161,6 +161,7 @@ struct Kernel {
     unsigned threads;
     void (*call)(void (*)(), void**);
     void (*function)();
+    std::vector<size_t> sizes; // of the arguments
 };
 inline std::map<std::string, Kernel>& kernels() {
     static std::map<std::string, Kernel> all;
@@ -175,7 +176,7 @@ template <class... A> void call(void (*f)(), void** arguments) {
 }
 struct Registration {
     template <class... A> Registration(const char* name, unsigned threads, void (*f)(A...)) {
-        kernels()[name] = {threads, call<A...>, (void (*)())f};
+        kernels()[name] = {threads, call<A...>, (void (*)())f, {sizeof(A)...}};
     }
 };
 static const Kernel* running;

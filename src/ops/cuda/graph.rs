@@ -1,0 +1,306 @@
+//! Calls of a network as CUDA graphs: one launch in the place of hundreds.
+//!
+//! A network has a stream of its own, so that what is recorded there is its own work alone, whatever other threads do meanwhile. Before and
+//! after every call the two streams wait for each other. A recorded call reads its inputs where they were copied to, and allocates and
+//! frees within itself, so that it plays at the same addresses every time.
+#![expect(unsafe_code, reason = "graphs are recorded and launched through the driver")]
+
+use super::gpu::{Gpu, lock};
+use super::profile;
+use crate::device::{self, Queue, undisturbed};
+use candle_core::cuda_backend::cudarc::driver::{CudaStream, DriverError, result, sys};
+use candle_core::cuda_backend::{CudaDevice, WrapErr};
+use candle_core::{DType, Device, Error, Tensor, bail};
+use std::fmt::Display;
+use std::sync::{Arc, Mutex};
+use tracing::{debug, info};
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Shapes whose calls are kept, the latest ones.
+const KEPT: usize = 4;
+
+/// The calls of one network.
+pub(in super::super) struct Graphs {
+    state: Mutex<State>,
+    /// Dropped behind what was allocated there.
+    queue: Queue,
+}
+
+#[derive(Default)]
+struct State {
+    /// The longest unused first.
+    calls: Vec<Call>,
+    /// Something could not be recorded or played: no further attempt is made.
+    off: bool,
+}
+
+/// What is known of one shape.
+struct Call {
+    /// Where the network finds its inputs.
+    inputs: Vec<Tensor>,
+    /// Where a recorded call puts its output; there once the shape was met.
+    output: Option<Tensor>,
+    graph: Option<Graph>,
+}
+
+impl std::fmt::Debug for Graphs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Graphs({} shapes)", lock(&self.state).calls.len())
+    }
+}
+
+/// Whether calls are recorded: not where the environment forbids it, nor where every kernel is timed by itself.
+fn wanted() -> Result<bool> {
+    match std::env::var("SD_GEN_CUDA_GRAPH").unwrap_or_default().as_str() {
+        "" | "1" => Ok(!profile::wanted()),
+        "0" => Ok(false),
+        other => bail!("SD_GEN_CUDA_GRAPH={other}: give 0 or 1"),
+    }
+}
+
+impl Graphs {
+    pub(in super::super) fn beside(device: &CudaDevice) -> Result<Self> {
+        let state = State { off: !wanted()?, ..State::default() };
+        Ok(Self { state: Mutex::new(state), queue: Queue::beside(device)? })
+    }
+
+    pub(in super::super) fn device(&self) -> Device {
+        Device::Cuda(self.queue.device().clone())
+    }
+
+    pub(in super::super) fn run<E: From<Error> + Display>(
+        &self,
+        inputs: &[Tensor],
+        work: &dyn Fn(&[Tensor]) -> Result<Tensor, E>,
+    ) -> Result<Tensor, E> {
+        let Some(first) = inputs.first() else { return work(inputs) };
+        let theirs = first.device().as_cuda_device()?.cuda_stream();
+        let inputs = inputs.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+        // Two threads that call one network take turns.
+        let mut state = lock(&self.state);
+        let holds_memory = state.calls.iter().any(|call| call.graph.is_some());
+        let mut made = self.call(&mut state, &inputs, &theirs, work);
+        if made.is_err() {
+            state.calls.clear();
+            device::release(first.device());
+            // What was missing may have been the memory of recorded calls.
+            if holds_memory {
+                made = self.call(&mut state, &inputs, &theirs, work);
+            }
+        }
+        // What is freed there from now on is freed behind what was read here.
+        let joined = theirs.join(&self.queue.stream()).w();
+        let made = made?;
+        joined?;
+        Ok(made)
+    }
+
+    fn call<E: From<Error> + Display>(
+        &self,
+        state: &mut State,
+        inputs: &[Tensor],
+        theirs: &CudaStream,
+        work: &dyn Fn(&[Tensor]) -> Result<Tensor, E>,
+    ) -> Result<Tensor, E> {
+        let stream = self.queue.stream();
+        // Dims and strides that candle's kernels read stay where they are, for good: recorded calls read them there.
+        let _kept = self.queue.device().enable_cuda_graph_htod_cache();
+        let mut call = match state.calls.iter().position(|call| call.takes(inputs)) {
+            Some(known) => state.calls.remove(known),
+            None => Call::new(inputs, &self.device())?,
+        };
+        let gpu = match call.inputs.first() {
+            Some(input) => Gpu::of(input)?,
+            None => return work(inputs),
+        };
+        stream.join(theirs).w()?;
+        for (to, from) in call.inputs.iter().zip(inputs) {
+            copy(&gpu, to, from)?;
+        }
+        if !state.off {
+            let played = match (&call.graph, &call.output) {
+                (None, None) => Ok(()),
+                (None, Some(output)) => record(&gpu, &call.inputs, output, work).map(|graph| {
+                    debug!("{:?}: recorded as a CUDA graph", call.shapes());
+                    call.graph = Some(graph);
+                }),
+                (Some(_), _) => Ok(()),
+            };
+            let played = played.and_then(|()| call.graph.as_ref().map_or(Ok(()), Graph::launch));
+            if let Err(why) = played {
+                info!("no CUDA graph is used from here on ({why}): every kernel is launched by itself");
+                state.off = true;
+                call.graph = None;
+                state.calls.clear();
+                device::release(inputs[0].device());
+            }
+        }
+        let y = match (&call.graph, &call.output) {
+            (Some(_), Some(output)) => output.clone(),
+            _ => work(&call.inputs)?.contiguous()?,
+        };
+        // SAFETY: all of it is copied below.
+        let mine = unsafe { Tensor::empty(y.shape(), y.dtype(), inputs[0].device())? };
+        stream.join(theirs).w()?;
+        copy(&gpu, &mine, &y)?;
+        if call.output.is_none() && !state.off {
+            call.output = Some(gpu.make(y.shape(), y.dtype())?);
+        }
+        if !state.off {
+            state.calls.push(call);
+            if state.calls.len() > KEPT {
+                state.calls.remove(0);
+            }
+        }
+        Ok(mine)
+    }
+
+    /// Shapes that are known, and how many of them are recorded.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> (usize, usize) {
+        let state = lock(&self.state);
+        (state.calls.len(), state.calls.iter().filter(|call| call.graph.is_some()).count())
+    }
+}
+
+impl Call {
+    fn new(inputs: &[Tensor], device: &Device) -> Result<Self> {
+        // SAFETY: they are written before every call.
+        let inputs = inputs.iter().map(|input| unsafe { Tensor::empty(input.shape(), input.dtype(), device) });
+        Ok(Self { inputs: inputs.collect::<Result<_>>()?, output: None, graph: None })
+    }
+
+    fn takes(&self, inputs: &[Tensor]) -> bool {
+        let same = |(a, b): (&Tensor, &Tensor)| a.dims() == b.dims() && a.dtype() == b.dtype();
+        self.inputs.len() == inputs.len() && self.inputs.iter().zip(inputs).all(same)
+    }
+
+    fn shapes(&self) -> Vec<(&[usize], DType)> {
+        self.inputs.iter().map(|input| (input.dims(), input.dtype())).collect()
+    }
+}
+
+/// Copies on the GPU's stream; both are contiguous and of the same size.
+fn copy(gpu: &Gpu, to: &Tensor, from: &Tensor) -> Result<()> {
+    let bytes = from.elem_count() * from.dtype().size_in_bytes();
+    if (to.elem_count(), to.dtype()) != (from.elem_count(), from.dtype()) {
+        bail!("{:?} of {:?} does not go into {:?} of {:?}", from.shape(), from.dtype(), to.shape(), to.dtype());
+    }
+    let (to, from) = (gpu.address(to)?, gpu.address(from)?);
+    if bytes == 0 {
+        return Ok(());
+    }
+    gpu.stream().context().bind_to_thread().w()?;
+    // SAFETY: both are that large; the streams that they were allocated on and this one were made to wait for each other.
+    unsafe { result::memcpy_dtod_async(to, from, bytes, gpu.stream().cu_stream()) }.w()
+}
+
+/// Records `work`, which is not done meanwhile.
+fn record<E: Display>(
+    gpu: &Gpu,
+    inputs: &[Tensor],
+    output: &Tensor,
+    work: &dyn Fn(&[Tensor]) -> Result<Tensor, E>,
+) -> Result<Graph, String> {
+    let stream = gpu.stream();
+    let context = stream.context();
+    if !context.has_async_alloc() {
+        return Err("the driver has no memory pools".to_owned());
+    }
+    let _undisturbed = undisturbed();
+    let said = |what: &str, error: DriverError| format!("{what}: {error}");
+    context.check_err().map_err(|error| said("an earlier failure", error))?;
+    let recording = Recording::begin(stream).map_err(|error| said("recording cannot begin", error))?;
+    // The output's own memory is given back inside the recording, as all else that was allocated in it.
+    let done = work(inputs).map_err(|error| error.to_string()).and_then(|y| {
+        let y = y.contiguous().map_err(|error| error.to_string())?;
+        copy(gpu, output, &y).map_err(|error| error.to_string())
+    });
+    let freed = context.check_err();
+    let graph = recording.end();
+    // What could not be freed in a recording that had failed is of no meaning.
+    let _ = context.check_err();
+    done?;
+    freed.map_err(|error| said("memory could not be given back in it", error))?;
+    Graph::new(graph.map_err(|error| said("it was not recorded", error))?, stream.clone())
+        .map_err(|error| said("what was recorded cannot be played", error))
+}
+
+/// A stream that records; it ends with the value at the latest.
+struct Recording<'a> {
+    stream: &'a CudaStream,
+    under_way: bool,
+}
+
+impl<'a> Recording<'a> {
+    fn begin(stream: &'a CudaStream) -> Result<Self, DriverError> {
+        // What this thread must not do meanwhile is refused; other threads work on other streams and are not concerned.
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+        Ok(Self { stream, under_way: true })
+    }
+
+    fn end(mut self) -> Result<sys::CUgraph, DriverError> {
+        self.stop()
+    }
+
+    fn stop(&mut self) -> Result<sys::CUgraph, DriverError> {
+        self.under_way = false;
+        // SAFETY: the stream lives, and this thread began the recording.
+        let graph = unsafe { result::stream::end_capture(self.stream.cu_stream()) }?;
+        if graph.is_null() { Err(DriverError(sys::cudaError_enum::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)) } else { Ok(graph) }
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if self.under_way
+            && let Ok(graph) = self.stop()
+        {
+            // SAFETY: it was just made and is not used.
+            let _ = unsafe { result::graph::destroy(graph) };
+        }
+    }
+}
+
+/// A recorded call.
+struct Graph {
+    /// Kept beside what is played: the addresses of what is allocated in it are its own.
+    graph: sys::CUgraph,
+    playable: sys::CUgraphExec,
+    stream: Arc<CudaStream>,
+}
+
+// SAFETY: the driver's handles may be used from any thread, and are used behind a mutex only.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    fn new(graph: sys::CUgraph, stream: Arc<CudaStream>) -> Result<Self, DriverError> {
+        // SAFETY: the graph was just recorded.
+        match unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) } {
+            Ok(playable) => Ok(Self { graph, playable, stream }),
+            Err(error) => {
+                // SAFETY: as above, and it is not used again.
+                let _ = unsafe { result::graph::destroy(graph) };
+                Err(error)
+            }
+        }
+    }
+
+    fn launch(&self) -> Result<(), String> {
+        self.stream.context().bind_to_thread().map_err(|error| error.to_string())?;
+        // SAFETY: both live, and what the graph reads and writes lives as long as it does.
+        unsafe { result::graph::launch(self.playable, self.stream.cu_stream()) }.map_err(|error| format!("it could not be played: {error}"))
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let _ = self.stream.synchronize();
+        // SAFETY: nothing of it is under way, and it is not used again.
+        unsafe {
+            let _ = result::graph::exec_destroy(self.playable);
+            let _ = result::graph::destroy(self.graph);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! A network's calls that come again with other numbers in the same shapes.
+
+use candle_core::{Device, Error, Tensor};
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Where a network computes, and what is kept of its calls.
+///
+/// On a GPU that can record its work (CUDA), the second call of a shape is recorded and every later one is played at once, in the place
+/// of hundreds of launches. Elsewhere a call is a call.
+///
+/// A network puts its weights on [`Replay::device`], and keeps this as its last field: what is dropped before it is freed there.
+#[derive(Debug)]
+pub struct Replay {
+    device: Device,
+    #[cfg(feature = "cuda")]
+    graphs: Option<super::cuda::Graphs>,
+}
+
+impl Replay {
+    /// For a network that is called with tensors on `device`.
+    ///
+    /// # Errors
+    /// The GPU has no memory for a queue of work beside the others.
+    pub fn new(device: &Device) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(cuda) = device {
+            let graphs = super::cuda::Graphs::beside(cuda)?;
+            return Ok(Self { device: graphs.device(), graphs: Some(graphs) });
+        }
+        Ok(Self {
+            device: device.clone(),
+            #[cfg(feature = "cuda")]
+            graphs: None,
+        })
+    }
+
+    /// Where the network's weights belong, and where `work` of [`Replay::run`] gets its inputs: the device itself, or on a GPU a queue
+    /// of work of its own, which no other thread disturbs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// `work(inputs)`, on the device of the inputs again.
+    ///
+    /// What `work` does must follow from the inputs' shapes alone, and their numbers must be all that changes from call to call: it
+    /// uploads nothing, looks at no number and keeps no tensor.
+    ///
+    /// # Errors
+    /// Those of `work`, and of the device.
+    pub fn run<E>(&self, inputs: &[Tensor], work: impl Fn(&[Tensor]) -> Result<Tensor, E>) -> Result<Tensor, E>
+    where
+        E: From<Error> + std::fmt::Display,
+    {
+        #[cfg(feature = "cuda")]
+        // Op by op is not how a recorded call runs.
+        if let Some(graphs) = self.graphs.as_ref().filter(|_| !super::profile::is_wanted()) {
+            return graphs.run(inputs, &work);
+        }
+        work(inputs)
+    }
+}
