@@ -340,6 +340,12 @@ fn devices_say_what_is_there_and_why_not() {
         assert!(device["found"].as_bool().unwrap() || device["why"].is_string(), "{device}");
     }
     assert!(said(Path::new("."), &["devices"]).starts_with("cpu: "));
+    // bf16 is taken where it is multiplied, and nowhere else.
+    let first = if cpu["kernels"]["bf16"] == "f32's" { "f32" } else { "bf16" };
+    assert_eq!(cpu["dtypes"][0], first);
+    let plain = Command::new(env!("CARGO_BIN_EXE_sd-gen")).arg("devices").env("SD_GEN_CPU_ISA", "portable").output().unwrap();
+    let plain = String::from_utf8_lossy(&plain.stdout).into_owned();
+    assert!(plain.contains("dtypes        f32 (taken by itself)"), "{plain}");
 }
 
 #[test]

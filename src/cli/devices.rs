@@ -4,8 +4,9 @@ use super::answer;
 use super::show::{bytes, facts};
 use crate::Result;
 use crate::bench::Machine;
-use crate::device::{Backend, backends};
+use crate::device::{Backend, DTypeChoice, backends};
 use crate::ops;
+use candle_core::Device;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -46,8 +47,21 @@ fn cpu_text(machine: &Machine, kernels: &candle_core::Result<ops::CpuKernels>) -
         }
         Err(error) => lines.push(("problem".into(), vec![error.to_string()])),
     }
-    lines.push(("dtypes".into(), vec!["f32 (taken by itself), bf16, f16".into()]));
+    lines.push(("dtypes".into(), dtypes(&cpu_dtypes()).into_iter().collect()));
     facts(&format!("cpu: {}", machine.cpu), &lines)
+}
+
+/// The dtypes that the processor computes in, the one that it takes by itself first.
+fn cpu_dtypes() -> Vec<&'static str> {
+    let mut dtypes = vec!["bf16", "f32", "f16"];
+    let auto = DTypeChoice::Auto.on(&Device::Cpu);
+    // The others stay in the order of their speed.
+    dtypes.sort_by_key(|dtype| *dtype != auto.as_str());
+    dtypes
+}
+
+fn dtypes(all: &[&str]) -> Option<String> {
+    all.split_first().map(|(first, rest)| format!("{first} (taken by itself), {}", rest.join(", ")))
 }
 
 fn gpu_text(gpu: &Backend) -> String {
@@ -56,11 +70,10 @@ fn gpu_text(gpu: &Backend) -> String {
         (true, false) => "compiled in, but not usable",
         (false, false) => "not compiled in",
     };
-    let dtypes = gpu.dtypes.split_first().map(|(first, rest)| format!("{first} (taken by itself), {}", rest.join(", ")));
     let lines = [
         ("memory".to_owned(), gpu.memory.map(|(all, free)| format!("{}, {} free", bytes(all), bytes(free))).into_iter().collect()),
         ("driver".to_owned(), gpu.what.iter().cloned().collect()),
-        ("dtypes".to_owned(), dtypes.into_iter().collect()),
+        ("dtypes".to_owned(), dtypes(gpu.dtypes).into_iter().collect()),
         ("why".to_owned(), gpu.why.iter().cloned().collect()),
     ];
     facts(&format!("{}: {state}", gpu.name), &lines)
@@ -78,7 +91,7 @@ fn as_json(machine: &Machine, kernels: &candle_core::Result<ops::CpuKernels>, gp
         "cores": machine.cores,
         "instructions": kernels.as_ref().ok().map(|k| &k.available),
         "kernels": kernels.as_ref().ok().map(|k| json!({ "f32": k.chosen, "f16": k.chosen, "bf16": k.bf16 })),
-        "dtypes": ["f32", "bf16", "f16"],
+        "dtypes": cpu_dtypes(),
     });
     let gpu = |gpu: &Backend| {
         json!({
