@@ -64,15 +64,15 @@ impl Kept {
         Some(self.remove(index).address)
     }
 
-    /// `size` bytes more are in use.
-    fn lend(&mut self, size: usize) {
-        self.used += size;
+    /// `size` bytes are no longer in use. The most is only seen then, so that what the system refused was never in use.
+    fn take_back(&mut self, size: usize) {
         self.most_used = self.most_used.max(self.used);
+        self.used -= size;
     }
 
     /// A block that has to go, if there is one.
     fn crowded_out(&mut self) -> Option<Block> {
-        let crowded = self.count == MOST_BLOCKS || self.used + self.bytes > self.most_used + SPARE;
+        let crowded = self.count == MOST_BLOCKS || self.used + self.bytes > self.most_used.max(self.used) + SPARE;
         (self.count > 0 && crowded).then(|| self.remove(0))
     }
 
@@ -129,7 +129,7 @@ unsafe impl GlobalAlloc for KeepsLargeBlocks {
             return unsafe { System.alloc(layout) };
         };
         let mut kept = self.kept();
-        kept.lend(whole.size());
+        kept.used += whole.size();
         if let Some(address) = kept.take(whole.size()) {
             return address;
         }
@@ -149,7 +149,7 @@ unsafe impl GlobalAlloc for KeepsLargeBlocks {
             return unsafe { System.dealloc(address, layout) };
         };
         let mut kept = self.kept();
-        kept.used -= whole.size();
+        kept.take_back(whole.size());
         // There must be a place for it; of bytes there are as many as before.
         kept.make_room();
         kept.keep(Block { address, size: whole.size() });
@@ -259,5 +259,19 @@ mod tests {
             }
             assert!(allocator.kept().bytes > 0);
         }
+    }
+
+    #[test]
+    fn what_the_system_refuses_was_never_used() {
+        let allocator = KeepsLargeBlocks::new();
+        let (block, much) = (layout(LARGE), layout(1 << 62));
+        // SAFETY: the sizes are not 0, and the one block is freed with its layout.
+        unsafe {
+            assert!(allocator.alloc(much).is_null());
+            let address = allocator.alloc(block);
+            allocator.dealloc(address, block);
+        }
+        let kept = allocator.kept();
+        assert!(kept.used == 0 && kept.most_used < 2 * LARGE);
     }
 }
