@@ -81,13 +81,13 @@ part ops 90 "$bin/test-lib-sd_gen" ops::cuda::tests --nocapture
 grep -h "^skipped" "$out/ops.txt" | head -1 | sed 's/^/ops: exit 1, nothing was tested: /' | tee -a "$out/parts.txt"
 SD_GEN_CUDA_CONV=cudnn part ops-cudnn 60 "$bin/test-lib-sd_gen" ops::cuda::tests::convolutions --nocapture
 SD_GEN_TEST_DEVICE=cuda part parity 90 "$bin/test-test-parity" --nocapture --test-threads=1
-part picture 60 "$sd_gen" -p "a red apple" --seed 1 --device cuda -o "$out/apple-f16.png" --overwrite --verbose
-part picture-low-memory 60 "$sd_gen" -p "a red apple" --seed 1 --device cuda --low-memory --vae-tiling on -o "$out/apple-low-memory.png" --overwrite --verbose
-# The same picture without CUDA graphs: not a byte may differ.
-SD_GEN_CUDA_GRAPH=0 part picture-launched 60 "$sd_gen" -p "a red apple" --seed 1 --device cuda -o "$out/apple-launched.png" --overwrite --verbose
+part image 60 "$sd_gen" -p "a red apple" --seed 1 --device cuda -o "$out/apple-f16.png" --overwrite --verbose
+part image-low-memory 60 "$sd_gen" -p "a red apple" --seed 1 --device cuda --low-memory --vae-tiling on -o "$out/apple-low-memory.png" --overwrite --verbose
+# The same image without CUDA graphs: not a byte may differ.
+SD_GEN_CUDA_GRAPH=0 part image-launched 60 "$sd_gen" -p "a red apple" --seed 1 --device cuda -o "$out/apple-launched.png" --overwrite --verbose
 part graph-bytes 5 cmp "$out/apple-f16.png" "$out/apple-launched.png"
-if grep -q "no CUDA graph is used" "$out/picture.txt"; then
-    grep -h "no CUDA graph is used" "$out/picture.txt" | sed 's/^/graph: exit 1, /' | tee -a "$out/parts.txt"
+if grep -q "no CUDA graph is used" "$out/image.txt"; then
+    grep -h "no CUDA graph is used" "$out/image.txt" | sed 's/^/graph: exit 1, /' | tee -a "$out/parts.txt"
 fi
 part correctness 60 "$sd_gen" bench --devices cuda --dtypes f32,f16,bf16 --json "$out/correctness.json" --overwrite --progress none
 if [ -n "$oracle" ]; then
@@ -126,14 +126,14 @@ for path in sorted(glob.glob(os.path.join(out, "bench-*.json"))):
     for row in json.load(open(path))["rows"]:
         if row.get("error"): print(f"{name}: {row['error']}"); continue
         family, size = row["model"].split()[-1], row["width"]
-        # A step by the whole picture, whose other costs are shared by its steps.
+        # A step by the whole image, whose other costs are shared by its steps.
         for what, phase in (("guided step", "step"), ("VAE decode", "decode")):
             ours = row["phases"][phase]["median"]
             compiled, eager = (peers.get((family, size, what, mode)) for mode in ("compile", "eager"))
             show = lambda seconds: "-" if seconds is None else f"{seconds * 1e3:.2f}"
             print(f"{name:13} {size:5} {what:12} ours {show(ours):>8}  compile {show(compiled):>8}  eager {show(eager):>8}  ratio {ours / compiled if compiled else float('nan'):.2f}")
-        picture = row["phases"]["picture"]
-        print(f"{name:13} {size:5} {row['steps']} steps, text and decode: {picture['median']:.3f} s; GPU memory {(row.get('peak_device_bytes') or 0) / 1e9:.2f} GB")
+        image = row["phases"]["image"]
+        print(f"{name:13} {size:5} {row['steps']} steps, text and decode: {image['median']:.3f} s; GPU memory {(row.get('peak_device_bytes') or 0) / 1e9:.2f} GB")
 PY
 echo "$SECONDS s in all; the record is in $out"
 grep -vq "exit 0" "$out/parts.txt" && exit 1

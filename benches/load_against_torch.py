@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Times how long sd-gen takes from its start until it is ready to paint, and PyTorch to read and convert the same tensors, in turn.
+"""Times how long sd-gen takes from its start until it is ready to generate, and PyTorch to read and convert the same tensors, in turn.
 
     pip install torch safetensors
     python load_against_torch.py target/release/sd-gen MODEL.safetensors [--dtype f32] [--rounds 7] [--threads 2]
 
 Every measurement is a new process. sd-gen's clock starts with the process; PyTorch's starts when torch is imported and one thread pool is
-warm, and it leaves out the tensors that painting does not need (the autoencoder's encoder). Before every measurement the file is read, so that it
+warm, and it leaves out the tensors that generating does not need (the autoencoder's encoder). Before every measurement the file is read, so that it
 comes from the page cache, and as much memory as the weights need is entered and given back, because a virtual machine's host takes back what lies
 idle and the first to enter it pays, whichever program that is. Prints one JSON object:
 seconds of every round, medians, and the ratio sd-gen / PyTorch. On a machine that is not idle, start it with `chrt -r 1`.

@@ -1,4 +1,4 @@
-//! Single ops at the shapes of Stable Diffusion 1.5 painting 512×512 with guidance.
+//! Single ops at the shapes of Stable Diffusion 1.5 generating 512×512 with guidance.
 //!
 //! `cargo bench --bench ops`, or with `-- conv` for some of them. Compare ratios of one run on an idle machine, not times of two.
 //!

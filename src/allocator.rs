@@ -1,7 +1,7 @@
 //! Memory that is used again: a large block that was freed is kept for the next one of its size.
 //!
-//! Every op makes a fresh picture of activations, and the system clears fresh pages before it gives them: on the autoencoder's
-//! large pictures that took longer than the arithmetic of a normalisation. The program installs this; a library's user chooses
+//! Every op makes a fresh image of activations, and the system clears fresh pages before it gives them: on the autoencoder's
+//! large images that took longer than the arithmetic of a normalisation. The program installs this; a library's user chooses
 //! an allocator of their own.
 #![expect(unsafe_code, reason = "an allocator")]
 
@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const LARGE: usize = 256 << 10;
 
 /// Bytes that blocks in use and kept ones may have together beyond the most that were in use at once. Then the block that waited longest
-/// goes first. Less would let go of blocks that the next step or picture of the same size asks for again.
+/// goes first. Less would let go of blocks that the next step or image of the same size asks for again.
 const SPARE: usize = 1 << 30;
 
 /// Blocks that are kept at most.
@@ -24,20 +24,20 @@ const HUGE_PAGE: usize = 2 << 20;
 /// An allocator that keeps large blocks.
 #[derive(Debug)]
 pub struct KeepsLargeBlocks {
-    kept: Mutex<Kept>,
+    kept: Mutex<FreeBlocks>,
 }
 
 /// A block that nobody uses, by its address and size.
 #[derive(Debug, Clone, Copy)]
-struct Block {
+struct FreeBlock {
     address: *mut u8,
     size: usize,
 }
 
 /// The first `count`, in the order in which they were freed.
 #[derive(Debug)]
-struct Kept {
-    blocks: [Block; MOST_BLOCKS],
+struct FreeBlocks {
+    blocks: [FreeBlock; MOST_BLOCKS],
     count: usize,
     bytes: usize,
     /// Bytes of large blocks in use.
@@ -47,10 +47,10 @@ struct Kept {
 }
 
 // SAFETY: a kept block belongs to nobody else.
-unsafe impl Send for Kept {}
+unsafe impl Send for FreeBlocks {}
 
-impl Kept {
-    fn remove(&mut self, index: usize) -> Block {
+impl FreeBlocks {
+    fn remove(&mut self, index: usize) -> FreeBlock {
         let block = self.blocks[index];
         self.blocks.copy_within(index + 1..self.count, index);
         self.count -= 1;
@@ -71,7 +71,7 @@ impl Kept {
     }
 
     /// A block that has to go, if there is one.
-    fn crowded_out(&mut self) -> Option<Block> {
+    fn crowded_out(&mut self) -> Option<FreeBlock> {
         let crowded = self.count == MOST_BLOCKS || self.used + self.bytes > self.most_used.max(self.used) + SPARE;
         (self.count > 0 && crowded).then(|| self.remove(0))
     }
@@ -86,7 +86,7 @@ impl Kept {
         }
     }
 
-    fn keep(&mut self, block: Block) {
+    fn keep(&mut self, block: FreeBlock) {
         self.blocks[self.count] = block;
         self.count += 1;
         self.bytes += block.size;
@@ -111,11 +111,11 @@ impl KeepsLargeBlocks {
     /// An allocator that keeps nothing yet.
     #[expect(clippy::new_without_default, reason = "a static is made by a constant function")]
     pub const fn new() -> Self {
-        const NONE: Block = Block { address: std::ptr::null_mut(), size: 0 };
-        Self { kept: Mutex::new(Kept { blocks: [NONE; MOST_BLOCKS], count: 0, bytes: 0, used: 0, most_used: 0 }) }
+        const NONE: FreeBlock = FreeBlock { address: std::ptr::null_mut(), size: 0 };
+        Self { kept: Mutex::new(FreeBlocks { blocks: [NONE; MOST_BLOCKS], count: 0, bytes: 0, used: 0, most_used: 0 }) }
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, FreeBlocks> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -152,7 +152,7 @@ unsafe impl GlobalAlloc for KeepsLargeBlocks {
         kept.take_back(whole.size());
         // There must be a place for it; of bytes there are as many as before.
         kept.make_room();
-        kept.keep(Block { address, size: whole.size() });
+        kept.keep(FreeBlock { address, size: whole.size() });
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {

@@ -100,7 +100,7 @@ pub fn counted(path: &Path, count: usize) -> PathBuf {
     path.with_file_name(format!("{}-{count}.{}", part(path.file_stem()), part(path.extension())))
 }
 
-/// Whether the next picture would meet the same.
+/// Whether the next image would meet the same.
 pub fn stops_all(error: &Error) -> bool {
     let Error::Io { source, .. } = error else { return false };
     matches!(

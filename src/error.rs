@@ -13,9 +13,9 @@ pub enum Error {
     /// The model cannot be loaded. Exit code 3.
     #[error("{0}")]
     Model(String),
-    /// A picture failed although the request and the model were accepted. Exit code 1.
+    /// An image failed although the request and the model were accepted. Exit code 1.
     #[error("{0}")]
-    Picture(String),
+    Image(String),
     /// A file could not be written or read while work was under way. Exit code 1.
     #[error("{path}: {source}", path = path.display())]
     Io {
@@ -38,7 +38,7 @@ impl Error {
         match self {
             Error::Input(_) => 2,
             Error::Model(_) => 3,
-            Error::Picture(_) | Error::Io { .. } | Error::Tensor(_) => 1,
+            Error::Image(_) | Error::Io { .. } | Error::Tensor(_) => 1,
             Error::Cancelled => 130,
         }
     }

@@ -6,35 +6,35 @@ use candle_core::Tensor;
 use std::borrow::Cow;
 use std::io::Write;
 
-/// A decoded picture, `(1, 3, height, width)` with values nominally in [-1, 1], as 8-bit RGB.
+/// A decoded image, `(1, 3, height, width)` with values nominally in [-1, 1], as 8-bit RGB.
 ///
 /// # Errors
 /// The tensor has another shape.
 pub fn to_rgb(decoded: &Tensor) -> Result<RgbImage> {
     let (_, channels, height, width) = decoded.dims4()?;
     if channels != 3 {
-        return Err(Error::Picture(format!("the VAE made {channels} channels where a picture has 3")));
+        return Err(Error::Image(format!("the VAE made {channels} channels where an image has 3")));
     }
     let values: Vec<f32> = decoded.squeeze(0)?.permute((1, 2, 0))?.contiguous()?.flatten_all()?.to_vec1()?;
     let bytes = values.into_iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
     let (width, height) = (width as u32, height as u32);
-    RgbImage::from_raw(width, height, bytes).ok_or_else(|| Error::Picture("the picture's size and its values do not agree".into()))
+    RgbImage::from_raw(width, height, bytes).ok_or_else(|| Error::Image("the image's size and its values do not agree".into()))
 }
 
 /// Writes a PNG with text chunks; a keyword or text beyond Latin-1 goes into an international chunk.
 ///
 /// # Errors
-/// The picture cannot be encoded or written.
-pub fn write_png(picture: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn Write) -> std::io::Result<()> {
-    encode_png(picture, texts, to).map_err(|e| match e {
+/// The image cannot be encoded or written.
+pub fn write_png(image: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn Write) -> std::io::Result<()> {
+    encode_png(image, texts, to).map_err(|e| match e {
         // What the disk said is said as it was.
         png::EncodingError::IoError(e) => e,
         other => std::io::Error::other(other),
     })
 }
 
-fn encode_png(picture: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn Write) -> Result<(), png::EncodingError> {
-    let mut encoder = png::Encoder::new(to, picture.width(), picture.height());
+fn encode_png(image: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn Write) -> Result<(), png::EncodingError> {
+    let mut encoder = png::Encoder::new(to, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     for (keyword, text) in texts {
@@ -44,5 +44,5 @@ fn encode_png(picture: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn W
             encoder.add_itxt_chunk((*keyword).into(), text.clone().into_owned())?;
         }
     }
-    encoder.write_header()?.write_image_data(picture.as_raw())
+    encoder.write_header()?.write_image_data(image.as_raw())
 }

@@ -1,7 +1,7 @@
-//! Stable Diffusion as a library: a checkpoint becomes a pipeline, a pipeline paints requests.
+//! Stable Diffusion as a library: a checkpoint becomes a pipeline, a pipeline generates requests.
 //!
 //! ```no_run
-//! use sd_gen::{candle_core::{DType, Device}, pipeline::{Pipeline, Silent, Sketch}, request::RequestDraft, weights::Checkpoint};
+//! use sd_gen::{candle_core::{DType, Device}, pipeline::{Pipeline, Silent, BatchItem}, request::RequestDraft, weights::Checkpoint};
 //!
 //! let checkpoint = Checkpoint::open("models/emoji".as_ref())?;
 //! let pipeline = Pipeline::load(&checkpoint, &Device::Cpu, DType::F32, DType::F32, &mut Silent)?;
@@ -9,8 +9,8 @@
 //! let request = draft.resolve(pipeline.spec())?;
 //! let prompt = pipeline.encode_prompt(&request, &mut Silent)?;
 //! let seeds: Vec<u64> = request.seeds().collect();
-//! for painted in pipeline.paint(&Sketch::of_seeds(&request, &prompt, &seeds), &mut Silent)? {
-//!     painted.picture.save(format!("apple-{}.png", painted.seed)).map_err(|e| sd_gen::Error::Picture(e.to_string()))?;
+//! for generated in pipeline.generate(&BatchItem::of_seeds(&request, &prompt, &seeds), &mut Silent)? {
+//!     generated.image.save(format!("apple-{}.png", generated.seed)).map_err(|e| sd_gen::Error::Image(e.to_string()))?;
 //! }
 //! # Ok::<(), sd_gen::Error>(())
 //! ```

@@ -1,8 +1,8 @@
 //! Seeded noise on the host: the numbers of torch's two generators, bit for bit.
 //!
-//! Other tools' pictures can be repeated only with their noise, so nothing here is drawn on a device: values are computed on the
-//! host and moved. Each picture of a batch has its own generator, which gives its first noise and then, in order, what a
-//! stochastic sampler asks for; picture k therefore does not depend on the batch size.
+//! Other tools' images can be repeated only with their noise, so nothing here is drawn on a device: values are computed on the
+//! host and moved. Each image of a batch has its own generator, which gives its first noise and then, in order, what a
+//! stochastic sampler asks for; image k therefore does not depend on the batch size.
 
 use crate::schedulers::NoiseSource;
 use crate::{Error, Result};
@@ -41,7 +41,7 @@ impl Rng {
     }
 }
 
-/// The noise of a batch: one generator a picture.
+/// The noise of a batch: one generator an image.
 #[derive(Debug, Clone)]
 pub struct SeededNoise {
     generators: Vec<Generator>,
@@ -66,7 +66,7 @@ impl SeededNoise {
     /// Standard normal noise in f32.
     ///
     /// # Shapes
-    /// `shape` is `(batch, …)`; each picture draws `(1, …)` from its own generator.
+    /// `shape` is `(batch, …)`; each image draws `(1, …)` from its own generator.
     ///
     /// # Errors
     /// [`Error::Tensor`] where the batch is not as large as the list of seeds.
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_does_not_depend_on_its_batch() {
+    fn a_image_does_not_depend_on_its_batch() {
         for rng in [Rng::TorchCpu, Rng::TorchCuda] {
             let mut batch = SeededNoise::new(rng, &[5, 6]);
             let mut alone = SeededNoise::new(rng, &[6]);
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_seeds_as_pictures() {
+    fn as_many_seeds_as_images() {
         assert!(SeededNoise::new(Rng::TorchCpu, &[1]).randn((2, 4, 2, 2), &Device::Cpu).is_err());
     }
 

@@ -1,4 +1,4 @@
-//! What is to be painted: a draft in which everything may be missing, and a request in which everything is decided.
+//! What is to be generated: a draft in which everything may be missing, and a request in which everything is decided.
 
 use crate::noise::Rng;
 use crate::schedulers::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
@@ -8,17 +8,17 @@ use crate::{Error, Result};
 /// Pixels along one side that nobody means seriously.
 const LARGEST_SIDE: usize = 16_384;
 
-/// Pictures of one request: more than a disk holds.
+/// Images of one request: more than a disk holds.
 const MOST_IMAGES: usize = 10_000_000;
-/// Pictures at once: more than any device holds.
+/// Images at once: more than any device holds.
 const MOST_AT_ONCE: usize = 1024;
 
 /// What the user said; the rest is left to the model.
 #[derive(Debug, Clone, Default)]
 pub struct RequestDraft {
-    /// What to paint.
+    /// What to generate.
     pub prompt: String,
-    /// What not to paint; `None` is not the same as an empty text for SDXL.
+    /// What not to generate; `None` is not the same as an empty text for SDXL.
     pub negative_prompt: Option<String>,
     /// Pixels.
     pub width: Option<usize>,
@@ -30,7 +30,7 @@ pub struct RequestDraft {
     pub guidance_scale: Option<f64>,
     /// How much of the guided prediction's contrast is taken back, 0 to 1.
     pub guidance_rescale: Option<f64>,
-    /// The solver, however a peer spells it; a schedule word may end the name.
+    /// The solver, however another tool spells it; a schedule word may end the name.
     pub sampler: Option<String>,
     /// Which noise levels.
     pub schedule: Option<SigmaSchedule>,
@@ -44,24 +44,24 @@ pub struct RequestDraft {
     pub zero_snr: bool,
     /// Noise of ancestral samplers and DDIM.
     pub eta: Option<f64>,
-    /// The first picture's seed.
+    /// The first image's seed.
     pub seed: u64,
     /// Which generator's numbers.
     pub rng: Rng,
-    /// Pictures.
+    /// Images.
     pub images: Option<usize>,
-    /// Pictures at once; `None` leaves it to the memory.
+    /// Images at once; `None` leaves it to the memory.
     pub batch_size: Option<usize>,
     /// 1 is the layer that the family takes, 2 the one before.
     pub clip_skip: Option<usize>,
 }
 
-/// What is painted, everything decided and checked.
+/// What is generated, everything decided and checked.
 #[derive(Debug, Clone)]
 pub struct GenerationRequest {
-    /// What to paint.
+    /// What to generate.
     pub prompt: String,
-    /// What not to paint.
+    /// What not to generate.
     pub negative_prompt: Option<String>,
     /// Pixels.
     pub width: usize,
@@ -77,13 +77,13 @@ pub struct GenerationRequest {
     pub scheduler: SchedulerConfig,
     /// The user named a configuration in place of the model's.
     pub scheduler_is_named: bool,
-    /// The first picture's seed; picture i has this plus i.
+    /// The first image's seed; image i has this plus i.
     pub seed: u64,
     /// Which generator's numbers.
     pub rng: Rng,
-    /// Pictures.
+    /// Images.
     pub images: usize,
-    /// The most pictures at once; `None` leaves it to the memory.
+    /// The most images at once; `None` leaves it to the memory.
     pub batch_size: Option<usize>,
     /// Text encoder layers left out beyond what the family leaves out.
     pub skip_layers: usize,
@@ -106,7 +106,7 @@ impl RequestDraft {
                 return Err(Error::Input(format!("{flag} {pixels}: must be a multiple of {multiple}; {} is near", near.max(multiple))));
             }
             if pixels > LARGEST_SIDE {
-                return Err(Error::Input(format!("{flag} {pixels}: at most {LARGEST_SIDE} pixels a side; paint smaller and enlarge")));
+                return Err(Error::Input(format!("{flag} {pixels}: at most {LARGEST_SIDE} pixels a side; generate smaller and enlarge")));
             }
             Ok(pixels)
         };
@@ -185,18 +185,18 @@ impl RequestDraft {
 }
 
 impl GenerationRequest {
-    /// Classifier-free guidance is on: the UNet sees two rows a picture.
+    /// Classifier-free guidance is on: the UNet sees two rows an image.
     pub fn is_guided(&self) -> bool {
         self.guidance_scale > 1.0
     }
 
-    /// The seeds of the pictures.
+    /// The seeds of the images.
     pub fn seeds(&self) -> impl Iterator<Item = u64> + use<> {
         let first = self.seed;
         (0..self.images as u64).map(move |i| first.wrapping_add(i))
     }
 
-    /// What pictures that are painted at once must have in common.
+    /// What images that are generated at once must have in common.
     pub fn shape(&self) -> Shape<'_> {
         Shape {
             width: self.width,
@@ -210,7 +210,7 @@ impl GenerationRequest {
     }
 }
 
-/// What pictures that are painted at once have in common: they take the same steps, with as many rows of the UNet.
+/// What images that are generated at once have in common: they take the same steps, with as many rows of the UNet.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shape<'a> {
     /// Pixels.

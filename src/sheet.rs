@@ -1,4 +1,4 @@
-//! Contact sheets: the pictures of a sweep side by side with what was varied written beside them, and the table of what made which.
+//! Contact sheets: the images of a sweep side by side with what was varied written beside them, and the table of what made which.
 //!
 //! The first axis goes down, the second across; the combinations of all others are pages. A single axis fills rows from left to right.
 
@@ -10,11 +10,11 @@ use std::path::PathBuf;
 
 /// Pixels of a page's side: what viewers open without trouble.
 const LONGEST_SIDE: u32 = 8000;
-/// Pixels of a picture's longer side on a sheet, for pictures that are larger.
+/// Pixels of an image's longer side on a sheet, for images that are larger.
 const LARGEST_PICTURE: u32 = 512;
-/// Below this nothing can be told from a picture any more, and the sheet goes on on another page.
+/// Below this nothing can be told from an image any more, and the sheet goes on on another page.
 const SMALLEST_PICTURE: u32 = 64;
-/// Pixels between pictures.
+/// Pixels between images.
 const GAP: u32 = 8;
 /// Letters of a label beside a row.
 const LONGEST_LABEL: usize = 28;
@@ -39,16 +39,16 @@ pub struct Axis {
     pub labels: Vec<String>,
 }
 
-/// One picture's row in the table of what made which.
+/// One image's row in the table of what made which.
 #[derive(Debug, Clone)]
-pub struct Made {
+pub struct ContactSheet {
     /// The value of each axis.
     pub labels: Vec<String>,
     /// What was asked for.
     pub prompt: String,
-    /// The seed of the picture itself.
+    /// The seed of the image itself.
     pub seed: u64,
-    /// `None` for a picture that was not made.
+    /// `None` for an image that was not made.
     pub path: Option<PathBuf>,
 }
 
@@ -56,14 +56,14 @@ pub struct Made {
 ///
 /// # Errors
 /// It cannot be written.
-pub fn write_table(axes: &[Axis], pictures: impl IntoIterator<Item = Made>, to: &mut dyn Write) -> std::io::Result<()> {
+pub fn write_table(axes: &[Axis], images: impl IntoIterator<Item = ContactSheet>, to: &mut dyn Write) -> std::io::Result<()> {
     let mut table = csv::Writer::from_writer(to);
     // A sweep over prompts or seeds has its column already.
     let varied = |name: &str| axes.iter().any(|axis| axis.name == name);
     let (prompt, seed) = (!varied("prompt"), !varied("seed"));
     let names = axes.iter().map(|axis| axis.name.as_str());
     table.write_record(names.chain(prompt.then_some("prompt")).chain(seed.then_some("seed")).chain(["path"]))?;
-    for Made { labels, prompt: text, seed: number, path } in pictures {
+    for ContactSheet { labels, prompt: text, seed: number, path } in images {
         let (number, path) = (number.to_string(), path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default());
         let cells = labels.iter().map(String::as_str);
         table.write_record(cells.chain(prompt.then_some(text.as_str())).chain(seed.then_some(number.as_str())).chain([path.as_str()]))?;
@@ -86,13 +86,13 @@ struct Page {
 #[derive(Debug)]
 pub struct Sheet {
     axes: Vec<Axis>,
-    /// Pixels of a picture on it.
+    /// Pixels of an image on it.
     cell: (u32, u32),
     pages: Vec<Page>,
 }
 
 impl Sheet {
-    /// Lays out the sheets for pictures of `size`.
+    /// Lays out the sheets for images of `size`.
     ///
     /// # Errors
     /// An axis has no values.
@@ -130,8 +130,8 @@ impl Sheet {
         self.pages.len()
     }
 
-    /// Draws a page. `picture` gives the file for a value of each axis; one that is not there or cannot be read is marked as missing.
-    pub fn draw(&self, page: usize, mut picture: impl FnMut(&[usize]) -> Option<PathBuf>) -> RgbImage {
+    /// Draws a page. `image` gives the file for a value of each axis; one that is not there or cannot be read is marked as missing.
+    pub fn draw(&self, page: usize, mut image: impl FnMut(&[usize]) -> Option<PathBuf>) -> RgbImage {
         let Some(page) = self.pages.get(page) else { return RgbImage::new(1, 1) };
         let alone = self.axes.len() == 1;
         let (width, height) = self.cell;
@@ -172,7 +172,7 @@ impl Sheet {
             for (column, across) in page.across.clone().enumerate() {
                 let Some(at) = self.values(page, down, across) else { continue };
                 let x = left + column as u32 * (width + GAP);
-                put(&mut sheet, picture(&at).and_then(|path| ::image::open(path).ok()).map(|read| read.to_rgb8()), (x, y), self.cell);
+                put(&mut sheet, image(&at).and_then(|path| ::image::open(path).ok()).map(|read| read.to_rgb8()), (x, y), self.cell);
                 if alone {
                     for (line, text) in wrapped(&self.axes[0].labels[at[0]], letters).iter().enumerate() {
                         write_centred(&mut sheet, text, x, width, y + height + line as u32 * LINE);
@@ -211,16 +211,16 @@ fn digits(mut number: usize, counts: &[usize]) -> Vec<usize> {
     digits
 }
 
-/// A picture's size with no side above `side`, in its own proportions.
+/// An image's size with no side above `side`, in its own proportions.
 fn within((width, height): (u32, u32), side: u32) -> (u32, u32) {
     let longer = width.max(height).max(1);
     let scaled = |length: u32| (u64::from(length) * u64::from(side.min(longer)) / u64::from(longer)).max(1) as u32;
     (scaled(width), scaled(height))
 }
 
-/// Puts a picture into its cell, or marks the cell as empty.
-fn put(sheet: &mut RgbImage, picture: Option<RgbImage>, (x, y): (u32, u32), (width, height): (u32, u32)) {
-    let Some(picture) = picture else {
+/// Puts an image into its cell, or marks the cell as empty.
+fn put(sheet: &mut RgbImage, image: Option<RgbImage>, (x, y): (u32, u32), (width, height): (u32, u32)) {
+    let Some(image) = image else {
         for (dx, dy) in (0..width).flat_map(|dx| (0..height).map(move |dy| (dx, dy))) {
             let (across, down) = (u64::from(dx) * u64::from(height), u64::from(dy) * u64::from(width));
             let near = u64::from(width.max(height));
@@ -232,11 +232,11 @@ fn put(sheet: &mut RgbImage, picture: Option<RgbImage>, (x, y): (u32, u32), (wid
         }
         return;
     };
-    let scale = (f64::from(width) / f64::from(picture.width())).min(f64::from(height) / f64::from(picture.height()));
+    let scale = (f64::from(width) / f64::from(image.width())).min(f64::from(height) / f64::from(image.height()));
     let size = |length: u32, most: u32| ((f64::from(length) * scale).round() as u32).clamp(1, most);
-    let (w, h) = (size(picture.width(), width), size(picture.height(), height));
-    let picture = if (w, h) == picture.dimensions() { picture } else { imageops::resize(&picture, w, h, imageops::FilterType::CatmullRom) };
-    imageops::replace(sheet, &picture, i64::from(x + (width - w) / 2), i64::from(y + (height - h) / 2));
+    let (w, h) = (size(image.width(), width), size(image.height(), height));
+    let image = if (w, h) == image.dimensions() { image } else { imageops::resize(&image, w, h, imageops::FilterType::CatmullRom) };
+    imageops::replace(sheet, &image, i64::from(x + (width - w) / 2), i64::from(y + (height - h) / 2));
 }
 
 /// A label in lines of so many letters; what does not fit ends with dots.
@@ -351,13 +351,13 @@ mod tests {
     }
 
     #[test]
-    fn pictures_stand_where_their_values_are_and_missing_ones_are_marked() {
+    fn images_stand_where_their_values_are_and_missing_ones_are_marked() {
         let folder = tempfile::tempdir().unwrap();
         let colours = [[200, 0, 0], [0, 200, 0], [0, 0, 200]];
         for (at, colour) in colours.iter().enumerate() {
             RgbImage::from_pixel(128, 128, Rgb(*colour)).save(folder.path().join(format!("{at}.png"))).unwrap();
         }
-        std::fs::write(folder.path().join("3.png"), "no picture").unwrap();
+        std::fs::write(folder.path().join("3.png"), "no image").unwrap();
         let axes = vec![axis("sampler", &["euler", "dpm++2m"]), axis("guidance-scale", &["4", "7.5"])];
         let sheet = Sheet::new(axes, (128, 128)).unwrap();
         let drawn = sheet.draw(0, |at| Some(folder.path().join(format!("{}.png", at[0] * 2 + at[1]))));
@@ -380,15 +380,19 @@ mod tests {
     #[test]
     fn the_table_says_what_made_which() {
         let axes = [axis("sampler", &["euler"]), axis("seed", &["5"])];
-        let made =
-            Made { labels: vec!["euler".into(), "5".into()], prompt: "a cat, \"red\"".into(), seed: 5, path: Some("a/b.png".into()) };
-        let missing = Made { path: None, ..made.clone() };
+        let made = ContactSheet {
+            labels: vec!["euler".into(), "5".into()],
+            prompt: "a cat, \"red\"".into(),
+            seed: 5,
+            path: Some("a/b.png".into()),
+        };
+        let missing = ContactSheet { path: None, ..made.clone() };
         let mut table = Vec::new();
         write_table(&axes, [made.clone(), missing], &mut table).unwrap();
         let lines = "sampler,seed,prompt,path\neuler,5,\"a cat, \"\"red\"\"\",a/b.png\neuler,5,\"a cat, \"\"red\"\"\",\n";
         assert_eq!(String::from_utf8(table).unwrap(), lines);
         let mut table = Vec::new();
-        write_table(&axes[..1], [Made { labels: vec!["euler".into()], ..made }], &mut table).unwrap();
+        write_table(&axes[..1], [ContactSheet { labels: vec!["euler".into()], ..made }], &mut table).unwrap();
         assert_eq!(String::from_utf8(table).unwrap(), "sampler,prompt,seed,path\neuler,\"a cat, \"\"red\"\"\",5,a/b.png\n");
     }
 }

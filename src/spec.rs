@@ -134,8 +134,8 @@ pub struct TextTimeSpec {
 /// AutoencoderKL.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeSpec {
-    /// Channels of the picture: 3.
-    pub picture_channels: usize,
+    /// Channels of the image: 3.
+    pub image_channels: usize,
     /// Channels of the latents: 4.
     pub latent_channels: usize,
     /// Channels from fine to coarse.
@@ -170,8 +170,8 @@ impl VaeSpec {
 /// AutoencoderTiny (TAESD): its decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AutoencoderTinySpec {
-    /// Channels of the picture: 3.
-    pub picture_channels: usize,
+    /// Channels of the image: 3.
+    pub image_channels: usize,
     /// Channels of the latents: 4.
     pub latent_channels: usize,
     /// Channels of every level: 64.
@@ -183,7 +183,7 @@ pub struct AutoencoderTinySpec {
 impl AutoencoderTinySpec {
     /// As all of its author's models for 8 times smaller latents are.
     pub fn taesd(channels: usize, latent_channels: usize) -> Self {
-        Self { picture_channels: 3, latent_channels, channels, blocks: [3, 3, 3, 1] }
+        Self { image_channels: 3, latent_channels, channels, blocks: [3, 3, 3, 1] }
     }
 
     /// Pixels per latent along one side.

@@ -16,12 +16,12 @@ fn refused(folder: &Path, arguments: &[&str], code: i32, words: &[&str]) -> Opti
     let output = sd_gen(folder, arguments);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let missing: Vec<_> = words.iter().filter(|word| !said.contains(**word)).collect();
-    let pictures = walk(folder).into_iter().filter(|name| name.ends_with(".png") && !name.ends_with("taken.png")).count();
+    let images = walk(folder).into_iter().filter(|name| name.ends_with(".png") && !name.ends_with("taken.png")).count();
     // What a file says must not steer the terminal.
     let calm = !said.contains(|c: char| c.is_control() && c != '\n');
-    let good = output.status.code() == Some(code) && missing.is_empty() && calm && !said.contains("panicked") && pictures == 0;
+    let good = output.status.code() == Some(code) && missing.is_empty() && calm && !said.contains("panicked") && images == 0;
     let exit = output.status.code();
-    (!good).then(|| format!("{arguments:?}: exit {exit:?}, wanted {code}; missing {missing:?}; {pictures} pictures; said: {said}"))
+    (!good).then(|| format!("{arguments:?}: exit {exit:?}, wanted {code}; missing {missing:?}; {images} images; said: {said}"))
 }
 
 fn assert_all_refused(cases: impl Iterator<Item = Option<String>>) {
@@ -44,7 +44,7 @@ fn walk(folder: &Path) -> Vec<String> {
 fn flags() {
     let folder = tempfile::tempdir().expect("folder");
     let folder = folder.path();
-    std::fs::write(folder.join("taken.png"), "a picture").expect("write");
+    std::fs::write(folder.join("taken.png"), "an image").expect("write");
     std::fs::write(folder.join("no.json"), "{").expect("write");
     std::fs::write(folder.join("strange.json"), r#"{"_class_name": "NoSuchScheduler"}"#).expect("write");
     std::fs::write(folder.join("betas.json"), r#"{"_class_name": "DDIMScheduler", "beta_schedule": "moonlight"}"#).expect("write");
@@ -108,7 +108,7 @@ fn flags() {
         (&["-p", "x", "--dtype", "f8"], &["f8", "bf16"]),
         (&["-p", "x", "--threads", "0"], &["--threads 0"]),
         (&["-p", "x", "--output", "taken.png"], &["taken.png exists", "--overwrite"]),
-        (&["-p", "x", "--output", "picture.jpg"], &["picture.jpg", "PNG"]),
+        (&["-p", "x", "--output", "image.jpg"], &["image.jpg", "PNG"]),
         (&["-p", "x", "--output", "{sead}.png"], &["{sead}", "seed"]),
         (&["-p", "x", "--output", "one.png", "--images", "2"], &["one.png", "template"]),
         (&["-p", "x", "-p", "y", "--output", "-"], &["standard output", "2"]),

@@ -1,4 +1,4 @@
-//! `sd-gen batch` as its users meet it: what it paints, what it survives, and what it says.
+//! `sd-gen batch` as its users meet it: what it generates, what it survives, and what it says.
 #![cfg(feature = "builtin-model")]
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot set up its files has failed")]
 
@@ -32,7 +32,7 @@ fn spawn(folder: &Path, arguments: &[&str]) -> Child {
     command(folder, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sd-gen starts")
 }
 
-fn painted(output: &Output) -> usize {
+fn generated(output: &Output) -> usize {
     String::from_utf8_lossy(&output.stdout).lines().count()
 }
 
@@ -43,13 +43,13 @@ fn folder(lines: &str) -> tempfile::TempDir {
     folder
 }
 
-/// The pictures of a folder and their bytes; fails for what no run may leave.
-fn pictures(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+/// The images of a folder and their bytes; fails for what no run may leave.
+fn images(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(folder).expect("folder").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.ends_with(".png") {
-            image::open(entry.path()).unwrap_or_else(|e| panic!("{name} is no picture: {e}"));
+            image::open(entry.path()).unwrap_or_else(|e| panic!("{name} is no image: {e}"));
             found.insert(name, std::fs::read(entry.path()).expect("read"));
         } else if !(name.ends_with(".part") && entry.metadata().is_ok_and(|metadata| metadata.len() == 0)) {
             // A file that was killed before its first byte may be another process's, and goes when it is older.
@@ -76,7 +76,7 @@ fn many(count: usize) -> String {
 }
 
 #[test]
-fn pictures_of_one_batch_are_those_of_single_runs() {
+fn images_of_one_batch_are_those_of_single_runs() {
     let lines = [
         ("a red apple", "1", "2", "128x128"),
         ("a cat", "7", "3.5", "128x128"),
@@ -93,51 +93,51 @@ fn pictures_of_one_batch_are_those_of_single_runs() {
             ["-p", prompt, "-s", seed, "-g", guidance, "--size", size, "--steps", "2", "--sampler", "euler-a", "--output-dir", "one"];
         done(folder.path(), &flags);
     }
-    let (together, alone) = (pictures(&folder.path().join("out")), pictures(&folder.path().join("one")));
+    let (together, alone) = (images(&folder.path().join("out")), images(&folder.path().join("one")));
     assert_eq!(together.keys().collect::<Vec<_>>(), alone.keys().collect::<Vec<_>>());
     assert!(together == alone, "the files differ");
 }
 
 #[test]
-fn running_again_paints_only_what_is_missing() {
+fn running_again_generates_only_what_is_missing() {
     let folder = folder("a cat\na dog\na cat\na bird --images 2\n");
     let out = folder.path().join("out");
-    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 5);
-    let first = pictures(&out);
+    assert_eq!(generated(&done(folder.path(), &batch(&[]))), 5);
+    let first = images(&out);
     assert_eq!(first.len(), 5, "equal lines have seeds of their own");
-    assert_eq!(painted(&done(folder.path(), &batch(&["--threads", "1", "-b", "2"]))), 0);
-    let lost = out.join(first.keys().next().expect("a picture"));
+    assert_eq!(generated(&done(folder.path(), &batch(&["--threads", "1", "-b", "2"]))), 0);
+    let lost = out.join(first.keys().next().expect("an image"));
     std::fs::remove_file(&lost).expect("remove");
-    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 1);
-    assert!(pictures(&out) == first, "the lost picture is the same again");
+    assert_eq!(generated(&done(folder.path(), &batch(&[]))), 1);
+    assert!(images(&out) == first, "the lost image is the same again");
     // Other bytes of the same length are noticed by those who ask.
     let length = std::fs::metadata(&lost).expect("there").len();
     std::fs::write(&lost, vec![0; length as usize]).expect("write");
-    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 0);
-    assert_eq!(painted(&done(folder.path(), &batch(&["--verify", "--overwrite"]))), 1);
-    assert!(pictures(&out) == first);
-    // A line that is put before the others takes nobody's seed, and other settings are other pictures.
+    assert_eq!(generated(&done(folder.path(), &batch(&[]))), 0);
+    assert_eq!(generated(&done(folder.path(), &batch(&["--verify", "--overwrite"]))), 1);
+    assert!(images(&out) == first);
+    // A line that is put before the others takes nobody's seed, and other settings are other images.
     std::fs::write(folder.path().join("lines.txt"), "a fish\na cat\na dog\na cat\na bird --images 2\n").expect("write");
-    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 1);
+    assert_eq!(generated(&done(folder.path(), &batch(&[]))), 1);
     let mut other = batch(&[]);
     other[5] = "2";
-    assert_eq!(painted(&done(folder.path(), &other)), 6);
-    assert_eq!(pictures(&out).len(), 12, "no picture was replaced");
+    assert_eq!(generated(&done(folder.path(), &other)), 6);
+    assert_eq!(images(&out).len(), 12, "no image was replaced");
 }
 
 #[test]
 fn a_run_that_is_killed_again_and_again_loses_and_repeats_nothing() {
     let folder = folder(&many(40));
     done(folder.path(), &["batch", "lines.txt", "--output-dir", "whole", "--steps", "1", "-q"]);
-    let whole = pictures(&folder.path().join("whole"));
+    let whole = images(&folder.path().join("whole"));
     assert_eq!(whole.len(), 40);
     let mut kills = 0;
     for delay in [0, 300, 500, 700, 900] {
         let mut child = spawn(folder.path(), &batch(&[]));
-        let pictures = || std::fs::read_dir(folder.path().join("out")).into_iter().flatten().count();
-        let (before, start) = (pictures(), Instant::now());
+        let images = || std::fs::read_dir(folder.path().join("out")).into_iter().flatten().count();
+        let (before, start) = (images(), Instant::now());
         // At some moment after it has begun to write.
-        while pictures() <= before + 1 && start.elapsed() < Duration::from_secs(60) && child.try_wait().expect("alive").is_none() {
+        while images() <= before + 1 && start.elapsed() < Duration::from_secs(60) && child.try_wait().expect("alive").is_none() {
             std::thread::sleep(Duration::from_millis(5));
         }
         std::thread::sleep(Duration::from_millis(delay / 10));
@@ -151,14 +151,14 @@ fn a_run_that_is_killed_again_and_again_loses_and_repeats_nothing() {
     file.write_all(b"{\"key\":\"12").expect("write");
     drop(file);
     done(folder.path(), &batch(&[]));
-    assert!(pictures(&folder.path().join("out")) == whole, "the pictures are those of an undisturbed run");
+    assert!(images(&folder.path().join("out")) == whole, "the images are those of an undisturbed run");
     let mut counts: HashMap<String, usize> = HashMap::new();
     for record in records(&manifest) {
         *counts.entry(record["key"].to_string()).or_default() += 1;
     }
     let again: usize = counts.values().map(|count| count - 1).sum();
-    assert!(counts.len() == 40 && again <= kills * 32, "{again} were painted twice in {kills} kills");
-    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 0);
+    assert!(counts.len() == 40 && again <= kills * 32, "{again} were generated twice in {kills} kills");
+    assert_eq!(generated(&done(folder.path(), &batch(&[]))), 0);
 }
 
 #[test]
@@ -167,9 +167,9 @@ fn two_processes_share_the_work() {
     let children: Vec<Child> = (0..2).map(|_| spawn(folder.path(), &batch(&["-b", "3"]))).collect();
     let outputs: Vec<Output> = children.into_iter().map(|child| child.wait_with_output().expect("output")).collect();
     assert!(outputs.iter().all(|output| output.status.success()), "{}{}", said(&outputs[0]), said(&outputs[1]));
-    assert_eq!(outputs.iter().map(painted).sum::<usize>(), 36);
-    assert_eq!(pictures(&folder.path().join("out")).len(), 36);
-    assert_eq!(records(&folder.path().join("out/sd-gen.manifest.jsonl")).len(), 36, "each was painted once");
+    assert_eq!(outputs.iter().map(generated).sum::<usize>(), 36);
+    assert_eq!(images(&folder.path().join("out")).len(), 36);
+    assert_eq!(records(&folder.path().join("out/sd-gen.manifest.jsonl")).len(), 36, "each was generated once");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_failure_is_one_lines() {
     let most_noise = ["--zero-snr", "--sampler", "euler", "--timestep-spacing", "trailing"];
     let flags = [&["batch", "lines.txt", "--output-dir", "out", "--steps", "3", "--dtype", "f16"][..], &most_noise].concat();
     let output = sd_gen(folder.path(), &flags);
-    assert_eq!((output.status.code(), painted(&output)), (Some(1), 2), "{}", said(&output));
+    assert_eq!((output.status.code(), generated(&output)), (Some(1), 2), "{}", said(&output));
     assert!(said(&output).contains("a dog") && said(&output).contains("--retry-failed"), "{}", said(&output));
     let manifest = folder.path().join("out/sd-gen.manifest.jsonl");
     let failed = |records: &[serde_json::Value]| records.iter().filter(|record| record["status"] == "failed").count();
@@ -188,7 +188,7 @@ fn a_failure_is_one_lines() {
     assert!(first.iter().any(|record| record["reason"].as_str().is_some_and(|reason| reason.contains("not numbers"))));
     // It is not tried again unasked, and still counts.
     let again = sd_gen(folder.path(), &flags);
-    assert_eq!((again.status.code(), painted(&again), records(&manifest).len()), (Some(1), 0, 3));
+    assert_eq!((again.status.code(), generated(&again), records(&manifest).len()), (Some(1), 0, 3));
     let retried = sd_gen(folder.path(), &[&flags[..], &["--retry-failed"]].concat());
     assert_eq!((retried.status.code(), failed(&records(&manifest))), (Some(1), 2));
 }
@@ -209,7 +209,7 @@ fn all_errors_are_said_at_once_and_nothing_is_made() {
 }
 
 #[test]
-fn standard_input_is_painted_as_it_comes() {
+fn standard_input_is_generated_as_it_comes() {
     let folder = folder("");
     let mut child = command(folder.path(), &["batch", "-", "--output-dir", "out", "--steps", "1"])
         .stdin(Stdio::piped())
@@ -229,7 +229,7 @@ fn standard_input_is_painted_as_it_comes() {
     drop(input);
     let output = child.wait_with_output().expect("output");
     // What is wrong with a line is found when it comes.
-    assert_eq!((output.status.code(), painted(&output)), (Some(1), 2), "{}", said(&output));
+    assert_eq!((output.status.code(), generated(&output)), (Some(1), 2), "{}", said(&output));
     assert!(said(&output).contains(":2:") && folder.path().join("out/a-bird-2.png").exists());
 }
 
@@ -238,13 +238,13 @@ fn shards_are_joined_to_the_whole() {
     let folder = folder(&many(10));
     for shard in ["1/3", "2/3", "3/3"] {
         let flags = [&BATCH[..], &["--shard", shard]].concat();
-        assert!((3..=4).contains(&painted(&done(folder.path(), &flags))));
-        assert_eq!(painted(&done(folder.path(), &flags)), 0);
+        assert!((3..=4).contains(&generated(&done(folder.path(), &flags))));
+        assert_eq!(generated(&done(folder.path(), &flags)), 0);
     }
     let shards = [1, 2, 3].map(|n| format!("out/sd-gen.manifest.{n}-of-3.jsonl"));
     done(folder.path(), &["merge", "out/sd-gen.manifest.jsonl", &shards[0], &shards[1], &shards[2]]);
-    assert_eq!(painted(&done(folder.path(), &batch(&[]))), 0, "nothing is missing");
-    assert_eq!(pictures(&folder.path().join("out")).len(), 10);
+    assert_eq!(generated(&done(folder.path(), &batch(&[]))), 0, "nothing is missing");
+    assert_eq!(images(&folder.path().join("out")).len(), 10);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn a_dry_run_says_the_plan_and_makes_nothing() {
     let output = done(folder.path(), &batch(&["--dry-run"]));
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
-        ["emoji", "3 pictures", "1 steps", "2 steps", "4 pictures to paint", "GB of memory"].iter().all(|word| said.contains(word)),
+        ["emoji", "3 images", "1 steps", "2 steps", "4 images to generate", "GB of memory"].iter().all(|word| said.contains(word)),
         "{said}"
     );
     assert!(!folder.path().join("out").exists());
@@ -272,16 +272,16 @@ fn a_sweep_gives_a_sheet_and_a_table() {
     let folder = folder("");
     let flags = ["batch", "-p", "a cat", "-s", "1", "--sweep", "steps=1,2", "--sweep", "guidance-scale=1,2,3", "--output-dir", "out"];
     let name = [&flags[..], &["-o", "{steps}-{guidance}.png"]].concat();
-    assert_eq!(painted(&done(folder.path(), &name)), 6);
+    assert_eq!(generated(&done(folder.path(), &name)), 6);
     let sheet = image::open(folder.path().join("out/sweep-steps-guidance-scale.png")).expect("a sheet");
     assert!(sheet.width() > 3 * 128 && sheet.height() > 2 * 128);
     let table = std::fs::read_to_string(folder.path().join("out/sweep-steps-guidance-scale.csv")).expect("a table");
     assert!(table.starts_with("steps,guidance-scale,prompt,seed,path\n1,1,a cat,1,out/1-1.png\n1,2,a cat,1,out/1-2.png\n"), "{table}");
     assert_eq!(table.lines().count(), 7);
-    // A larger sweep paints what is new, and draws the sheet again.
+    // A larger sweep generates what is new, and draws the sheet again.
     let mut more = name;
     more[8] = "guidance-scale=1,2,3,4";
-    assert_eq!(painted(&done(folder.path(), &more)), 2);
+    assert_eq!(generated(&done(folder.path(), &more)), 2);
     let table = std::fs::read_to_string(folder.path().join("out/sweep-steps-guidance-scale.csv")).expect("a table");
     assert_eq!(table.lines().count(), 9);
 }
@@ -306,7 +306,7 @@ fn strange_files_are_an_error_or_a_success() {
     let lines: String = (0..100_000).map(|i| format!("a cat number {i}\n")).collect();
     std::fs::write(&path, lines).expect("write");
     let output = done(folder.path(), &dry);
-    assert!(String::from_utf8_lossy(&output.stdout).contains("100000 pictures to paint"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("100000 images to generate"));
 }
 
 #[cfg(unix)]
@@ -317,14 +317,14 @@ fn ctrl_c_keeps_what_was_written() {
     let out = folder.path().join("out");
     let start = Instant::now();
     while !std::fs::read_dir(&out).is_ok_and(|entries| entries.flatten().any(|e| e.file_name().to_string_lossy().ends_with(".png"))) {
-        assert!(start.elapsed() < Duration::from_secs(120) && child.try_wait().expect("alive").is_none(), "nothing was painted");
+        assert!(start.elapsed() < Duration::from_secs(120) && child.try_wait().expect("alive").is_none(), "nothing was generated");
         std::thread::sleep(Duration::from_millis(10));
     }
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
     assert!(killed.success());
     let output = child.wait_with_output().expect("output");
     assert_eq!(output.status.code(), Some(130), "{}", said(&output));
-    let kept = pictures(&out).len();
+    let kept = images(&out).len();
     assert!((1..400).contains(&kept));
     assert_eq!(records(&out.join("sd-gen.manifest.jsonl")).len(), kept);
 }
@@ -337,7 +337,7 @@ fn an_output_folder_that_vanishes_ends_the_run_with_a_sentence() {
     let out = folder.path().join("out");
     let start = Instant::now();
     while std::fs::read_dir(&out).map_or(0, Iterator::count) < 4 {
-        assert!(start.elapsed() < Duration::from_secs(120), "nothing was painted");
+        assert!(start.elapsed() < Duration::from_secs(120), "nothing was generated");
         std::thread::sleep(Duration::from_millis(5));
     }
     std::fs::rename(&out, folder.path().join("moved")).expect("rename");
@@ -382,11 +382,11 @@ fn a_disk_that_fills_ends_the_run_and_room_lets_it_go_on() {
     let output = sd_gen(folder.path(), &batch(&[]));
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("the disk is full"), "{}", said(&output));
-    let kept = pictures(&folder.path().join("out"));
+    let kept = images(&folder.path().join("out"));
     assert!(kept.len() < 40 && records(&folder.path().join("out/sd-gen.manifest.jsonl")).len() >= kept.len());
     disk.again("size=64m");
     done(folder.path(), &batch(&[]));
-    let all = pictures(&folder.path().join("out"));
+    let all = images(&folder.path().join("out"));
     assert_eq!(all.len(), 40);
     assert!(kept.iter().all(|(name, bytes)| all.get(name) == Some(bytes)));
 }
@@ -398,9 +398,9 @@ fn a_disk_that_fills_ends_a_run_without_a_batch_too() {
     let Some(disk) = Mount::new(&folder.path().join("out"), "256k") else { return };
     let output = sd_gen(folder.path(), &["-p", "a cat", "--images", "60", "--steps", "1", "--output-dir", "out", "-s", "1", "-q"]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    // The pictures that would have met the same are not painted.
+    // The images that would have met the same are not generated.
     assert!(said(&output).lines().count() == 1 && said(&output).contains("No space left"), "{}", said(&output));
-    assert_eq!(pictures(&disk.0).len(), painted(&output));
+    assert_eq!(images(&disk.0).len(), generated(&output));
 }
 
 #[cfg(target_os = "linux")]

@@ -3,7 +3,7 @@
 
     python3 tests/batch_kill.py target/release/sd-gen [--lines 1000] [--kills 20] [--steps 2]
 
-Compares all pictures with those of an undisturbed run, counts what was painted twice, and gives both runs' pictures a second.
+Compares all images with those of an undisturbed run, counts what was generated twice, and gives both runs' images a second.
 """
 
 import argparse
@@ -27,7 +27,7 @@ args = parser.parse_args()
 program = str(Path(args.program).resolve())
 
 
-def pictures(folder):
+def images(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
@@ -45,8 +45,8 @@ with tempfile.TemporaryDirectory() as place:
     subprocess.run(command("whole"), cwd=place, check=True, stdout=subprocess.DEVNULL)
     took, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    whole = pictures(place / "whole")
-    print(f"undisturbed: {len(whole)} pictures in {took:.1f} s, {took / len(whole):.3f} s a picture, {cpu / took:.2f} cores busy")
+    whole = images(place / "whole")
+    print(f"undisturbed: {len(whole)} images in {took:.1f} s, {took / len(whole):.3f} s an image, {cpu / took:.2f} cores busy")
     assert len(whole) == args.lines
 
     kills = 0
@@ -61,7 +61,7 @@ with tempfile.TemporaryDirectory() as place:
             child.wait()
             kills += 1
     subprocess.run(command("out"), cwd=place, check=True, stdout=subprocess.DEVNULL)
-    out = pictures(place / "out")
+    out = images(place / "out")
     records = [json.loads(line) for line in (place / "out/sd-gen.manifest.jsonl").read_text().splitlines()]
     twice = sum(count - 1 for count in Counter(record["key"] for record in records).values())
     # An empty temporary file may be one that another process is about to lock, and is left alone for a minute.
@@ -71,6 +71,6 @@ with tempfile.TemporaryDirectory() as place:
         os.utime(path, (0, 0))
     subprocess.run(command("out"), cwd=place, check=True, stdout=subprocess.DEVNULL)
     left = [path.name for path in strangers()]
-    print(f"killed {kills} times: {len(out)} pictures, {twice} painted twice ({twice / kills:.1f} a kill), left behind: {left}")
-    assert out == whole, "the pictures differ from those of the undisturbed run"
+    print(f"killed {kills} times: {len(out)} images, {twice} generated twice ({twice / kills:.1f} a kill), left behind: {left}")
+    assert out == whole, "the images differ from those of the undisturbed run"
     assert not left and twice <= 48 * kills

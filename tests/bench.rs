@@ -28,7 +28,7 @@ fn every_phase_of_every_combination_is_timed() {
     assert_eq!(combinations, [("f32", Some(1)), ("f32", Some(2)), ("bf16", Some(1)), ("bf16", Some(2))]);
     for row in rows {
         assert!(row["error"].is_null(), "{row}");
-        for phase in ["open", "load", "text", "step", "decode", "picture"] {
+        for phase in ["open", "load", "text", "step", "decode", "image"] {
             assert!(row["phases"][phase]["median"].as_f64().is_some_and(|seconds| seconds > 0.0), "{phase}: {row}");
         }
         let number = |key: &str| row[key].as_f64().unwrap_or_else(|| unreachable!("{key} in {row}"));
@@ -96,7 +96,7 @@ fn a_combination_that_fails_is_a_row() {
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(report["rows"][0]["error"].as_str().is_some_and(|error| error.contains("broken.safetensors")), "{report}");
-    assert!(report["rows"][1]["error"].is_null() && report["rows"][1]["phases"]["picture"].is_object(), "{report}");
+    assert!(report["rows"][1]["error"].is_null() && report["rows"][1]["phases"]["image"].is_object(), "{report}");
     assert!(said(&output).contains("1 of 2 combinations failed"), "{}", said(&output));
 }
 

@@ -45,10 +45,10 @@ fn the_same_request_gives_the_same_file_and_overwrites_nothing() {
     assert_eq!(first, [folder.path().join("a-red-apple-1.png")]);
     assert_eq!(second, [folder.path().join("a-red-apple-1-2.png")]);
     assert_eq!(std::fs::read(&first[0]).expect("read"), std::fs::read(&second[0]).expect("read"));
-    let picture = image::open(&first[0]).expect("a picture").to_rgb8();
-    assert_eq!(picture.dimensions(), (128, 128));
+    let image = image::open(&first[0]).expect("an image").to_rgb8();
+    assert_eq!(image.dimensions(), (128, 128));
     let other = paths(folder.path(), &sd_gen(folder.path(), &["--prompt", "a red apple", "--seed", "2", "--steps", "3"]));
-    assert_ne!(image::open(&other[0]).expect("a picture").to_rgb8(), picture);
+    assert_ne!(image::open(&other[0]).expect("an image").to_rgb8(), image);
 }
 
 #[test]
@@ -56,8 +56,8 @@ fn a_red_apple_is_red_and_a_green_heart_is_green() {
     let folder = folder();
     let colour = |prompt: &str| {
         let output = sd_gen(folder.path(), &["--prompt", prompt, "--seed", "1"]);
-        let picture = image::open(&paths(folder.path(), &output)[0]).expect("a picture").to_rgb8();
-        let middle = image::imageops::crop_imm(&picture, 40, 40, 48, 48).to_image();
+        let image = image::open(&paths(folder.path(), &output)[0]).expect("an image").to_rgb8();
+        let middle = image::imageops::crop_imm(&image, 40, 40, 48, 48).to_image();
         let sum = middle.pixels().fold([0u32; 3], |sum, pixel| [0, 1, 2].map(|i| sum[i] + u32::from(pixel[i])));
         sum.map(|channel| channel / (48 * 48))
     };
@@ -68,7 +68,7 @@ fn a_red_apple_is_red_and_a_green_heart_is_green() {
 }
 
 #[test]
-fn a_run_never_overwrites_its_own_pictures() {
+fn a_run_never_overwrites_its_own_images() {
     let folder = folder();
     let arguments = ["-p", "a cat", "--steps", "1", "--images", "3", "-o", "{prompt}.png", "--overwrite"];
     for _ in 0..2 {
@@ -80,7 +80,7 @@ fn a_run_never_overwrites_its_own_pictures() {
 
 #[cfg(unix)]
 #[test]
-fn a_reader_that_goes_away_costs_no_picture_and_odd_folders_work() {
+fn a_reader_that_goes_away_costs_no_image_and_odd_folders_work() {
     use std::os::unix::ffi::OsStringExt;
     let folder = folder();
     let mut child = command(folder.path(), &["-p", "a cat", "-p", "a dog", "--steps", "1", "-s", "1"])
@@ -111,7 +111,7 @@ fn a_pickle_in_the_models_folder_is_not_passed_over() {
 }
 
 #[test]
-fn pictures_remember_their_request() {
+fn images_remember_their_request() {
     let folder = folder();
     let arguments = [
         "-p",
@@ -145,9 +145,9 @@ fn templates_batches_and_latents() {
     let output = sd_gen(folder.path(), &[&arguments[..], &["--save-latents", "latents.safetensors", "--output-dir", "out"]].concat());
     let expected = ["out/a-cat/0-9.png", "out/a-cat/1-10.png", "out/a-cat/2-11.png"].map(|name| folder.path().join(name));
     assert_eq!(paths(folder.path(), &output), expected);
-    // Picture i of a batch is the picture of seed + i.
+    // Image i of a batch is the image of seed + i.
     sd_gen(folder.path(), &["-p", "a cat", "-s", "11", "--steps", "2", "-o", "alone.png"]);
-    let open = |path: &Path| image::open(path).expect("a picture").to_rgb8();
+    let open = |path: &Path| image::open(path).expect("an image").to_rgb8();
     assert_eq!(open(&folder.path().join("alone.png")), open(&expected[2]));
     let bytes = std::fs::read(folder.path().join("latents.safetensors")).expect("read");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
@@ -183,20 +183,20 @@ fn long_prompts_name_what_is_left_out() {
 }
 
 #[test]
-fn both_layouts_paint_the_same_picture() {
+fn both_layouts_generate_the_same_image() {
     let folder = folder();
-    let paint = |model: &str, name: &str| {
+    let generate = |model: &str, name: &str| {
         sd_gen(folder.path(), &["-m", model, "-p", "a cat", "-s", "1", "--steps", "2", "--dtype", "f32", "-o", name]);
-        image::open(folder.path().join(name)).expect("a picture").to_rgb8()
+        image::open(folder.path().join(name)).expect("an image").to_rgb8()
     };
     sd_gen(folder.path(), &["convert", "emoji", "bf16", "--dtype", "bf16"]);
     assert!(folder.path().join("bf16/model_index.json").is_file());
-    assert_ne!(paint("emoji", "whole.png"), paint("./bf16", "rounded.png"));
+    assert_ne!(generate("emoji", "whole.png"), generate("./bf16", "rounded.png"));
     // The emoji model's vocabulary and defaults are its own, and travel with it.
     sd_gen(folder.path(), &["convert", "emoji", "emoji.safetensors"]);
-    assert_eq!(paint("./emoji.safetensors", "one-file.png"), paint("emoji", "again.png"));
+    assert_eq!(generate("./emoji.safetensors", "one-file.png"), generate("emoji", "again.png"));
     sd_gen(folder.path(), &["convert", "./emoji.safetensors", "back"]);
-    assert_eq!(paint("./back", "back.png"), paint("emoji", "once-more.png"));
+    assert_eq!(generate("./back", "back.png"), generate("emoji", "once-more.png"));
     let twice = command(folder.path(), &["convert", "emoji", "back"]).output().expect("sd-gen starts");
     assert_eq!(twice.status.code(), Some(2), "an existing model is not overwritten");
 }

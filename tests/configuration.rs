@@ -44,9 +44,9 @@ fn a_file_asks_for_events_as_the_command_line_does() {
         let said = String::from_utf8_lossy(&sd_gen(folder.path(), arguments).stderr).into_owned();
         said.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok_and(|event| event["event"].is_string())).count()
     };
-    let paint = ["-p", "a cat", "--seed", "3", "--steps", "1", "-o", "{index}.png"];
-    assert!(events(&paint) > 3);
-    assert_eq!(events(&[&paint[..], &["--progress", "none"]].concat()), 0);
+    let generate = ["-p", "a cat", "--seed", "3", "--steps", "1", "-o", "{index}.png"];
+    assert!(events(&generate) > 3);
+    assert_eq!(events(&[&generate[..], &["--progress", "none"]].concat()), 0);
 }
 
 #[test]

@@ -667,37 +667,37 @@ fn sd_gen(folder: &Path, endpoint: &str, arguments: &[&str]) -> Output {
     command.output().expect("sd-gen starts")
 }
 
-/// The bytes of the one picture that a run wrote.
-fn picture(folder: &Path, output: &Output) -> Vec<u8> {
+/// The bytes of the one image that a run wrote.
+fn image(folder: &Path, output: &Output) -> Vec<u8> {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     let path = folder.join(String::from_utf8_lossy(&output.stdout).trim_end());
-    std::fs::read(&path).expect("a picture")
+    std::fs::read(&path).expect("an image")
 }
 
 const APPLE: [&str; 6] = ["--prompt=a red apple", "--seed=1", "--steps=2", "--overwrite", "--output=apple.png", "--model"];
 
 #[test]
-fn a_model_from_the_hub_paints_what_the_local_one_paints() {
+fn a_model_from_the_hub_generates_what_the_local_one_generates() {
     let hub = Hub::of_folder(&emoji());
     let folder = tempfile::tempdir().expect("folder");
-    let paint = |endpoint: &str, more: &[&str]| sd_gen(folder.path(), endpoint, &[&APPLE, more].concat());
-    let local = picture(folder.path(), &paint(&hub.address, &[emoji().to_str().expect("text")]));
+    let generate = |endpoint: &str, more: &[&str]| sd_gen(folder.path(), endpoint, &[&APPLE, more].concat());
+    let local = image(folder.path(), &generate(&hub.address, &[emoji().to_str().expect("text")]));
     assert!(hub.asked().is_empty(), "a local model asks nobody");
 
-    let output = paint(&hub.address, &["org/emoji"]);
-    assert_eq!(picture(folder.path(), &output), local, "pixels and metadata, the model's name in it included");
+    let output = generate(&hub.address, &["org/emoji"]);
+    assert_eq!(image(folder.path(), &output), local, "pixels and metadata, the model's name in it included");
     assert!(String::from_utf8_lossy(&output.stderr).contains("fetching unet/diffusion_pytorch_model.safetensors, 18 MB"));
     // Nobody listens there.
     let nowhere = "http://127.0.0.1:9";
-    assert_eq!(picture(folder.path(), &paint(nowhere, &["org/emoji", "--offline", "--quiet"])), local);
-    let output = paint(nowhere, &["org/other", "--offline"]);
+    assert_eq!(image(folder.path(), &generate(nowhere, &["org/emoji", "--offline", "--quiet"])), local);
+    let output = generate(nowhere, &["org/other", "--offline"]);
     assert_eq!(output.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--offline forbids"));
     // Other commands take the same names.
     let output = sd_gen(folder.path(), nowhere, &["convert", "org/emoji", "emoji.safetensors", "--offline"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(picture(folder.path(), &paint(nowhere, &["emoji.safetensors"])).len(), local.len());
+    assert_eq!(image(folder.path(), &generate(nowhere, &["emoji.safetensors"])).len(), local.len());
 }
 
 #[test]
@@ -718,13 +718,13 @@ fn a_dry_run_fetches_no_weights_and_says_which_it_would() {
         ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"].map(|name| format!("{name}.safetensors"));
     let size = |file: &String| std::fs::metadata(emoji().join(file)).expect("metadata").len();
     let all = weights.iter().map(size).sum::<u64>() as f64 / 1e6;
-    let first = format!("org/emoji is not here; {all:.1} MB would be fetched for 2 pictures\n");
+    let first = format!("org/emoji is not here; {all:.1} MB would be fetched for 2 images\n");
     assert!(said.starts_with(&first) && weights.iter().all(|file| said.contains(&format!("\n  {file}, "))), "{said}");
-    assert!(said.contains("\n1 picture to paint; 2 of models that are not here"), "{said}");
-    // Nothing of this is in the way of painting, and what a line paints does not depend on it.
+    assert!(said.contains("\n1 image to generate; 2 of models that are not here"), "{said}");
+    // Nothing of this is in the way of generating, and what a line generates does not depend on it.
     assert_eq!(run(&[]).lines().count(), 5);
     let again = run(&["--dry-run"]);
-    assert!(again.contains("0 pictures to paint; 5 are there already") && !again.contains("fetched"), "{again}");
+    assert!(again.contains("0 images to generate; 5 are there already") && !again.contains("fetched"), "{again}");
 }
 
 #[test]
@@ -732,7 +732,7 @@ fn programs_hear_of_a_download_as_events() {
     let hub = Hub::of_folder(&emoji());
     let folder = tempfile::tempdir().expect("folder");
     let output = sd_gen(folder.path(), &hub.address, &[&APPLE[..], &["org/emoji", "--progress=json"]].concat());
-    picture(folder.path(), &output);
+    image(folder.path(), &output);
     let said = String::from_utf8_lossy(&output.stderr);
     let events: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     let size = std::fs::metadata(emoji().join("vae/diffusion_pytorch_model.safetensors")).expect("metadata").len();
@@ -750,8 +750,8 @@ fn what_is_here_wins_and_what_is_no_hub_id_is_not_asked_for() {
     std::os::unix::fs::symlink(emoji(), folder.path().join("org/emoji")).expect("link");
     std::os::unix::fs::symlink(emoji(), folder.path().join("models/group/emoji")).expect("link");
     let run = |what: &str| sd_gen(folder.path(), &hub.address, &[&APPLE[..], &[what]].concat());
-    picture(folder.path(), &run("org/emoji"));
-    picture(folder.path(), &run("group/emoji"));
+    image(folder.path(), &run("org/emoji"));
+    image(folder.path(), &run("group/emoji"));
     for (what, code, said) in [
         ("org/emojy", 2, "write hf://org/emojy"),
         ("models/emoji.safetensors", 2, "no such file"),
@@ -767,7 +767,7 @@ fn what_is_here_wins_and_what_is_no_hub_id_is_not_asked_for() {
     }
     assert!(hub.asked().is_empty());
     // Named so, it is the hub's in spite of the folder.
-    picture(folder.path(), &run("hf://org/emoji"));
+    image(folder.path(), &run("hf://org/emoji"));
     assert!(!hub.asked().is_empty());
 }
 

@@ -43,9 +43,9 @@ fn whole_models_are_named_with_nothing_missing() {
     let edit = Plan { in_channels: 8, ..sd1() };
     let inpaint = Plan { in_channels: 9, ..sdxl() };
     for (plan, what, does, prediction) in [
-        (sd1(), "Stable Diffusion 1.x, one file", "paints", "epsilon"),
-        (sd2(), "Stable Diffusion 2.x, one file", "paints", "epsilon"),
-        (sdxl(), "Stable Diffusion XL, one file", "paints", "epsilon"),
+        (sd1(), "Stable Diffusion 1.x, one file", "generates", "epsilon"),
+        (sd2(), "Stable Diffusion 2.x, one file", "generates", "epsilon"),
+        (sdxl(), "Stable Diffusion XL, one file", "generates", "epsilon"),
         (refiner(), "Stable Diffusion XL refiner, one file", "refines", "epsilon"),
         (edit, "Stable Diffusion 1.x for editing by instruction, one file", "edits", "epsilon"),
         (inpaint, "Stable Diffusion XL for inpainting, one file", "inpaints", "epsilon"),
@@ -218,9 +218,9 @@ fn every_alpha_is_said_once() {
 }
 
 #[test]
-fn the_command_of_a_picture_is_copied_as_it_is() {
-    let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/metadata/sd-gen.png");
-    let text = said(Path::new("."), &["inspect", picture.to_str().unwrap()]);
+fn the_command_of_a_image_is_copied_as_it_is() {
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/metadata/sd-gen.png");
+    let text = said(Path::new("."), &["inspect", image.to_str().unwrap()]);
     let (_, command) = text.split_once("\nsd-gen --prompt").expect("a line of its own");
     assert!(command.contains("東京\nsecond line' --negative-prompt"), "{text}");
 }
@@ -245,10 +245,10 @@ fn the_models_folder_is_a_table_with_names_that_resolve() {
         [
             ["loras/small", "lora", "f16", "-", "changes a model"],
             ["old", "pickle", "", "-", ""],
-            ["plain", "model", "f16", "epsilon", "paints"],
+            ["plain", "model", "f16", "epsilon", "generates"],
             ["torn", "unknown", "", "-", ""],
-            ["xl/Large One", "model", "f16", "v_prediction", "paints"],
-            ["emoji", "model", "f16", "epsilon", "paints"],
+            ["xl/Large One", "model", "f16", "v_prediction", "generates"],
+            ["emoji", "model", "f16", "epsilon", "generates"],
         ]
     );
     assert!(folder.path().join(".cache/sd-gen/hashes.json").is_file());
@@ -258,7 +258,7 @@ fn the_models_folder_is_a_table_with_names_that_resolve() {
         ["name", "what", "size", "dtype", "predicts", "does", "problem"]
     );
     assert!(table.contains("xl/Large One  Stable Diffusion XL") && table.contains("is a pickle"), "{table}");
-    for (name, what) in [("xl/Large One", "XL"), ("large", "XL"), ("XL/L", "XL"), ("pla", "1.x"), ("emoji", "paints")] {
+    for (name, what) in [("xl/Large One", "XL"), ("large", "XL"), ("XL/L", "XL"), ("pla", "1.x"), ("emoji", "generates")] {
         assert!(said(folder.path(), &["inspect", "--no-hash", name]).contains(what), "{name}");
     }
     std::fs::copy(models.join("plain.safetensors"), models.join("xl/plain two.safetensors")).unwrap();
@@ -277,7 +277,7 @@ fn the_models_folder_is_a_table_with_names_that_resolve() {
         std::os::unix::fs::symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji"), &link).unwrap();
         let table = said(folder.path(), &["models", "--hash"]);
         let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("emoji ")).collect();
-        assert!(rows.len() == 2 && rows.iter().all(|row| row.ends_with("paints")), "{table}");
+        assert!(rows.len() == 2 && rows.iter().all(|row| row.ends_with("generates")), "{table}");
         std::fs::remove_file(link).unwrap();
     }
     let refused = sd_gen(folder.path(), &["-m", "pl", "-p", "x"]);

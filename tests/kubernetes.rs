@@ -1,4 +1,4 @@
-//! deploy/kubernetes: the Job is one by its schema, and what its pods run paints every line once.
+//! deploy/kubernetes: the Job is one by its schema, and what its pods run generates every line once.
 #![cfg(all(unix, feature = "builtin-model"))]
 #![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
 #![allow(clippy::print_stdout, reason = "a test that is skipped says so")]
@@ -18,7 +18,7 @@ fn job() -> Value {
 }
 
 #[test]
-fn the_pods_paint_every_line_once() {
+fn the_pods_generate_every_line_once() {
     let job = job();
     let spec = &job["spec"];
     let container = &spec["template"]["spec"]["containers"][0];
@@ -50,7 +50,7 @@ fn the_pods_paint_every_line_once() {
 }
 
 #[test]
-fn a_failed_picture_fails_its_part_and_bad_usage_the_job() {
+fn a_failed_image_fails_its_part_and_bad_usage_the_job() {
     let job = job();
     let rules = job["spec"]["podFailurePolicy"]["rules"].as_array().expect("rules");
     let action = |code: u64| {

@@ -1,4 +1,4 @@
-//! What pictures say about their making: other tools' are read field by field, and ours paint the same pixels again.
+//! What images say about their making: other tools' are read field by field, and ours generate the same pixels again.
 #![cfg(feature = "builtin-model")]
 #![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
 
@@ -31,24 +31,24 @@ fn same(one: &Value, other: &Value) -> bool {
 }
 
 #[test]
-fn other_tools_pictures_are_read_field_by_field() {
+fn other_tools_images_are_read_field_by_field() {
     let expected = read_json("expected.json");
     let cases = expected.as_object().expect("an object");
     assert!(cases.len() >= 24);
     for (name, wanted) in cases {
-        let picture = read(&data(name)).expect(name).expect("a picture");
+        let image = read(&data(name)).expect(name).expect("an image");
         let Some(wanted) = wanted.as_object() else {
-            assert_eq!(picture.recipe, None, "{name}");
+            assert_eq!(image.recipe, None, "{name}");
             continue;
         };
-        let found = picture.recipe.unwrap_or_else(|| panic!("{name}: no recipe in {:?}", picture.texts)).json();
+        let found = image.recipe.unwrap_or_else(|| panic!("{name}: no recipe in {:?}", image.texts)).json();
         for (field, value) in wanted {
             assert!(same(&found[field], value), "{name}: {field} is {} and not {value}", found[field]);
         }
     }
 }
 
-/// What the committed `sd-gen.png` was painted with.
+/// What the committed `sd-gen.png` was generated with.
 const OURS: &[&str] = &[
     "--prompt",
     "a red apple, (shiny: very) — 東京\nsecond line",
@@ -71,11 +71,11 @@ const OURS: &[&str] = &[
 ];
 
 #[test]
-fn what_two_readers_see_in_our_pictures_is_what_we_write() {
+fn what_two_readers_see_in_our_images_is_what_we_write() {
     let folder = tempfile::tempdir().expect("folder");
     sd_gen(folder.path(), &[OURS, &["-o", "new.png"]].concat());
     let without_version = |path: &Path| {
-        let texts = texts(path).expect("read").expect("a picture");
+        let texts = texts(path).expect("read").expect("an image");
         texts
             .into_iter()
             .map(|text| (text.keyword, text.text.rsplit_once(", Version: ").expect("a version").0.to_owned()))
@@ -84,10 +84,10 @@ fn what_two_readers_see_in_our_pictures_is_what_we_write() {
     assert_eq!(
         without_version(&folder.path().join("new.png")),
         without_version(&data("sd-gen.png")),
-        "paint it again, and run make_pictures.py"
+        "generate it again, and run make_images.py"
     );
     let (wanted, seen) = (read_json("sd-gen.json"), read_json("readers.json"));
-    let found = read(&data("sd-gen.png")).expect("read").expect("a picture").recipe.expect("a recipe").json();
+    let found = read(&data("sd-gen.png")).expect("read").expect("an image").recipe.expect("a recipe").json();
     for (field, value) in wanted.as_object().expect("an object") {
         assert!(same(&found[field], value), "ours: {field} is {} and not {value}", found[field]);
         for reader in ["sd_parsers", "sd_prompt_reader"] {
@@ -98,7 +98,7 @@ fn what_two_readers_see_in_our_pictures_is_what_we_write() {
 }
 
 #[test]
-fn the_command_of_our_picture_paints_its_pixels_again() {
+fn the_command_of_our_image_generates_its_pixels_again() {
     let folder = tempfile::tempdir().expect("folder");
     let config = r#"{"_class_name": "DDIMScheduler", "beta_start": 0.001, "beta_end": 0.013, "beta_schedule": "scaled_linear", "clip_sample": false}"#;
     std::fs::write(folder.path().join("config.json"), config).expect("write");
@@ -114,8 +114,8 @@ fn the_command_of_our_picture_paints_its_pixels_again() {
     ];
     for (i, case) in cases.iter().enumerate() {
         let name = format!("{i}-{{seed}}.png");
-        let painted = sd_gen(folder.path(), &[case, &["-s", "7", "--steps", "2", "--size", "64x64", "-o", &name][..]].concat());
-        for path in String::from_utf8_lossy(&painted.stdout).lines() {
+        let generated = sd_gen(folder.path(), &[case, &["-s", "7", "--steps", "2", "--size", "64x64", "-o", &name][..]].concat());
+        for path in String::from_utf8_lossy(&generated.stdout).lines() {
             let said = sd_gen(folder.path(), &["inspect", "--json", path]);
             let said: Value = serde_json::from_slice(&said.stdout).expect("JSON");
             let command = &said[0]["command"];
@@ -125,8 +125,8 @@ fn the_command_of_our_picture_paints_its_pixels_again() {
             let arguments: Vec<&str> = command["arguments"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
             assert_eq!(words[1..], arguments, "{case:?}");
             sd_gen(folder.path(), &[&arguments[..], &["-o", "again.png", "--overwrite"]].concat());
-            let pixels = |name: &str| image::open(folder.path().join(name)).expect("a picture").to_rgb8();
-            assert!(pixels(path) == pixels("again.png"), "{case:?}: {command:#} painted another picture");
+            let pixels = |name: &str| image::open(folder.path().join(name)).expect("an image").to_rgb8();
+            assert!(pixels(path) == pixels("again.png"), "{case:?}: {command:#} generated another image");
         }
     }
     // What no flag can say is said.
@@ -154,14 +154,14 @@ fn same_text_many_times(entries: u16, length: u32) -> Vec<u8> {
 }
 
 /// What is said of a file with these bytes.
-fn read_bytes(bytes: &[u8]) -> sd_gen::Result<Option<sd_gen::metadata::Picture>> {
+fn read_bytes(bytes: &[u8]) -> sd_gen::Result<Option<sd_gen::metadata::Image>> {
     let mut file = tempfile::NamedTempFile::new().expect("file");
     file.write_all(bytes).expect("write");
     read(file.path())
 }
 
 #[test]
-fn hostile_pictures_cost_no_memory_and_no_panic() {
+fn hostile_images_cost_no_memory_and_no_panic() {
     let packed = |length: usize| {
         let mut packer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
         packer.write_all(&vec![b'a'; length]).expect("pack");
@@ -194,7 +194,7 @@ fn hostile_pictures_cost_no_memory_and_no_panic() {
         b"".to_vec(),
         b"\x89PNG".to_vec(),
         b"\x89PNG\r\n\x1a\n".to_vec(),
-        b"not a picture at all".to_vec(),
+        b"not an image at all".to_vec(),
         text(b""),
         text(&[0xff; 100]),
         text(deep.as_bytes()),
@@ -234,7 +234,7 @@ fn text_of(keyword: &str, text: &str) -> Text {
 
 proptest! {
     #[test]
-    fn damaged_pictures_of_every_tool_are_read_or_refused(case in 0..24usize, at in 0..2000usize, byte: u8, cut in 0..4000usize) {
+    fn damaged_images_of_every_tool_are_read_or_refused(case in 0..24usize, at in 0..2000usize, byte: u8, cut in 0..4000usize) {
         let expected = read_json("expected.json");
         let name = expected.as_object().expect("an object").keys().nth(case).expect("a case").clone();
         let mut bytes = std::fs::read(data(&name)).expect("read");
@@ -243,8 +243,8 @@ proptest! {
         if cut < length {
             bytes.truncate(cut);
         }
-        if let Ok(Some(picture)) = read_bytes(&bytes)
-            && let Some(recipe) = picture.recipe
+        if let Ok(Some(image)) = read_bytes(&bytes)
+            && let Some(recipe) = image.recipe
         {
             let command = sd_gen::metadata::command(&recipe, &["plain"]);
             prop_assert!(shlex::split(&command.shell()).is_some());

@@ -8,7 +8,7 @@
 use sd_gen::candle_core::{DType, Device, Tensor, safetensors};
 use sd_gen::device;
 use sd_gen::models::{AddedCondition, AutoencoderKLDecoder, AutoencoderKLEncoder, AutoencoderTinyDecoder, Scope, UNet2DCondition};
-use sd_gen::pipeline::{Estimate, Observer, Painted, Pipeline, SharedModel, Silent, Sketch, Stage, VaeTiling};
+use sd_gen::pipeline::{BatchItem, Estimate, GeneratedImage, Observer, Pipeline, SharedModel, Silent, Stage, VaeTiling};
 use sd_gen::request::{GenerationRequest, RequestDraft};
 use sd_gen::schedulers::TimestepSpacing;
 use sd_gen::text::{ClipTokenizer, TextEncoder};
@@ -201,16 +201,16 @@ fn bits(x: &Tensor) -> Vec<u32> {
     x.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("f32").into_iter().map(f32::to_bits).collect()
 }
 
-fn paint(pipeline: &Pipeline, request: &GenerationRequest, seeds: &[u64]) -> Vec<Painted> {
+fn generate(pipeline: &Pipeline, request: &GenerationRequest, seeds: &[u64]) -> Vec<GeneratedImage> {
     let prompt = pipeline.encode_prompt(request, &mut Silent).expect("the prompt is encoded");
-    pipeline.paint(&Sketch::of_seeds(request, &prompt, seeds), &mut Silent).expect("a picture")
+    pipeline.generate(&BatchItem::of_seeds(request, &prompt, seeds), &mut Silent).expect("an image")
 }
 
-/// The largest and the mean difference of two pictures, in levels of 255.
-fn levels_off(golden: &Tensor, painted: &Painted) -> (f64, f64) {
+/// The largest and the mean difference of two images, in levels of 255.
+fn levels_off(golden: &Tensor, generated: &GeneratedImage) -> (f64, f64) {
     let golden = numbers(golden);
-    assert_eq!(golden.len(), painted.picture.as_raw().len());
-    let off: Vec<f64> = golden.iter().zip(painted.picture.as_raw()).map(|(a, b)| (a - f64::from(*b)).abs()).collect();
+    assert_eq!(golden.len(), generated.image.as_raw().len());
+    let off: Vec<f64> = golden.iter().zip(generated.image.as_raw()).map(|(a, b)| (a - f64::from(*b)).abs()).collect();
     (off.iter().copied().fold(0.0, f64::max), off.iter().sum::<f64>() / off.len() as f64)
 }
 
@@ -275,9 +275,9 @@ fn a_call_that_comes_again_gives_the_same_bytes() {
 #[test]
 fn autoencoder() {
     for model in Model::all() {
-        let decoded = model.decoder(DType::F32).decode(&model.input("vae.latents", DType::F32)).expect("a picture");
+        let decoded = model.decoder(DType::F32).decode(&model.input("vae.latents", DType::F32)).expect("an image");
         model.assert_close("vae.decoded", &decoded, CLOSE);
-        let mean = model.encoder(DType::F32).encode_mean(&model.input("vae.picture", DType::F32)).expect("latents");
+        let mean = model.encoder(DType::F32).encode_mean(&model.input("vae.image", DType::F32)).expect("latents");
         model.assert_close("vae.mean", &mean, CLOSE);
     }
 }
@@ -290,10 +290,10 @@ fn whole_runs() {
         let bare = RequestDraft { negative_prompt: None, clip_skip: Some(2), guidance_rescale: Some(0.7), ..model.draft() };
         for (run, draft) in [("run", model.draft()), ("bare", bare)] {
             let request = model.request(&draft);
-            let painted = paint(&pipeline, &request, &[request.seed]);
-            model.assert_close(&format!("{run}.latents"), &painted[0].latents, CLOSE_AFTER_A_RUN);
-            let (largest, _) = levels_off(&model.golden(&format!("{run}.picture")), &painted[0]);
-            assert!(largest <= 1.0, "{} {run}: the picture is off by {largest} levels", model.name);
+            let generated = generate(&pipeline, &request, &[request.seed]);
+            model.assert_close(&format!("{run}.latents"), &generated[0].latents, CLOSE_AFTER_A_RUN);
+            let (largest, _) = levels_off(&model.golden(&format!("{run}.image")), &generated[0]);
+            assert!(largest <= 1.0, "{} {run}: the image is off by {largest} levels", model.name);
         }
     }
 }
@@ -314,26 +314,26 @@ fn half_precision_is_near() {
             for case in ["even", "odd"] {
                 model.assert_near(&format!("unet.{case}.output"), &model.call_unet(&unet, case, dtype), dtype, ROUNDINGS);
             }
-            let decoded = model.decoder(dtype).decode(&model.input("vae.latents", dtype)).expect("a picture");
+            let decoded = model.decoder(dtype).decode(&model.input("vae.latents", dtype)).expect("an image");
             model.assert_near("vae.decoded", &decoded, dtype, ROUNDINGS);
-            let mean = model.encoder(dtype).encode_mean(&model.input("vae.picture", dtype)).expect("latents");
+            let mean = model.encoder(dtype).encode_mean(&model.input("vae.image", dtype)).expect("latents");
             model.assert_near("vae.mean", &mean, dtype, ROUNDINGS);
 
             let request = model.request(&model.draft());
-            let painted = paint(&model.pipeline(dtype), &request, &[request.seed]);
+            let generated = generate(&model.pipeline(dtype), &request, &[request.seed]);
             // Guidance multiplies the difference of two rounded predictions.
-            model.assert_near("run.latents", &painted[0].latents, dtype, ROUNDINGS * request.guidance_scale);
-            let (largest, mean) = levels_off(&model.golden("run.picture"), &painted[0]);
-            say(&format!("{:13} picture in {dtype:?}: largest {largest} levels, mean {mean:.2}", model.name));
+            model.assert_near("run.latents", &generated[0].latents, dtype, ROUNDINGS * request.guidance_scale);
+            let (largest, mean) = levels_off(&model.golden("run.image"), &generated[0]);
+            say(&format!("{:13} image in {dtype:?}: largest {largest} levels, mean {mean:.2}", model.name));
             let tolerance = 255.0 * ROUNDINGS * unit_roundoff(dtype);
-            assert!(mean <= tolerance, "{}: the picture in {dtype:?} is off by {mean:.2} levels in the mean", model.name);
+            assert!(mean <= tolerance, "{}: the image in {dtype:?} is off by {mean:.2} levels in the mean", model.name);
         }
     }
 }
 
 #[test]
-fn a_single_step_in_bf16_paints_what_f32_paints() {
-    // One evaluation from pure noise to the picture: the network decides all of it, and no guidance multiplies its roundings.
+fn a_single_step_in_bf16_generates_what_f32_generates() {
+    // One evaluation from pure noise to the image: the network decides all of it, and no guidance multiplies its roundings.
     for model in Model::all().filter(|model| model.name != "sdxl-refiner") {
         let draft = RequestDraft {
             steps: Some(1),
@@ -345,14 +345,14 @@ fn a_single_step_in_bf16_paints_what_f32_paints() {
         let request = model.request(&draft);
         let [exact, rounded] = [DType::F32, DType::BF16].map(|dtype| {
             let pipeline = model.pipeline(dtype);
-            let painted = paint(&pipeline, &request, &[request.seed]);
-            numbers(&pipeline.decode(&painted[0].latents).expect("a picture"))
+            let generated = generate(&pipeline, &request, &[request.seed]);
+            numbers(&pipeline.decode(&generated[0].latents).expect("an image"))
         });
         let mean = exact.iter().sum::<f64>() / exact.len() as f64;
         let deviation = (exact.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / exact.len() as f64).sqrt();
         let off = exact.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).sum::<f64>() / exact.len() as f64 / deviation;
         say(&format!("{:13} one step in bf16: {:.2} % off", model.name, 100.0 * off));
-        assert!(off < 0.02, "{}: {:.2} % of the picture's deviation", model.name, 100.0 * off);
+        assert!(off < 0.02, "{}: {:.2} % of the image's deviation", model.name, 100.0 * off);
     }
 }
 
@@ -360,7 +360,7 @@ fn a_single_step_in_bf16_paints_what_f32_paints() {
 fn every_tensor_is_used() {
     for model in Model::all() {
         let pipeline = model.pipeline(DType::F32);
-        // A request only paints, so the autoencoder's other half stays unread.
+        // A request only generates, so the autoencoder's other half stays unread.
         let half = |key: &String| key.starts_with("encoder.") || key.starts_with("quant_conv.");
         let unused = model.checkpoint.unused();
         assert!(!unused.is_empty() && unused.iter().all(half), "{}: unused: {unused:?}", model.name);
@@ -376,16 +376,16 @@ fn the_same_seed_gives_the_same_bytes() {
     for model in Model::all() {
         let pipeline = model.pipeline(DType::F32);
         let request = model.request(&RequestDraft { sampler: Some("euler-a".into()), ..model.draft() });
-        let [first, again, other] = [7, 7, 8].map(|seed| paint(&pipeline, &request, &[seed]).remove(0));
+        let [first, again, other] = [7, 7, 8].map(|seed| generate(&pipeline, &request, &[seed]).remove(0));
         assert!(bits(&first.latents) == bits(&again.latents), "{}: the latents differ", model.name);
-        assert!(first.picture == again.picture, "{}: the pictures differ", model.name);
-        assert!(first.picture != other.picture, "{}: another seed paints the same picture", model.name);
+        assert!(first.image == again.image, "{}: the images differ", model.name);
+        assert!(first.image != other.image, "{}: another seed generates the same image", model.name);
     }
 }
 
 /// With a sampler that draws noise at every step, guided and not, and in every dtype.
 #[test]
-fn a_picture_does_not_depend_on_its_batch() {
+fn a_image_does_not_depend_on_its_batch() {
     if !test_device().is_cpu() {
         // A GPU's libraries and kernels cut sums by the number of rows.
         say("skipped: to the last bit on the CPU only");
@@ -398,13 +398,13 @@ fn a_picture_does_not_depend_on_its_batch() {
             let draft =
                 RequestDraft { sampler: Some("euler-a".into()), steps: Some(2), guidance_scale: Some(guidance_scale), ..model.draft() };
             let request = model.request(&draft);
-            let alone: Vec<Painted> = seeds.iter().flat_map(|&seed| paint(&pipeline, &request, &[seed])).collect();
+            let alone: Vec<GeneratedImage> = seeds.iter().flat_map(|&seed| generate(&pipeline, &request, &[seed])).collect();
             for batch in [&seeds[..2], &seeds[1..], &seeds[..]] {
-                for together in paint(&pipeline, &request, batch) {
-                    let single = alone.iter().find(|painted| painted.seed == together.seed).expect("painted alone");
+                for together in generate(&pipeline, &request, batch) {
+                    let single = alone.iter().find(|generated| generated.seed == together.seed).expect("generated alone");
                     let which = format!("{}: {} of {batch:?}, {dtype:?}, guidance {guidance_scale}", model.name, together.seed);
                     assert!(bits(&together.latents) == bits(&single.latents), "{which}");
-                    assert!(together.picture == single.picture, "{which}");
+                    assert!(together.image == single.image, "{which}");
                 }
             }
         }
@@ -415,30 +415,30 @@ fn a_picture_does_not_depend_on_its_batch() {
 fn tiny_autoencoder() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/taesd");
     let golden = safetensors::load(folder.join("golden.safetensors"), &Device::Cpu).expect("golden.safetensors");
-    let wanted = numbers(&golden["picture"]);
+    let wanted = numbers(&golden["image"]);
     let mean = wanted.iter().sum::<f64>() / wanted.len() as f64;
     let deviation = (wanted.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / wanted.len() as f64).sqrt();
     let decode = |tiny: &TinyAutoencoder| {
         let decoder = AutoencoderTinyDecoder::load(&Scope::root(tiny, DType::F32, &Device::Cpu), tiny.spec()).expect("a decoder");
-        decoder.decode(&golden["latents"]).expect("a picture")
+        decoder.decode(&golden["latents"]).expect("an image")
     };
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     for name in ["diffusers.safetensors", "decoder.safetensors"] {
-        let picture = decode(&TinyAutoencoder::open(&folder.join(name)).expect(name));
-        assert_eq!(picture.dims(), golden["picture"].dims(), "{name}");
-        let largest = numbers(&picture).iter().zip(&wanted).map(|(a, b)| (a - b).abs() / deviation).fold(0.0, f64::max);
+        let image = decode(&TinyAutoencoder::open(&folder.join(name)).expect(name));
+        assert_eq!(image.dims(), golden["image"].dims(), "{name}");
+        let largest = numbers(&image).iter().zip(&wanted).map(|(a, b)| (a - b).abs() / deviation).fold(0.0, f64::max);
         say(&format!("taesd         {name:22} largest {largest:.1e}"));
         assert!(largest <= CLOSE, "{name}: off by {largest:.1e} standard deviations");
-        pictures.push(bits(&picture));
+        images.push(bits(&image));
     }
     // Both halves in the original's names, as its author's training script saves them.
     let decoder = safetensors::load(folder.join("decoder.safetensors"), &Device::Cpu).expect("decoder.safetensors");
     let both: HashMap<String, Tensor> = decoder.into_iter().map(|(key, value)| (format!("decoder.{key}"), value)).collect();
     let path = tempfile::tempdir().expect("a folder").keep().join("taesd.safetensors");
     safetensors::save(&both, &path).expect("a file");
-    pictures.push(bits(&decode(&TinyAutoencoder::open(&path).expect("the third layout"))));
+    images.push(bits(&decode(&TinyAutoencoder::open(&path).expect("the third layout"))));
     std::fs::remove_dir_all(path.parent().expect("a folder")).expect("the folder goes");
-    assert!(pictures[0] == pictures[1] && pictures[1] == pictures[2], "the layouts differ");
+    assert!(images[0] == images[1] && images[1] == images[2], "the layouts differ");
 
     let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/parity/sd15/vae/diffusion_pytorch_model.safetensors");
     let said = TinyAutoencoder::open(&model).expect_err("another autoencoder").to_string();
@@ -462,7 +462,7 @@ impl Observer for Looking {
 }
 
 #[test]
-fn estimates_come_to_look_like_the_picture() {
+fn estimates_come_to_look_like_the_image() {
     let checkpoint = Checkpoint::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/emoji")).expect("the built-in model");
     let mut pipeline = Pipeline::load(&checkpoint, &Device::Cpu, DType::F32, DType::F32, &mut Silent).expect("a pipeline");
     let draft = RequestDraft { prompt: "a red apple".into(), seed: 1, ..RequestDraft::default() };
@@ -470,9 +470,9 @@ fn estimates_come_to_look_like_the_picture() {
         let request = RequestDraft { sampler: Some(sampler.into()), ..draft.clone() }.resolve(checkpoint.spec()).expect("a request");
         let prompt = pipeline.encode_prompt(&request, &mut Silent).expect("an encoded prompt");
         let mut looking = Looking::default();
-        let painted = pipeline.paint(&Sketch::of_seeds(&request, &prompt, &[1]), &mut looking).expect("a picture").remove(0);
+        let generated = pipeline.generate(&BatchItem::of_seeds(&request, &prompt, &[1]), &mut looking).expect("an image").remove(0);
         assert_eq!(looking.0.len(), evaluated, "{sampler}");
-        let small = image::imageops::resize(&painted.picture, 16, 16, image::imageops::FilterType::Triangle);
+        let small = image::imageops::resize(&generated.image, 16, 16, image::imageops::FilterType::Triangle);
         let off = |look: &image::RgbImage| -> f64 {
             let differences = look.as_raw().iter().zip(small.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
             differences.sum::<f64>() / small.as_raw().len() as f64
@@ -481,46 +481,46 @@ fn estimates_come_to_look_like_the_picture() {
         say(&format!("{sampler}: the first estimate is {first:.1} levels off, the last {last:.1}"));
         assert!(last < 25.0 && first > last, "{sampler}: {first} {last}");
     }
-    // A tiny autoencoder takes the map's place, and has the picture's size.
+    // A tiny autoencoder takes the map's place, and has the image's size.
     let request = RequestDraft { steps: Some(2), ..draft }.resolve(checkpoint.spec()).expect("a request");
     let prompt = pipeline.encode_prompt(&request, &mut Silent).expect("an encoded prompt");
     let taesd = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/taesd/decoder.safetensors");
     pipeline.estimate_with(&TinyAutoencoder::open(&taesd).expect("a tiny autoencoder")).expect("it fits");
     let mut looking = Looking::default();
-    pipeline.denoise(&Sketch::of_seeds(&request, &prompt, &[1, 2]), &mut looking).expect("latents");
+    pipeline.denoise(&BatchItem::of_seeds(&request, &prompt, &[1, 2]), &mut looking).expect("latents");
     assert_eq!((looking.0.len(), looking.0[0].dimensions()), (2 * 2, (128, 128)));
 }
 
-/// Networks that take turns on the device, and pictures that are decoded in tiles.
+/// Networks that take turns on the device, and images that are decoded in tiles.
 #[test]
-fn little_memory_gives_the_same_picture() {
+fn little_memory_gives_the_same_image() {
     for name in MODELS {
         let model = Model::open(name);
         let request = model.request(&model.draft());
-        let whole = paint(&model.pipeline(DType::F32), &request, &[request.seed]).remove(0);
+        let whole = generate(&model.pipeline(DType::F32), &request, &[request.seed]).remove(0);
         let shared: SharedModel = Arc::new(Model::open(name).checkpoint);
         let in_turn = || Pipeline::in_turn(shared.clone(), test_device(), DType::F32, DType::F32).expect("a pipeline");
-        let again = paint(&in_turn(), &request, &[request.seed]).remove(0);
-        assert!(bits(&whole.latents) == bits(&again.latents) && whole.picture == again.picture, "{name}: taking turns changes the picture");
+        let again = generate(&in_turn(), &request, &[request.seed]).remove(0);
+        assert!(bits(&whole.latents) == bits(&again.latents) && whole.image == again.image, "{name}: taking turns changes the image");
 
         let latents = whole.latents.to_device(test_device()).expect("latents");
-        let decode = |tiling| numbers(&in_turn().with_vae_tiling(tiling).decode(&latents).expect("a picture"));
-        // A picture that is not larger than a tile is not cut.
+        let decode = |tiling| numbers(&in_turn().with_vae_tiling(tiling).decode(&latents).expect("an image"));
+        // An image that is not larger than a tile is not cut.
         assert!(decode(VaeTiling::On) == decode(VaeTiling::Off), "{name}");
     }
 }
 
-/// What a decoder sees of a tile is not the whole picture; how much that changes is bounded here.
+/// What a decoder sees of a tile is not the whole image; how much that changes is bounded here.
 #[test]
-fn a_picture_in_tiles_is_near_the_whole_one() {
+fn a_image_in_tiles_is_near_the_whole_one() {
     for model in Model::all() {
         // The same latents over and over: what the norms see of a tile is like the whole.
         let latents = model.input("vae.latents", DType::F32);
         let (height, width) = (latents.dim(2).expect("height"), latents.dim(3).expect("width"));
         let latents = latents.repeat((1, 1, 96usize.div_ceil(height), 80usize.div_ceil(width))).expect("latents");
         let pipeline = model.pipeline(DType::F32);
-        let whole = numbers(&pipeline.decode(&latents).expect("a picture"));
-        let tiled = numbers(&pipeline.with_vae_tiling(VaeTiling::On).decode(&latents).expect("a picture"));
+        let whole = numbers(&pipeline.decode(&latents).expect("an image"));
+        let tiled = numbers(&pipeline.with_vae_tiling(VaeTiling::On).decode(&latents).expect("an image"));
         let mean = whole.iter().sum::<f64>() / whole.len() as f64;
         let deviation = (whole.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / whole.len() as f64).sqrt();
         let off = whole.iter().zip(&tiled).map(|(a, b)| (a - b).abs()).sum::<f64>() / whole.len() as f64 / deviation;

@@ -134,7 +134,7 @@ impl Cluster {
         self.wait("the queue is empty", |cluster| cluster.ask("squeue", &["--noheader"]).trim().is_empty());
     }
 
-    /// The process that paints the part.
+    /// The process that generates the part.
     fn process_of(&self, part: usize) -> Option<String> {
         let shard = format!("--shard\0{part}/{PARTS}\0");
         let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
@@ -150,11 +150,11 @@ impl Cluster {
         self.path().join(format!("out/sd-gen.manifest.{part}-of-{PARTS}.jsonl"))
     }
 
-    /// The pictures, and when each was written.
-    fn pictures(&self) -> BTreeMap<PathBuf, SystemTime> {
+    /// The images, and when each was written.
+    fn images(&self) -> BTreeMap<PathBuf, SystemTime> {
         let entries = std::fs::read_dir(self.path().join("out")).expect("folder").map(|entry| entry.expect("an entry"));
-        let pictures = entries.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "png"));
-        pictures.map(|entry| (entry.path(), entry.metadata().and_then(|metadata| metadata.modified()).expect("a time"))).collect()
+        let images = entries.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "png"));
+        images.map(|entry| (entry.path(), entry.metadata().and_then(|metadata| metadata.modified()).expect("a time"))).collect()
     }
 
     /// What the tasks said.
@@ -175,8 +175,8 @@ impl Drop for Cluster {
     }
 }
 
-/// The keys of the pictures that a manifest says were painted, one for each time.
-fn painted(manifest: &Path) -> Vec<String> {
+/// The keys of the images that a manifest says were generated, one for each time.
+fn generated(manifest: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(manifest).unwrap_or_default();
     let records = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     records.filter(|record| record["status"] == "ok").map(|record| record["key"].as_str().expect("a key").to_owned()).collect()
@@ -190,31 +190,31 @@ fn an_array_with_a_killed_task_is_finished_by_submitting_it_again() {
     std::fs::write(cluster.path().join("prompts.txt"), lines).expect("write");
 
     cluster.submit();
-    cluster.wait("the second part has painted something", |cluster| painted(&cluster.manifest(2)).len() >= 2);
+    cluster.wait("the second part has generated something", |cluster| generated(&cluster.manifest(2)).len() >= 2);
     let process = cluster.process_of(2).expect("the second part is at work");
     assert!(Command::new("kill").args(["-9", &process]).status().expect("kill").success());
     cluster.wait_for_the_end();
-    let before = cluster.pictures();
-    let done: usize = (1..=PARTS).map(|part| painted(&cluster.manifest(part)).len()).sum();
-    assert!((2..LINES / PARTS).contains(&painted(&cluster.manifest(2)).len()), "{}", cluster.logs());
-    assert_eq!(done, LINES - LINES / PARTS + painted(&cluster.manifest(2)).len(), "the other parts are finished\n{}", cluster.logs());
+    let before = cluster.images();
+    let done: usize = (1..=PARTS).map(|part| generated(&cluster.manifest(part)).len()).sum();
+    assert!((2..LINES / PARTS).contains(&generated(&cluster.manifest(2)).len()), "{}", cluster.logs());
+    assert_eq!(done, LINES - LINES / PARTS + generated(&cluster.manifest(2)).len(), "the other parts are finished\n{}", cluster.logs());
 
     cluster.submit();
     cluster.wait_for_the_end();
-    let after = cluster.pictures();
+    let after = cluster.images();
     assert_eq!(after.len(), LINES, "{}", cluster.logs());
     assert!(before.iter().all(|(path, time)| after.get(path) == Some(time)), "what was there was left alone");
-    assert!(after.keys().all(|path| image::open(path).is_ok()), "every picture is whole");
+    assert!(after.keys().all(|path| image::open(path).is_ok()), "every image is whole");
 
     let manifests: Vec<PathBuf> = (1..=PARTS).map(|part| cluster.manifest(part)).collect();
     let merged = cluster.path().join("out/sd-gen.manifest.jsonl");
     let merge = Command::new(env!("CARGO_BIN_EXE_sd-gen")).arg("merge").arg(&merged).args(&manifests).output().expect("sd-gen starts");
     assert!(merge.status.success(), "{}", String::from_utf8_lossy(&merge.stderr));
-    let keys = painted(&merged);
+    let keys = generated(&merged);
     assert_eq!((keys.len(), keys.iter().collect::<HashSet<_>>().len()), (LINES, LINES));
-    // The manifests of the parts have a record for each time that a picture was painted.
-    let mut times: Vec<String> = manifests.iter().flat_map(|manifest| painted(manifest)).collect();
-    assert_eq!(times.len(), LINES, "none was painted twice");
+    // The manifests of the parts have a record for each time that an image was generated.
+    let mut times: Vec<String> = manifests.iter().flat_map(|manifest| generated(manifest)).collect();
+    assert_eq!(times.len(), LINES, "none was generated twice");
     times.sort();
     times.dedup();
     assert_eq!(times.len(), LINES);

@@ -1,4 +1,4 @@
-//! Sweeps as their users meet them: pictures, contact sheets and tables.
+//! Sweeps as their users meet them: images, contact sheets and tables.
 #![cfg(feature = "builtin-model")]
 #![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
 
@@ -17,7 +17,7 @@ fn table(path: &Path) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn every_line_is_painted_with_every_combination() {
+fn every_line_is_generated_with_every_combination() {
     let folder = tempfile::tempdir().expect("folder");
     std::fs::write(folder.path().join("lines.csv"), "prompt,seed\n\"a cat, red\",5\na rocket,\n").expect("write");
     let arguments = "batch lines.csv --sweep cfg=1,4 --sweep steps=1..2";
@@ -34,7 +34,7 @@ fn every_line_is_painted_with_every_combination() {
     for row in &rows[1..] {
         assert_eq!(row[2] == "a cat, red", row[3] == "5", "{row:?}");
         assert!(folder.path().join(&row[4]).is_file(), "{row:?}");
-        // The picture says itself what the table says of it.
+        // The image says itself what the table says of it.
         let text = String::from_utf8_lossy(&std::fs::read(folder.path().join(&row[4])).expect("read")).into_owned();
         assert!(text.contains(&format!("Steps: {}", row[1])) && text.contains(&format!("Seed: {}", row[3])), "{row:?}");
     }
@@ -62,11 +62,11 @@ fn a_sweep_needs_no_file_and_replaces_no_file_of_others() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(std::fs::read(out.join("sweep-prompt.png")).expect("read"), b"mine");
     let sheet = image::open(out.join("sweep-prompt-2.png")).expect("a sheet").to_rgb8();
-    let painted = image::open(out.join("dog-1.png")).expect("a picture").to_rgb8();
-    // Pictures that fit are drawn as they are.
-    let (across, down) = (sheet.width() - painted.width(), sheet.height() - painted.height());
-    let is_at = |x, y| image::imageops::crop_imm(&sheet, x, y, painted.width(), painted.height()).to_image() == painted;
-    assert!((0..=across).any(|x| (0..=down).any(|y| sheet.get_pixel(x, y) == painted.get_pixel(0, 0) && is_at(x, y))));
+    let generated = image::open(out.join("dog-1.png")).expect("an image").to_rgb8();
+    // Images that fit are drawn as they are.
+    let (across, down) = (sheet.width() - generated.width(), sheet.height() - generated.height());
+    let is_at = |x, y| image::imageops::crop_imm(&sheet, x, y, generated.width(), generated.height()).to_image() == generated;
+    assert!((0..=across).any(|x| (0..=down).any(|y| sheet.get_pixel(x, y) == generated.get_pixel(0, 0) && is_at(x, y))));
     assert_eq!(table(&out.join("sweep-prompt.csv"))[1][..2], ["dog", "1"]);
 }
 
@@ -84,7 +84,7 @@ fn a_sweep_in_parts_is_drawn_as_the_whole_once_they_are_joined() {
     });
     assert!(shards.iter().all(|shard| shard.dimensions() == drawn.dimensions() && *shard != drawn));
     let is_there = |(x, y, pixel): (u32, u32, &image::Rgb<u8>)| shards.iter().any(|shard| shard.get_pixel(x, y) == pixel);
-    assert!(drawn.enumerate_pixels().all(is_there), "each part has its pictures where they are in the whole");
+    assert!(drawn.enumerate_pixels().all(is_there), "each part has its images where they are in the whole");
 
     let manifest = |part: &str| format!("out/sd-gen.manifest{part}.jsonl");
     let merge = Command::new(env!("CARGO_BIN_EXE_sd-gen"))

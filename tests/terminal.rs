@@ -97,13 +97,13 @@ fn folder() -> tempfile::TempDir {
 const APPLE: &[&str] = &["-p", "a red apple", "-s", "1", "-o", "a.png"];
 
 #[test]
-fn a_finished_picture_is_drawn_on_a_terminal() {
+fn a_finished_image_is_drawn_on_a_terminal() {
     let folder = folder();
     let arguments = [APPLE, &["--preview=blocks", "--steps", "12"]].concat();
     let (status, screen, said) = Session::start(command(folder.path(), &arguments)).finish();
     assert!(status.success(), "{said}");
     let lines = screen.lines();
-    // Twenty rows of the picture, then its path; the lines that were alive are gone.
+    // Twenty rows of the image, then its path; the lines that were alive are gone.
     assert_eq!((lines.len(), lines.last().map(String::as_str)), (21, Some("a.png")), "{lines:?}");
     assert!(lines[..20].iter().all(|line| line.chars().count() == 40 && line.chars().all(|c| c == '▀')), "{lines:?}");
     let (red, green, _) = screen.colour(12, 20);
@@ -115,7 +115,7 @@ fn a_finished_picture_is_drawn_on_a_terminal() {
 }
 
 #[test]
-fn pictures_of_a_batch_are_drawn_too() {
+fn images_of_a_batch_are_drawn_too() {
     let folder = folder();
     std::fs::write(folder.path().join("lines.txt"), "a red apple --seed 1\n").expect("write");
     let arguments = ["batch", "lines.txt", "--steps", "12", "--preview=blocks", "--output", "a.png"];
@@ -158,7 +158,7 @@ fn messages_do_not_tear_the_lines() {
     let lines = screen.lines();
     assert_eq!(lines.last().map(String::as_str), Some("2.png"));
     assert!(lines.iter().all(|line| !line.contains("steps,") && !line.contains('░')), "{lines:?}");
-    // A picture's rows are whole.
+    // An image's rows are whole.
     assert!(lines.iter().filter(|line| line.contains('▀')).all(|line| line.chars().all(|c| c == '▀')), "{lines:?}");
 }
 
@@ -188,21 +188,21 @@ fn every_line_for_programs_is_a_documented_event() {
         let output = command(folder.path(), &[&json, arguments].concat()).output().expect("sd-gen starts");
         (output.status.code(), events(&output))
     };
-    let (code, painted) = run(&["-p", &long, "-s", "1", "--steps", "2", "-o", "b.png", "-vvv", "--preview"]);
+    let (code, generated) = run(&["-p", &long, "-s", "1", "--steps", "2", "-o", "b.png", "-vvv", "--preview"]);
     assert_eq!(code, Some(0));
     let count = |events: &[serde_json::Value], name: &str| events.iter().filter(|event| event["event"] == name).count();
     let counts =
-        ["load", "run", "prompt", "encode", "step", "decode", "warning", "picture", "end", "error"].map(|name| count(&painted, name));
+        ["load", "run", "prompt", "encode", "step", "decode", "warning", "image", "end", "error"].map(|name| count(&generated, name));
     assert_eq!(counts, [3, 1, 1, 1, 3, 1, 1, 1, 1, 0]);
-    let last = &painted[painted.len() - 1];
+    let last = &generated[generated.len() - 1];
     assert_eq!((&last["event"], &last["written"], &last["failed"]), (&"end".into(), &1.into(), &0.into()));
-    let bytes: Vec<_> = painted.iter().filter(|event| event["event"] == "bytes" && event["what"] == "loading the UNet").collect();
+    let bytes: Vec<_> = generated.iter().filter(|event| event["event"] == "bytes" && event["what"] == "loading the UNet").collect();
     assert_eq!((&bytes[0]["done"], &bytes[bytes.len() - 1]["done"]), (&0.into(), &bytes[0]["all"]));
-    let levels: std::collections::BTreeSet<_> = painted.iter().filter_map(|event| event["level"].as_str()).collect();
+    let levels: std::collections::BTreeSet<_> = generated.iter().filter_map(|event| event["level"].as_str()).collect();
     assert_eq!(levels.into_iter().collect::<Vec<_>>(), ["debug", "info", "trace"]);
 
     let (code, failed) = run(&["-p", "a cat", "-p", "a dog", "-s", "1", "--steps", "1", "-o", "{index}/a.png"]);
-    assert_eq!((code, count(&failed, "picture"), count(&failed, "failed")), (Some(1), 1, 1));
+    assert_eq!((code, count(&failed, "image"), count(&failed, "failed")), (Some(1), 1, 1));
     let [.., end, error] = failed.as_slice() else { panic!("{failed:?}") };
     assert_eq!((&end["event"], &end["written"], &end["failed"]), (&"end".into(), &1.into(), &1.into()));
     assert_eq!((&error["event"], &error["exit_code"]), (&"error".into(), &1.into()));
@@ -214,7 +214,7 @@ fn every_line_for_programs_is_a_documented_event() {
     }
 
     let document = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/progress.md")).expect("docs/progress.md");
-    for event in painted.iter().chain(&failed).chain(refused.iter().flat_map(|(_, said)| said)) {
+    for event in generated.iter().chain(&failed).chain(refused.iter().flat_map(|(_, said)| said)) {
         let name = event["event"].as_str().expect("a name");
         let row =
             document.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap_or_else(|| panic!("{name} is not documented"));
@@ -241,7 +241,7 @@ fn logs_are_said_as_loudly_as_asked() {
         "{info}"
     );
     let (_, debug) = said(&["-vv"], "");
-    assert!(debug.contains("opened emoji:unet/") && debug.contains("the picture is written"), "{debug}");
+    assert!(debug.contains("opened emoji:unet/") && debug.contains("the image is written"), "{debug}");
     let (_, only) = said(&[], "sd_gen::weights=debug");
     assert!(only.contains("opened emoji:unet/") && !only.contains("is loaded"), "{only}");
     let (code, wrong) = said(&[], "sd_gen=loud");

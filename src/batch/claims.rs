@@ -1,7 +1,7 @@
-//! Who paints what, where several processes share a manifest.
+//! Who generates what, where several processes share a manifest.
 //!
-//! Each process keeps a file with the keys of the pictures that it is painting, and holds a lock on it for as long as it lives. The lock
-//! ends with the process, so a file that can be locked is a dead process's, and its pictures are free. All of this happens under the
+//! Each process keeps a file with the keys of the images that it is generating, and holds a lock on it for as long as it lives. The lock
+//! ends with the process, so a file that can be locked is a dead process's, and its images are free. All of this happens under the
 //! manifest's lock.
 
 use super::key::Key;
@@ -39,7 +39,7 @@ impl Claims {
         Ok(Self { folder, file, keys: HashSet::new() })
     }
 
-    /// What living processes other than this one are painting; the files of dead ones are removed.
+    /// What living processes other than this one are generating; the files of dead ones are removed.
     pub(super) fn of_others(&self) -> HashSet<Key> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let mut keys = HashSet::new();

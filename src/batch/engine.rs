@@ -1,25 +1,25 @@
-//! The one loop that paints: three kinds of threads with short queues between them.
+//! The one loop that generates: three kinds of threads with short queues between them.
 //!
 //! ```text
-//! batches ─▶ prepare: load the model, encode the texts ─▶ paint: denoise, decode ─▶ write: PNG, fsync, record
+//! batches ─▶ prepare: load the model, encode the texts ─▶ generate: denoise, decode ─▶ write: PNG, fsync, record
 //! ```
 //!
-//! While one batch is denoised, the texts of the next are encoded, its model is loaded where there is room for two, and the pictures of
-//! the last are written. The queues are short, so that memory does not grow with the number of pictures. The caller's thread hears of
+//! While one batch is denoised, the texts of the next are encoded, its model is loaded where there is room for two, and the images of
+//! the last are written. The queues are short, so that memory does not grow with the number of images. The caller's thread hears of
 //! everything and may stop it.
 //!
-//! A stopped engine does not wait for a step that is at work: what was painted is written, and the rest is dropped. The threads that
+//! A stopped engine does not wait for a step that is at work: what was generated is written, and the rest is dropped. The threads that
 //! are left end at their next step, or with the process.
 
-mod hear;
+mod events;
 #[cfg(test)]
 mod tests;
 
-use hear::Event;
-pub use hear::{Audience, Hear, News};
+use events::EngineEvent;
+pub use events::{EventSender, ImageEvent, RunObserver};
 
 use super::texts::Texts;
-use crate::pipeline::{Conditioning, Observer, Painted, Pipeline, Sketch};
+use crate::pipeline::{BatchItem, Conditioning, GeneratedImage, Observer, Pipeline};
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -29,14 +29,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// One picture to paint.
+/// One image to generate.
 #[derive(Debug, Clone)]
 pub struct Task {
     /// Whatever the caller knows it by.
     pub id: usize,
     /// Which model, as the caller's [`Load`] counts them.
     pub model: usize,
-    /// What to paint.
+    /// What to generate.
     pub request: Arc<GenerationRequest>,
     /// The seed.
     pub seed: u64,
@@ -47,8 +47,8 @@ pub struct Task {
 pub struct Finished {
     /// The task.
     pub task: Task,
-    /// The picture, or why there is none.
-    pub result: Result<Painted>,
+    /// The image, or why there is none.
+    pub result: Result<GeneratedImage>,
     /// Seconds that it took, the others of its batch shared out.
     pub seconds: f64,
 }
@@ -91,62 +91,62 @@ pub trait Load: Send {
     fn fits_beside(&self, model: usize) -> bool;
 }
 
-/// Takes what was painted, in the order of the batches.
+/// Takes what was generated, in the order of the batches.
 pub trait Sink: Send {
-    /// Keeps the pictures of a batch, and tells of each.
+    /// Keeps the images of a batch, and tells of each.
     ///
     /// # Errors
-    /// No further picture can be kept: the run ends.
-    fn take(&mut self, finished: Vec<Finished>, hear: &Hear) -> Result<()>;
+    /// No further image can be kept: the run ends.
+    fn take(&mut self, finished: Vec<Finished>, events: &EventSender) -> Result<()>;
 }
 
-/// Paints batches until there are no more.
+/// Generates batches until there are no more.
 ///
-/// The iterator that `batches` makes is driven by a thread of the engine, at the pace of the painting.
+/// The iterator that `batches` makes is driven by a thread of the engine, at the pace of the generating.
 ///
 /// # Errors
-/// The sink's, `audience`'s, or that of `batches`. What was painted until then has been kept.
+/// The sink's, `audience`'s, or that of `batches`. What was generated until then has been kept.
 pub fn run<I: Iterator<Item = Result<Batch>>>(
-    batches: impl FnOnce(Hear) -> I + Send + 'static,
+    batches: impl FnOnce(EventSender) -> I + Send + 'static,
     models: impl Load + 'static,
     sink: impl Sink + 'static,
-    audience: &mut dyn Audience,
+    audience: &mut dyn RunObserver,
 ) -> Result<()> {
     let (events, heard) = sync_channel(UNTOLD);
     let stop = Arc::new(AtomicBool::new(false));
     let look = Arc::new(AtomicBool::new(false));
-    let hear = Hear { events, stop: stop.clone(), look: look.clone() };
-    // One prepared batch waits, and one painted batch for each painter.
-    let (prepared, to_paint) = sync_channel(1);
-    let painters = PAINTERS * models.most_devices().max(1);
-    let (painted, to_write) = sync_channel(painters);
-    let to_paint = Arc::new(Mutex::new(to_paint));
+    let events = EventSender { events, stop: stop.clone(), look: look.clone() };
+    // One prepared batch waits, and one generated batch for each generator.
+    let (prepared, to_generate) = sync_channel(1);
+    let generators = PAINTERS * models.most_devices().max(1);
+    let (generated, to_write) = sync_channel(generators);
+    let to_generate = Arc::new(Mutex::new(to_generate));
     let most = Arc::new(AtomicUsize::new(usize::MAX));
 
     let spawn = |name: &str, work: Box<dyn FnOnce() -> Result<()> + Send>| {
         let thread = std::thread::Builder::new().name(name.to_owned());
-        thread.spawn(work).map_err(|e| Error::Picture(format!("no thread can be started to paint with: {e}")))
+        thread.spawn(work).map_err(|e| Error::Image(format!("no thread can be started to generate with: {e}")))
     };
     let mut workers = Vec::new();
     let preparer = Preparer {
         models,
         loaded: None,
         unloadable: None,
-        hear: hear.clone(),
+        events: events.clone(),
         prepared,
-        painted: painted.clone(),
+        generated: generated.clone(),
         sequence: 0,
         rooms: Vec::new(),
         turn: 0,
     };
-    let told = hear.clone();
+    let told = events.clone();
     workers.push(spawn("prepare", Box::new(move || preparer.work(batches(told))))?);
-    for _ in 0..painters {
-        let (to_paint, painted, hear, most) = (to_paint.clone(), painted.clone(), hear.clone(), most.clone());
-        workers.push(spawn("paint", Box::new(move || Painter { to_paint, painted, hear, most }.work()))?);
+    for _ in 0..generators {
+        let (to_generate, generated, events, most) = (to_generate.clone(), generated.clone(), events.clone(), most.clone());
+        workers.push(spawn("generate", Box::new(move || GeneratedBy { to_generate, generated, events, most }.work()))?);
     }
-    drop((painted, to_paint));
-    let writer = spawn("write", Box::new(move || write(&to_write, sink, &hear)))?;
+    drop((generated, to_generate));
+    let writer = spawn("write", Box::new(move || write(&to_write, sink, &events)))?;
 
     let heard = listen(heard, &stop, &look, &writer, audience);
     let kept = end_of(writer);
@@ -161,11 +161,11 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
 /// Tells the audience until everything is written. From the moment that it wants no more, the threads are told to stop. What they say
 /// when it has returned goes nowhere, and keeps none of them waiting.
 fn listen(
-    events: Receiver<Event>,
+    events: Receiver<EngineEvent>,
     stop: &AtomicBool,
     look: &AtomicBool,
     writer: &JoinHandle<Result<()>>,
-    audience: &mut dyn Audience,
+    audience: &mut dyn RunObserver,
 ) -> Result<()> {
     let mut ended = Ok(());
     loop {
@@ -176,8 +176,8 @@ fn listen(
         }
         match (events.recv_timeout(Duration::from_millis(20)), &ended) {
             (Ok(event), Ok(())) => ended = event.tell(audience),
-            // Pictures are still being kept; that the audience has had enough is known.
-            (Ok(event @ Event::News(_)), Err(_)) => drop(event.tell(audience)),
+            // Images are still being kept; that the audience has had enough is known.
+            (Ok(event @ EngineEvent::ImageEvent(_)), Err(_)) => drop(event.tell(audience)),
             (Err(RecvTimeoutError::Timeout), Ok(())) => ended = audience.heartbeat(),
             (Err(RecvTimeoutError::Disconnected), _) => return ended,
             _ => {}
@@ -188,7 +188,7 @@ fn listen(
         if written {
             // Threads that were stopped may go on talking.
             while let Ok(event) = events.try_recv() {
-                if ended.is_ok() || matches!(event, Event::News(_)) {
+                if ended.is_ok() || matches!(event, EngineEvent::ImageEvent(_)) {
                     ended = ended.and(event.tell(audience));
                 }
             }
@@ -198,37 +198,37 @@ fn listen(
 }
 
 fn end_of(thread: JoinHandle<Result<()>>) -> Result<()> {
-    thread.join().unwrap_or_else(|_| Err(Error::Picture("a thread of the program failed, which is a defect; please report it".into())))
+    thread.join().unwrap_or_else(|_| Err(Error::Image("a thread of the program failed, which is a defect; please report it".into())))
 }
 
 /// A batch whose model is loaded and whose texts are encoded.
-struct Prepared {
+struct PreparedBatch {
     sequence: u64,
     pipeline: Arc<Pipeline>,
     tasks: Vec<(Task, Conditioning)>,
     at_once: usize,
     /// The pipeline's device.
-    room: Arc<Room>,
+    room: Arc<DeviceSlots>,
 }
 
 /// Batches leave in the order of this number, which counts without gaps.
-type Numbered = (u64, Vec<Finished>);
+type SequencedImages = (u64, Vec<Finished>);
 
 /// A model on each of its devices, with the texts that were encoded there.
-type Everywhere = Vec<(Arc<Pipeline>, Texts)>;
+type DevicePipelines = Vec<(Arc<Pipeline>, Texts)>;
 
 struct Preparer<M> {
     models: M,
     /// With the model's number.
-    loaded: Option<(usize, Everywhere)>,
+    loaded: Option<(usize, DevicePipelines)>,
     /// The model that could not be loaded last, and why.
     unloadable: Option<(usize, Error)>,
-    hear: Hear,
-    prepared: SyncSender<Prepared>,
-    painted: SyncSender<Numbered>,
+    events: EventSender,
+    prepared: SyncSender<PreparedBatch>,
+    generated: SyncSender<SequencedImages>,
     sequence: u64,
     /// Each device.
-    rooms: Vec<Arc<Room>>,
+    rooms: Vec<Arc<DeviceSlots>>,
     /// Counts batches, to deal them out.
     turn: usize,
 }
@@ -237,7 +237,7 @@ impl<M: Load> Preparer<M> {
     fn work(mut self, batches: impl Iterator<Item = Result<Batch>>) -> Result<()> {
         for batch in batches {
             // A channel without its other end means that the run was stopped, for which somebody else has the reason.
-            if self.hear.stop.load(Ordering::Relaxed) || self.prepare(batch?).is_err() {
+            if self.events.stop.load(Ordering::Relaxed) || self.prepare(batch?).is_err() {
                 break;
             }
         }
@@ -264,7 +264,7 @@ impl<M: Load> Preparer<M> {
         let mut encoded: Vec<(Task, Conditioning)> = Vec::new();
         let mut failed = Vec::new();
         for task in tasks {
-            match texts.condition(&pipeline, &task.request, &mut self.hear) {
+            match texts.condition(&pipeline, &task.request, &mut self.events) {
                 Ok(conditioning) => encoded.push((task, conditioning)),
                 Err(Error::Cancelled) => return Err(Error::Cancelled),
                 Err(error) => failed.push(Finished { task, result: Err(error), seconds: 0.0 }),
@@ -278,7 +278,7 @@ impl<M: Load> Preparer<M> {
             let tasks;
             (tasks, encoded) = encoded.into_iter().partition(|(_, conditioning)| conditioning.tokens() == tokens);
             let sequence = self.next();
-            let prepared = Prepared { sequence, pipeline: pipeline.clone(), tasks, at_once, room: room.clone() };
+            let prepared = PreparedBatch { sequence, pipeline: pipeline.clone(), tasks, at_once, room: room.clone() };
             self.prepared.send(prepared).map_err(|_| Error::Cancelled)?;
         }
         Ok(())
@@ -292,7 +292,7 @@ impl<M: Load> Preparer<M> {
 
     fn pass(&mut self, failed: Vec<Finished>) -> Result<()> {
         let sequence = self.next();
-        self.painted.send((sequence, failed)).map_err(|_| Error::Cancelled)
+        self.generated.send((sequence, failed)).map_err(|_| Error::Cancelled)
     }
 
     /// Makes `model` the loaded one.
@@ -309,15 +309,15 @@ impl<M: Load> Preparer<M> {
             let waiting: Vec<_> = everywhere.iter().map(|(pipeline, _)| Arc::downgrade(pipeline)).collect();
             drop(everywhere);
             while waiting.iter().any(|pipeline| pipeline.strong_count() > 0) {
-                if self.hear.stop.load(Ordering::Relaxed) {
+                if self.events.stop.load(Ordering::Relaxed) {
                     return Err(Error::Cancelled);
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
         let devices = self.models.devices(model).max(1);
-        let on = |device| Ok((Arc::new(self.models.load(model, device, &mut self.hear)?), Texts::default()));
-        match (0..devices).map(on).collect::<Result<Everywhere>>() {
+        let on = |device| Ok((Arc::new(self.models.load(model, device, &mut self.events)?), Texts::default()));
+        match (0..devices).map(on).collect::<Result<DevicePipelines>>() {
             Ok(everywhere) => {
                 self.loaded = Some((model, everywhere));
                 Ok(())
@@ -330,37 +330,37 @@ impl<M: Load> Preparer<M> {
     }
 }
 
-struct Painter {
-    to_paint: Arc<Mutex<Receiver<Prepared>>>,
-    painted: SyncSender<Numbered>,
-    hear: Hear,
-    /// Of the pictures that a device was found to hold at once, the most pixels.
+struct GeneratedBy {
+    to_generate: Arc<Mutex<Receiver<PreparedBatch>>>,
+    generated: SyncSender<SequencedImages>,
+    events: EventSender,
+    /// Of the images that a device was found to hold at once, the most pixels.
     most: Arc<AtomicUsize>,
 }
 
 /// A device: of each batch that is on it, [`Batch::at_once`].
 #[derive(Default)]
-struct Room {
+struct DeviceSlots {
     taken: Mutex<Vec<usize>>,
     fewer: Condvar,
 }
 
-/// A batch's place on a device, given back however the painting ends.
-struct Place<'a> {
-    room: &'a Room,
+/// A batch's place on a device, given back however the generating ends.
+struct SlotGuard<'a> {
+    room: &'a DeviceSlots,
     at_once: usize,
     /// Batches that were on the device when this one came, itself included.
     beside: usize,
 }
 
-impl Room {
+impl DeviceSlots {
     /// Waits until a batch may come that suffers `at_once`.
-    fn enter(&self, at_once: usize) -> Place<'_> {
+    fn enter(&self, at_once: usize) -> SlotGuard<'_> {
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = |taken: &mut Vec<usize>| !admits(taken, at_once);
         let mut taken = self.fewer.wait_while(taken, is_full).unwrap_or_else(PoisonError::into_inner);
         taken.push(at_once);
-        Place { room: self, at_once, beside: taken.len() }
+        SlotGuard { room: self, at_once, beside: taken.len() }
     }
 }
 
@@ -369,7 +369,7 @@ fn admits(taken: &[usize], at_once: usize) -> bool {
     taken.is_empty() || taken.iter().chain([&at_once]).all(|most| taken.len() < *most)
 }
 
-impl Drop for Place<'_> {
+impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
         let mut taken = self.room.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = taken.iter().position(|other| *other == self.at_once) {
@@ -379,28 +379,28 @@ impl Drop for Place<'_> {
     }
 }
 
-impl Drop for Painter {
+impl Drop for GeneratedBy {
     fn drop(&mut self) {
         // Its batch is lost, and the writer would wait for it to the end of the run.
         if std::thread::panicking() {
-            self.hear.stop.store(true, Ordering::Relaxed);
+            self.events.stop.store(true, Ordering::Relaxed);
         }
     }
 }
 
-impl Painter {
+impl GeneratedBy {
     fn work(&mut self) -> Result<()> {
         loop {
-            let next = self.to_paint.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Prepared { sequence, pipeline, tasks, at_once, room }) = next else { return Ok(()) };
+            let next = self.to_generate.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(PreparedBatch { sequence, pipeline, tasks, at_once, room }) = next else { return Ok(()) };
             let place = room.enter(at_once);
-            self.hear.tell(News::Begun { ids: tasks.iter().map(|(task, _)| task.id).collect() });
+            self.events.tell(ImageEvent::Begun { ids: tasks.iter().map(|(task, _)| task.id).collect() });
             let mut finished = Vec::with_capacity(tasks.len());
             let mut rest = tasks.as_slice();
             while !rest.is_empty() {
                 let fit = self.most.load(Ordering::Relaxed) / pixels(rest).max(1);
                 let (now, later) = rest.split_at(rest.len().min(fit.max(1)));
-                if let Err(Error::Cancelled) = self.paint(&pipeline, now, place.beside, &mut finished) {
+                if let Err(Error::Cancelled) = self.generate(&pipeline, now, place.beside, &mut finished) {
                     break;
                 }
                 rest = later;
@@ -408,27 +408,28 @@ impl Painter {
             drop(place);
             // The last to hold a pipeline frees its memory, so not while the writer is waited for.
             drop((tasks, pipeline));
-            if self.painted.send((sequence, finished)).is_err() {
+            if self.generated.send((sequence, finished)).is_err() {
                 return Ok(());
             }
         }
     }
 
-    /// Paints `tasks` at once, and where that fails, fewer at once. There are `beside` batches on the device, this one included.
+    /// Generates `tasks` at once, and where that fails, fewer at once. There are `beside` batches on the device, this one included.
     ///
     /// # Errors
     /// [`Error::Cancelled`] alone.
-    fn paint(&mut self, pipeline: &Pipeline, tasks: &[(Task, Conditioning)], beside: usize, finished: &mut Vec<Finished>) -> Result<()> {
-        let batch: Vec<Sketch<'_>> =
-            tasks.iter().map(|(task, prompt)| Sketch { request: &task.request, prompt, seed: task.seed }).collect();
+    fn generate(&mut self, pipeline: &Pipeline, tasks: &[(Task, Conditioning)], beside: usize, finished: &mut Vec<Finished>) -> Result<()> {
+        let batch: Vec<BatchItem<'_>> =
+            tasks.iter().map(|(task, prompt)| BatchItem { request: &task.request, prompt, seed: task.seed }).collect();
         let start = Instant::now();
-        let painted = pipeline.paint(&batch, &mut self.hear);
-        // What painters do side by side takes each of them as much longer.
+        let generated = pipeline.generate(&batch, &mut self.events);
+        // What generators do side by side takes each of them as much longer.
         let seconds = start.elapsed().as_secs_f64() / (beside * tasks.len()) as f64;
-        let error = match painted {
-            Ok(painted) => {
-                let of = |((task, _), painted): (&(Task, _), Painted)| Finished { task: task.clone(), result: Ok(painted), seconds };
-                finished.extend(tasks.iter().zip(painted).map(of));
+        let error = match generated {
+            Ok(generated) => {
+                let of =
+                    |((task, _), generated): (&(Task, _), GeneratedImage)| Finished { task: task.clone(), result: Ok(generated), seconds };
+                finished.extend(tasks.iter().zip(generated).map(of));
                 return Ok(());
             }
             Err(Error::Cancelled) => return Err(Error::Cancelled),
@@ -443,11 +444,12 @@ impl Painter {
         if no_memory {
             let half = tasks.len() / 2;
             self.most.fetch_min(half * pixels(tasks), Ordering::Relaxed);
-            self.hear.tell(News::Remark(format!("{} pictures at once do not fit into the memory; going on with {half}", tasks.len())));
-            return tasks.chunks(half).try_for_each(|tasks| self.paint(pipeline, tasks, beside, finished));
+            self.events
+                .tell(ImageEvent::Remark(format!("{} images at once do not fit into the memory; going on with {half}", tasks.len())));
+            return tasks.chunks(half).try_for_each(|tasks| self.generate(pipeline, tasks, beside, finished));
         }
-        // One bad picture must not cost its neighbours.
-        tasks.chunks(1).try_for_each(|task| self.paint(pipeline, task, beside, finished))
+        // One bad image must not cost its neighbours.
+        tasks.chunks(1).try_for_each(|task| self.generate(pipeline, task, beside, finished))
     }
 }
 
@@ -458,38 +460,38 @@ fn pixels(tasks: &[(Task, Conditioning)]) -> usize {
 
 fn does_not_fit(request: &GenerationRequest) -> Error {
     let (width, height) = (request.width, request.height);
-    Error::Picture(format!(
-        "one picture of {width}x{height} does not fit into the device's memory; \
+    Error::Image(format!(
+        "one image of {width}x{height} does not fit into the device's memory; \
          try a smaller --size, --dtype f16 or bf16, or --device cpu"
     ))
 }
 
-/// The error again, for another picture that failed by it.
+/// The error again, for another image that failed by it.
 fn same(error: &Error) -> Error {
     match error {
         Error::Input(what) => Error::Input(what.clone()),
         Error::Model(what) => Error::Model(what.clone()),
         Error::Cancelled => Error::Cancelled,
-        other => Error::Picture(other.to_string()),
+        other => Error::Image(other.to_string()),
     }
 }
 
-/// Gives the sink what was painted, in order.
-fn write(painted: &Receiver<Numbered>, mut sink: impl Sink, hear: &Hear) -> Result<()> {
+/// Gives the sink what was generated, in order.
+fn write(generated: &Receiver<SequencedImages>, mut sink: impl Sink, events: &EventSender) -> Result<()> {
     let mut waiting = BTreeMap::new();
     let mut next = 0;
     loop {
-        match painted.recv_timeout(Duration::from_millis(20)) {
+        match generated.recv_timeout(Duration::from_millis(20)) {
             Ok((sequence, finished)) => drop(waiting.insert(sequence, finished)),
-            Err(RecvTimeoutError::Timeout) if hear.stop.load(Ordering::Relaxed) => break,
+            Err(RecvTimeoutError::Timeout) if events.stop.load(Ordering::Relaxed) => break,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
         while let Some(finished) = waiting.remove(&next) {
-            sink.take(finished, hear)?;
+            sink.take(finished, events)?;
             next += 1;
         }
     }
-    // Of a stopped run, what was painted out of turn.
-    waiting.into_values().try_for_each(|finished| sink.take(finished, hear))
+    // Of a stopped run, what was generated out of turn.
+    waiting.into_values().try_for_each(|finished| sink.take(finished, events))
 }

@@ -1,8 +1,8 @@
 //! What the engine is fed with: the jobs that are left, in the plan's order, claimed from other processes batch by batch.
 
-use super::engine::{Batch, Hear, News, Task};
+use super::engine::{Batch, EventSender, ImageEvent, Task};
 use super::key::Key;
-use super::ledger::{Ledger, Standing};
+use super::ledger::{JobState, Ledger};
 use super::plan::{Job, groups};
 use super::size::Sizes;
 use crate::Result;
@@ -10,15 +10,15 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// How often other processes are asked for what they are painting.
+/// How often other processes are asked for what they are generating.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The jobs that were handed to the engine, by their ids.
 #[derive(Debug, Clone, Default)]
-pub struct Book(Arc<Mutex<HashMap<usize, Job>>>);
+pub struct JobTable(Arc<Mutex<HashMap<usize, Job>>>);
 
-impl Book {
-    /// The prompt of a job that is being painted.
+impl JobTable {
+    /// The prompt of a job that is being generated.
     pub fn prompt(&self, id: usize) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).map(|job| job.request.prompt.clone())
     }
@@ -34,29 +34,29 @@ impl Book {
 }
 
 /// The batches of jobs that come window by window.
-pub struct Feed<W, S> {
+pub struct JobFeed<W, S> {
     /// Gives the next jobs that can be planned together; may wait for them. `None` is the end.
     windows: W,
-    /// How a group of so many pictures like this one is painted.
+    /// How a group of so many images like this one is generated.
     sizes: S,
-    /// Who has painted what.
+    /// Who has generated what.
     ledger: Arc<Mutex<Ledger>>,
     /// Where the engine's jobs are noted.
-    book: Book,
+    book: JobTable,
     /// Tells the user.
-    hear: Hear,
+    events: EventSender,
     /// What is planned.
     planned: VecDeque<(Vec<Job>, usize)>,
-    /// What other processes were painting when they were asked.
+    /// What other processes were generating when they were asked.
     elsewhere: Vec<(Vec<Job>, usize)>,
     /// That other processes are waited for was said.
     waiting: bool,
 }
 
-impl<W: FnMut(&Hear) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> Feed<W, S> {
+impl<W: FnMut(&EventSender) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> JobFeed<W, S> {
     /// Nothing is planned yet.
-    pub fn new(windows: W, sizes: S, ledger: Arc<Mutex<Ledger>>, book: Book, hear: Hear) -> Self {
-        Self { windows, sizes, ledger, book, hear, planned: VecDeque::new(), elsewhere: Vec::new(), waiting: false }
+    pub fn new(windows: W, sizes: S, ledger: Arc<Mutex<Ledger>>, book: JobTable, events: EventSender) -> Self {
+        Self { windows, sizes, ledger, book, events, planned: VecDeque::new(), elsewhere: Vec::new(), waiting: false }
     }
 
     fn plan(&mut self, jobs: Vec<Job>) {
@@ -78,13 +78,13 @@ impl<W: FnMut(&Hear) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> Feed<W, S
         for (job, standing) in jobs.into_iter().zip(standings) {
             let id = job.id;
             match standing {
-                Standing::Open => {
+                JobState::Open => {
                     tasks.push(Task { id, model: job.model, request: job.request.clone(), seed: job.seed });
                     self.book.add(job);
                 }
-                Standing::Elsewhere => elsewhere.push(job),
-                Standing::Painted(_) => self.hear.tell(News::Known { failed: false }),
-                Standing::Failed(_) => self.hear.tell(News::Known { failed: true }),
+                JobState::ClaimedElsewhere => elsewhere.push(job),
+                JobState::Generated(_) => self.events.tell(ImageEvent::Known { failed: false }),
+                JobState::Failed(_) => self.events.tell(ImageEvent::Known { failed: true }),
             }
         }
         if !elsewhere.is_empty() {
@@ -101,17 +101,18 @@ impl<W: FnMut(&Hear) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> Feed<W, S
                     None => continue,
                 }
             }
-            if let Some(jobs) = (self.windows)(&self.hear) {
+            if let Some(jobs) = (self.windows)(&self.events) {
                 self.plan(jobs);
                 continue;
             }
-            if self.elsewhere.is_empty() || self.hear.is_stopped() {
+            if self.elsewhere.is_empty() || self.events.is_stopped() {
                 return Ok(None);
             }
-            // Another process may be killed before it has painted them.
+            // Another process may be killed before it has generated them.
             if !self.waiting {
                 let left: usize = self.elsewhere.iter().map(|(jobs, _)| jobs.len()).sum();
-                self.hear.tell(News::Remark(format!("the last {left} pictures are being painted by another process; waiting for them")));
+                self.events
+                    .tell(ImageEvent::Remark(format!("the last {left} images are being generated by another process; waiting for them")));
                 self.waiting = true;
             }
             std::thread::sleep(PATIENCE);
@@ -120,7 +121,7 @@ impl<W: FnMut(&Hear) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> Feed<W, S
     }
 }
 
-impl<W: FnMut(&Hear) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> Iterator for Feed<W, S> {
+impl<W: FnMut(&EventSender) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> Iterator for JobFeed<W, S> {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -1,28 +1,28 @@
-//! What a picture is, so that it can be known again: a hash of everything that decides its pixels, and of nothing else.
+//! What an image is, so that it can be known again: a hash of everything that decides its pixels, and of nothing else.
 
-use crate::metadata::Painter;
-use crate::pipeline::PAINTS;
+use crate::metadata::GeneratedBy;
+use crate::pipeline::OUTPUT_VERSION;
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-/// The SHA-256 of what decides a picture's pixels, as JSON with its fields in one fixed order.
+/// The SHA-256 of what decides an image's pixels, as JSON with its fields in one fixed order.
 ///
-/// Part of it are the model's content (not its name or place), the dtypes, every field of the request, the seed of this very picture,
-/// and [`PAINTS`]. Not part of it are where the picture goes, how many are painted at once, by how many threads, and on which device:
+/// Part of it are the model's content (not its name or place), the dtypes, every field of the request, the seed of this very image,
+/// and [`OUTPUT_VERSION`]. Not part of it are where the image goes, how many are generated at once, by how many threads, and on which device:
 /// a device changes the last bits at most, and a night that moves from a GPU to another machine goes on instead of starting again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// The key of the picture that `painter` makes of a request with a seed; `content` is its model's
+    /// The key of the image that `generator` makes of a request with a seed; `content` is its model's
     /// [`crate::weights::Checkpoint::identity`], as a label says nothing.
     ///
     /// # Errors
     /// The request holds a number that JSON has no word for; resolved requests hold none.
-    pub fn of(content: &str, painter: &Painter, request: &GenerationRequest, seed: u64) -> Result<Self> {
+    pub fn of(content: &str, generator: &GeneratedBy, request: &GenerationRequest, seed: u64) -> Result<Self> {
         // Taken apart by name: a field that is added to requests does not compile until it is decided here whether it matters.
         let GenerationRequest {
             prompt,
@@ -41,10 +41,10 @@ impl Key {
             scheduler_is_named: _,
         } = request;
         let text = json!({
-            "paints": PAINTS,
+            "generates": OUTPUT_VERSION,
             "model": content,
-            "dtype": painter.dtype.as_str(),
-            "vae_dtype": painter.vae_dtype.as_str(),
+            "dtype": generator.dtype.as_str(),
+            "vae_dtype": generator.vae_dtype.as_str(),
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "width": width,
@@ -63,7 +63,7 @@ impl Key {
         Ok(Self(Sha256::digest(text).into()))
     }
 
-    /// Of a picture that is asked for more than once, the key of the one of this number, which counts from 0.
+    /// Of an image that is asked for more than once, the key of the one of this number, which counts from 0.
     pub fn again(self, number: u32) -> Self {
         if number == 0 {
             return self;
@@ -122,8 +122,8 @@ pub(super) fn from_hex(text: &str) -> Option<[u8; 32]> {
 
 /// The seed of a line that names none: drawn from its prompt, and from how many lines before it have the same one.
 ///
-/// So a line keeps its seed when a run is resumed, when lines are put before it, and in whatever shard it is, and a file paints the
-/// same pictures everywhere. 32 bits, so that it can be typed again and is a seed for every other tool too.
+/// So a line keeps its seed when a run is resumed, when lines are put before it, and in whatever shard it is, and a file generates the
+/// same images everywhere. 32 bits, so that it can be typed again and is a seed for every other tool too.
 pub fn seed_of(prompt: &str, earlier: u32) -> u64 {
     let hash = Sha256::new().chain_update(b"sd-gen seed\0").chain_update(earlier.to_le_bytes()).chain_update(prompt).finalize();
     hash.iter().take(4).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
@@ -138,8 +138,8 @@ mod tests {
     use crate::spec::ModelSpec;
     use candle_core::DType;
 
-    fn painter() -> Painter {
-        Painter { label: "m".into(), dtype: DType::F32, vae_dtype: DType::F32 }
+    fn generator() -> GeneratedBy {
+        GeneratedBy { label: "m".into(), dtype: DType::F32, vae_dtype: DType::F32 }
     }
 
     fn draft() -> RequestDraft {
@@ -154,12 +154,13 @@ mod tests {
 
     #[test]
     fn everything_that_decides_the_pixels_changes_the_key() {
-        let mut keys = vec![Key::of("m", &painter(), &request(|_| ()), 1).unwrap()];
-        let mut other = |painter: &Painter, request: GenerationRequest, seed| keys.push(Key::of("m", painter, &request, seed).unwrap());
-        for painter in [Painter { dtype: DType::BF16, ..painter() }, Painter { vae_dtype: DType::BF16, ..painter() }] {
-            other(&painter, request(|_| ()), 1);
+        let mut keys = vec![Key::of("m", &generator(), &request(|_| ()), 1).unwrap()];
+        let mut other =
+            |generator: &GeneratedBy, request: GenerationRequest, seed| keys.push(Key::of("m", generator, &request, seed).unwrap());
+        for generator in [GeneratedBy { dtype: DType::BF16, ..generator() }, GeneratedBy { vae_dtype: DType::BF16, ..generator() }] {
+            other(&generator, request(|_| ()), 1);
         }
-        other(&painter(), request(|_| ()), 2);
+        other(&generator(), request(|_| ()), 2);
         let changes: [fn(&mut RequestDraft); 17] = [
             |d| d.prompt = "a dog".into(),
             |d| d.negative_prompt = Some(String::new()),
@@ -180,9 +181,9 @@ mod tests {
             |d| d.clip_skip = Some(2),
         ];
         for change in changes {
-            other(&painter(), request(change), 1);
+            other(&generator(), request(change), 1);
         }
-        keys.push(Key::of("n", &painter(), &request(|_| ()), 1).unwrap());
+        keys.push(Key::of("n", &generator(), &request(|_| ()), 1).unwrap());
         keys.extend([1, 2].map(|n| keys[0].again(n)));
         let count = keys.len();
         keys.sort();
@@ -191,16 +192,16 @@ mod tests {
     }
 
     #[test]
-    fn how_it_is_painted_does_not_change_the_key() {
-        let key = Key::of("m", &painter(), &request(|_| ()), 1).unwrap();
+    fn how_it_is_generated_does_not_change_the_key() {
+        let key = Key::of("m", &generator(), &request(|_| ()), 1).unwrap();
         let changes: [fn(&mut RequestDraft); 3] = [|d| d.batch_size = Some(8), |d| d.images = Some(3), |d| d.seed = 99];
         for change in changes {
-            assert_eq!(Key::of("m", &painter(), &request(change), 1).unwrap(), key);
+            assert_eq!(Key::of("m", &generator(), &request(change), 1).unwrap(), key);
         }
         // Where a scheduler's configuration was read from does not matter either.
         let mut moved = request(|_| ());
         moved.scheduler.source = Some("elsewhere/scheduler_config.json".into());
-        assert_eq!(Key::of("m", &painter(), &moved, 1).unwrap(), key);
+        assert_eq!(Key::of("m", &generator(), &moved, 1).unwrap(), key);
         assert_eq!((key.again(0), Key::from_hex(&key.to_string())), (key, Some(key)));
     }
 

@@ -1,8 +1,8 @@
-//! The manifest: a JSON Lines file with one record a picture, in which a run finds again what was painted.
+//! The manifest: a JSON Lines file with one record an image, in which a run finds again what was generated.
 //!
-//! Records are appended under the file's lock, by a single write each time, and are safe on the disk before the pictures get their
-//! names. What a kill or a power cut can leave is therefore a record without its picture (which is painted again) and half a record
-//! at the end (which is cut off by whoever appends next), but never a picture that nobody knows of.
+//! Records are appended under the file's lock, by a single write each time, and are safe on the disk before the images get their
+//! names. What a kill or a power cut can leave is therefore a record without its image (which is generated again) and half a record
+//! at the end (which is cut off by whoever appends next), but never an image that nobody knows of.
 
 use super::key::{Key, from_hex, to_hex};
 use crate::{Error, Result};
@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 /// What every record begins with, by which half a record is known.
 const BEGIN: &str = "{\"key\":\"";
 
-/// How a picture ended.
+/// How an image ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It was painted.
+    /// It was generated.
     Ok,
     /// It could not be.
     Failed,
@@ -28,7 +28,7 @@ pub enum Status {
 /// A line of the manifest. `key` comes first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// What the picture is.
+    /// What the image is.
     pub key: Key,
     /// How it ended.
     pub status: Status,
@@ -64,11 +64,11 @@ pub struct Record {
     pub seconds: f64,
 }
 
-/// What a manifest knows of a picture.
+/// What a manifest knows of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
     /// It is there, if the file is.
-    Painted {
+    GeneratedImage {
         /// The file, seen from the manifest's folder.
         path: PathBuf,
         /// Its bytes.
@@ -80,11 +80,11 @@ pub enum State {
     Failed(String),
 }
 
-/// Seconds and work, added up over the pictures of one model in one dtype: what the next ones will take.
+/// Seconds and work, added up over the images of one model in one dtype: what the next ones will take.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct History {
-    /// Pictures.
-    pub pictures: usize,
+    /// Images.
+    pub images: usize,
     /// Seconds.
     pub seconds: f64,
     /// Pixels times steps.
@@ -140,12 +140,12 @@ impl Manifest {
         self.strange
     }
 
-    /// What is known of a picture.
+    /// What is known of an image.
     pub fn state(&self, key: Key) -> Option<&State> {
         self.states.get(&key)
     }
 
-    /// What pictures of a model in a dtype took.
+    /// What images of a model in a dtype took.
     pub fn history(&self, model: &str, dtype: &str) -> Option<History> {
         self.history.get(&(model.to_owned(), dtype.to_owned())).copied()
     }
@@ -178,7 +178,7 @@ impl Manifest {
     pub fn append(&mut self, records: &[Record]) -> Result<()> {
         let mut text = Vec::new();
         for record in records {
-            serde_json::to_writer(&mut text, record).map_err(|e| Error::Picture(format!("a record cannot be written as JSON: {e}")))?;
+            serde_json::to_writer(&mut text, record).map_err(|e| Error::Image(format!("a record cannot be written as JSON: {e}")))?;
             text.push(b'\n');
         }
         if let Err(e) = self.file.write_all(&text).and_then(|()| self.file.sync_data()) {
@@ -204,7 +204,7 @@ impl Manifest {
         if is_same(&there, &ours) {
             return Ok(());
         }
-        Err(self.error("was replaced by another file while pictures were painted", &std::io::Error::other("run the same command again")))
+        Err(self.error("was replaced by another file while images were generated", &std::io::Error::other("run the same command again")))
     }
 
     /// Reads what was appended since, and cuts off half a record at the end: under the lock, nobody is at work on it.
@@ -252,7 +252,7 @@ impl Manifest {
         if let Some(state) = record.state() {
             if record.status == Status::Ok {
                 let history = self.history.entry((record.model.clone(), record.dtype.clone())).or_default();
-                history.pictures += 1;
+                history.images += 1;
                 history.seconds += record.seconds;
                 history.work += record.work();
             }
@@ -262,11 +262,11 @@ impl Manifest {
 }
 
 impl Record {
-    /// What it says of its picture; `None` where it contradicts itself.
+    /// What it says of its image; `None` where it contradicts itself.
     pub fn state(&self) -> Option<State> {
         match self.status {
             Status::Failed => Some(State::Failed(self.reason.clone().unwrap_or_default())),
-            Status::Ok => Some(State::Painted {
+            Status::Ok => Some(State::GeneratedImage {
                 path: PathBuf::from(self.path.as_ref()?),
                 size: self.size?,
                 sha256: self.sha256.as_deref().and_then(from_hex)?,
@@ -279,8 +279,8 @@ impl Record {
         self.width as f64 * self.height as f64 * self.steps as f64
     }
 
-    /// Says that the picture is in a file.
-    pub fn painted(&mut self, path: &Path, size: u64, sha256: &[u8; 32]) {
+    /// Says that the image is in a file.
+    pub fn generated(&mut self, path: &Path, size: u64, sha256: &[u8; 32]) {
         self.status = Status::Ok;
         self.reason = None;
         self.path = Some(path.to_string_lossy().into_owned());
@@ -324,7 +324,7 @@ pub(super) mod tests {
             seconds: 0.25,
         };
         if status == Status::Ok {
-            record.painted(Path::new("a.png"), 7, &[n; 32]);
+            record.generated(Path::new("a.png"), 7, &[n; 32]);
         }
         record
     }
@@ -347,12 +347,15 @@ pub(super) mod tests {
         for manifest in [&one, &two, &three] {
             assert_eq!(manifest.state(a.key), a.state().as_ref());
             assert_eq!(manifest.state(b.key), Some(&State::Failed("why".into())));
-            assert_eq!(manifest.history("emoji", "f32").unwrap().pictures, 1);
+            assert_eq!(manifest.history("emoji", "f32").unwrap().images, 1);
         }
         three.forgive();
         assert_eq!((three.state(b.key), three.state(a.key).is_some()), (None, true));
         append(&mut three, &record(2, Status::Ok));
-        assert!(matches!(Manifest::open(&path).unwrap().state(b.key), Some(State::Painted { size: 7, .. })), "the last record counts");
+        assert!(
+            matches!(Manifest::open(&path).unwrap().state(b.key), Some(State::GeneratedImage { size: 7, .. })),
+            "the last record counts"
+        );
     }
 
     #[test]

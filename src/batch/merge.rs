@@ -11,19 +11,19 @@ use std::path::{Path, PathBuf};
 /// What a joined manifest holds.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Merged {
-    /// Pictures in it.
-    pub pictures: usize,
+    /// Images in it.
+    pub images: usize,
     /// Of them, those that failed everywhere.
     pub failed: usize,
     /// Records that said the same as another.
     pub duplicates: usize,
-    /// Pictures that were painted more than once, with other bytes or under other names; one sentence each.
+    /// Images that were generated more than once, with other bytes or under other names; one sentence each.
     pub conflicts: Vec<String>,
 }
 
-/// Writes the records of all `manifests`, and of `out` if it exists, into `out`: one a picture, by line.
+/// Writes the records of all `manifests`, and of `out` if it exists, into `out`: one an image, by line.
 ///
-/// A picture that was painted beats one that failed. Of two that were painted, the one whose file is there is kept, and of two such
+/// An image that was generated beats one that failed. Of two that were generated, the one whose file is there is kept, and of two such
 /// the first.
 ///
 /// A run that is at work on `out` meanwhile notices that it was replaced, and stops.
@@ -72,7 +72,7 @@ fn join(out: &Path, manifests: &[&PathBuf]) -> Result<Merged> {
     }
     let mut records: Vec<Record> = records.into_values().collect();
     records.sort_by_key(|record| (record.line, record.key));
-    merged.pictures = records.len();
+    merged.images = records.len();
     merged.failed = records.iter().filter(|record| record.status == Status::Failed).count();
     merged.conflicts.sort();
     write_whole(out, true, |to| {
@@ -103,7 +103,12 @@ impl Merged {
                 let (kept, left) = if !is_there(&before) && is_there(&other) { (other, before) } else { (before, other) };
                 let bytes = if kept.sha256 == left.sha256 { "the same bytes" } else { "other bytes" };
                 let path = |record: &Record| record.path.clone().unwrap_or_default();
-                self.conflicts.push(format!("line {} was painted twice: {} is kept, {} has {bytes}", kept.line, path(&kept), path(&left)));
+                self.conflicts.push(format!(
+                    "line {} was generated twice: {} is kept, {} has {bytes}",
+                    kept.line,
+                    path(&kept),
+                    path(&left)
+                ));
                 kept
             }
         }
@@ -124,12 +129,12 @@ mod tests {
             Manifest::open(&path(name)).unwrap().locked(|manifest| manifest.append(records)).unwrap();
         };
         let mut other = record(4, Status::Ok);
-        other.painted(Path::new("b.png"), 8, &[9; 32]);
+        other.generated(Path::new("b.png"), 8, &[9; 32]);
         write("1.jsonl", &[record(1, Status::Ok), record(2, Status::Failed), record(3, Status::Failed), record(4, Status::Ok)]);
         write("sub/2.jsonl", &[record(2, Status::Ok), record(3, Status::Failed), other]);
         let inputs = [path("1.jsonl"), path("sub/2.jsonl")];
         let merged = merge(&path("all.jsonl"), &inputs).unwrap();
-        assert_eq!((merged.pictures, merged.failed, merged.duplicates, merged.conflicts.len()), (4, 1, 1, 1));
+        assert_eq!((merged.images, merged.failed, merged.duplicates, merged.conflicts.len()), (4, 1, 1, 1));
         assert!(merged.conflicts[0].contains("sub/b.png has other bytes"), "{:?}", merged.conflicts);
         let text = std::fs::read_to_string(path("all.jsonl")).unwrap();
         let records: Vec<Record> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -137,7 +142,7 @@ mod tests {
         assert_eq!(records[1].path.as_deref(), Some("sub/a.png"));
         // Again: what is there already stays.
         let again = merge(&path("all.jsonl"), &inputs).unwrap();
-        assert_eq!((again.pictures, again.failed), (4, 1));
+        assert_eq!((again.images, again.failed), (4, 1));
         assert_eq!(std::fs::read_to_string(path("all.jsonl")).unwrap(), text);
         assert!(merge(&path("all.jsonl"), &[path("missing.jsonl")]).is_err());
     }

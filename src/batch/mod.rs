@@ -1,7 +1,7 @@
-//! Thousands of pictures: what each one is, which are there already, in which order the rest is painted, and the engine that paints them.
+//! Thousands of images: what each one is, which are there already, in which order the rest is generated, and the engine that generates them.
 //!
 //! ```text
-//! lines → jobs (key) → plan (groups, batches) → claim (ledger) → engine: prepare ▸ paint ▸ write → record (ledger)
+//! lines → jobs (key) → plan (groups, batches) → claim (ledger) → engine: prepare ▸ generate ▸ write → record (ledger)
 //! ```
 //!
 //! Nothing here reads prompt files or flags, or prints.
@@ -9,21 +9,21 @@
 mod claims;
 mod engine;
 mod feed;
-mod keeper;
 mod key;
 mod ledger;
 mod manifest;
+mod manifest_sink;
 mod merge;
 mod plan;
 mod size;
 mod texts;
 
-pub use engine::{Audience, Batch, Finished, Hear, Load, News, Sink, Task, run};
-pub use feed::{Book, Feed};
-pub use keeper::{Keeper, Tally};
+pub use engine::{Batch, EventSender, Finished, ImageEvent, Load, RunObserver, Sink, Task, run};
+pub use feed::{JobFeed, JobTable};
 pub use key::{Key, seed_of};
-pub use ledger::{Ledger, Standing};
+pub use ledger::{JobState, Ledger};
 pub use manifest::{History, Manifest, Record, State, Status};
+pub use manifest_sink::{BatchSummary, ManifestSink};
 pub use merge::{Merged, merge};
 pub use plan::{Job, Shard, groups};
 pub use size::{Footprint, Sizes, sizes};

@@ -1,10 +1,10 @@
-//! In which order pictures are painted, and which of them at once.
+//! In which order images are generated, and which of them at once.
 //!
-//! Models come in the order in which the file first names them, and within a model the pictures that can be painted at once, so that a
+//! Models come in the order in which the file first names them, and within a model the images that can be generated at once, so that a
 //! model is loaded once and batches are full. Within such a group equal prompts follow each other, so that they are encoded once.
 
 use super::key::Key;
-use crate::metadata::Painter;
+use crate::metadata::GeneratedBy;
 use crate::request::GenerationRequest;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -13,10 +13,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// One picture with everything decided.
+/// One image with everything decided.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// Its number among the pictures of the file, which counts from 0.
+    /// Its number among the images of the file, which counts from 0.
     pub id: usize,
     /// What it is.
     pub key: Key,
@@ -24,9 +24,9 @@ pub struct Job {
     pub line: usize,
     /// Which of the run's models.
     pub model: usize,
-    /// What paints it.
-    pub painter: Painter,
-    /// What to paint.
+    /// What generates it.
+    pub generator: GeneratedBy,
+    /// What to generate.
     pub request: Arc<GenerationRequest>,
     /// The seed.
     pub seed: u64,
@@ -34,11 +34,11 @@ pub struct Job {
     pub path: PathBuf,
     /// The user named this very file, so that a taken name is an error and not a reason to count on.
     pub exact: bool,
-    /// A file that is no picture of this run may be replaced.
+    /// A file that is no image of this run may be replaced.
     pub overwrite: bool,
 }
 
-/// Jobs in the order in which they are painted, those together that can be painted at once.
+/// Jobs in the order in which they are generated, those together that can be generated at once.
 pub fn groups(jobs: Vec<Job>) -> Vec<Vec<Job>> {
     let mut models: Vec<usize> = Vec::new();
     let mut places: HashMap<(usize, [u8; 32]), usize> = HashMap::new();
@@ -60,7 +60,7 @@ pub fn groups(jobs: Vec<Job>) -> Vec<Vec<Job>> {
     }
     groups.sort_by_key(|(model, _)| models.iter().position(|other| other == model));
     let in_order = |(_, mut group): (usize, Vec<(usize, Job)>)| {
-        // Stable: pictures of one prompt stay in the file's order.
+        // Stable: images of one prompt stay in the file's order.
         group.sort_by_key(|(prompt, _)| *prompt);
         group.into_iter().map(|(_, job)| job).collect()
     };
@@ -72,10 +72,10 @@ fn shape(request: &GenerationRequest) -> [u8; 32] {
     Sha256::digest(format!("{:?}", request.shape())).into()
 }
 
-/// One part of a file that is painted in several places: `3/16`.
+/// One part of a file that is generated in several places: `3/16`.
 ///
-/// Picture i of the file, in the order of its lines, belongs to part `i mod count`: every part has as much of everything, and
-/// neither the machine nor what is painted already has a say.
+/// Image i of the file, in the order of its lines, belongs to part `i mod count`: every part has as much of everything, and
+/// neither the machine nor what is generated already has a say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
     number: usize,
@@ -83,9 +83,9 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Whether the picture belongs to it.
-    pub fn has(&self, picture: usize) -> bool {
-        picture % self.count == self.number - 1
+    /// Whether the image belongs to it.
+    pub fn has(&self, image: usize) -> bool {
+        image % self.count == self.number - 1
     }
 
     /// As a part of a file's name.
@@ -118,11 +118,11 @@ mod tests {
         let mut draft = RequestDraft { prompt: "a cat".into(), ..RequestDraft::default() };
         change(&mut draft);
         let request = draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap();
-        let painter = Painter { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32 };
-        let key = Key::of(&model.to_string(), &painter, &request, draft.seed).unwrap();
+        let generator = GeneratedBy { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32 };
+        let key = Key::of(&model.to_string(), &generator, &request, draft.seed).unwrap();
         let seed = draft.seed;
         let path = format!("{id}.png").into();
-        Job { id, key, line: id, model, painter, request: Arc::new(request), seed, path, exact: false, overwrite: false }
+        Job { id, key, line: id, model, generator, request: Arc::new(request), seed, path, exact: false, overwrite: false }
     }
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn shards_are_disjoint_and_together_the_whole() {
         let shards: Vec<Shard> = ["1/3", "2/3", " 3 / 3 "].iter().map(|text| text.parse().unwrap()).collect();
-        assert!((0..100).all(|picture| shards.iter().filter(|shard| shard.has(picture)).count() == 1));
+        assert!((0..100).all(|image| shards.iter().filter(|shard| shard.has(image)).count() == 1));
         for bad in ["0/3", "4/3", "1/0", "1", "a/b", "", "-1/3"] {
             assert!(bad.parse::<Shard>().is_err(), "{bad}");
         }

@@ -1,4 +1,4 @@
-//! How many pictures are painted at once: by what is fastest, and by what the memory holds.
+//! How many images are generated at once: by what is fastest, and by what the memory holds.
 
 use crate::pipeline::decoding_bytes;
 use crate::request::GenerationRequest;
@@ -10,29 +10,29 @@ use candle_core::{DType, Device};
 const CPU_PIXELS: usize = 4096;
 /// The same of a GPU.
 const GPU_PIXELS: usize = 65_536;
-/// More at once only delay the first picture.
+/// More at once only delay the first image.
 const MOST: usize = 16;
 
-/// What a request's pictures ask of the device's memory, in bytes.
+/// What a request's images ask of the device's memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Footprint {
     /// The model's weights.
     pub weights: u64,
-    /// One picture while it is denoised.
-    pub picture: u64,
-    /// One picture while it is decoded; decoding goes picture by picture.
+    /// One image while it is denoised.
+    pub image: u64,
+    /// One image while it is decoded; decoding goes image by image.
     pub decoding: u64,
     /// What is free, where the system tells.
     pub free: Option<u64>,
-    /// Pixels of the picture's latents.
+    /// Pixels of the image's latents.
     pixels: usize,
     cpu: bool,
 }
 
-/// How a group of pictures is painted.
+/// How a group of images is generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
-    /// Pictures in a batch.
+    /// Images in a batch.
     pub batch: usize,
     /// Batches on the device.
     pub at_once: usize,
@@ -46,7 +46,7 @@ impl Footprint {
         numbers * dtype.size_in_bytes() as u64 + checkpoint.parameters(Component::Vae) * vae_dtype.size_in_bytes() as u64
     }
 
-    /// What pictures of a request take, by the largest layers of the networks.
+    /// What images of a request take, by the largest layers of the networks.
     pub fn new(
         spec: &ModelSpec,
         request: &GenerationRequest,
@@ -69,24 +69,24 @@ impl Footprint {
             row += pixels * pixels * first.map_or(0, |level| level.heads) * (dtype.size_in_bytes() + 4);
         }
         let decoding = decoding_bytes(&spec.vae, request.height, request.width, vae_dtype);
-        Self { weights, picture: (rows * row) as u64, decoding, free, pixels, cpu: device.is_cpu() }
+        Self { weights, image: (rows * row) as u64, decoding, free, pixels, cpu: device.is_cpu() }
     }
 
     /// Bytes of a run with these sizes.
     pub fn total(&self, sizes: Sizes) -> u64 {
-        self.weights + sizes.at_once as u64 * (self.picture * sizes.batch as u64).max(self.decoding)
+        self.weights + sizes.at_once as u64 * (self.image * sizes.batch as u64).max(self.decoding)
     }
 }
 
-/// How `pictures` of one shape are painted; `most` is the user's limit.
-pub fn sizes(footprint: &Footprint, pictures: usize, most: Option<usize>) -> Sizes {
+/// How `images` of one shape are generated; `most` is the user's limit.
+pub fn sizes(footprint: &Footprint, images: usize, most: Option<usize>) -> Sizes {
     let enough = if footprint.cpu { CPU_PIXELS } else { GPU_PIXELS };
     let fast = (enough / footprint.pixels.max(1)).clamp(1, MOST);
     // Small batches have serial parts, during which another batch keeps the processor busy.
-    let at_once = if footprint.cpu && fast >= 4 && pictures > 1 { 2 } else { 1 };
+    let at_once = if footprint.cpu && fast >= 4 && images > 1 { 2 } else { 1 };
     // As many batches as are at work together, or a multiple of that, and all of a size: none is left to work alone at the end.
-    let rounds = pictures.div_ceil(most.unwrap_or(fast).max(1) * at_once).max(1);
-    let mut sizes = Sizes { batch: pictures.div_ceil(rounds * at_once).max(1), at_once };
+    let rounds = images.div_ceil(most.unwrap_or(fast).max(1) * at_once).max(1);
+    let mut sizes = Sizes { batch: images.div_ceil(rounds * at_once).max(1), at_once };
     let Some(free) = footprint.free else { return sizes };
     while footprint.total(sizes) > free / 10 * 9 && (sizes.batch, sizes.at_once) != (1, 1) {
         if sizes.batch > 1 {
@@ -103,12 +103,12 @@ mod tests {
     use super::*;
 
     fn footprint(pixels: usize, free: Option<u64>) -> Footprint {
-        Footprint { weights: 1000, picture: 10, decoding: 50, free, pixels, cpu: true }
+        Footprint { weights: 1000, image: 10, decoding: 50, free, pixels, cpu: true }
     }
 
     #[test]
-    fn small_pictures_are_painted_many_at_once_and_large_ones_alone() {
-        let sizes = |pixels, pictures, most| sizes(&footprint(pixels, None), pictures, most);
+    fn small_images_are_generated_many_at_once_and_large_ones_alone() {
+        let sizes = |pixels, images, most| sizes(&footprint(pixels, None), images, most);
         assert_eq!(sizes(256, 1000, None), Sizes { batch: 16, at_once: 2 });
         assert_eq!(sizes(256, 8, None), Sizes { batch: 4, at_once: 2 });
         // Four batches of 9, 9, 9 and 7, where 16, 16 and 2 would leave the last one alone.

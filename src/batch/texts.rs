@@ -10,14 +10,14 @@ use std::sync::Arc;
 const ROOM: usize = 64 << 20;
 
 /// A text, and the layers that are left out.
-type Text = (String, usize);
+type TextKey = (String, usize);
 
 /// The texts of one pipeline.
 #[derive(Debug, Default)]
 pub(super) struct Texts {
-    known: HashMap<Text, Arc<EncodedText>>,
+    known: HashMap<TextKey, Arc<EncodedText>>,
     /// The longest unused first.
-    order: VecDeque<Text>,
+    order: VecDeque<TextKey>,
     bytes: usize,
 }
 

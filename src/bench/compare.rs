@@ -37,8 +37,8 @@ pub fn compare(old: &Report, new: &Report) -> Vec<Change> {
         let Some(before) = old.rows.iter().find(|before| same(before, row)) else { continue };
         for phase in Phase::ALL {
             let (Some(was), Some(is)) = (before.phases.get(&phase), row.phases.get(&phase)) else { continue };
-            // A whole picture of other steps is another thing.
-            if phase == Phase::Picture && before.steps != row.steps {
+            // A whole image of other steps is another thing.
+            if phase == Phase::Image && before.steps != row.steps {
                 continue;
             }
             let noise = is.min <= was.max && was.min <= is.max;

@@ -1,4 +1,4 @@
-//! How long a picture will take, before one was painted.
+//! How long an image will take, before one was generated.
 
 use super::flops;
 use crate::Result;
@@ -9,14 +9,14 @@ use crate::spec::ModelSpec;
 use candle_core::{DType, Device, Tensor};
 use std::time::Instant;
 
-/// The share of a matrix product's speed that painting reaches, roughly: norms, activations and small products take the rest.
+/// The share of a matrix product's speed that generating reaches, roughly: norms, activations and small products take the rest.
 const SHARE: f64 = 0.5;
 
-/// Floating-point operations of one picture of a request.
+/// Floating-point operations of one image of a request.
 ///
 /// # Errors
 /// The request's schedule cannot be planned.
-pub fn picture_flop(spec: &ModelSpec, request: &GenerationRequest) -> Result<f64> {
+pub fn image_flop(spec: &ModelSpec, request: &GenerationRequest) -> Result<f64> {
     let schedule = plan(&request.scheduler, request.steps)?;
     let calls: usize = schedule.steps.iter().map(|step| schedule.evaluations(step)).sum();
     let rows = calls * if request.is_guided() { 2 } else { 1 };
@@ -26,11 +26,11 @@ pub fn picture_flop(spec: &ModelSpec, request: &GenerationRequest) -> Result<f64
     Ok(rows as f64 * flops::unet_row(&spec.unet, height, width, tokens) + flops::vae_decode(&spec.vae, height, width))
 }
 
-/// Operations a second that painting will reach on a device, from a few matrix products.
+/// Operations a second that generating will reach on a device, from a few matrix products.
 ///
 /// # Errors
 /// The device has no product in that dtype.
-pub fn painting_speed(device: &Device, dtype: DType) -> Result<f64> {
+pub fn generating_speed(device: &Device, dtype: DType) -> Result<f64> {
     const SIDE: usize = 1024;
     let random = || Tensor::randn(0f32, 1f32, (SIDE, SIDE), device)?.to_dtype(dtype);
     let linear = Linear::new(random()?, None)?;

@@ -50,7 +50,7 @@ pub(super) fn unet_row(spec: &UNetSpec, height: usize, width: usize, tokens: usi
     flops + conv(3, height * width, channels, spec.out_channels)
 }
 
-/// The operations of decoding one picture from latents of `height` × `width`.
+/// The operations of decoding one image from latents of `height` × `width`.
 pub(super) fn vae_decode(spec: &VaeSpec, height: usize, width: usize) -> f64 {
     let mut pixels = height * width;
     let latents = spec.latent_channels;
@@ -73,7 +73,7 @@ pub(super) fn vae_decode(spec: &VaeSpec, height: usize, width: usize) -> f64 {
             flops += conv(3, pixels, channels, channels);
         }
     }
-    flops + conv(3, pixels, channels, spec.picture_channels)
+    flops + conv(3, pixels, channels, spec.image_channels)
 }
 
 fn linear(rows: usize, input: usize, output: usize) -> f64 {

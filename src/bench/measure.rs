@@ -4,7 +4,7 @@ use super::report::{Phase, Profile, Row, Timing};
 use super::{flops, memory};
 use crate::device;
 use crate::ops::{Linear, profiled, with_reference};
-use crate::pipeline::{Observer, Pipeline, Sketch, Stage};
+use crate::pipeline::{BatchItem, Observer, Pipeline, Stage};
 use crate::request::{GenerationRequest, RequestDraft};
 use crate::schedulers::TimestepSpacing;
 use crate::spec::ModelSpec;
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 use std::time::Instant;
 
-/// Guidance is on whatever the model: two rows a picture, so that models can be compared.
+/// Guidance is on whatever the model: two rows an image, so that models can be compared.
 const GUIDANCE_SCALE: f64 = 7.5;
 const SEED: u64 = 1;
 
@@ -39,14 +39,14 @@ pub struct Case {
     pub dtype: DType,
     /// Width and height in pixels; the model's own where absent.
     pub size: Option<(usize, usize)>,
-    /// Pictures at once.
+    /// Images at once.
     pub batch_size: usize,
 }
 
 /// How often, and how much.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Steps of the whole picture.
+    /// Steps of the whole image.
     pub steps: usize,
     /// Runs of each phase before those that count.
     pub warmups: usize,
@@ -65,7 +65,7 @@ fn request(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, st
         steps: Some(steps),
         guidance_scale: Some(GUIDANCE_SCALE),
         sampler: Some("euler".to_owned()),
-        // A single step then begins in pure noise, where the network decides all of the picture.
+        // A single step then begins in pure noise, where the network decides all of the image.
         timestep_spacing: Some(TimestepSpacing::Trailing),
         seed: SEED,
         images: Some(batch_size),
@@ -75,7 +75,7 @@ fn request(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, st
     draft.resolve(spec)
 }
 
-/// Whether a model can be asked for such a picture at all.
+/// Whether a model can be asked for such an image at all.
 ///
 /// # Errors
 /// The size, the batch or the steps are out of their range.
@@ -88,17 +88,17 @@ fn vae_dtype(spec: &ModelSpec, dtype: DType) -> DType {
     if dtype == DType::F16 && spec.vae.force_upcast { DType::F32 } else { dtype }
 }
 
-/// The picture after one guided step from the portable ops in f32 on the CPU, `(1, 3, height, width)`.
+/// The image after one guided step from the portable ops in f32 on the CPU, `(1, 3, height, width)`.
 ///
 /// # Errors
 /// The model cannot be loaded, or the observer stops it.
-pub fn reference_picture(subject: &Subject<'_>, size: Option<(usize, usize)>, observer: &mut dyn Observer) -> Result<Tensor> {
+pub fn reference_image(subject: &Subject<'_>, size: Option<(usize, usize)>, observer: &mut dyn Observer) -> Result<Tensor> {
     with_reference(|| {
         let model = (subject.open)()?;
         let pipeline = Pipeline::load(&*model, &Device::Cpu, DType::F32, DType::F32, observer)?;
         let request = request(model.spec(), size, 1, 1)?;
         let prompt = pipeline.encode_prompt(&request, observer)?;
-        let latents = pipeline.denoise(&Sketch::of_seeds(&request, &prompt, &[SEED]), observer)?;
+        let latents = pipeline.denoise(&BatchItem::of_seeds(&request, &prompt, &[SEED]), observer)?;
         observer.stage(Stage::Decode { done: 0, all: 1 })?;
         pipeline.decode(&latents)
     })
@@ -106,7 +106,7 @@ pub fn reference_picture(subject: &Subject<'_>, size: Option<(usize, usize)>, ob
 
 /// Measures a combination into `row`, which keeps what was measured when an error ends it.
 ///
-/// `reference` is [`reference_picture`]'s for the same subject and size, where it is wanted.
+/// `reference` is [`reference_image`]'s for the same subject and size, where it is wanted.
 ///
 /// # Errors
 /// [`Error::Cancelled`] alone; every other error is written into the row.
@@ -115,7 +115,7 @@ pub fn measure(
     case: &Case,
     settings: Settings,
     reference: Option<&Tensor>,
-    peaks: &mut Peaks,
+    peaks: &mut PeakRates,
     observer: &mut dyn Observer,
 ) -> Result<Row> {
     let mut row = Row {
@@ -141,7 +141,7 @@ fn fill(
     case: &Case,
     settings: Settings,
     reference: Option<&Tensor>,
-    peaks: &mut Peaks,
+    peaks: &mut PeakRates,
     observer: &mut dyn Observer,
 ) -> Result<()> {
     let clock = Clock { device: &case.device, settings };
@@ -166,20 +166,20 @@ fn fill(
     let pipeline = loading.time(row, Phase::Load, observer, load)?;
     let prompt = clock.time(row, Phase::Text, observer, |observer| pipeline.encode_prompt(&one_step, observer))?;
     let seeds: Vec<u64> = one_step.seeds().collect();
-    let batch = Sketch::of_seeds(&one_step, &prompt, &seeds);
+    let batch = BatchItem::of_seeds(&one_step, &prompt, &seeds);
     let latents = clock.time(row, Phase::Step, observer, |observer| pipeline.denoise(&batch, observer))?;
     let decoded = clock.time(row, Phase::Decode, observer, |observer| {
         observer.stage(Stage::Decode { done: 0, all: 1 })?;
-        let pictures = (0..seeds.len()).map(|i| pipeline.decode(&latents.narrow(0, i, 1)?));
-        pictures.collect::<Result<Vec<_>>>()
+        let images = (0..seeds.len()).map(|i| pipeline.decode(&latents.narrow(0, i, 1)?));
+        images.collect::<Result<Vec<_>>>()
     })?;
-    if let (Some(reference), Some(picture)) = (reference, decoded.first()) {
-        row.difference = Some(difference(picture, reference)?);
+    if let (Some(reference), Some(image)) = (reference, decoded.first()) {
+        row.difference = Some(difference(image, reference)?);
     }
     drop((latents, decoded));
-    clock.time(row, Phase::Picture, observer, |observer| {
+    clock.time(row, Phase::Image, observer, |observer| {
         let prompt = pipeline.encode_prompt(&whole, observer)?;
-        pipeline.paint(&Sketch::of_seeds(&whole, &prompt, &seeds), observer)
+        pipeline.generate(&BatchItem::of_seeds(&whole, &prompt, &seeds), observer)
     })?;
     row.peak_host_bytes = can_reset.then(memory::peak).flatten();
     row.peak_device_bytes = device::peak(&case.device);
@@ -190,14 +190,14 @@ fn fill(
 }
 
 /// Mean absolute difference over the reference's standard deviation.
-fn difference(picture: &Tensor, reference: &Tensor) -> Result<f64> {
+fn difference(image: &Tensor, reference: &Tensor) -> Result<f64> {
     let values = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-    let (picture, reference) = (values(picture)?, values(reference)?);
+    let (image, reference) = (values(image)?, values(reference)?);
     let n = reference.len().max(1) as f64;
     let mean = reference.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
     let deviation = (reference.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n).sqrt();
-    let apart = picture.iter().zip(&reference).map(|(&a, &b)| f64::from(a - b).abs()).sum::<f64>() / n;
-    // A picture of one colour has nothing to compare with but itself.
+    let apart = image.iter().zip(&reference).map(|(&a, &b)| f64::from(a - b).abs()).sum::<f64>() / n;
+    // An image of one colour has nothing to compare with but itself.
     Ok(if deviation > 0.0 { apart / deviation } else { apart })
 }
 
@@ -247,9 +247,9 @@ impl Clock<'_> {
 
 /// The matrix peaks that were measured already.
 #[derive(Debug, Default)]
-pub struct Peaks(Vec<(DeviceLocation, DType, Option<f64>)>);
+pub struct PeakRates(Vec<(DeviceLocation, DType, Option<f64>)>);
 
-impl Peaks {
+impl PeakRates {
     /// The operations a second of a large matrix product; `None` where the device has no product in that dtype.
     fn of(&mut self, device: &Device, dtype: DType) -> Result<Option<f64>> {
         let known = self.0.iter().find(|(location, of, _)| *location == device.location() && *of == dtype);

@@ -1,5 +1,5 @@
-//! Measures what painting costs: the time of every phase, memory, the share of what the machine can do, and how far the
-//! picture is from the reference path's.
+//! Measures what generating costs: the time of every phase, memory, the share of what the machine can do, and how far the
+//! image is from the reference path's.
 //!
 //! A [`Subject`] is what is measured, a [`Case`] one combination of it with device, dtype, size and batch, and a [`Row`] what came
 //! out, be it an error. Nothing here prints, and nothing is quoted from elsewhere: the machine's matrix peak is measured too.
@@ -19,9 +19,9 @@ mod report;
 mod table;
 
 pub use compare::{Change, compare};
-pub use estimate::{painting_speed, picture_flop};
+pub use estimate::{generating_speed, image_flop};
 pub use machine::Machine;
-pub use measure::{Case, Peaks, Settings, Subject, check_size, measure, reference_picture};
+pub use measure::{Case, PeakRates, Settings, Subject, check_size, measure, reference_image};
 pub use plot::svg;
 pub use random_model::RandomModel;
 pub use record::record;

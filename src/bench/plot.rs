@@ -1,4 +1,4 @@
-//! A run as a picture: two bars a combination, the guided step and the VAE decode.
+//! A run as an image: two bars a combination, the guided step and the VAE decode.
 
 use super::compare::title;
 use super::report::{Phase, Report};
@@ -22,7 +22,7 @@ pub fn svg(report: &Report) -> Result<String> {
     let rows: Vec<_> = report.rows.iter().filter(|row| bars.iter().any(|(phase, _)| row.phases.contains_key(phase))).collect();
     let longest = rows.iter().flat_map(|row| bars.iter().filter_map(|(phase, _)| row.phases.get(phase))).map(|t| t.max).fold(0.0, f64::max);
     let length = |seconds: f64| if longest > 0.0 { (seconds / longest * LONGEST) as i32 } else { 0 };
-    let failed = |e: &dyn std::fmt::Display| Error::Picture(format!("the plot cannot be drawn: {e}"));
+    let failed = |e: &dyn std::fmt::Display| Error::Image(format!("the plot cannot be drawn: {e}"));
 
     let mut text = String::new();
     {

@@ -2,7 +2,7 @@
 //!
 //! The numbers come from a counter that is hashed, so that a tensor depends on the seed, its name and its shape, and on nothing
 //! else: not on the order of loading, nor on the threads. They are lively: every layer keeps the size of what goes through it, so
-//! that times, memory and rounding errors are those of a trained model. What it paints is noise.
+//! that times, memory and rounding errors are those of a trained model. What it generates is noise.
 
 use crate::spec::ModelSpec;
 use crate::weights::{Component, ModelSource, TensorSource, TokenizerFiles};
@@ -122,7 +122,7 @@ fn mix(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::{Observer, Pipeline, Silent, Sketch, Stage};
+    use crate::pipeline::{BatchItem, Observer, Pipeline, Silent, Stage};
     use crate::request::RequestDraft;
     use crate::spec::UNetLevel;
 
@@ -155,34 +155,34 @@ mod tests {
     }
 
     #[test]
-    fn every_family_paints_finite_pictures_and_the_same_ones_again() -> Result<()> {
+    fn every_family_generates_finite_images_and_the_same_ones_again() -> Result<()> {
         for name in ModelSpec::WELL_KNOWN {
             let spec = tiny(name).ok_or_else(|| Error::Input(name.to_owned()))?;
-            let paint = |seed| {
+            let generate = |seed| {
                 let model = RandomModel::new(name, spec.clone(), seed);
                 let pipeline = Pipeline::load(&model, &Device::Cpu, DType::F32, DType::F32, &mut Silent)?;
                 let draft =
                     RequestDraft { prompt: "a lighthouse".into(), steps: Some(2), width: Some(64), height: Some(64), ..Default::default() };
                 let request = draft.resolve(&spec)?;
                 let prompt = pipeline.encode_prompt(&request, &mut Silent)?;
-                let latents = pipeline.denoise(&Sketch::of_seeds(&request, &prompt, &[1]), &mut Silent)?;
+                let latents = pipeline.denoise(&BatchItem::of_seeds(&request, &prompt, &[1]), &mut Silent)?;
                 Ok::<_, Error>(pipeline.decode(&latents)?.flatten_all()?.to_vec1::<f32>()?)
             };
-            let (first, again, other) = (paint(1)?, paint(1)?, paint(2)?);
+            let (first, again, other) = (generate(1)?, generate(1)?, generate(2)?);
             assert!(first.iter().all(|x| x.is_finite()), "{name}");
             assert_eq!(first, again, "{name}");
             assert_ne!(first, other, "{name}");
             let mean = first.iter().sum::<f32>() / first.len() as f32;
             let deviation = (first.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / first.len() as f32).sqrt();
-            assert!((0.05..20.0).contains(&deviation), "{name}: a picture with a deviation of {deviation}");
+            assert!((0.05..20.0).contains(&deviation), "{name}: an image with a deviation of {deviation}");
         }
         Ok(())
     }
 
     #[test]
     fn a_load_stops_between_two_tensors_when_the_observer_says_so() -> Result<()> {
-        struct Patience(usize);
-        impl Observer for Patience {
+        struct StopAfter(usize);
+        impl Observer for StopAfter {
             fn stage(&mut self, _: Stage<'_>) -> Result<()> {
                 self.0 = self.0.checked_sub(1).ok_or(Error::Cancelled)?;
                 Ok(())
@@ -192,7 +192,7 @@ mod tests {
         let spec = tiny("sd15").ok_or_else(|| Error::Input("sd15".to_owned()))?;
         let load = |patience| {
             let model = RandomModel::new("sd15", spec.clone(), 1);
-            Pipeline::load(&model, &Device::Cpu, DType::F32, DType::F32, &mut Patience(patience)).map(|_| ())
+            Pipeline::load(&model, &Device::Cpu, DType::F32, DType::F32, &mut StopAfter(patience)).map(|_| ())
         };
         for patience in [0, 1, 100, 500] {
             assert!(matches!(load(patience), Err(Error::Cancelled)), "after {patience} tensors");

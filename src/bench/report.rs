@@ -17,17 +17,17 @@ pub enum Phase {
     Load,
     /// Encoding prompt and negative prompt.
     Text,
-    /// One denoising step with guidance: two rows of the UNet a picture.
+    /// One denoising step with guidance: two rows of the UNet an image.
     Step,
-    /// Decoding the pictures of a batch.
+    /// Decoding the images of a batch.
     Decode,
     /// From the prompt to the pixels, all steps.
-    Picture,
+    Image,
 }
 
 impl Phase {
     /// All, in the order of the work.
-    pub const ALL: [Phase; 6] = [Phase::Open, Phase::Load, Phase::Text, Phase::Step, Phase::Decode, Phase::Picture];
+    pub const ALL: [Phase; 6] = [Phase::Open, Phase::Load, Phase::Text, Phase::Step, Phase::Decode, Phase::Image];
 
     /// The name for people.
     pub fn name(self) -> &'static str {
@@ -37,7 +37,7 @@ impl Phase {
             Phase::Text => "text",
             Phase::Step => "guided step",
             Phase::Decode => "VAE decode",
-            Phase::Picture => "whole picture",
+            Phase::Image => "whole image",
         }
     }
 }
@@ -91,16 +91,16 @@ pub struct Row {
     pub width: usize,
     /// Pixels.
     pub height: usize,
-    /// Pictures at once.
+    /// Images at once.
     pub batch_size: usize,
-    /// Steps of the whole picture.
+    /// Steps of the whole image.
     pub steps: usize,
     /// The times; a phase that was not reached is absent.
     pub phases: BTreeMap<Phase, Timing>,
     /// Where one run of a phase went, where that was asked for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub profiles: BTreeMap<Phase, Profile>,
-    /// The largest resident memory of the process from opening to the last picture, in bytes.
+    /// The largest resident memory of the process from opening to the last image, in bytes.
     pub peak_host_bytes: Option<u64>,
     /// The most that tensors took on a GPU in that time, in bytes.
     #[serde(default)]
@@ -113,8 +113,8 @@ pub struct Row {
     pub matrix_peak: Option<f64>,
     /// The matrix peak of the device in `vae_dtype`, in operations a second.
     pub vae_matrix_peak: Option<f64>,
-    /// Mean absolute difference of the picture after one step from the portable reference path's in f32 on the CPU, as a share of
-    /// that picture's standard deviation.
+    /// Mean absolute difference of the image after one step from the portable reference path's in f32 on the CPU, as a share of
+    /// that image's standard deviation.
     pub difference: Option<f64>,
     /// What ended the measurement early.
     pub error: Option<String>,
@@ -165,7 +165,7 @@ impl Report {
     /// # Errors
     /// A number is not finite, which would be a defect.
     pub fn to_json(&self) -> Result<String> {
-        let text = serde_json::to_string_pretty(self).map_err(|e| Error::Picture(format!("the results cannot be written as JSON: {e}")))?;
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::Image(format!("the results cannot be written as JSON: {e}")))?;
         Ok(text + "\n")
     }
 

@@ -16,7 +16,7 @@ const HEADERS: [&str; 17] = [
     "text",
     "guided step",
     "VAE decode",
-    "whole picture",
+    "whole image",
     "step TFLOP/s",
     "VAE TFLOP/s",
     "peak memory",
@@ -78,11 +78,11 @@ fn seconds(seconds: f64) -> String {
 /// What the columns mean, for below a table.
 fn legend(report: &Report, spread: &str) -> String {
     format!(
-        "Medians with {spread}; runs that count: {}, warm-ups: {}, steps of the whole picture: {}.\n\
+        "Medians with {spread}; runs that count: {}, warm-ups: {}, steps of the whole image: {}.\n\
          TFLOP/s: a multiplication with its addition is two, as the network is defined; in brackets the share of a plain matrix product's on\n\
          the same device, which is above 100 % where operations are saved.\n\
-         difference: mean absolute difference of the picture after one step, with guidance 7.5, from the portable ops' in f32 on the CPU,\n\
-         over that picture's standard deviation.\n",
+         difference: mean absolute difference of the image after one step, with guidance 7.5, from the portable ops' in f32 on the CPU,\n\
+         over that image's standard deviation.\n",
         report.repeats,
         report.warmups,
         report.rows.iter().map(|row| row.steps).max().unwrap_or(0),
@@ -159,7 +159,7 @@ pub fn markdown(report: &Report) -> String {
 pub fn csv(report: &Report) -> String {
     let mut header: Vec<String> =
         ["model", "device", "dtype", "vae_dtype", "width", "height", "batch_size", "steps"].map(str::to_owned).to_vec();
-    for phase in ["open", "load", "text", "step", "decode", "picture"] {
+    for phase in ["open", "load", "text", "step", "decode", "image"] {
         header.extend(["median", "min", "max"].map(|what| format!("{phase}_{what}")));
     }
     header.extend(

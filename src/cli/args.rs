@@ -2,7 +2,7 @@
 
 use super::batch::{BatchArgs, MergeArgs};
 use super::bench::BenchArgs;
-use super::completions::{CompletionsArgs, Offering};
+use super::completions::{CompletionsArgs, NamedValues};
 use super::devices::DevicesArgs;
 use super::graphics::Graphics;
 use super::inspect::InspectArgs;
@@ -30,11 +30,11 @@ Examples:
   sd-gen batch prompts.txt --output-dir out              a prompt a line; run it again to go on
   sd-gen convert models/sd15 sd15.safetensors --dtype f16
   sd-gen bench --random sd15 --dtypes f32,bf16
-  sd-gen inspect apple.png                               how it was made, and the command that paints it again
+  sd-gen inspect apple.png                               how it was made, and the command that generates it again
 
-Exit codes: 0 all written, 1 some picture failed, 2 bad usage or input, 3 the model cannot be loaded, 130 cancelled.";
+Exit codes: 0 all written, 1 some image failed, 2 bad usage or input, 3 the model cannot be loaded, 130 cancelled.";
 
-/// Stable Diffusion: paints what a prompt says and writes PNGs.
+/// Stable Diffusion: generates what a prompt says and writes PNGs.
 #[derive(Debug, Parser)]
 #[command(name = "sd-gen", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, allow_negative_numbers = true, arg_required_else_help = true)]
 pub(super) struct Cli {
@@ -52,15 +52,15 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Paint the lines of a file, thousands of them, and go on where an earlier run stopped
+    /// Generate the lines of a file, thousands of them, and go on where an earlier run stopped
     Batch(Box<BatchArgs>),
     /// Join the manifests of shards
     Merge(MergeArgs),
     /// Write a model in the other layout: a diffusers folder as one file in the original layout, or back
     Convert(ConvertArgs),
-    /// Time every phase of painting, for every combination of models, devices, dtypes, sizes and batch sizes
+    /// Time every phase of generating, for every combination of models, devices, dtypes, sizes and batch sizes
     Bench(Box<BenchArgs>),
-    /// Say what a file is: a model, a LoRA, an embedding, a picture (and the command that paints it again)
+    /// Say what a file is: a model, a LoRA, an embedding, an image (and the command that generates it again)
     Inspect(InspectArgs),
     /// List what can be named after --model: family, size, dtype, prediction
     Models(ModelsArgs),
@@ -111,32 +111,32 @@ pub(super) enum ProgressStyle {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct GenerateArgs {
-    /// What to paint; repeat for more pictures; "-" reads standard input
-    #[arg(short, long = "prompt", value_name = "TEXT", required = true, help_heading = "What to paint", allow_hyphen_values = true)]
+    /// What to generate; repeat for more images; "-" reads standard input
+    #[arg(short, long = "prompt", value_name = "TEXT", required = true, help_heading = "What to generate", allow_hyphen_values = true)]
     pub(super) prompts: Vec<String>,
-    /// What not to paint
-    #[arg(short, long, value_name = "TEXT", help_heading = "What to paint", allow_hyphen_values = true)]
+    /// What not to generate
+    #[arg(short, long, value_name = "TEXT", help_heading = "What to generate", allow_hyphen_values = true)]
     pub(super) negative_prompt: Option<String>,
     /// How the prompt is read
-    #[arg(long, value_enum, default_value = "plain", value_name = "SYNTAX", help_heading = "What to paint")]
+    #[arg(long, value_enum, default_value = "plain", value_name = "SYNTAX", help_heading = "What to generate")]
     pub(super) prompt_syntax: PromptSyntax,
     /// Pixels, a multiple of 8 [default: the model's own]
-    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "What to paint", conflicts_with = "size")]
+    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "What to generate", conflicts_with = "size")]
     pub(super) width: Option<usize>,
     /// Pixels, a multiple of 8 [default: the model's own]
-    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "What to paint", conflicts_with = "size")]
+    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "What to generate", conflicts_with = "size")]
     pub(super) height: Option<usize>,
     /// Width and height at once
-    #[arg(long, value_name = "WxH", help_heading = "What to paint", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", help_heading = "What to generate", value_parser = parse_size)]
     pub(super) size: Option<(usize, usize)>,
-    /// Picture i has seed + i; negative means random [default: random, and always reported]
-    #[arg(short, long, value_name = "N", help_heading = "What to paint", allow_hyphen_values = true, value_parser = parse_seed)]
+    /// Image i has seed + i; negative means random [default: random, and always reported]
+    #[arg(short, long, value_name = "N", help_heading = "What to generate", allow_hyphen_values = true, value_parser = parse_seed)]
     pub(super) seed: Option<Seed>,
-    /// Pictures for each prompt
-    #[arg(long, aliases = ["count", "num-images-per-prompt", "batch-count", "n-iter"], value_name = "N", default_value = "1", help_heading = "What to paint")]
+    /// Images for each prompt
+    #[arg(long, aliases = ["count", "num-images-per-prompt", "batch-count", "n-iter"], value_name = "N", default_value = "1", help_heading = "What to generate")]
     pub(super) images: usize,
-    /// The most pictures painted at once, or auto, by their size and the memory; does not change them
-    #[arg(short, long, value_name = "N", default_value = "auto", value_parser = parse_batch_size, help_heading = "What to paint")]
+    /// The most images generated at once, or auto, by their size and the memory; does not change them
+    #[arg(short, long, value_name = "N", default_value = "auto", value_parser = parse_batch_size, help_heading = "What to generate")]
     pub(super) batch_size: BatchSize,
 
     /// A path (folder or .safetensors file), a folder of models, a name in the models folder, or a hub id: org/name[@revision][:file]
@@ -147,7 +147,7 @@ pub(super) struct GenerateArgs {
     pub(super) models_dir: Option<PathBuf>,
     /// What the UNet predicts: epsilon or v [default: as detected]
     #[arg(long, value_name = "WHAT", hide_possible_values = true, help_heading = "The model",
-          value_parser = Offering { names: vec!["epsilon", "v"], parser: PredictionType::from_name })]
+          value_parser = NamedValues { names: vec!["epsilon", "v"], parser: PredictionType::from_name })]
     pub(super) prediction: Option<PredictionType>,
     /// Rescale the noise schedule to zero terminal SNR
     #[arg(long, help_heading = "The model")]
@@ -165,17 +165,17 @@ pub(super) struct GenerateArgs {
     /// Takes back contrast that guidance adds, 0 to 1 [default: 0]
     #[arg(long, value_name = "X", help_heading = "Sampling")]
     pub(super) guidance_rescale: Option<f64>,
-    /// However a peer spells it: "DPM++ 2M Karras", euler_a, DDIMScheduler [default: the model's own]
+    /// However another tool spells it: "DPM++ 2M Karras", euler_a, DDIMScheduler [default: the model's own]
     #[arg(long, visible_aliases = ["scheduler", "sampling-method"], alias = "sampler-name", value_name = "NAME", help_heading = "Sampling", hide_possible_values = true,
-          value_parser = Offering { names: Sampler::all().map(Sampler::name).collect(), parser: StringValueParser::new() })]
+          value_parser = NamedValues { names: Sampler::all().map(Sampler::name).collect(), parser: StringValueParser::new() })]
     pub(super) sampler: Option<String>,
     /// Which noise levels: discrete (also normal, uniform), karras, exponential or lu [default: the model's own]
     #[arg(long, alias = "schedule-type", value_name = "NAME", hide_possible_values = true, help_heading = "Sampling",
-          value_parser = Offering { names: SigmaSchedule::NAMES.iter().map(|(name, _)| *name).collect(), parser: SigmaSchedule::from_name })]
+          value_parser = NamedValues { names: SigmaSchedule::NAMES.iter().map(|(name, _)| *name).collect(), parser: SigmaSchedule::from_name })]
     pub(super) schedule: Option<SigmaSchedule>,
     /// leading, linspace or trailing, as diffusers means it [default: the model's own]
     #[arg(long, value_name = "SPACING", hide_possible_values = true, help_heading = "Sampling",
-          value_parser = Offering { names: TimestepSpacing::NAMES.iter().map(|(name, _)| *name).collect(), parser: TimestepSpacing::from_name })]
+          value_parser = NamedValues { names: TimestepSpacing::NAMES.iter().map(|(name, _)| *name).collect(), parser: TimestepSpacing::from_name })]
     pub(super) timestep_spacing: Option<TimestepSpacing>,
     /// A diffusers scheduler_config.json in place of the model's; the flags here still win
     #[arg(long, value_name = "FILE", help_heading = "Sampling")]
@@ -185,22 +185,22 @@ pub(super) struct GenerateArgs {
     pub(super) eta: Option<f64>,
     /// Whose random numbers: torch-cpu or torch-cuda
     #[arg(long, value_name = "RNG", default_value = "torch-cpu", hide_possible_values = true, help_heading = "Sampling",
-          value_parser = Offering { names: vec!["torch-cpu", "torch-cuda"], parser: Rng::from_name })]
+          value_parser = NamedValues { names: vec!["torch-cpu", "torch-cuda"], parser: Rng::from_name })]
     pub(super) rng: Rng,
 
-    /// auto, cpu, cuda, cuda:N or metal; several, as in cuda:0,cuda:1, share the pictures out
+    /// auto, cpu, cuda, cuda:N or metal; several, as in cuda:0,cuda:1, share the images out
     #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "auto", help_heading = "The machine", hide_possible_values = true,
-          value_parser = Offering { names: vec!["auto", "cpu", "cuda", "metal"], parser: str::parse::<DeviceChoice> })]
+          value_parser = NamedValues { names: vec!["auto", "cpu", "cuda", "metal"], parser: str::parse::<DeviceChoice> })]
     pub(super) device: Vec<DeviceChoice>,
     /// What UNet and text encoders compute in: auto, f32, f16 or bf16
     #[arg(long, visible_alias = "precision", value_name = "DTYPE", default_value = "auto", help_heading = "The machine", hide_possible_values = true,
-          value_parser = Offering { names: vec!["auto", "f32", "f16", "bf16"], parser: str::parse::<DTypeChoice> })]
+          value_parser = NamedValues { names: vec!["auto", "f32", "f16", "bf16"], parser: str::parse::<DTypeChoice> })]
     pub(super) dtype: DTypeChoice,
     /// What the VAE computes in [default: as --dtype, f32 where f16 would overflow]
     #[arg(long, value_name = "DTYPE", default_value = "auto", help_heading = "The machine", hide_possible_values = true,
-          value_parser = Offering { names: vec!["auto", "f32", "f16", "bf16"], parser: str::parse::<DTypeChoice> })]
+          value_parser = NamedValues { names: vec!["auto", "f32", "f16", "bf16"], parser: str::parse::<DTypeChoice> })]
     pub(super) vae_dtype: DTypeChoice,
-    /// Decode pictures in tiles: auto (where the memory is too small for the whole), on or off
+    /// Decode images in tiles: auto (where the memory is too small for the whole), on or off
     #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "The machine")]
     pub(super) vae_tiling: VaeTiling,
     /// Keep only the network at work in the device's memory; slower
@@ -213,7 +213,7 @@ pub(super) struct GenerateArgs {
     /// A file, or a template such as "{date}/{seed}-{prompt:.40}.png"; "-" is standard output
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     pub(super) output: Option<String>,
-    /// Where pictures go [default: here]
+    /// Where images go [default: here]
     #[arg(long, alias = "outpath-samples", value_name = "DIR", help_heading = "Output")]
     pub(super) output_dir: Option<PathBuf>,
     /// Replace existing files
@@ -225,13 +225,13 @@ pub(super) struct GenerateArgs {
     /// How progress is shown on standard error
     #[arg(long, value_enum, default_value = "auto", value_name = "STYLE", help_heading = "Output")]
     pub(super) progress: ProgressStyle,
-    /// Draw the picture in the terminal as it forms, and when it is finished; by the terminal's protocol, or as --preview=blocks
+    /// Draw the image in the terminal as it forms, and when it is finished; by the terminal's protocol, or as --preview=blocks
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, help_heading = "Output")]
     pub(super) preview: Option<Option<Graphics>>,
     /// Preview with a tiny autoencoder: taesd_decoder.safetensors, taesdxl_decoder.safetensors, or a folder of one
     #[arg(long, visible_alias = "tae", value_name = "FILE", requires = "preview", help_heading = "Output")]
     pub(super) taesd: Option<PathBuf>,
-    /// Only errors, and the pictures' paths
+    /// Only errors, and the images' paths
     #[arg(short, long, help_heading = "Output", conflicts_with = "verbose")]
     pub(super) quiet: bool,
     /// What was concluded and chosen, and why; twice: what is read and how long it takes; thrice: every step; see SD_GEN_LOG
@@ -258,7 +258,7 @@ pub(super) struct ModelFlags {
     pub(super) low_memory: bool,
 }
 
-/// The most pictures at once; `None` is auto.
+/// The most images at once; `None` is auto.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatchSize(pub(super) Option<usize>);
 

@@ -7,8 +7,8 @@ use super::progress::Progress;
 use super::screen::say;
 use super::{answer, listen_for_cancellation};
 use crate::bench::{
-    Case, Machine, Peaks, RandomModel, Report, Row, Settings, Subject, aligned, check_size, compare, csv, markdown, measure, record,
-    reference_picture,
+    Case, Machine, PeakRates, RandomModel, Report, Row, Settings, Subject, aligned, check_size, compare, csv, markdown, measure, record,
+    reference_image,
 };
 use crate::device::{DTypeChoice, DeviceChoice, open};
 use crate::disk::write_whole;
@@ -67,10 +67,10 @@ pub(super) struct BenchArgs {
         help_heading = "What to measure"
     )]
     dtypes: Vec<DTypeChoice>,
-    /// Pictures' sizes [default: the model's own]
+    /// Images' sizes [default: the model's own]
     #[arg(long, visible_alias = "size", value_name = "WxH,…", value_delimiter = ',', value_parser = parse_size, help_heading = "What to measure")]
     sizes: Vec<(usize, usize)>,
-    /// Pictures painted at once
+    /// Images generated at once
     #[arg(
         long,
         visible_alias = "batch-size",
@@ -81,7 +81,7 @@ pub(super) struct BenchArgs {
     )]
     batch_sizes: Vec<usize>,
 
-    /// Steps of the whole picture
+    /// Steps of the whole image
     #[arg(long, value_name = "N", default_value = "4", help_heading = "How to measure")]
     steps: usize,
     /// Runs of each phase before those that count
@@ -96,7 +96,7 @@ pub(super) struct BenchArgs {
     /// Show where a guided step and a decode go, op by op; takes one more run of each
     #[arg(long, help_heading = "How to measure")]
     profile: bool,
-    /// Do not paint with the portable reference path to compare with; it is slow and computes in f32
+    /// Do not generate with the portable reference path to compare with; it is slow and computes in f32
     #[arg(long, help_heading = "How to measure")]
     skip_correctness: bool,
 
@@ -152,7 +152,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         repeats: args.repeats,
         rows: Vec::new(),
     };
-    let mut peaks = Peaks::default();
+    let mut peaks = PeakRates::default();
     let measured = subjects.iter().try_for_each(|subject| args.measure_all(subject, &sizes, &mut report.rows, &mut peaks, &mut progress));
     drop(progress);
     if !report.rows.is_empty() {
@@ -161,7 +161,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     measured?;
     match report.rows.iter().filter(|row| row.error.is_some()).count() {
         0 => Ok(()),
-        failed => Err(Error::Picture(format!("{failed} of {} combinations failed; their rows say why", report.rows.len()))),
+        failed => Err(Error::Image(format!("{failed} of {} combinations failed; their rows say why", report.rows.len()))),
     }
 }
 
@@ -210,7 +210,7 @@ impl BenchArgs {
         subject: &Subject<'_>,
         sizes: &[Size],
         rows: &mut Vec<Row>,
-        peaks: &mut Peaks,
+        peaks: &mut PeakRates,
         progress: &mut Progress,
     ) -> Result<()> {
         let settings = Settings { steps: self.steps, warmups: self.warmups, repeats: self.repeats, profile: self.profile };
@@ -231,10 +231,10 @@ impl BenchArgs {
                             }
                         };
                         if !self.skip_correctness && !references.iter().any(|(of, _)| *of == size) {
-                            progress.say(&format!("{}{}: the reference picture", subject.name, shown(size)));
+                            progress.say(&format!("{}{}: the reference image", subject.name, shown(size)));
                             references.push((size, reference(subject, size, progress)?));
                         }
-                        let reference = references.iter().find(|(of, _)| *of == size).and_then(|(_, picture)| picture.as_ref());
+                        let reference = references.iter().find(|(of, _)| *of == size).and_then(|(_, image)| image.as_ref());
                         let case = Case { device: device.clone(), dtype: dtype_choice.on(device), size, batch_size };
                         progress.say(&format!(
                             "{}{} on {} in {}, batches of {batch_size}",
@@ -313,13 +313,13 @@ impl BenchArgs {
     }
 }
 
-/// The reference picture; without one the rows have no difference, and the user is told why.
+/// The reference image; without one the rows have no difference, and the user is told why.
 fn reference(subject: &Subject<'_>, size: Size, progress: &mut Progress) -> Result<Option<Tensor>> {
-    match reference_picture(subject, size, progress) {
-        Ok(picture) => Ok(Some(picture)),
+    match reference_image(subject, size, progress) {
+        Ok(image) => Ok(Some(image)),
         Err(Error::Cancelled) => Err(Error::Cancelled),
         Err(error) => {
-            progress.warn(&format!("{}: no reference picture: {error}", subject.name));
+            progress.warn(&format!("{}: no reference image: {error}", subject.name));
             Ok(None)
         }
     }

@@ -53,12 +53,12 @@ fn write(bytes: &[u8]) -> Result<()> {
 
 /// Offers names to a shell that completes a value, and leaves it to `parser` which values there are.
 #[derive(Debug, Clone)]
-pub(super) struct Offering<P> {
+pub(super) struct NamedValues<P> {
     pub(super) names: Vec<&'static str>,
     pub(super) parser: P,
 }
 
-impl<P: TypedValueParser> TypedValueParser for Offering<P> {
+impl<P: TypedValueParser> TypedValueParser for NamedValues<P> {
     type Value = P::Value;
 
     fn parse_ref(&self, command: &Command, argument: Option<&Arg>, value: &OsStr) -> Result<Self::Value, clap::Error> {

@@ -1,7 +1,7 @@
 //! The configuration files: flags that are as good as typed before the others. The command line beats `./sd-gen.toml`, and that beats
 //! `sd-gen/config.toml` in the platform's folder.
 //!
-//! Keys are flags' names. Those at the top are for painting, alone and in batches; a table `[bench]` is for `sd-gen bench`, and so on.
+//! Keys are flags' names. Those at the top are for generating, alone and in batches; a table `[bench]` is for `sd-gen bench`, and so on.
 //!
 //! `./sd-gen.toml` may have come with a folder from elsewhere, so it has no say over what lies outside of that folder: paths that are
 //! written to must stay inside, nothing is overwritten on its word, and it cannot make the program reach for the network.
@@ -117,7 +117,7 @@ struct Commands<'a> {
     matches: &'a ArgMatches,
     /// Its flags.
     list: FlagList,
-    /// The flags of painting.
+    /// The flags of generating.
     top: FlagList,
     /// Flags of all subcommands.
     tables: Vec<(String, FlagList)>,
@@ -128,20 +128,20 @@ impl<'a> Commands<'a> {
         let all = Cli::command();
         // What holds for every command stands with none of them.
         let global = || all.get_arguments().filter(|arg| arg.get_id() == "offline").cloned();
-        let painting = || Flags::augment_args(clap::Command::new("sd-gen"));
+        let generating = || Flags::augment_args(clap::Command::new("sd-gen"));
         let list_of = |command: clap::Command| FlagList::of(command.args(global()));
         let tables: Vec<_> = all.get_subcommands().map(|command| (command.get_name().to_owned(), list_of(command.clone()))).collect();
         let (name, matches) = matches.subcommand().map_or((None, matches), |(name, below)| (Some(name), below));
         let of_name = all.get_subcommands().find(|command| Some(command.get_name()) == name).cloned();
-        let (list, top) = (list_of(of_name.unwrap_or_else(painting)), list_of(painting()));
+        let (list, top) = (list_of(of_name.unwrap_or_else(generating)), list_of(generating()));
         Self { name, matches, list, top, tables }
     }
 
-    /// Whether the command has the flag of painting that a key at the top names.
+    /// Whether the command has the flag of generating that a key at the top names.
     fn takes(&self, long: &str) -> bool {
-        let paints = self.name.is_none() || self.list.find("prompt").is_ok();
+        let generates = self.name.is_none() || self.list.find("prompt").is_ok();
         let known = self.list.flags.iter().any(|flag| flag.long == long);
-        known && (paints || EVERYWHERE.contains(&long))
+        known && (generates || EVERYWHERE.contains(&long))
     }
 }
 
@@ -195,7 +195,7 @@ impl File<'_> {
     }
 
     /// A key's flag and values; an error about the value comes with its place.
-    fn setting(&self, list: &FlagList, key: &str, value: &Spanned<DeValue<'_>>) -> Result<(usize, Vec<OsString>), Misread> {
+    fn setting(&self, list: &FlagList, key: &str, value: &Spanned<DeValue<'_>>) -> Result<(usize, Vec<OsString>), KeyError> {
         let flag = list.find(key).map_err(|what| (None, what))?;
         let items = match value.get_ref() {
             DeValue::Array(items) => items.iter().collect(),
@@ -214,7 +214,7 @@ impl File<'_> {
 }
 
 /// What is wrong with a key, or with the part of its value that is given.
-type Misread = (Option<Range<usize>>, String);
+type KeyError = (Option<Range<usize>>, String);
 
 fn scalar(value: &Spanned<DeValue<'_>>) -> Result<String, String> {
     match value.get_ref() {
@@ -342,7 +342,7 @@ mod tests {
             "./sd-gen.toml:4:11: --repeats \"many\": give a whole number such as 20\n  4 | repeats = \"many\"\n    |           ^^^^^^\n\
              ./sd-gen.toml:5:2: there is no command \"bnch\"; there are (all)\n  5 | [bnch]\n    |  ^^^^\n\
              ./sd-gen.toml:2:1: there is no setting \"stepz\"; did you mean \"steps\"?\n  2 | stepz = 1\n    | ^^^^^\n\
-             3 errors in ./sd-gen.toml; nothing was painted"
+             3 errors in ./sd-gen.toml; nothing was generated"
         );
         assert!(folders.run("sd-gen -p x --no-config").is_ok());
         for (text, said) in [

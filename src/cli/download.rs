@@ -14,12 +14,12 @@ const WORTH_A_LINE: u64 = 1_000_000;
 
 /// What is shown on standard error.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Showing {
+pub(super) struct DownloadStyle {
     pub(super) style: ProgressStyle,
     pub(super) quiet: bool,
 }
 
-impl Default for Showing {
+impl Default for DownloadStyle {
     fn default() -> Self {
         Self { style: ProgressStyle::Auto, quiet: false }
     }
@@ -29,9 +29,9 @@ impl Default for Showing {
 ///
 /// # Errors
 /// As [`fetch`] and [`Checkpoint::open`].
-pub(super) fn open(id: &HubId, dtype: DType, showing: Showing) -> Result<Checkpoint> {
+pub(super) fn open(id: &HubId, dtype: DType, showing: DownloadStyle) -> Result<Checkpoint> {
     let prefer_variant = variant(dtype);
-    let mut shown = Shown::new(showing);
+    let mut shown = DownloadView::new(showing);
     let path = fetch(&settings()?, id, prefer_variant.as_deref(), &mut |event| shown.event(event));
     drop(shown);
     Checkpoint::open_with(&path?, &OpenOptions { prefer_variant })
@@ -41,8 +41,8 @@ pub(super) fn open(id: &HubId, dtype: DType, showing: Showing) -> Result<Checkpo
 ///
 /// # Errors
 /// As [`missing`].
-pub(super) fn to_fetch(id: &HubId, dtype: DType, showing: Showing) -> Result<Vec<Missing>> {
-    let mut shown = Shown::new(showing);
+pub(super) fn to_fetch(id: &HubId, dtype: DType, showing: DownloadStyle) -> Result<Vec<Missing>> {
+    let mut shown = DownloadView::new(showing);
     missing(&settings()?, id, variant(dtype).as_deref(), &mut |event| shown.event(event))
 }
 
@@ -60,14 +60,14 @@ fn variant(dtype: DType) -> Option<String> {
 }
 
 /// A bar for people, events for programs, and otherwise a line for each large file.
-struct Shown {
+struct DownloadView {
     progress: Progress,
     file: String,
 }
 
-impl Shown {
-    fn new(showing: Showing) -> Shown {
-        Shown { progress: Progress::new(showing.style, showing.quiet), file: String::new() }
+impl DownloadView {
+    fn new(showing: DownloadStyle) -> DownloadView {
+        DownloadView { progress: Progress::new(showing.style, showing.quiet), file: String::new() }
     }
 
     fn event(&mut self, event: Event<'_>) -> Result<()> {

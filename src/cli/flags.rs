@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-/// The flags that make a picture, `--prompt` not demanded: a line may bring it.
+/// The flags that make an image, `--prompt` not demanded: a line may bring it.
 pub(super) static GENERATION: LazyLock<FlagList> = LazyLock::new(|| FlagList::of(Flags::augment_args(Command::new("sd-gen"))));
 
 /// Settings of the process, which no single line can have for itself.
@@ -262,7 +262,7 @@ fn shortened(value: &str) -> String {
     }
 }
 
-/// Flags of a picture that were given, and nothing about those that were not.
+/// Flags of an image that were given, and nothing about those that were not.
 ///
 /// As clap's `Args` they are the flags of a command that were typed: `#[command(flatten)]` takes them in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

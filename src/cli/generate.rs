@@ -1,18 +1,18 @@
-//! `sd-gen --prompt …`: from flags to pictures on the disk.
+//! `sd-gen --prompt …`: from flags to images on the disk.
 
 use super::args::{GenerateArgs, Seed};
-use super::download::Showing;
+use super::download::DownloadStyle;
 use super::listen_for_cancellation;
 use super::model::{self, Opened};
-use super::output::{Output, PictureName};
+use super::output::{ImageName, Output};
 use super::progress::Progress;
 use super::watch::Watch;
-use crate::batch::{Batch, Finished, Hear, News, Sink, Sizes, Task, sizes};
+use crate::batch::{Batch, EventSender, Finished, ImageEvent, Sink, Sizes, Task, sizes};
 use crate::device::open_all;
 use crate::disk::{counted, folder_of, stage, stops_all, write_whole};
 use crate::image::write_png;
-use crate::metadata::{KEYWORD, Painter, parameters};
-use crate::pipeline::{Observer, Painted};
+use crate::metadata::{GeneratedBy, KEYWORD, parameters};
+use crate::pipeline::{GeneratedImage, Observer};
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -36,11 +36,11 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     }
     let seed = match args.seed {
         Some(Seed::Is(seed)) => seed,
-        // 32 bits, so that it can be typed again and is a seed for every peer too.
+        // 32 bits, so that it can be typed again and is a seed for every other tool too.
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
     let (devices, remarks) = open_all(&args.device)?;
-    let showing = Showing { style: args.progress, quiet: args.quiet };
+    let showing = DownloadStyle { style: args.progress, quiet: args.quiet };
     let dtype = args.dtype.on(devices.first().unwrap_or(&Device::Cpu));
     let checkpoint = model::open_for(args.model.as_deref(), args.models_dir.as_deref(), dtype, showing)?;
     let model = Opened::new(checkpoint, devices, &args.model_flags());
@@ -48,12 +48,12 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         .iter()
         .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(model.checkpoint.spec()).map(Arc::new))
         .collect::<Result<_>>()?;
-    let pictures = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.images));
-    output.check(pictures)?;
-    if let (Some(latents), Some(picture)) = (&args.save_latents, &args.output)
-        && args.output_dir.as_deref().unwrap_or(Path::new("")).join(picture) == *latents
+    let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.images));
+    output.check(images)?;
+    if let (Some(latents), Some(image)) = (&args.save_latents, &args.output)
+        && args.output_dir.as_deref().unwrap_or(Path::new("")).join(image) == *latents
     {
-        return Err(Error::Input(format!("--save-latents {picture}: is the picture's file too; give another name")));
+        return Err(Error::Input(format!("--save-latents {image}: is the image's file too; give another name")));
     }
     let tiny = args.read_tiny_autoencoder()?;
     listen_for_cancellation()?;
@@ -81,39 +81,39 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         progress.say(&format!("seed {seed}"));
     }
 
-    let kept = Arc::new(Mutex::new(Kept::default()));
+    let kept = Arc::new(Mutex::new(RunResult::default()));
     let writer = Writer {
         output,
-        painter: model.painter(),
+        generator: model.generator(),
         latents: args.save_latents.is_some(),
         index: 0,
         written: HashSet::new(),
         kept: kept.clone(),
     };
-    // One model, and flags that all prompts share: any pictures go together.
+    // One model, and flags that all prompts share: any images go together.
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
-    let sizes = sizes(&model.footprint(first), pictures.div_ceil(model.devices()), first.batch_size);
+    let sizes = sizes(&model.footprint(first), images.div_ceil(model.devices()), first.batch_size);
     let batches = batches(requests.clone(), sizes);
     let models = model::Models::new(model).showing(tiny.filter(|_| progress.previews()));
     let prompt_of = |id: usize| requests.get(id).map(|request| request.prompt.clone()).unwrap_or_default();
-    let mut watch = Watch::new(&mut progress, Some(pictures), &prompt_of);
-    let painted = crate::batch::run(|_| batches, models, writer, &mut watch);
+    let mut watch = Watch::new(&mut progress, Some(images), &prompt_of);
+    let generated = crate::batch::run(|_| batches, models, writer, &mut watch);
     drop(progress);
 
-    let Kept { latents, failed, last } = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
+    let RunResult { latents, failed, last } = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
     // What was finished is kept, however the run ended.
     if let (Some(path), false) = (&args.save_latents, latents.is_empty()) {
         save_latents(path, &latents, args.overwrite)?;
     }
-    painted?;
+    generated?;
     match (failed, last) {
         (0, _) => Ok(()),
-        (_, Some(error)) if pictures == 1 => Err(error),
-        _ => Err(Error::Picture(format!("{failed} of {pictures} pictures failed; the others were written"))),
+        (_, Some(error)) if images == 1 => Err(error),
+        _ => Err(Error::Image(format!("{failed} of {images} images failed; the others were written"))),
     }
 }
 
-/// All pictures of all requests.
+/// All images of all requests.
 fn batches(requests: Vec<Arc<GenerationRequest>>, sizes: Sizes) -> impl Iterator<Item = Result<Batch>> + Send {
     let mut tasks = requests.into_iter().enumerate().flat_map(|(id, request)| {
         let seeds = request.seeds();
@@ -125,7 +125,7 @@ fn batches(requests: Vec<Arc<GenerationRequest>>, sizes: Sizes) -> impl Iterator
 
 /// What is left of a run when it is over.
 #[derive(Default)]
-struct Kept {
+struct RunResult {
     latents: Vec<Tensor>,
     failed: usize,
     last: Option<Error>,
@@ -145,33 +145,33 @@ pub(super) fn set_threads(threads: usize) -> Result<()> {
     built.map_err(|e| Error::Input(format!("--threads {threads}: the threads cannot be started ({e}); give fewer")))
 }
 
-/// Puts finished pictures where they belong.
+/// Puts finished images where they belong.
 struct Writer {
     output: Output,
-    painter: Painter,
+    generator: GeneratedBy,
     latents: bool,
     index: usize,
     /// What this run wrote: it is never overwritten by the run itself.
     written: HashSet<PathBuf>,
-    kept: Arc<Mutex<Kept>>,
+    kept: Arc<Mutex<RunResult>>,
 }
 
 impl Sink for Writer {
-    fn take(&mut self, finished: Vec<Finished>, hear: &Hear) -> Result<()> {
+    fn take(&mut self, finished: Vec<Finished>, events: &EventSender) -> Result<()> {
         for Finished { task: Task { id, request, seed, .. }, result, .. } in finished {
-            let written = result.and_then(|painted| Ok((self.write(&painted, &request)?, painted)));
+            let written = result.and_then(|generated| Ok((self.write(&generated, &request)?, generated)));
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
             match written {
-                Ok((path, Painted { picture, latents, .. })) => {
+                Ok((path, GeneratedImage { image, latents, .. })) => {
                     kept.latents.extend(self.latents.then_some(latents));
-                    hear.tell(News::Kept { id, seed, path, picture });
+                    events.tell(ImageEvent::Kept { id, seed, path, image });
                 }
-                // These would stop every other picture too.
+                // These would stop every other image too.
                 Err(error @ (Error::Cancelled | Error::Input(_) | Error::Model(_))) => return Err(error),
                 Err(error) if stops_all(&error) => return Err(error),
                 Err(error) => {
                     kept.failed += 1;
-                    hear.tell(News::Failed { prompt: request.prompt.clone(), reason: error.to_string() });
+                    events.tell(ImageEvent::Failed { prompt: request.prompt.clone(), reason: error.to_string() });
                     kept.last = Some(error);
                 }
             }
@@ -182,17 +182,17 @@ impl Sink for Writer {
 
 impl Writer {
     /// The file; `None` is standard output.
-    fn write(&mut self, painted: &Painted, request: &GenerationRequest) -> Result<Option<PathBuf>> {
-        let texts = [(KEYWORD, Cow::from(parameters(request, painted.seed, &self.painter)?))];
-        let name = PictureName { request, model: &self.painter.label, seed: painted.seed, index: self.index };
+    fn write(&mut self, generated: &GeneratedImage, request: &GenerationRequest) -> Result<Option<PathBuf>> {
+        let texts = [(KEYWORD, Cow::from(parameters(request, generated.seed, &self.generator)?))];
+        let name = ImageName { request, model: &self.generator.label, seed: generated.seed, index: self.index };
         self.index += 1;
         let Some(path) = self.output.path(&name)? else {
             let mut bytes = Vec::new();
-            write_png(&painted.picture, &texts, &mut bytes).map_err(Error::io("the PNG"))?;
+            write_png(&generated.image, &texts, &mut bytes).map_err(Error::io("the PNG"))?;
             std::io::stdout().write_all(&bytes).map_err(Error::io("standard output"))?;
             return Ok(None);
         };
-        self.write_file(path, |to| write_png(&painted.picture, &texts, to)).map(Some)
+        self.write_file(path, |to| write_png(&generated.image, &texts, to)).map(Some)
     }
 
     /// Writes under the first name that is free, if names may be counted.
@@ -225,9 +225,9 @@ fn check_latents_path(path: &Path, overwrite: bool) -> Result<()> {
 }
 
 fn save_latents(path: &Path, latents: &[Tensor], overwrite: bool) -> Result<()> {
-    // Pictures of one run may differ in nothing but their prompt and seed, so they stack.
+    // Images of one run may differ in nothing but their prompt and seed, so they stack.
     let stacked = HashMap::from([("latents".to_owned(), Tensor::cat(latents, 0)?)]);
     let bytes =
-        safetensors::serialize(&stacked, None).map_err(|e| Error::Picture(format!("the latents cannot be written as safetensors: {e}")))?;
+        safetensors::serialize(&stacked, None).map_err(|e| Error::Image(format!("the latents cannot be written as safetensors: {e}")))?;
     write_whole(path, overwrite, |to| to.write_all(&bytes))
 }

@@ -1,4 +1,4 @@
-//! Pictures on a terminal: kitty's protocol, iTerm2's, sixel, or half blocks in colour.
+//! Images on a terminal: kitty's protocol, iTerm2's, sixel, or half blocks in colour.
 
 use super::screen::{self, Drawing};
 use ::image::imageops::{ColorMap, FilterType, dither, index_colors, resize};
@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
 use std::fmt::Write;
 
-/// How a terminal takes pictures.
+/// How a terminal takes images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Graphics {
     /// kitty, Ghostty
@@ -23,9 +23,9 @@ pub(super) enum Graphics {
     Blocks256,
 }
 
-/// Rows of text that one picture may cover.
+/// Rows of text that one image may cover.
 const MOST_ROWS: u16 = 20;
-/// Pixels of a character where the terminal does not say: smaller than usual, so that a picture never needs more room than it has.
+/// Pixels of a character where the terminal does not say: smaller than usual, so that an image never needs more room than it has.
 const USUAL_CELL: (u32, u32) = (8, 16);
 
 impl Graphics {
@@ -50,18 +50,18 @@ impl Graphics {
         if many { Graphics::Blocks } else { Graphics::Blocks256 }
     }
 
-    /// A picture for the terminal as it is now; `number` tells it from the others that are on the terminal.
-    pub(super) fn draw(self, picture: &RgbImage, number: u32) -> Drawing {
+    /// An image for the terminal as it is now; `number` tells it from the others that are on the terminal.
+    pub(super) fn draw(self, image: &RgbImage, number: u32) -> Drawing {
         let size = screen::size();
-        self.draw_within(picture, number, (MOST_ROWS.min(size.0.saturating_sub(4)).max(1), size.1.saturating_sub(1).max(1)), cell())
+        self.draw_within(image, number, (MOST_ROWS.min(size.0.saturating_sub(4)).max(1), size.1.saturating_sub(1).max(1)), cell())
     }
 
-    fn draw_within(self, picture: &RgbImage, number: u32, (most_rows, most_columns): (u16, u16), cell: (u32, u32)) -> Drawing {
+    fn draw_within(self, image: &RgbImage, number: u32, (most_rows, most_columns): (u16, u16), cell: (u32, u32)) -> Drawing {
         // A half block is a pixel, and as wide as it is high.
         let cell = if matches!(self, Graphics::Blocks | Graphics::Blocks256) { (1, 2) } else { cell };
-        let (width, height) = fit(picture.dimensions(), (u32::from(most_columns) * cell.0, u32::from(most_rows) * cell.1));
+        let (width, height) = fit(image.dimensions(), (u32::from(most_columns) * cell.0, u32::from(most_rows) * cell.1));
         let (columns, rows) = (width.div_ceil(cell.0), height.div_ceil(cell.1));
-        let scaled = |width, height| resize(picture, width, height, FilterType::CatmullRom);
+        let scaled = |width, height| resize(image, width, height, FilterType::CatmullRom);
         let mut remove = String::new();
         let text = match self {
             Graphics::Kitty => {
@@ -75,7 +75,7 @@ impl Graphics {
                     "\x1b]1337;File=inline=1;size={bytes};width={columns};height={rows};preserveAspectRatio=0;doNotMoveCursor=1:{encoded}\x07"
                 )
             }
-            // Sixel paints six lines of pixels at once: a part of six would reach into the row below.
+            // Sixel generates six lines of pixels at once: a part of six would reach into the row below.
             Graphics::Sixel => sixel(scaled(width, (height / 6 * 6).max(6))),
             Graphics::Blocks => blocks(&scaled(width, height), |Rgb([r, g, b])| format!("2;{r};{g};{b}")),
             Graphics::Blocks256 => {
@@ -96,11 +96,11 @@ fn fit((width, height): (u32, u32), room: (u32, u32)) -> (u32, u32) {
     (scaled(width, room.0), scaled(height, room.1))
 }
 
-fn png(picture: &RgbImage) -> Vec<u8> {
+fn png(image: &RgbImage) -> Vec<u8> {
     let mut bytes = Vec::new();
     let encoder = ::image::codecs::png::PngEncoder::new(&mut bytes);
-    // Only memory can fail here, and an empty picture is nothing to look at.
-    let _ = encoder.write_image(picture.as_raw(), picture.width(), picture.height(), ExtendedColorType::Rgb8);
+    // Only memory can fail here, and an empty image is nothing to look at.
+    let _ = encoder.write_image(image.as_raw(), image.width(), image.height(), ExtendedColorType::Rgb8);
     bytes
 }
 
@@ -122,12 +122,12 @@ fn kitty(png: &[u8], number: u32, (columns, rows): (u32, u32)) -> String {
 }
 
 /// Two pixels a character: the upper one is the foreground, the lower one the background.
-fn blocks(picture: &RgbImage, colour: impl Fn(Rgb<u8>) -> String) -> String {
+fn blocks(image: &RgbImage, colour: impl Fn(Rgb<u8>) -> String) -> String {
     let mut text = String::new();
-    for top in (0..picture.height()).step_by(2) {
+    for top in (0..image.height()).step_by(2) {
         let mut last = None;
-        for x in 0..picture.width() {
-            let pair = (*picture.get_pixel(x, top), picture.get_pixel_checked(x, top + 1).copied());
+        for x in 0..image.width() {
+            let pair = (*image.get_pixel(x, top), image.get_pixel_checked(x, top + 1).copied());
             if last != Some(pair) {
                 let _ = write!(text, "\x1b[38;{}", colour(pair.0));
                 let _ = match pair.1 {
@@ -139,7 +139,7 @@ fn blocks(picture: &RgbImage, colour: impl Fn(Rgb<u8>) -> String) -> String {
             text.push('▀');
         }
         text.push_str("\x1b[0m");
-        if top + 2 < picture.height() {
+        if top + 2 < image.height() {
             text.push_str("\r\n");
         }
     }
@@ -175,10 +175,10 @@ impl ColorMap for Cube {
 
 /// # Source
 /// DEC STD 070, chapter 9; VT330/VT340 Programmer Reference Manual, volume 2, chapter 14.
-fn sixel(mut picture: RgbImage) -> String {
-    dither(&mut picture, &Cube);
-    let indices = index_colors(&picture, &Cube);
-    let (width, height) = picture.dimensions();
+fn sixel(mut image: RgbImage) -> String {
+    dither(&mut image, &Cube);
+    let indices = index_colors(&image, &Cube);
+    let (width, height) = image.dimensions();
     let mut text = format!("\x1bP0;1;0q\"1;1;{width};{height}");
     let mut used: Vec<u8> = indices.as_raw().clone();
     used.sort_unstable();
@@ -290,7 +290,7 @@ mod tests {
                 rest = after;
                 taken.split(';').map(|n| n.parse::<usize>().unwrap()).collect::<Vec<_>>()
             };
-            let mut paint = |count: usize, letter: char| {
+            let mut generate = |count: usize, letter: char| {
                 for _ in 0..count {
                     for y in (0..6).filter(|y| (letter as u8 - 63) >> y & 1 == 1) {
                         while rows.len() <= top + y {
@@ -314,18 +314,18 @@ mod tests {
                     let count = numbers()[0];
                     let letter = rest.chars().next().unwrap();
                     rest = &rest[1..];
-                    paint(count, letter);
+                    generate(count, letter);
                 }
                 '$' => x = 0,
                 '-' => (x, top) = (0, top + 6),
-                letter => paint(1, letter),
+                letter => generate(1, letter),
             }
         }
         rows
     }
 
     #[test]
-    fn pictures_keep_their_shape_and_fit() {
+    fn images_keep_their_shape_and_fit() {
         assert_eq!(fit((64, 64), (80, 40)), (40, 40));
         assert_eq!(fit((128, 64), (80, 40)), (80, 40));
         assert_eq!(fit((64, 640), (80, 40)), (4, 40));
@@ -364,14 +364,14 @@ mod tests {
     }
 
     #[test]
-    fn the_protocols_carry_the_picture_as_png() {
-        let picture = checks(90, 36);
+    fn the_protocols_carry_the_image_as_png() {
+        let image = checks(90, 36);
         for (graphics, from, to) in [(Graphics::Iterm2, ":", "\x07"), (Graphics::Kitty, ";", "\x1b\\")] {
-            let drawing = graphics.draw_within(&picture, 7, (2, 10), (9, 18));
+            let drawing = graphics.draw_within(&image, 7, (2, 10), (9, 18));
             let (_, after) = drawing.text.split_once(from).unwrap();
             let after = if graphics == Graphics::Iterm2 { drawing.text.rsplit_once(from).unwrap().1 } else { after };
             let bytes = STANDARD.decode(after.split_once(to).unwrap().0).unwrap();
-            assert_eq!(::image::load_from_memory(&bytes).unwrap().to_rgb8(), picture);
+            assert_eq!(::image::load_from_memory(&bytes).unwrap().to_rgb8(), image);
         }
         let long = kitty(&vec![0; 10_000], 3, (4, 2));
         assert_eq!(long.matches("\x1b_G").count(), 4);

@@ -5,8 +5,8 @@ use super::args::PromptSyntax;
 use super::progress::Progress;
 use super::show::{bytes, count, facts, harmless, several};
 use super::{answer, cancelled, listen_for_cancellation, model, screen};
-use crate::metadata::{self, Command, Field, Picture};
-use crate::weights::{Checkpoint, Fit, HashCache, Hashes, Kind, Survey, trained_words};
+use crate::metadata::{self, Command, Field, Image};
+use crate::weights::{AdapterFit, Checkpoint, HashCache, Hashes, Kind, Survey, trained_words};
 use crate::{Error, Result};
 use clap::{Args, ValueEnum};
 use etcetera::BaseStrategy;
@@ -23,12 +23,12 @@ const SHOWN_WORDS: usize = 20;
 Examples:
   sd-gen inspect models/sd15.safetensors             family and evidence, networks, keys, training, hashes
   sd-gen inspect detail.safetensors --model sd15     what a LoRA would change of that model
-  sd-gen inspect apple.png                           how a picture was made, and the command that makes it again
+  sd-gen inspect apple.png                           how an image was made, and the command that makes it again
   sd-gen inspect --json --no-hash models/*           for programs, without reading whole files
 
 Exit codes: 0 said, 1 some file could not be read, 2 bad usage, 130 cancelled.")]
 pub(super) struct InspectArgs {
-    /// Model files and folders, LoRAs, embeddings, pictures, or names in the models folder
+    /// Model files and folders, LoRAs, embeddings, images, or names in the models folder
     #[arg(required = true, value_name = "FILE")]
     files: Vec<String>,
     /// Hold a LoRA against this model: which of its keys apply
@@ -50,8 +50,8 @@ pub(super) struct InspectArgs {
 
 /// What was found out about one argument.
 enum Finding {
-    Picture(PathBuf, Picture),
-    Weights(Box<Survey>, Vec<(PathBuf, Hashes)>, Option<Fit>),
+    Image(PathBuf, Image),
+    Weights(Box<Survey>, Vec<(PathBuf, Hashes)>, Option<AdapterFit>),
 }
 
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
@@ -90,7 +90,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     if model.is_some() && !fitted {
         screen::say("--model: none of these files is a LoRA, so none was held against it");
     }
-    failed.map_or(Ok(()), |_| Err(Error::Picture("some files could not be read; the others are above".into())))
+    failed.map_or(Ok(()), |_| Err(Error::Image("some files could not be read; the others are above".into())))
 }
 
 /// The hashes that were computed before, in the platform's folder for what can be computed again.
@@ -101,8 +101,8 @@ pub(super) fn hash_cache() -> HashCache {
 fn find(file: &str, args: &InspectArgs, model: Option<&Checkpoint>, cache: &mut HashCache) -> Result<Finding> {
     let path = Path::new(file);
     let survey = if path.exists() {
-        if let Some(picture) = metadata::read(path)? {
-            return Ok(Finding::Picture(path.to_owned(), picture));
+        if let Some(image) = metadata::read(path)? {
+            return Ok(Finding::Image(path.to_owned(), image));
         }
         Survey::of(path)?
     } else {
@@ -130,45 +130,45 @@ pub(super) fn hash(path: &Path, cache: &mut HashCache) -> Result<Hashes> {
     })
 }
 
-/// The command that paints a picture again.
-fn again(picture: &Picture) -> Option<Command> {
+/// The command that generates an image again.
+fn again(image: &Image) -> Option<Command> {
     let syntaxes: Vec<String> =
         PromptSyntax::value_variants().iter().filter_map(|syntax| Some(syntax.to_possible_value()?.get_name().to_owned())).collect();
     let syntaxes: Vec<&str> = syntaxes.iter().map(String::as_str).collect();
-    picture.recipe.as_ref().map(|recipe| metadata::command(recipe, &syntaxes))
+    image.recipe.as_ref().map(|recipe| metadata::command(recipe, &syntaxes))
 }
 
 fn as_text(finding: &Finding, verbose: bool) -> String {
     match finding {
-        Finding::Picture(path, picture) => picture_text(path, picture, verbose),
+        Finding::Image(path, image) => image_text(path, image, verbose),
         Finding::Weights(survey, hashes, fit) => weights_text(survey, hashes, fit.as_ref(), verbose),
     }
 }
 
-fn picture_text(path: &Path, picture: &Picture, verbose: bool) -> String {
+fn image_text(path: &Path, image: &Image, verbose: bool) -> String {
     let mut lines: Vec<(String, Vec<String>)> = Vec::new();
-    let heading = match &picture.recipe {
-        Some(recipe) => format!("{}: a picture that {} made", path.display(), recipe.tool),
-        None if picture.texts.is_empty() => format!("{}: a picture that says nothing about its making", path.display()),
-        None => format!("{}: a picture with texts that no reader here understands", path.display()),
+    let heading = match &image.recipe {
+        Some(recipe) => format!("{}: an image that {} made", path.display(), recipe.tool),
+        None if image.texts.is_empty() => format!("{}: an image that says nothing about its making", path.display()),
+        None => format!("{}: an image with texts that no reader here understands", path.display()),
     };
     for (name, field) in Field::NAMES {
-        if let Some(text) = picture.recipe.as_ref().and_then(|recipe| recipe.get(*field)) {
+        if let Some(text) = image.recipe.as_ref().and_then(|recipe| recipe.get(*field)) {
             lines.push((name.replace('_', " "), vec![text.to_owned()]));
         }
     }
-    let others = picture.recipe.iter().flat_map(|recipe| &recipe.other);
+    let others = image.recipe.iter().flat_map(|recipe| &recipe.other);
     lines.push(("also".into(), others.map(|(name, value)| format!("{name}: {value}")).collect()));
-    if verbose || picture.recipe.is_none() {
-        lines.extend(picture.texts.iter().map(|text| (format!("{}, {}", text.place, text.keyword), vec![text.text.clone()])));
+    if verbose || image.recipe.is_none() {
+        lines.extend(image.texts.iter().map(|text| (format!("{}, {}", text.place, text.keyword), vec![text.text.clone()])));
     }
-    let Some(command) = again(picture) else { return facts(&heading, &lines) };
+    let Some(command) = again(image) else { return facts(&heading, &lines) };
     lines.push(("again, but".into(), command.notes.clone()));
     // At the margin: a prompt of several lines is copied as it is.
     format!("{}\n{}", facts(&heading, &lines), harmless(&command.shell()))
 }
 
-fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Fit>, verbose: bool) -> String {
+fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&AdapterFit>, verbose: bool) -> String {
     let mut lines: Vec<(String, Vec<String>)> = Vec::new();
     let mut add = |label: &str, texts: Vec<String>| lines.push((label.to_owned(), texts));
     let some = |list: &[String], shown: usize| {
@@ -260,18 +260,18 @@ fn metadata_lines(survey: &Survey, verbose: bool) -> Vec<String> {
 
 fn as_json(finding: &Finding) -> Value {
     match finding {
-        Finding::Picture(path, picture) => {
+        Finding::Image(path, image) => {
             let texts: Vec<Value> =
-                picture.texts.iter().map(|text| json!({ "place": text.place, "keyword": text.keyword, "text": text.text })).collect();
-            let command = again(picture).map(|c| json!({ "arguments": c.arguments, "shell": c.shell(), "notes": c.notes }));
-            let recipe = picture.recipe.as_ref().map(metadata::Recipe::json);
-            json!({ "path": path.to_string_lossy(), "kind": "picture", "recipe": recipe, "command": command, "texts": texts })
+                image.texts.iter().map(|text| json!({ "place": text.place, "keyword": text.keyword, "text": text.text })).collect();
+            let command = again(image).map(|c| json!({ "arguments": c.arguments, "shell": c.shell(), "notes": c.notes }));
+            let recipe = image.recipe.as_ref().map(metadata::Recipe::json);
+            json!({ "path": path.to_string_lossy(), "kind": "image", "recipe": recipe, "command": command, "texts": texts })
         }
         Finding::Weights(survey, hashes, fit) => weights_json(survey, hashes, fit.as_ref()),
     }
 }
 
-fn weights_json(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Fit>) -> Value {
+fn weights_json(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&AdapterFit>) -> Value {
     let components: Vec<Value> = survey
         .components
         .iter()

@@ -37,17 +37,21 @@ pub(super) fn start(verbose: u8, quiet: bool) -> Result<()> {
         registry.with(Events).try_init()
     } else {
         let plain = verbose < 2 && directives.is_empty();
-        let lines =
-            tracing_subscriber::fmt::layer().without_time().with_ansi(false).with_target(!plain).with_level(!plain).with_writer(|| Lines);
+        let lines = tracing_subscriber::fmt::layer()
+            .without_time()
+            .with_ansi(false)
+            .with_target(!plain)
+            .with_level(!plain)
+            .with_writer(|| AboveProgress);
         registry.with(lines).try_init()
     };
     started.map_err(|e| Error::Input(format!("the log cannot be started: {e}")))
 }
 
 /// Writes each log line above the live ones.
-struct Lines;
+struct AboveProgress;
 
-impl Write for Lines {
+impl Write for AboveProgress {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         screen::say(String::from_utf8_lossy(bytes).trim_end_matches('\n'));
         Ok(bytes.len())
@@ -63,7 +67,7 @@ struct Events;
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Events {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut fields = Fields(Map::new());
+        let mut fields = LogFields(Map::new());
         event.record(&mut fields);
         let message = fields.0.remove("message").unwrap_or_default();
         let spans: Vec<&str> = context.event_scope(event).into_iter().flat_map(|scope| scope.from_root().map(|span| span.name())).collect();
@@ -76,9 +80,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Events {
 }
 
 /// A log line's fields.
-struct Fields(Map<String, Value>);
+struct LogFields(Map<String, Value>);
 
-impl Visit for Fields {
+impl Visit for LogFields {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         self.0.insert(field.name().to_owned(), json!(format!("{value:?}")));
     }

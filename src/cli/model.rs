@@ -1,15 +1,15 @@
 //! Which model `--model` names.
 
 use super::args::ModelFlags;
-use super::download::{self, Showing};
+use super::download::{self, DownloadStyle};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, release};
 use crate::hub::{HubId, Missing, name_in_cache};
-use crate::metadata::Painter;
+use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
 use crate::pipeline::{Observer, Pipeline, VaeTiling};
 use crate::request::GenerationRequest;
-use crate::weights::{Checkpoint, Found, Holds, Kind, Survey, TinyAutoencoder, find_models, is_model_folder};
+use crate::weights::{CatalogKind, Checkpoint, Found, Kind, Survey, TinyAutoencoder, find_models, is_model_folder};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
@@ -135,12 +135,12 @@ impl Opened {
         Ok(pipeline.with_vae_tiling(vae_tiling))
     }
 
-    /// What decides, beside a request, which pixels it paints.
-    pub(super) fn painter(&self) -> Painter {
-        Painter { label: self.label.clone(), dtype: self.dtype, vae_dtype: self.vae_dtype }
+    /// What decides, beside a request, which pixels it generates.
+    pub(super) fn generator(&self) -> GeneratedBy {
+        GeneratedBy { label: self.label.clone(), dtype: self.dtype, vae_dtype: self.vae_dtype }
     }
 
-    /// The memory that its weights and a request's pictures take.
+    /// The memory that its weights and a request's images take.
     pub(super) fn footprint(&self, request: &GenerationRequest) -> Footprint {
         let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
         Footprint::new(self.checkpoint.spec(), request, self.dtype, self.vae_dtype, self.device(), weights, free_memory(self.device()))
@@ -164,7 +164,7 @@ impl Models {
         models
     }
 
-    /// Forming pictures of all of them are shown by a tiny autoencoder, where there is one.
+    /// Forming images of all of them are shown by a tiny autoencoder, where there is one.
     pub(super) fn showing(self, tiny: Option<TinyAutoencoder>) -> Self {
         Self { tiny: tiny.map(Arc::new), ..self }
     }
@@ -215,7 +215,7 @@ impl Load for Models {
 
     fn fits_beside(&self, model: usize) -> bool {
         let Some(opened) = self.get(model) else { return false };
-        // The other one and its pictures are in memory already, so what is free is left beside them.
+        // The other one and its images are in memory already, so what is free is left beside them.
         let weights = Footprint::weights(&opened.checkpoint, opened.dtype, opened.vae_dtype);
         free_memory(opened.device()).is_some_and(|free| weights < free / 2)
     }
@@ -237,14 +237,14 @@ pub(super) enum Named {
 /// # Errors
 /// As [`open_for`].
 pub(super) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Checkpoint> {
-    open_for(what, models_dir, DType::F32, Showing::default())
+    open_for(what, models_dir, DType::F32, DownloadStyle::default())
 }
 
 /// Opens what `--model` names; a hub id that names nothing here is fetched, in the variant for `dtype`.
 ///
 /// # Errors
 /// As [`resolve`], and what is wrong with the model.
-pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: Showing) -> Result<Checkpoint> {
+pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: DownloadStyle) -> Result<Checkpoint> {
     match resolve(what, models_dir)? {
         Named::Path(path) => Checkpoint::open(&path),
         Named::Builtin => builtin(),
@@ -256,7 +256,7 @@ pub(super) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DTy
 ///
 /// # Errors
 /// As [`open_for`], as far as it can be known before.
-pub(super) fn to_fetch(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: Showing) -> Result<Vec<Missing>> {
+pub(super) fn to_fetch(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: DownloadStyle) -> Result<Vec<Missing>> {
     match resolve(what, models_dir)? {
         Named::Hub(id) => download::to_fetch(&id, dtype, showing),
         Named::Path(_) | Named::Builtin => Ok(Vec::new()),
@@ -318,7 +318,7 @@ pub(super) fn resolve(what: Option<&str>, models_dir: Option<&Path>) -> Result<N
 /// The one model of a folder. What is no whole model steps back where there is one, and so does the built-in model's own folder;
 /// a pickle is meant where there is nothing else, and opening it says why it is not opened.
 fn only_one(found: &[Found], folder: &Path) -> Result<Named> {
-    let (pickles, rest): (Vec<&Found>, Vec<&Found>) = found.iter().partition(|found| found.holds == Holds::Pickle);
+    let (pickles, rest): (Vec<&Found>, Vec<&Found>) = found.iter().partition(|found| found.holds == CatalogKind::Pickle);
     let is_model = |found: &&&Found| Survey::of(&found.path).is_ok_and(|survey| survey.kind == Kind::Model);
     let models: Vec<&Found> = if rest.len() > 1 { rest.iter().filter(is_model).copied().collect() } else { Vec::new() };
     let others: Vec<&Found> = models.iter().filter(|found| found.name != BUILTIN).copied().collect();
@@ -347,7 +347,7 @@ fn by_name(what: &str, may_be_a_path: bool, folder: &Path) -> Result<Option<Name
             let name = found.name.to_lowercase();
             test(&name) || test(&last(&name))
         };
-        let (pickles, rest): (Vec<&Found>, Vec<&Found>) = found.iter().filter(fits).partition(|found| found.holds == Holds::Pickle);
+        let (pickles, rest): (Vec<&Found>, Vec<&Found>) = found.iter().filter(fits).partition(|found| found.holds == CatalogKind::Pickle);
         // Opening a pickle says why it is not opened, which helps where nothing else has the name.
         if rest.is_empty() { pickles } else { rest }
     };

@@ -3,7 +3,7 @@
 use super::inspect::{hash, hash_cache};
 use super::show::{bytes, columns, harmless};
 use super::{answer, listen_for_cancellation, model};
-use crate::weights::{Found, Hashes, Holds, Kind, Survey, find_models, is_model_folder};
+use crate::weights::{CatalogKind, Found, Hashes, Kind, Survey, find_models, is_model_folder};
 use crate::{Error, Result};
 use clap::Args;
 use rayon::prelude::*;
@@ -38,7 +38,7 @@ pub(super) struct ModelsArgs {
 /// Names of this many characters of a problem fit beside the rest.
 const SHORT: usize = 60;
 
-struct Row {
+struct ModelRow {
     name: String,
     survey: Survey,
     hashes: Vec<(PathBuf, Hashes)>,
@@ -53,16 +53,16 @@ pub(super) fn run(args: &ModelsArgs) -> Result<()> {
         return Err(Error::Input(format!("{} is one model and not a folder of models; see sd-gen inspect", folder.display())));
     }
     let found = find_models(&folder);
-    let folders: HashSet<&str> = found.iter().filter(|found| found.holds == Holds::Folder).map(|found| found.name.as_str()).collect();
+    let folders: HashSet<&str> = found.iter().filter(|found| found.holds == CatalogKind::Folder).map(|found| found.name.as_str()).collect();
     let survey = |found: &Found| {
         // A folder of the same name is meant by the name; the file's own has its ending.
-        let ending = found.path.extension().filter(|_| found.holds != Holds::Folder && folders.contains(found.name.as_str()));
+        let ending = found.path.extension().filter(|_| found.holds != CatalogKind::Folder && folders.contains(found.name.as_str()));
         let ending = ending.map(|ending| format!(".{}", ending.display())).unwrap_or_default();
-        Some(Row { name: found.name.clone() + &ending, survey: Survey::of(&found.path).ok()?, hashes: Vec::new() })
+        Some(ModelRow { name: found.name.clone() + &ending, survey: Survey::of(&found.path).ok()?, hashes: Vec::new() })
     };
-    let mut rows: Vec<Row> = found.par_iter().filter_map(survey).collect();
+    let mut rows: Vec<ModelRow> = found.par_iter().filter_map(survey).collect();
     if let Ok(builtin) = model::builtin() {
-        rows.push(Row { name: model::BUILTIN.to_owned(), survey: Survey::of_model(builtin), hashes: Vec::new() });
+        rows.push(ModelRow { name: model::BUILTIN.to_owned(), survey: Survey::of_model(builtin), hashes: Vec::new() });
     }
     if args.hash {
         listen_for_cancellation()?;
@@ -111,7 +111,7 @@ fn dtypes(survey: &Survey) -> String {
     all.iter().map(|(dtype, _)| dtype.to_lowercase()).collect::<Vec<_>>().join("+")
 }
 
-fn as_cells(row: &Row, args: &ModelsArgs) -> Vec<String> {
+fn as_cells(row: &ModelRow, args: &ModelsArgs) -> Vec<String> {
     let survey = &row.survey;
     let what = match (survey.kind, survey.family) {
         (Kind::Model, Some(family)) => family.to_owned(),
@@ -139,7 +139,7 @@ fn as_cells(row: &Row, args: &ModelsArgs) -> Vec<String> {
     cells.iter().map(|cell| harmless(cell).replace('\n', " ")).collect()
 }
 
-fn as_json(row: &Row) -> Value {
+fn as_json(row: &ModelRow) -> Value {
     let survey = &row.survey;
     let hashes: Vec<Value> = row
         .hashes

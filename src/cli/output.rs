@@ -1,10 +1,10 @@
-//! Where a picture goes: file names from templates, and never over an existing file.
+//! Where an image goes: file names from templates, and never over an existing file.
 
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// Where pictures go when nobody says.
+/// Where images go when nobody says.
 const DEFAULT_TEMPLATE: &str = "{prompt:.40}-{seed}.png";
 
 /// What a template may hold.
@@ -17,7 +17,7 @@ enum Piece {
     Field { name: String, most: Option<usize> },
 }
 
-/// Decides on a path for every picture.
+/// Decides on a path for every image.
 #[derive(Debug)]
 pub(super) struct Output {
     /// `None` is standard output.
@@ -28,8 +28,8 @@ pub(super) struct Output {
     overwrite: bool,
 }
 
-/// What distinguishes one picture of a request.
-pub(super) struct PictureName<'a> {
+/// What distinguishes one image of a request.
+pub(super) struct ImageName<'a> {
     pub(super) request: &'a GenerationRequest,
     pub(super) model: &'a str,
     pub(super) seed: u64,
@@ -58,31 +58,31 @@ impl Output {
         }
         match Path::new(text).extension().and_then(|e| e.to_str()) {
             Some(e) if e.eq_ignore_ascii_case("png") => {}
-            _ => return Err(wrong("pictures are written as PNG; give a name that ends in .png".into())),
+            _ => return Err(wrong("images are written as PNG; give a name that ends in .png".into())),
         }
         let pieces = parse(text).map_err(wrong)?;
         let exact = pieces.iter().all(|piece| matches!(piece, Piece::Text(_)));
         Ok(Self { template: Some(pieces), folder, exact, overwrite })
     }
 
-    /// Checks before any work that the pictures can be written.
+    /// Checks before any work that the images can be written.
     ///
     /// # Errors
-    /// One file for several pictures, a taken name, or a folder that cannot be made.
-    pub(super) fn check(&self, pictures: usize) -> Result<()> {
+    /// One file for several images, a taken name, or a folder that cannot be made.
+    pub(super) fn check(&self, images: usize) -> Result<()> {
         let Some(template) = &self.template else {
-            return match pictures {
+            return match images {
                 1 => Ok(()),
-                _ => Err(Error::Input(format!("--output -: standard output takes one picture, and {pictures} were asked for"))),
+                _ => Err(Error::Input(format!("--output -: standard output takes one image, and {images} were asked for"))),
             };
         };
         let fixed: PathBuf = self
             .folder
             .join(template.iter().map_while(|p| if let Piece::Text(t) = p { Some(t.as_str()) } else { None }).collect::<String>());
         if self.exact {
-            if pictures > 1 {
+            if images > 1 {
                 return Err(Error::Input(format!(
-                    "--output {}: {pictures} pictures cannot go into one file; use a template such as \"{{seed}}.png\"",
+                    "--output {}: {images} images cannot go into one file; use a template such as \"{{seed}}.png\"",
                     fixed.display()
                 )));
             }
@@ -100,18 +100,18 @@ impl Output {
         self.exact
     }
 
-    /// The path of a picture; `None` is standard output.
-    pub(super) fn place(&self, picture: &PictureName<'_>) -> Option<PathBuf> {
-        let name: String = self.template.as_ref()?.iter().map(|piece| fill(piece, picture)).collect();
+    /// The path of an image; `None` is standard output.
+    pub(super) fn place(&self, image: &ImageName<'_>) -> Option<PathBuf> {
+        let name: String = self.template.as_ref()?.iter().map(|piece| fill(piece, image)).collect();
         Some(shortened(self.folder.join(name)))
     }
 
-    /// The path of a picture, whose folder is made; `None` is standard output.
+    /// The path of an image, whose folder is made; `None` is standard output.
     ///
     /// # Errors
     /// Its folder cannot be made.
-    pub(super) fn path(&self, picture: &PictureName<'_>) -> Result<Option<PathBuf>> {
-        let Some(path) = self.place(picture) else { return Ok(None) };
+    pub(super) fn path(&self, image: &ImageName<'_>) -> Result<Option<PathBuf>> {
+        let Some(path) = self.place(image) else { return Ok(None) };
         if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }
@@ -175,20 +175,20 @@ fn parse(text: &str) -> Result<Vec<Piece>, String> {
     Ok(pieces)
 }
 
-fn fill(piece: &Piece, picture: &PictureName<'_>) -> String {
+fn fill(piece: &Piece, image: &ImageName<'_>) -> String {
     let (name, most) = match piece {
         Piece::Text(text) => return text.clone(),
         Piece::Field { name, most } => (name.as_str(), *most),
     };
-    let request = picture.request;
+    let request = image.request;
     let value = match name {
         "date" => jiff::Zoned::now().strftime("%Y-%m-%d").to_string(),
         "time" => jiff::Zoned::now().strftime("%H%M%S").to_string(),
-        "seed" => picture.seed.to_string(),
-        "index" => picture.index.to_string(),
+        "seed" => image.seed.to_string(),
+        "index" => image.index.to_string(),
         "prompt" => request.prompt.clone(),
         "negative" => request.negative_prompt.clone().unwrap_or_default(),
-        "model" => picture.model.to_owned(),
+        "model" => image.model.to_owned(),
         "sampler" => request.scheduler.sampler().map(|s| s.name().to_owned()).unwrap_or_default(),
         "steps" => request.steps.to_string(),
         "guidance" => request.guidance_scale.to_string(),
@@ -213,7 +213,7 @@ fn file_name_part(text: &str, most: usize) -> String {
         part.push(c);
     }
     let part = part.trim_end_matches(['.', '-']);
-    if part.is_empty() { "picture".to_owned() } else { part.to_owned() }
+    if part.is_empty() { "image".to_owned() } else { part.to_owned() }
 }
 
 #[cfg(test)]
@@ -238,7 +238,7 @@ mod tests {
             ("a red apple", 40, "a-red-apple"),
             ("../../etc/passwd", 40, "etc-passwd"),
             ("  .hidden", 40, "hidden"),
-            ("", 40, "picture"),
+            ("", 40, "image"),
             ("con:trol\u{7}*?", 40, "con-trol"),
             ("a red apple", 3, "a-r"),
             ("a red apple", 2, "a"),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn one_file_takes_one_picture() {
+    fn one_file_takes_one_image() {
         let folder = tempfile::tempdir().unwrap();
         let output = Output::new(Some("a.png"), Some(folder.path()), false).unwrap();
         output.check(1).unwrap();

@@ -1,16 +1,16 @@
-//! How long the rest of a run takes, by the pictures that were finished per second.
+//! How long the rest of a run takes, by the images that were finished per second.
 //!
-//! Several batches are at work at once and finish in bursts, so the pace is taken anew only when as many pictures were finished as are
-//! still at work: a whole round, in which every painter had its turn. In between the time that is left counts down.
+//! Several batches are at work at once and finish in bursts, so the pace is taken anew only when as many images were finished as are
+//! still at work: a whole round, in which every generator had its turn. In between the time that is left counts down.
 
 use std::time::{Duration, Instant};
 
 /// The pace of a run.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
-    /// When the first picture came to the device: reading the model is over by then.
+pub(super) struct StepPace {
+    /// When the first image came to the device: reading the model is over by then.
     began: Option<Instant>,
-    /// Pictures that are begun and not finished.
+    /// Images that are begun and not finished.
     at_work: usize,
     finished: usize,
     /// The last step that was heard of.
@@ -22,7 +22,7 @@ pub(super) struct Pace {
 #[derive(Debug)]
 struct Step {
     at: Instant,
-    pictures: usize,
+    images: usize,
     /// Of its work, from 0 to 1.
     share: f64,
 }
@@ -32,23 +32,23 @@ struct Step {
 struct Round {
     at: Instant,
     finished: usize,
-    /// Seconds a picture, over the whole run.
+    /// Seconds an image, over the whole run.
     each: f64,
 }
 
-impl Pace {
-    /// A batch of so many pictures comes to the device.
-    pub(super) fn begun(&mut self, pictures: usize, now: Instant) {
+impl StepPace {
+    /// A batch of so many images comes to the device.
+    pub(super) fn begun(&mut self, images: usize, now: Instant) {
         self.began.get_or_insert(now);
-        self.at_work += pictures;
+        self.at_work += images;
     }
 
-    /// A batch of so many pictures has done a share of its work.
-    pub(super) fn step(&mut self, pictures: usize, share: f64, now: Instant) {
-        self.step = Some(Step { at: now, pictures, share });
+    /// A batch of so many images has done a share of its work.
+    pub(super) fn step(&mut self, images: usize, share: f64, now: Instant) {
+        self.step = Some(Step { at: now, images, share });
     }
 
-    /// A picture is finished, well or badly.
+    /// An image is finished, well or badly.
     pub(super) fn finished(&mut self, now: Instant) {
         self.finished += 1;
         self.at_work = self.at_work.saturating_sub(1);
@@ -61,12 +61,12 @@ impl Pace {
         }
     }
 
-    /// Seconds a picture, once it is known.
+    /// Seconds an image, once it is known.
     pub(super) fn each(&self) -> Option<f64> {
         self.round.as_ref().map(|round| round.each)
     }
 
-    /// Seconds that the rest of `all` pictures takes, once something is known of it.
+    /// Seconds that the rest of `all` images takes, once something is known of it.
     pub(super) fn left(&self, all: usize, now: Instant) -> Option<f64> {
         let after = |seconds_then: f64, then: Instant| (seconds_then - seconds(then, now)).max(0.0);
         if let Some(Round { at, finished, each }) = self.round {
@@ -74,9 +74,9 @@ impl Pace {
             return Some(after(each * all.saturating_sub(finished) as f64, at).max(each * waiting as f64));
         }
         // The first batch, where it is alone, is judged by its steps.
-        let (Some(began), Some(Step { at, pictures, share })) = (self.began, &self.step) else { return None };
-        let done = *pictures as f64 * share;
-        let is_alone = *pictures == self.at_work && self.finished == 0;
+        let (Some(began), Some(Step { at, images, share })) = (self.began, &self.step) else { return None };
+        let done = *images as f64 * share;
+        let is_alone = *images == self.at_work && self.finished == 0;
         (is_alone && done > 0.0).then(|| after(seconds(began, *at) / done * (all as f64 - done).max(0.0), *at))
     }
 }
@@ -89,7 +89,7 @@ fn seconds(from: Instant, to: Instant) -> f64 {
 mod tests {
     use super::*;
 
-    /// What the pace says of a run whose painters began so many seconds after the first one and paint so many batches each. A batch takes
+    /// What the pace says of a run whose generators began so many seconds after the first one and generate so many batches each. A batch takes
     /// ten seconds, and a tenth more to be written, in which the next one has begun. Gives the largest error of the end that is foretold,
     /// once a fifth of the run is over, as a share of the run, and how often the end moved to and fro by more than a fiftieth of it.
     fn judged(offsets: &[f64], batch: usize, rounds: usize) -> (f64, usize) {
@@ -110,7 +110,7 @@ mod tests {
         }
         events.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (all, end) = (offsets.len() * batch * rounds, events.last().unwrap().0);
-        let (start, mut pace) = (Instant::now(), Pace::default());
+        let (start, mut pace) = (Instant::now(), StepPace::default());
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let mut events = events.into_iter().peekable();
         let (mut worst, mut turns, mut last, mut direction) = (0.0_f64, 0, None, 0.0);
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_first_batch_is_judged_by_its_steps_where_it_is_alone() {
-        let (start, mut pace) = (Instant::now(), Pace::default());
+        let (start, mut pace) = (Instant::now(), StepPace::default());
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         assert_eq!(pace.left(4, at(0)), None);
         pace.begun(2, at(5));

@@ -1,4 +1,4 @@
-//! When a forming picture is looked at, and how several of them become one.
+//! When a forming image is looked at, and how several of them become one.
 
 use super::graphics::Graphics;
 use super::screen::Drawing;
@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 const SHARE: u32 = 33;
 /// Sooner than this nobody sees a difference.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// Pictures of a batch beside each other.
+/// Images of a batch beside each other.
 const ABREAST: usize = 4;
 
-/// Draws pictures as they form.
+/// Draws images as they form.
 pub(super) struct Preview {
     graphics: Graphics,
-    /// Tells the picture that is forming from those that are finished.
+    /// Tells the image that is forming from those that are finished.
     number: u32,
     due: Option<Instant>,
 }
 
 impl Preview {
     pub(super) fn new(graphics: Graphics) -> Self {
-        // Other programs number the pictures of a terminal too.
+        // Other programs number the images of a terminal too.
         Self { graphics, number: (std::process::id() % 1000 + 1) * 100_000, due: None }
     }
 
@@ -32,39 +32,39 @@ impl Preview {
         self.due.is_none_or(|due| Instant::now() >= due)
     }
 
-    /// The pictures that form; to estimate them took `cost`.
-    pub(super) fn forming(&mut self, pictures: &[RgbImage], cost: Duration) -> Drawing {
+    /// The images that form; to estimate them took `cost`.
+    pub(super) fn forming(&mut self, images: &[RgbImage], cost: Duration) -> Drawing {
         let began = Instant::now();
-        let drawing = self.graphics.draw(&beside(pictures), self.number);
+        let drawing = self.graphics.draw(&beside(images), self.number);
         let cost = cost + began.elapsed();
         self.due = Some(Instant::now() + (cost * SHARE).max(SHORTEST));
         drawing
     }
 
-    /// A finished picture.
-    pub(super) fn finished(&mut self, picture: &RgbImage) -> Drawing {
-        let drawing = self.graphics.draw(picture, self.number);
+    /// A finished image.
+    pub(super) fn finished(&mut self, image: &RgbImage) -> Drawing {
+        let drawing = self.graphics.draw(image, self.number);
         self.number += 1;
-        // The next picture's first look is not made to wait for this one.
+        // The next image's first look is not made to wait for this one.
         self.due = None;
         drawing
     }
 }
 
-/// Pictures of one size as one picture, in rows.
-fn beside(pictures: &[RgbImage]) -> RgbImage {
-    let [first, rest @ ..] = pictures else { return RgbImage::new(1, 1) };
+/// Images of one size as one image, in rows.
+fn beside(images: &[RgbImage]) -> RgbImage {
+    let [first, rest @ ..] = images else { return RgbImage::new(1, 1) };
     if rest.is_empty() {
         return first.clone();
     }
     let (width, height) = first.dimensions();
     let gap = (width / 16).max(1);
-    let (columns, rows) = (pictures.len().min(ABREAST), pictures.len().div_ceil(ABREAST));
+    let (columns, rows) = (images.len().min(ABREAST), images.len().div_ceil(ABREAST));
     let along = |count: usize, size: u32| count as u32 * (size + gap) - gap;
     let mut sheet = RgbImage::from_pixel(along(columns, width), along(rows, height), Rgb([128; 3]));
-    for (i, picture) in pictures.iter().enumerate() {
+    for (i, image) in images.iter().enumerate() {
         let (x, y) = ((i % ABREAST) as u32 * (width + gap), (i / ABREAST) as u32 * (height + gap));
-        replace(&mut sheet, picture, x.into(), y.into());
+        replace(&mut sheet, image, x.into(), y.into());
     }
     sheet
 }
@@ -95,6 +95,6 @@ mod tests {
         preview.forming(&[plain(9)], Duration::from_secs(10));
         assert!(!preview.is_due());
         preview.finished(&plain(9));
-        assert!(preview.is_due(), "the next picture is looked at from its first step");
+        assert!(preview.is_due(), "the next image is looked at from its first step");
     }
 }

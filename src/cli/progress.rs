@@ -2,7 +2,7 @@
 
 use super::args::ProgressStyle;
 use super::graphics::Graphics;
-use super::pace::Pace;
+use super::pace::StepPace;
 use super::preview::Preview;
 use super::{answer, cancelled, screen};
 use crate::pipeline::{Observer, Stage};
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Work that is over sooner shows nothing.
+/// CurrentWork that is over sooner shows nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often the lines are drawn, and events about bytes are said.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -23,7 +23,7 @@ const PERIOD: Duration = Duration::from_millis(250);
 /// Shows what the pipeline does, and stops it when the user asks.
 pub(super) struct Progress {
     quiet: bool,
-    status: Arc<Mutex<Status>>,
+    status: Arc<Mutex<StatusLines>>,
     /// Draws while nothing happens, until the sender is gone.
     ticker: Option<(Sender<()>, JoinHandle<()>)>,
     preview: Option<Preview>,
@@ -32,7 +32,7 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(style: ProgressStyle, quiet: bool) -> Self {
-        let status = Arc::new(Mutex::new(Status::new()));
+        let status = Arc::new(Mutex::new(StatusLines::new()));
         let wanted = match style {
             ProgressStyle::Auto => !quiet,
             ProgressStyle::Bar => true,
@@ -53,7 +53,7 @@ impl Progress {
         Self { quiet, status, ticker, preview: None, last_bytes: None }
     }
 
-    /// Draws each picture as it forms and when it is finished; on a pipe nothing is drawn.
+    /// Draws each image as it forms and when it is finished; on a pipe nothing is drawn.
     pub(super) fn preview(&mut self, graphics: Option<Graphics>) {
         if self.ticker.is_some() {
             self.preview = Some(Preview::new(graphics.unwrap_or_else(Graphics::detect)));
@@ -65,33 +65,34 @@ impl Progress {
         self.ticker.is_some()
     }
 
-    /// Whether pictures are drawn as they form.
+    /// Whether images are drawn as they form.
     pub(super) fn previews(&self) -> bool {
         self.preview.is_some()
     }
 
-    /// The first of `all` pictures comes; `None` where nobody knows how many there are.
+    /// The first of `all` images comes; `None` where nobody knows how many there are.
     pub(super) fn begin_run(&mut self, all: Option<usize>) {
-        screen::event(|| json!({ "event": "run", "pictures": all }));
-        self.status().run = Some(Run { started: Instant::now(), pace: Pace::default(), all, written: 0, failed: 0, prompt: String::new() });
+        screen::event(|| json!({ "event": "run", "images": all }));
+        self.status().run =
+            Some(RunProgress { started: Instant::now(), pace: StepPace::default(), all, written: 0, failed: 0, prompt: String::new() });
     }
 
-    /// So many pictures come to the device, the first of them of `prompt`.
-    pub(super) fn batch_started(&mut self, prompt: &str, pictures: usize) {
+    /// So many images come to the device, the first of them of `prompt`.
+    pub(super) fn batch_started(&mut self, prompt: &str, images: usize) {
         screen::event(|| json!({ "event": "prompt", "prompt": prompt }));
-        self.status().begun(one_line(prompt), pictures);
+        self.status().begun(one_line(prompt), images);
     }
 
-    /// A picture was written; its path is said on standard output.
+    /// An image was written; its path is said on standard output.
     ///
     /// # Errors
     /// Its path cannot be said on standard output.
-    pub(super) fn written(&mut self, path: Option<&Path>, seed: u64, picture: &RgbImage) -> Result<()> {
+    pub(super) fn written(&mut self, path: Option<&Path>, seed: u64, image: &RgbImage) -> Result<()> {
         self.status().written();
-        let (path, size) = (path.map(|path| path.display().to_string()), picture.dimensions());
-        screen::event(|| json!({ "event": "picture", "path": path, "seed": seed, "width": size.0, "height": size.1 }));
+        let (path, size) = (path.map(|path| path.display().to_string()), image.dimensions());
+        screen::event(|| json!({ "event": "image", "path": path, "seed": seed, "width": size.0, "height": size.1 }));
         if let Some(preview) = &mut self.preview {
-            screen::leave_picture(&preview.finished(picture));
+            screen::leave_image(&preview.finished(image));
         }
         match path {
             Some(path) => screen::aside(|| answer(&path)),
@@ -99,7 +100,7 @@ impl Progress {
         }
     }
 
-    /// A picture of a prompt could not be made; the run goes on.
+    /// An image of a prompt could not be made; the run goes on.
     pub(super) fn failed(&mut self, prompt: &str, reason: &str) {
         self.status().failed();
         if screen::is_json() {
@@ -109,7 +110,7 @@ impl Progress {
         self.warn(&format!("\"{}\": {reason}", console::truncate_str(&prompt, 60, "…")));
     }
 
-    /// A picture needs no painting.
+    /// An image needs no generating.
     pub(super) fn known(&mut self) {
         if let Some(all) = self.status().run.as_mut().and_then(|run| run.all.as_mut()) {
             *all = all.saturating_sub(1);
@@ -122,14 +123,14 @@ impl Progress {
     }
 
     /// Draws what is forming; `cost` is what it took to make.
-    pub(super) fn formed(&mut self, pictures: Result<Vec<RgbImage>>, cost: Duration) {
+    pub(super) fn formed(&mut self, images: Result<Vec<RgbImage>>, cost: Duration) {
         let Some(preview) = &mut self.preview else { return };
-        match pictures {
-            Ok(pictures) => {
-                let drawing = preview.forming(&pictures, cost);
-                // The picture hangs below the lines, so they are there from now on.
+        match images {
+            Ok(images) => {
+                let drawing = preview.forming(&images, cost);
+                // The image hangs below the lines, so they are there from now on.
                 screen::show(locked(&self.status).lines());
-                screen::show_picture(drawing);
+                screen::show_image(drawing);
             }
             Err(error) => {
                 self.preview = None;
@@ -155,7 +156,7 @@ impl Progress {
             self.last_bytes = Some(Instant::now());
             screen::event(event);
         }
-        self.status().show(Work::Bytes { what: what.to_owned(), done, all });
+        self.status().show(CurrentWork::Bytes { what: what.to_owned(), done, all });
     }
 
     /// Something that the user may want to know.
@@ -165,12 +166,12 @@ impl Progress {
         }
     }
 
-    fn status(&self) -> MutexGuard<'_, Status> {
+    fn status(&self) -> MutexGuard<'_, StatusLines> {
         locked(&self.status)
     }
 }
 
-fn locked(status: &Mutex<Status>) -> MutexGuard<'_, Status> {
+fn locked(status: &Mutex<StatusLines>) -> MutexGuard<'_, StatusLines> {
     status.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -181,7 +182,7 @@ impl Drop for Progress {
             let _ = thread.join();
             screen::show(Vec::new());
         }
-        if let Some(Run { started, written, failed, .. }) = self.status().run.take() {
+        if let Some(RunProgress { started, written, failed, .. }) = self.status().run.take() {
             let seconds = started.elapsed().as_secs_f64();
             screen::event(|| json!({ "event": "end", "written": written, "failed": failed, "seconds": seconds }));
         }
@@ -202,15 +203,15 @@ impl Observer for Progress {
             }
             Stage::EncodePrompt => {
                 screen::event(|| json!({ "event": "encode" }));
-                self.status().show(Work::Words("encoding the prompt"));
+                self.status().show(CurrentWork::Words("encoding the prompt"));
             }
-            Stage::Denoise { step, steps, pictures } => {
-                screen::event(|| json!({ "event": "step", "step": step, "steps": steps, "seeds": pictures }));
-                self.status().step(step, steps, pictures);
+            Stage::Denoise { step, steps, images } => {
+                screen::event(|| json!({ "event": "step", "step": step, "steps": steps, "seeds": images }));
+                self.status().step(step, steps, images);
             }
             Stage::Decode { done, all } => {
-                screen::event(|| json!({ "event": "decode", "done": done, "pictures": all }));
-                self.status().show(Work::Decode { done, all });
+                screen::event(|| json!({ "event": "decode", "done": done, "images": all }));
+                self.status().show(CurrentWork::Decode { done, all });
             }
         }
         Ok(())
@@ -225,17 +226,17 @@ impl Observer for Progress {
 }
 
 /// What the lines say.
-struct Status {
-    run: Option<Run>,
-    work: Work,
+struct StatusLines {
+    run: Option<RunProgress>,
+    work: CurrentWork,
     /// The seeds of the batch whose steps are shown.
     shown: Vec<u64>,
 }
 
-/// All pictures.
-struct Run {
+/// All images.
+struct RunProgress {
     started: Instant,
-    pace: Pace,
+    pace: StepPace,
     all: Option<usize>,
     written: usize,
     failed: usize,
@@ -243,7 +244,7 @@ struct Run {
 }
 
 /// What is being done.
-enum Work {
+enum CurrentWork {
     Words(&'static str),
     Bytes {
         what: String,
@@ -263,22 +264,22 @@ enum Work {
     },
 }
 
-impl Status {
+impl StatusLines {
     fn new() -> Self {
-        Self { run: None, work: Work::Words("starting"), shown: Vec::new() }
+        Self { run: None, work: CurrentWork::Words("starting"), shown: Vec::new() }
     }
 
-    fn begun(&mut self, prompt: String, pictures: usize) {
+    fn begun(&mut self, prompt: String, images: usize) {
         self.shown.clear();
         if let Some(run) = &mut self.run {
             run.prompt = prompt;
-            run.pace.begun(pictures, Instant::now());
+            run.pace.begun(images, Instant::now());
         }
     }
 
-    /// Shows work, unless a batch is shown that is in the midst of its steps: beside it others paint and decode, and texts are encoded.
-    fn show(&mut self, work: Work) {
-        let is_amid = matches!(self.work, Work::Denoise { step, steps, .. } if step < steps);
+    /// Shows work, unless a batch is shown that is in the midst of its steps: beside it others generate and decode, and texts are encoded.
+    fn show(&mut self, work: CurrentWork) {
+        let is_amid = matches!(self.work, CurrentWork::Denoise { step, steps, .. } if step < steps);
         if self.shown.is_empty() || !is_amid {
             self.shown.clear();
             self.work = work;
@@ -292,9 +293,9 @@ impl Status {
             run.pace.step(seeds.len(), number as f64 / (all + 1) as f64, now);
         }
         match &mut self.work {
-            Work::Denoise { step, .. } if self.shown == seeds && *step < number => *step = number,
+            CurrentWork::Denoise { step, .. } if self.shown == seeds && *step < number => *step = number,
             _ => {
-                self.show(Work::Denoise { step: number, steps: all, from: number, since: now });
+                self.show(CurrentWork::Denoise { step: number, steps: all, from: number, since: now });
                 if self.shown.is_empty() {
                     self.shown = seeds.to_vec();
                 }
@@ -325,14 +326,14 @@ impl Status {
     }
 }
 
-impl Run {
+impl RunProgress {
     fn line(&self, now: Instant) -> String {
         let finished = self.written + self.failed;
         let mut parts = Vec::new();
         match self.all {
             Some(1) => {}
-            Some(all) => parts.push(format!("{finished}/{all} pictures")),
-            None => parts.push(format!("{finished} pictures")),
+            Some(all) => parts.push(format!("{finished}/{all} images")),
+            None => parts.push(format!("{finished} images")),
         }
         if self.failed > 0 {
             parts.push(format!("{} failed", self.failed));
@@ -349,21 +350,21 @@ impl Run {
     }
 }
 
-impl Work {
+impl CurrentWork {
     fn line(&self, width: usize) -> String {
         let (share, words) = match self {
-            Work::Words(words) => return (*words).to_owned(),
-            Work::Bytes { what, done, all: None } => return format!("{what} {}", size(*done)),
-            Work::Bytes { what, done, all: Some(all) } => {
+            CurrentWork::Words(words) => return (*words).to_owned(),
+            CurrentWork::Bytes { what, done, all: None } => return format!("{what} {}", size(*done)),
+            CurrentWork::Bytes { what, done, all: Some(all) } => {
                 (*done as f64 / (*all).max(1) as f64, format!("{what} {}/{}", size(*done), size(*all)))
             }
-            Work::Denoise { step, steps, from, since } => {
+            CurrentWork::Denoise { step, steps, from, since } => {
                 let each = since.elapsed().as_secs_f64() / (step - from).max(1) as f64;
                 let pace = if step > from { format!(", {} a step", duration(each)) } else { String::new() };
                 (*step as f64 / (*steps).max(1) as f64, format!("{step}/{steps} steps{pace}"))
             }
-            Work::Decode { all: 1, .. } => return "decoding".to_owned(),
-            Work::Decode { done, all } => (*done as f64 / (*all).max(1) as f64, format!("decoding {done}/{all}")),
+            CurrentWork::Decode { all: 1, .. } => return "decoding".to_owned(),
+            CurrentWork::Decode { done, all } => (*done as f64 / (*all).max(1) as f64, format!("decoding {done}/{all}")),
         };
         let room = width.saturating_sub(console::measure_text_width(&words) + 1);
         if room < 8 { words } else { format!("{} {words}", bar(share, room.min(50))) }
@@ -381,11 +382,7 @@ fn bar(share: f64, width: usize) -> String {
 
 /// As few words as say how fast it goes.
 fn rate(seconds_each: f64) -> String {
-    if seconds_each >= 6.0 {
-        format!("{} a picture", duration(seconds_each))
-    } else {
-        format!("{:.0} pictures a minute", 60.0 / seconds_each)
-    }
+    if seconds_each >= 6.0 { format!("{} an image", duration(seconds_each)) } else { format!("{:.0} images a minute", 60.0 / seconds_each) }
 }
 
 fn duration(seconds: f64) -> String {
@@ -426,7 +423,7 @@ mod tests {
     fn numbers_are_short() {
         let durations = [0.0, 1.234, 9.96, 119.4, 125.0, 7199.0, 7200.0, 90_000.0].map(duration);
         assert_eq!(durations, ["0.0 s", "1.2 s", "10 s", "119 s", "2 min", "120 min", "2 h 00 min", "25 h 00 min"]);
-        assert_eq!([rate(12.3), rate(0.5)], ["12 s a picture", "120 pictures a minute"]);
+        assert_eq!([rate(12.3), rate(0.5)], ["12 s an image", "120 images a minute"]);
         assert_eq!([size(3_000_000), size(3_438_000_000)], ["3 MB", "3.4 GB"]);
     }
 
@@ -440,17 +437,17 @@ mod tests {
         let started = Instant::now();
         let later = started + Duration::from_secs(100);
         let run = |all, written, failed, share| {
-            let mut pace = Pace::default();
+            let mut pace = StepPace::default();
             pace.begun(written + failed, started);
             (0..written + failed).for_each(|_| pace.finished(later));
             if share > 0.0 {
                 pace.begun(1, started);
                 pace.step(1, share, later);
             }
-            Run { started, pace, all, written, failed, prompt: "赤いリンゴ".into() }.line(later)
+            RunProgress { started, pace, all, written, failed, prompt: "赤いリンゴ".into() }.line(later)
         };
-        assert_eq!(run(Some(40), 9, 1, 0.0), "10/40 pictures · 1 failed · 10 s a picture · 5 min left · 赤いリンゴ");
-        assert_eq!(run(None, 50, 0, 0.5), "50 pictures · 30 pictures a minute · 赤いリンゴ");
+        assert_eq!(run(Some(40), 9, 1, 0.0), "10/40 images · 1 failed · 10 s an image · 5 min left · 赤いリンゴ");
+        assert_eq!(run(None, 50, 0, 0.5), "50 images · 30 images a minute · 赤いリンゴ");
         assert_eq!(run(Some(1), 0, 0, 0.5), "100 s left · 赤いリンゴ");
         assert_eq!(run(Some(1), 0, 0, 0.0), "赤いリンゴ");
         assert_eq!(console::truncate_str(&run(Some(1), 0, 0, 0.0), 6, "…"), "赤い…");
@@ -458,9 +455,9 @@ mod tests {
 
     #[test]
     fn of_two_batches_at_once_the_steps_of_one_are_shown() {
-        let mut status = Status::new();
-        let step_of = |status: &Status| match status.work {
-            Work::Denoise { step, .. } => Some(step),
+        let mut status = StatusLines::new();
+        let step_of = |status: &StatusLines| match status.work {
+            CurrentWork::Denoise { step, .. } => Some(step),
             _ => None,
         };
         for (step, seeds, shown) in [(0, [1], 0), (4, [2], 0), (1, [1], 1), (8, [2], 1), (8, [1], 8), (0, [3], 0), (1, [2], 0), (1, [3], 1)]
@@ -468,7 +465,7 @@ mod tests {
             status.step(step, 8, &seeds);
             assert_eq!(step_of(&status), Some(shown), "after step {step} of {seeds:?}");
         }
-        status.show(Work::Decode { done: 0, all: 1 });
+        status.show(CurrentWork::Decode { done: 0, all: 1 });
         assert_eq!(step_of(&status), Some(1), "another batch is decoded");
         status.failed();
         status.step(2, 8, &[4]);

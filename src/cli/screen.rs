@@ -1,4 +1,4 @@
-//! Standard error, which messages, the live lines and the picture below them share without tearing one another.
+//! Standard error, which messages, the live lines and the image below them share without tearing one another.
 //!
 //! What is alive is drawn again and again in one place. Between two drawings the cursor waits in the first column of its first line, so that all of
 //! it can be wiped by "erase from here on" whatever became of the lines below: a terminal that is made narrower breaks them anew, and
@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A picture as a terminal takes it.
+/// An image as a terminal takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Drawing {
     /// What draws it, from the cursor to the right and down; where the cursor is afterwards does not matter.
@@ -26,7 +26,7 @@ struct Screen {
     /// Programs listen: every line is an event.
     json: bool,
     lines: Vec<String>,
-    picture: Option<Drawing>,
+    image: Option<Drawing>,
     drawn: Option<Drawn>,
 }
 
@@ -37,7 +37,7 @@ struct Drawn {
     remove: String,
 }
 
-static SCREEN: Mutex<Screen> = Mutex::new(Screen { json: false, lines: Vec::new(), picture: None, drawn: None });
+static SCREEN: Mutex<Screen> = Mutex::new(Screen { json: false, lines: Vec::new(), image: None, drawn: None });
 
 fn screen() -> MutexGuard<'static, Screen> {
     SCREEN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -92,51 +92,51 @@ pub(super) fn aside<T>(write: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Shows `lines`, each cut to the terminal's width, until others are shown; none at all takes everything away, the picture too.
+/// Shows `lines`, each cut to the terminal's width, until others are shown; none at all takes everything away, the image too.
 pub(super) fn show(lines: Vec<String>) {
     let mut screen = screen();
     let all_new = lines.is_empty();
     screen.lines = lines;
     if all_new {
-        screen.picture = None;
+        screen.image = None;
     }
     let wipe = if all_new { screen.wipe() } else { String::new() };
     let drawing = screen.draw();
     put(&(wipe + &drawing));
 }
 
-/// Shows a picture below the lines, in the place of the last one.
-pub(super) fn show_picture(picture: Drawing) {
+/// Shows an image below the lines, in the place of the last one.
+pub(super) fn show_image(image: Drawing) {
     let mut screen = screen();
     let wipe = screen.wipe();
-    screen.picture = Some(picture);
+    screen.image = Some(image);
     let drawing = screen.draw();
     put(&(wipe + &drawing));
 }
 
-/// Leaves a picture above the lines for good, as a message is left.
-pub(super) fn leave_picture(picture: &Drawing) {
+/// Leaves an image above the lines for good, as a message is left.
+pub(super) fn leave_image(image: &Drawing) {
     let mut screen = screen();
-    screen.picture = None;
+    screen.image = None;
     let mut text = String::new();
-    place(&mut text, picture);
-    let down = picture.rows;
+    place(&mut text, image);
+    let down = image.rows;
     let _ = write!(text, "\x1b[{down}B\r");
     screen.write(&text);
 }
 
 fn put(text: &str) {
     if !text.is_empty() {
-        // Nobody listens any more: that is no reason to lose a picture.
+        // Nobody listens any more: that is no reason to lose an image.
         let mut stderr = std::io::stderr().lock();
         let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
     }
 }
 
-/// Makes room for a picture at the cursor and draws it; the cursor is then where it was, in the first column.
-fn place(text: &mut String, picture: &Drawing) {
-    let rows = picture.rows;
-    let _ = write!(text, "{}\x1b[{rows}A\r\x1b7{}\x1b8", "\r\n".repeat(rows), picture.text);
+/// Makes room for an image at the cursor and draws it; the cursor is then where it was, in the first column.
+fn place(text: &mut String, image: &Drawing) {
+    let rows = image.rows;
+    let _ = write!(text, "{}\x1b[{rows}A\r\x1b7{}\x1b8", "\r\n".repeat(rows), image.text);
 }
 
 impl Screen {
@@ -169,13 +169,13 @@ impl Screen {
         let mut up = self.lines.len() - 1;
         if fresh {
             let room = rows.saturating_sub(self.lines.len() + 1);
-            let picture = self.picture.as_ref().filter(|picture| picture.rows <= room);
-            if let Some(picture) = picture {
+            let image = self.image.as_ref().filter(|image| image.rows <= room);
+            if let Some(image) = image {
                 text.push_str("\r\n");
-                place(&mut text, picture);
+                place(&mut text, image);
                 up += 1;
             }
-            let remove = picture.map_or(String::new(), |picture| picture.remove.clone());
+            let remove = image.map_or(String::new(), |image| image.remove.clone());
             self.drawn = Some(Drawn { size, lines: self.lines.len(), remove });
         }
         if up > 0 {

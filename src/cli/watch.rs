@@ -2,7 +2,7 @@
 
 use super::cancelled;
 use super::progress::Progress;
-use crate::batch::{Audience, News};
+use crate::batch::{ImageEvent, RunObserver};
 use crate::pipeline::{Observer, Stage};
 use crate::{Error, Result};
 use ::image::RgbImage;
@@ -14,7 +14,7 @@ pub(super) struct Watch<'a> {
     progress: &'a mut Progress,
     /// The prompt of a task's id.
     prompt_of: &'a dyn Fn(usize) -> String,
-    /// Pictures that turned out to be there already.
+    /// Images that turned out to be there already.
     pub(super) known: usize,
     /// Of them, those that failed.
     pub(super) known_failed: usize,
@@ -37,24 +37,24 @@ impl Observer for Watch<'_> {
     }
 }
 
-impl Audience for Watch<'_> {
-    fn news(&mut self, news: News) -> Result<()> {
+impl RunObserver for Watch<'_> {
+    fn news(&mut self, news: ImageEvent) -> Result<()> {
         match news {
-            News::Begun { ids } => {
+            ImageEvent::Begun { ids } => {
                 let prompt = ids.first().map(|id| (self.prompt_of)(*id));
                 self.progress.batch_started(&prompt.unwrap_or_default(), ids.len());
             }
-            News::Kept { seed, path, picture, .. } => {
-                debug!(seed, path = path.as_ref().map(|path| path.display().to_string()), "the picture is written");
-                self.progress.written(path.as_deref(), seed, &picture)?;
+            ImageEvent::Kept { seed, path, image, .. } => {
+                debug!(seed, path = path.as_ref().map(|path| path.display().to_string()), "the image is written");
+                self.progress.written(path.as_deref(), seed, &image)?;
             }
-            News::Failed { prompt, reason } => self.progress.failed(&prompt, &reason),
-            News::Known { failed } => {
+            ImageEvent::Failed { prompt, reason } => self.progress.failed(&prompt, &reason),
+            ImageEvent::Known { failed } => {
                 self.known += 1;
                 self.known_failed += usize::from(failed);
                 self.progress.known();
             }
-            News::Remark(remark) => self.progress.say(&remark),
+            ImageEvent::Remark(remark) => self.progress.say(&remark),
         }
         Ok(())
     }
@@ -63,8 +63,8 @@ impl Audience for Watch<'_> {
         self.progress.would_look()
     }
 
-    fn formed(&mut self, pictures: Result<Vec<RgbImage>>, cost: Duration) {
-        self.progress.formed(pictures, cost);
+    fn formed(&mut self, images: Result<Vec<RgbImage>>, cost: Duration) {
+        self.progress.formed(images, cost);
     }
 
     fn heartbeat(&mut self) -> Result<()> {

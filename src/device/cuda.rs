@@ -28,7 +28,7 @@ fn driver_version() -> Option<i32> {
 }
 
 /// GPUs by their numbers.
-type Numbered = Mutex<Vec<(usize, CudaDevice)>>;
+type OpenGpus = Mutex<Vec<(usize, CudaDevice)>>;
 
 /// A lock whose owner panicked protects lists only, which are as good as before.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,7 +55,7 @@ fn with_stream(number: usize) -> candle_core::Result<CudaDevice> {
 
 /// Opens the GPU, or says in one sentence why it cannot be. Who opens it again gets the same.
 pub(super) fn open(number: usize) -> Result<Device, String> {
-    static OPENED: Numbered = Mutex::new(Vec::new());
+    static OPENED: OpenGpus = Mutex::new(Vec::new());
     let mut opened = lock(&OPENED);
     if let Some((_, device)) = opened.iter().find(|(known, _)| *known == number) {
         return Ok(Device::Cuda(device.clone()));
@@ -101,7 +101,7 @@ pub(crate) struct Queue {
     device: CudaDevice,
 }
 
-static IDLE: Numbered = Mutex::new(Vec::new());
+static IDLE: OpenGpus = Mutex::new(Vec::new());
 
 impl Queue {
     /// On the same GPU.

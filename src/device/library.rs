@@ -107,9 +107,9 @@ mod slots {
     include!("cuda_functions.rs");
 
     /// A library: its file names, what it is filled by, where it comes from, and whether the program goes without.
-    type Row = (&'static [&'static str], fn(Library), &'static str, bool);
+    type LibraryRow = (&'static [&'static str], fn(Library), &'static str, bool);
 
-    const LIBRARIES: [Row; 5] = [
+    const LIBRARIES: [LibraryRow; 5] = [
         // Only kernels of candle's that this program never calls want it; registering them at the start goes nowhere.
         (&[], cudart, "the CUDA toolkit brings it", false),
         (&["libcuda.so.1"], cuda, "the NVIDIA driver brings it", true),

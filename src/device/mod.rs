@@ -61,7 +61,7 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
                 ));
             }
             let device = open_cuda(number).map_err(|why| {
-                Error::Input(format!("--device cuda:{number}: the GPU cannot be used: {why}; --device cpu paints without"))
+                Error::Input(format!("--device cuda:{number}: the GPU cannot be used: {why}; --device cpu generates without"))
             })?;
             Ok((device, None))
         }
@@ -79,7 +79,7 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
             let compiled_in = [(cfg!(feature = "cuda"), DeviceChoice::Cuda(0)), (cfg!(feature = "metal"), DeviceChoice::Metal)];
             match compiled_in.into_iter().find(|(there, _)| *there) {
                 None => Ok((Device::Cpu, None)),
-                Some((_, gpu)) => open(gpu).or_else(|e| Ok((Device::Cpu, Some(format!("no GPU in use, the CPU paints: {e}"))))),
+                Some((_, gpu)) => open(gpu).or_else(|e| Ok((Device::Cpu, Some(format!("no GPU in use, the CPU generates: {e}"))))),
             }
         }
     }
@@ -235,7 +235,7 @@ impl DTypeChoice {
     /// The dtype on `device`.
     ///
     /// bf16 on the CPU halves time and memory. What it costs in likeness is in `src/ops/NOTES.md`: half a level of 255 at the end
-    /// of the built-in model's pictures.
+    /// of the built-in model's images.
     pub fn on(self, device: &Device) -> DType {
         match self {
             DTypeChoice::Is(dtype) => dtype,

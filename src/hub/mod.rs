@@ -1,7 +1,7 @@
 //! Models by their name on the hub: what `org/name[@revision][:file]` means, and the few files that it takes.
 //!
-//! [`fetch`] brings the files of a model into the cache and gives the path to open. Only safetensors and texts are fetched; of a
-//! diffusers folder only what is read, its texts first, so that a model that cannot be painted with costs kilobytes and
+//! [`fetch`] downloads the files of a model into the cache and gives the path to open. Only safetensors and texts are fetched; of a
+//! diffusers folder only what is read, its texts first, so that a model that cannot be generated with costs kilobytes and
 //! not gigabytes.
 //!
 //! # The cache
@@ -17,8 +17,8 @@
 //! # Why not all of it is the crate `hf-hub`
 //! Its names, addresses and the layout of its cache are used ([`Repo`](https://docs.rs/hf-hub)), and its HTTP client, ureq, with rustls and
 //! ring. Its own download (0.5) sends the token to the host that a redirect names, appends a whole file to a half one where the
-//! server ignores the range, knows no time limit and no hash, and panics on some answers. Version 1.0 does not resume, and brings 225
-//! crates where 0.5 brings 22.
+//! server ignores the range, knows no time limit and no hash, and panics on some answers. Version 1.0 does not resume, and needs 225
+//! crates where 0.5 needs 22.
 //!
 //! Without the feature `hub` there is no network code at all: [`fetch`] says so.
 
@@ -82,23 +82,23 @@ pub type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> Result<()>;
 /// [`Error::Model`] that says what to try; [`Error::Input`] for settings that cannot be meant.
 #[cfg(feature = "hub")]
 pub fn fetch(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Observer<'_>) -> Result<PathBuf> {
-    bring(settings, id, prefer, observer, None)
+    fetch_files(settings, id, prefer, observer, None)
 }
 
-/// The weights that [`fetch`] would bring. Of the rest it brings what is not here, a few megabytes: that says which weights are read.
+/// The weights that [`fetch`] would download. Of the rest it downloads what is not cached, a few megabytes: that says which weights are read.
 ///
 /// # Errors
 /// As [`fetch`].
 #[cfg(feature = "hub")]
 pub fn missing(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Observer<'_>) -> Result<Vec<Missing>> {
     let mut missing = Vec::new();
-    bring(settings, id, prefer, observer, Some(&mut missing))?;
+    fetch_files(settings, id, prefer, observer, Some(&mut missing))?;
     Ok(missing)
 }
 
 /// Brings what is not here; weights are only noted where there is a list for them.
 #[cfg(feature = "hub")]
-fn bring(
+fn fetch_files(
     settings: &Settings,
     id: &HubId,
     prefer: Option<&str>,
@@ -185,7 +185,7 @@ pub fn name_in_cache(path: &Path) -> Option<&str> {
     folder.strip_prefix("models--").filter(|_| is_snapshot)?.split_once("--").map(|(_, name)| name)
 }
 
-/// Has `ensure` bring each file of the model that `files` has, in the order in which they are understood. `ensure` says whether there is
+/// Has `ensure` fetch each file of the model that `files` has, in the order in which they are understood. `ensure` says whether there is
 /// such a file.
 #[cfg(feature = "hub")]
 fn gather(
@@ -201,7 +201,7 @@ fn gather(
         true => Ok(()),
         false => Err(Error::Model(format!("{id}: the repository lacks {path}; look for another copy of the model"))),
     };
-    if let selection::Form::File(file) = selection::form(id, files)? {
+    if let selection::SelectionForm::File(file) = selection::form(id, files)? {
         need(&file)?;
         return Ok(snapshot.join(file));
     }

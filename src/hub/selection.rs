@@ -11,7 +11,7 @@ const MOST_SHOWN: usize = 12;
 
 /// In which form a repository has its model.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum SelectionForm {
     /// A diffusers folder.
     Folder,
     /// One file.
@@ -22,7 +22,7 @@ pub(super) enum Form {
 ///
 /// # Errors
 /// No model, only pickles, several candidates, or no such file: the message lists what there is.
-pub(super) fn form(id: &HubId, files: &[Listed]) -> Result<Form> {
+pub(super) fn form(id: &HubId, files: &[Listed]) -> Result<SelectionForm> {
     let wrong = |what: String| Error::Model(format!("{id}: {what}"));
     // A path that leads elsewhere is nobody's model.
     let plain = || files.iter().map(|file| file.path.as_str()).filter(|path| is_plain_path(path));
@@ -30,16 +30,16 @@ pub(super) fn form(id: &HubId, files: &[Listed]) -> Result<Form> {
     if let Some(named) = &id.file {
         return match plain().any(|path| path == named) {
             _ if is_pickle(named) => Err(wrong(format!("{named} {PICKLE}"))),
-            true if named.ends_with(".safetensors") => Ok(Form::File(named.clone())),
+            true if named.ends_with(".safetensors") => Ok(SelectionForm::File(named.clone())),
             true => Err(wrong(format!("{named} is no .safetensors file; {}", there_are(&singles)))),
             false => Err(wrong(format!("the repository has no file {named}; {}", there_are(&singles)))),
         };
     }
     if plain().any(|path| path == "model_index.json" || path == "unet/config.json") {
-        return Ok(Form::Folder);
+        return Ok(SelectionForm::Folder);
     }
     match singles.as_slice() {
-        [only] => Ok(Form::File((*only).to_owned())),
+        [only] => Ok(SelectionForm::File((*only).to_owned())),
         [] => match plain().find(|path| is_pickle(path)) {
             Some(pickle) => Err(wrong(format!("the repository has no .safetensors file, and {pickle} {PICKLE}"))),
             None => Err(wrong("the repository has no model: neither model_index.json nor a .safetensors file".into())),

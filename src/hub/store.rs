@@ -64,7 +64,7 @@ impl Store {
         path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|e| self.unwritable(&e))
     }
 
-    /// Holds the content `etag` for this process alone, for as long as the file is kept open. `waiting` is called while another holds it.
+    /// CatalogKind the content `etag` for this process alone, for as long as the file is kept open. `waiting` is called while another holds it.
     pub(super) fn lock(&self, etag: &str, waiting: &mut dyn FnMut() -> Result<()>) -> Result<Option<File>> {
         let path = self.root.join(".locks").join(self.repo.folder_name()).join(format!("{etag}.lock"));
         self.make_room(&path)?;

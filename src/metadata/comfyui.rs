@@ -21,9 +21,9 @@ const SETTINGS: &[(&str, Field)] = &[
 ];
 /// Inputs that hold a model's file.
 const MODELS: &[&str] = &["ckpt_name", "unet_name", "base_ckpt_name", "model_name"];
-/// Inputs that hold text to paint.
+/// Inputs that hold text to generate.
 const TEXTS: &[&str] = &["text", "text_g", "text_l", "string", "value", "prompt", "positive", "negative"];
-/// Kinds of nodes that are what every picture has, and say nothing by themselves.
+/// Kinds of nodes that are what every image has, and say nothing by themselves.
 const COMMON: &[&str] =
     &["SaveImage", "PreviewImage", "VAEDecode", "VAEDecodeTiled", "EmptyLatentImage", "CheckpointLoaderSimple", "CLIPTextEncode"];
 /// A graph by hand has hundreds; one with more than this is not read.

@@ -1,4 +1,4 @@
-//! From a recipe to the `sd-gen` command that paints it again, and what of the recipe it cannot say.
+//! From a recipe to the `sd-gen` command that generates it again, and what of the recipe it cannot say.
 
 use super::recipe::{Field, Recipe};
 use crate::noise::Rng;
@@ -42,7 +42,7 @@ impl Command {
     }
 }
 
-/// Whose numbers a tool draws its noise from where the picture does not say.
+/// Whose numbers a tool draws its noise from where the image does not say.
 const GENERATORS: &[(&str, Rng)] = &[
     ("AUTOMATIC1111", Rng::TorchCuda),
     ("Forge", Rng::TorchCuda),
@@ -59,7 +59,7 @@ const GENERATORS: &[(&str, Rng)] = &[
 const AUTOMATIC: &[(Sampler, SigmaSchedule)] =
     &[(Sampler::Dpmpp2m, SigmaSchedule::Karras), (Sampler::Dpmpp2mSde, SigmaSchedule::Exponential)];
 
-/// Schedules that peers name by what is one schedule and one spacing here.
+/// Schedules that other tools name by what is one schedule and one spacing here.
 const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] = &[
     ("sgmuniform", SigmaSchedule::Discrete, Some(TimestepSpacing::Trailing)),
     ("simple", SigmaSchedule::Discrete, None),
@@ -68,11 +68,11 @@ const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] = &[
     ("native", SigmaSchedule::Discrete, None),
 ];
 
-/// What other tools write beside their settings and what changes no picture.
+/// What other tools write beside their settings and what changes no image.
 const HARMLESS: &[&str] =
     &["User", "App", "Operations", "fooocus_scheme", "metadata_scheme", "created_by", "generation_mode", "date", "generation_time"];
 
-/// The arguments that paint `recipe` again; `syntaxes` are the names that `--prompt-syntax` takes.
+/// The arguments that generate `recipe` again; `syntaxes` are the names that `--prompt-syntax` takes.
 pub fn command(recipe: &Recipe, syntaxes: &[&str]) -> Command {
     let own = recipe.tool == "sd-gen";
     let mut command = Command::default();
@@ -138,7 +138,8 @@ fn prompts(recipe: &Recipe, own: bool, syntaxes: &[&str], command: &mut Command)
             command.flag("--prompt-syntax", syntax);
         }
     } else if has_syntax {
-        command.note(format!("the prompt may be written in the syntax of {} (emphasis, add-ons); it is painted as it stands", recipe.tool));
+        command
+            .note(format!("the prompt may be written in the syntax of {} (emphasis, add-ons); it is generated as it stands", recipe.tool));
     }
 }
 
@@ -184,14 +185,14 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut Command) {
                 (sampler, schedule) = (Some(known), fused);
             }
             Err(_) => {
-                command.note(format!("the sampler {name:?} is not available; the model's own is taken, which paints another picture"))
+                command.note(format!("the sampler {name:?} is not available; the model's own is taken, which generates another image"))
             }
         }
     }
     let mut spacing = None;
     if let Some(name) = recipe.get(Field::Schedule) {
         let folded: String = name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
-        if let Some((_, known, spaced)) = SCHEDULES.iter().find(|(peer, ..)| *peer == folded) {
+        if let Some((_, known, spaced)) = SCHEDULES.iter().find(|(tool, ..)| *tool == folded) {
             (schedule, spacing) = (Some(*known), *spaced);
         } else if folded == "automatic" {
             schedule = AUTOMATIC.iter().find(|(known, _)| Some(*known) == sampler).map(|(_, schedule)| *schedule);
@@ -233,12 +234,12 @@ fn generator(recipe: &Recipe, own: bool, command: &mut Command) {
 fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
     if let Some(config) = recipe.get(Field::SchedulerConfig) {
         command
-            .note(format!("the picture was painted with a --scheduler-config of its own: save this in a file and name it there: {config}"));
+            .note(format!("the image was generated with a --scheduler-config of its own: save this in a file and name it there: {config}"));
     }
     // The second pass of a "hires fix" has a strength too, and is named among the others.
     let is_second_pass = recipe.other.iter().any(|(name, _)| name.starts_with("Hires"));
     if let Some(strength) = recipe.get(Field::Strength).filter(|text| number(text) != Some(1.0) && !is_second_pass) {
-        command.note(format!("the picture was painted over another one (strength {strength}), which is not in the file"));
+        command.note(format!("the image was generated over another one (strength {strength}), which is not in the file"));
     }
     // More than one tool writes Python's word for nothing.
     let others = recipe.other.iter().filter(|(name, value)| !HARMLESS.contains(&name.as_str()) && !value.is_empty() && value != "None");
@@ -247,7 +248,7 @@ fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
         command.note(format!("not carried over: {}", others.join("; ")));
     }
     if !own {
-        command.note(format!("{} computes in its own way: the picture will be alike, not the same", recipe.tool));
+        command.note(format!("{} computes in its own way: the image will be alike, not the same", recipe.tool));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The texts of a picture file: PNG's text chunks, and the EXIF, XMP and comments of PNG, JPEG and WebP.
+//! The texts of an image file: PNG's text chunks, and the EXIF, XMP and comments of PNG, JPEG and WebP.
 //!
 //! Only headers and text are read, never pixels, but for the alpha channel that some tools hide their text in.
 //!
@@ -13,12 +13,12 @@ use std::path::Path;
 
 /// The longest text that is read, in bytes, packed or not; ComfyUI's workflows have some hundred thousand.
 pub(super) const LONGEST: u64 = 16 << 20;
-/// All texts of one picture together.
+/// All texts of one image together.
 const ALL: u64 = 64 << 20;
 /// More chunks, segments or texts than any tool writes.
 const MOST_CHUNKS: usize = 100_000;
 
-/// One text of a picture.
+/// One text of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
     /// Where it stands: "PNG tEXt", "EXIF UserComment".
@@ -35,7 +35,7 @@ impl Text {
     }
 }
 
-/// The texts of the picture at `path`; `None` where it is no PNG, JPEG or WebP.
+/// The texts of the image at `path`; `None` where it is no PNG, JPEG or WebP.
 ///
 /// # Errors
 /// The file cannot be read, ends too early, or holds more text than any tool writes.
@@ -56,7 +56,7 @@ pub(super) fn read(mut from: impl BufRead + Seek) -> Result<Option<Vec<Text>>, S
     if from.read_exact(&mut start).is_err() {
         return Ok(None);
     }
-    let mut reader = Texts { from, texts: Vec::new(), length: 0 };
+    let mut reader = TextChunks { from, texts: Vec::new(), length: 0 };
     match &start {
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => reader.png()?,
         [0xff, 0xd8, 0xff, ..] => reader.jpeg()?,
@@ -70,14 +70,14 @@ pub(super) fn read(mut from: impl BufRead + Seek) -> Result<Option<Vec<Text>>, S
     Ok(Some(reader.texts))
 }
 
-struct Texts<R> {
+struct TextChunks<R> {
     from: R,
     texts: Vec<Text>,
     /// Bytes of text so far.
     length: u64,
 }
 
-impl<R: BufRead + Seek> Texts<R> {
+impl<R: BufRead + Seek> TextChunks<R> {
     fn go_to(&mut self, at: u64) -> Result<(), String> {
         self.from.seek(SeekFrom::Start(at)).map(drop).map_err(|e| format!("cannot be read: {e}"))
     }
@@ -169,7 +169,7 @@ impl<R: BufRead + Seek> Texts<R> {
                     at += 1;
                     continue;
                 }
-                // The picture begins, or ends: nothing after it is a segment with text.
+                // The image begins, or ends: nothing after it is a segment with text.
                 [0xff, 0xda | 0xd9, ..] => return Ok(()),
                 [0xff, marker, high, low] => {
                     let length = u64::from(u16::from_be_bytes([high, low]));

@@ -28,7 +28,7 @@ pub(super) fn texts(bytes: &[u8], mut take: impl FnMut(Text) -> Result<(), Strin
         [b'M', b'M', ..] => false,
         _ => return Ok(()),
     };
-    let block = Block { bytes, little };
+    let block = ExifBlock { bytes, little };
     let Some(first) = block.u32(4) else { return Ok(()) };
     // Two directories at most, the second named by the first: no chain that could be a ring.
     if let Some(second) = block.directory(first as usize, &mut take)? {
@@ -37,12 +37,12 @@ pub(super) fn texts(bytes: &[u8], mut take: impl FnMut(Text) -> Result<(), Strin
     Ok(())
 }
 
-struct Block<'a> {
+struct ExifBlock<'a> {
     bytes: &'a [u8],
     little: bool,
 }
 
-impl Block<'_> {
+impl ExifBlock<'_> {
     fn u16(&self, at: usize) -> Option<u16> {
         let bytes = self.bytes.get(at..at.checked_add(2)?)?.try_into().ok()?;
         Some(if self.little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) })

@@ -1,9 +1,9 @@
-//! How a picture was made, as text inside the picture: written for the field's tools, and read from theirs.
+//! How an image was made, as text inside the image: written for the field's tools, and read from theirs.
 //!
 //! [`read`] goes from a file to a [`Recipe`]: `container` finds the texts of a PNG, JPEG or WebP, a reader for each dialect
 //! (`a1111`, `comfyui`, `invokeai`, and `flat` for all that is one JSON object) understands them, and [`command()`] turns the recipe
-//! into the `sd-gen` arguments that paint it again. Pictures are untrusted: every length is held against the file and a limit, JSON
-//! is bounded in depth, and nothing that a picture says is more than text until [`command()`] has checked it.
+//! into the `sd-gen` arguments that generate it again. Images are untrusted: every length is held against the file and a limit, JSON
+//! is bounded in depth, and nothing that an image says is more than text until [`command()`] has checked it.
 
 mod a1111;
 mod comfyui;
@@ -19,7 +19,7 @@ mod write;
 pub use command::{Command, command};
 pub use container::{Text, texts};
 pub use recipe::{Field, Recipe};
-pub use write::{KEYWORD, Painter, parameters};
+pub use write::{GeneratedBy, KEYWORD, parameters};
 
 use crate::Result;
 use std::path::Path;
@@ -30,9 +30,9 @@ type Reader = fn(&[Text]) -> Option<Recipe>;
 /// The first that understands the texts has them; who is easily mistaken for another comes first.
 const READERS: &[Reader] = &[flat::read, a1111::read, invokeai::read, comfyui::read, flat::read_keywords];
 
-/// What is known of how a picture was made.
+/// What is known of how an image was made.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Picture {
+pub struct Image {
     /// Everything that is written in the file, as it stands.
     pub texts: Vec<Text>,
     /// What it means, where a reader understands it.
@@ -43,11 +43,11 @@ pub struct Picture {
 ///
 /// # Errors
 /// The file cannot be read, is damaged, or holds more text than any tool writes.
-pub fn read(path: &Path) -> Result<Option<Picture>> {
-    Ok(texts(path)?.map(|texts| Picture { recipe: understand(&texts), texts }))
+pub fn read(path: &Path) -> Result<Option<Image>> {
+    Ok(texts(path)?.map(|texts| Image { recipe: understand(&texts), texts }))
 }
 
-/// What the texts of a picture mean.
+/// What the texts of an image mean.
 pub fn understand(texts: &[Text]) -> Option<Recipe> {
     READERS.iter().find_map(|reader| reader(texts))
 }

@@ -1,4 +1,4 @@
-//! What a picture says about its making, in one form for all tools.
+//! What an image says about its making, in one form for all tools.
 
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -73,10 +73,10 @@ impl Field {
     }
 }
 
-/// What a picture says about its making. Everything is text as the tool wrote it, unchecked.
+/// What an image says about its making. Everything is text as the tool wrote it, unchecked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recipe {
-    /// The program that made the picture.
+    /// The program that made the image.
     pub tool: String,
     /// What is understood.
     pub fields: BTreeMap<Field, String>,
@@ -90,7 +90,7 @@ impl Recipe {
         Recipe { tool: tool.to_owned(), ..Recipe::default() }
     }
 
-    /// What the picture says of `field`.
+    /// What the image says of `field`.
     pub fn get(&self, field: Field) -> Option<&str> {
         self.fields.get(&field).map(String::as_str)
     }

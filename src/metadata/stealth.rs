@@ -1,4 +1,4 @@
-//! Text in the lowest bits of a picture's alpha channel, where it outlives tools that drop chunks.
+//! Text in the lowest bits of an image's alpha channel, where it outlives tools that drop chunks.
 //!
 //! # Source
 //! NovelAI's novelai-image-metadata and the web UI's extension sd_webui_stealth_pnginfo: bits column by column, a signature, the
@@ -7,7 +7,7 @@
 use super::container::{LONGEST, Text, bounded};
 use std::io::{BufRead, Seek};
 
-/// The most bytes that a picture may have when it is unpacked for its alpha channel.
+/// The most bytes that an image may have when it is unpacked for its alpha channel.
 const MOST_PIXELS: usize = 512 << 20;
 
 /// The texts hidden in a PNG's alpha channel; none where there is no signature, or nothing can be made of it.

@@ -1,7 +1,7 @@
-//! The request as text inside a picture, in the form that A1111's web UI writes and that the field's tools read.
+//! The request as text inside an image, in the form that A1111's web UI writes and that the field's tools read.
 //!
 //! What A1111 has a key for stands under it; what decides the pixels beyond that has keys of ours, which `a1111` reads back, so that
-//! the command that a picture's text becomes paints the same pixels.
+//! the command that an image's text becomes generates the same pixels.
 //!
 //! # Source
 //! `create_infotext` in stable-diffusion-webui@v1.10:modules/processing.py.
@@ -17,9 +17,9 @@ use std::sync::Arc;
 /// The PNG keyword.
 pub const KEYWORD: &str = "parameters";
 
-/// What paints, beside the request.
+/// What generates, beside the request.
 #[derive(Debug, Clone)]
-pub struct Painter {
+pub struct GeneratedBy {
     /// What people call the model.
     pub label: Arc<str>,
     /// What UNet and text encoders compute in.
@@ -28,11 +28,11 @@ pub struct Painter {
     pub vae_dtype: DType,
 }
 
-/// What made a picture: prompt, negative prompt, and one line of `Key: value` pairs.
+/// What made an image: prompt, negative prompt, and one line of `Key: value` pairs.
 ///
 /// # Errors
 /// The scheduler's configuration names something that is not implemented.
-pub fn parameters(request: &GenerationRequest, seed: u64, painter: &Painter) -> Result<String> {
+pub fn parameters(request: &GenerationRequest, seed: u64, generator: &GeneratedBy) -> Result<String> {
     let scheduler = &request.scheduler;
     let schedule = scheduler.sigma_schedule()?;
     // A1111 has no name for this one, and no reader minds one more.
@@ -44,7 +44,7 @@ pub fn parameters(request: &GenerationRequest, seed: u64, painter: &Painter) -> 
         ("CFG scale", request.guidance_scale.to_string()),
         ("Seed", seed.to_string()),
         ("Size", format!("{}x{}", request.width, request.height)),
-        ("Model", painter.label.to_string()),
+        ("Model", generator.label.to_string()),
     ];
     if request.skip_layers > 0 {
         pairs.push(("Clip skip", (request.skip_layers + 1).to_string()));
@@ -71,9 +71,9 @@ pub fn parameters(request: &GenerationRequest, seed: u64, painter: &Painter) -> 
     };
     pairs.push(("RNG", rng.into()));
     // Both or none: the one decides what the other is by itself.
-    if painter.dtype != DType::F32 || painter.vae_dtype != DType::F32 {
-        pairs.push(("Precision", painter.dtype.as_str().to_owned()));
-        pairs.push(("VAE precision", painter.vae_dtype.as_str().to_owned()));
+    if generator.dtype != DType::F32 || generator.vae_dtype != DType::F32 {
+        pairs.push(("Precision", generator.dtype.as_str().to_owned()));
+        pairs.push(("VAE precision", generator.vae_dtype.as_str().to_owned()));
     }
     pairs.push(("Version", format!("sd-gen {}", env!("CARGO_PKG_VERSION"))));
     let line: Vec<String> = pairs.iter().map(|(key, value)| format!("{key}: {}", quoted(value))).collect();

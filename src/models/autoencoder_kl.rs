@@ -1,4 +1,4 @@
-//! The autoencoder between pictures and latents: diffusers' `AutoencoderKL`, its two halves apart.
+//! The autoencoder between images and latents: diffusers' `AutoencoderKL`, its two halves apart.
 
 use super::Scope;
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig};
@@ -74,7 +74,7 @@ fn coarsest(spec: &VaeSpec) -> Result<usize> {
     spec.block_out_channels.last().copied().ok_or_else(|| Error::Model("the autoencoder has no levels".into()))
 }
 
-/// Latents to picture.
+/// Latents to image.
 #[derive(Debug)]
 pub struct AutoencoderKLDecoder {
     spec: VaeSpec,
@@ -115,7 +115,7 @@ impl AutoencoderKLDecoder {
             mid,
             up,
             conv_norm_out: scope.at("conv_norm_out").group_norm(channels, spec.norm_groups, NORM_EPS)?,
-            conv_out: scope.at("conv_out").conv3x3(channels, spec.picture_channels, 1, Padding::same(1))?,
+            conv_out: scope.at("conv_out").conv3x3(channels, spec.image_channels, 1, Padding::same(1))?,
             spec: spec.clone(),
         })
     }
@@ -126,10 +126,10 @@ impl AutoencoderKLDecoder {
     /// `(batch, latent channels, height, width)` in the compute dtype to
     /// `(batch, 3, factor × height, factor × width)`, nominally in [-1, 1].
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        on_workers(latents.device(), || self.picture(latents))
+        on_workers(latents.device(), || self.image(latents))
     }
 
-    fn picture(&self, latents: &Tensor) -> Result<Tensor> {
+    fn image(&self, latents: &Tensor) -> Result<Tensor> {
         let unscaled = latents.affine(1.0 / self.spec.scaling_factor, self.spec.shift_factor)?;
         let mut x = unscaled.permute((0, 2, 3, 1))?.contiguous()?;
         if let Some(conv) = &self.post_quant_conv {
@@ -149,7 +149,7 @@ impl AutoencoderKLDecoder {
     }
 }
 
-/// Picture to latents.
+/// Image to latents.
 #[derive(Debug)]
 pub struct AutoencoderKLEncoder {
     spec: VaeSpec,
@@ -170,7 +170,7 @@ impl AutoencoderKLEncoder {
         let scope = root.at("encoder");
         let deepest = coarsest(spec)?;
         let mut channels = spec.block_out_channels.first().copied().unwrap_or(deepest);
-        let conv_in = scope.at("conv_in").conv3x3(spec.picture_channels, channels, 1, Padding::same(1))?;
+        let conv_in = scope.at("conv_in").conv3x3(spec.image_channels, channels, 1, Padding::same(1))?;
         let mut down = Vec::new();
         let levels = spec.block_out_channels.len();
         for (i, &output) in spec.block_out_channels.iter().enumerate() {
@@ -197,16 +197,16 @@ impl AutoencoderKLEncoder {
         })
     }
 
-    /// The mean of the latent distribution of a picture, scaled as the denoising loop wants it.
+    /// The mean of the latent distribution of an image, scaled as the denoising loop wants it.
     ///
     /// # Shapes
     /// `(batch, 3, height, width)` in [-1, 1] to `(batch, latent channels, height / factor, width / factor)`.
-    pub fn encode_mean(&self, picture: &Tensor) -> Result<Tensor> {
-        on_workers(picture.device(), || self.mean(picture))
+    pub fn encode_mean(&self, image: &Tensor) -> Result<Tensor> {
+        on_workers(image.device(), || self.mean(image))
     }
 
-    fn mean(&self, picture: &Tensor) -> Result<Tensor> {
-        let mut x = self.conv_in.forward(&picture.permute((0, 2, 3, 1))?.contiguous()?)?;
+    fn mean(&self, image: &Tensor) -> Result<Tensor> {
+        let mut x = self.conv_in.forward(&image.permute((0, 2, 3, 1))?.contiguous()?)?;
         for (blocks, downsample) in &self.down {
             for block in blocks {
                 x = block.forward(&x, None)?;

@@ -1,4 +1,4 @@
-//! The tiny autoencoder's decoder (TAESD): latents to a picture in a fraction of the time, for looking while painting.
+//! The tiny autoencoder's decoder (TAESD): latents to an image in a fraction of the time, for looking while generating.
 
 use super::Scope;
 use crate::Result;
@@ -8,11 +8,11 @@ use candle_core::Tensor;
 
 /// Three convolutions around which the input is led.
 #[derive(Debug)]
-struct Block {
+struct TinyBlock {
     conv: [Conv2d; 3],
 }
 
-impl Block {
+impl TinyBlock {
     fn load(scope: &Scope<'_>, channels: usize) -> Result<Self> {
         // What lies between the convolutions has no weights, but is counted.
         let conv = |i: usize| scope.at("conv").at(i).conv3x3(channels, channels, 1, Padding::same(1));
@@ -29,12 +29,12 @@ impl Block {
 /// One resolution: blocks, a doubling where a finer level follows, and a convolution.
 #[derive(Debug)]
 struct Level {
-    blocks: Vec<Block>,
+    blocks: Vec<TinyBlock>,
     upsample: bool,
     conv: Conv2d,
 }
 
-/// Latents to picture; diffusers' `DecoderTiny`.
+/// Latents to image; diffusers' `DecoderTiny`.
 ///
 /// # Source
 /// madebyollin/taesd, taesd.py; diffusers 0.36, models/autoencoders/vae.py
@@ -58,11 +58,11 @@ impl AutoencoderTinyDecoder {
         let mut next = 2;
         for (i, &blocks) in spec.blocks.iter().enumerate() {
             let last = i + 1 == spec.blocks.len();
-            let blocks = (next..next + blocks).map(|n| Block::load(&layers.at(n), channels)).collect::<Result<Vec<_>>>()?;
+            let blocks = (next..next + blocks).map(|n| TinyBlock::load(&layers.at(n), channels)).collect::<Result<Vec<_>>>()?;
             next += blocks.len() + usize::from(!last);
             let scope = layers.at(next);
             let conv = match last {
-                true => scope.conv3x3(channels, spec.picture_channels, 1, Padding::same(1))?,
+                true => scope.conv3x3(channels, spec.image_channels, 1, Padding::same(1))?,
                 false => scope.conv3x3_without_bias(channels, channels, 1, Padding::same(1))?,
             };
             next += 1;

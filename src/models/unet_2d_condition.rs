@@ -4,7 +4,7 @@ use super::Scope;
 use super::embeddings::{TimestepEmbedding, sinusoidal_embedding};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D, activated};
 use super::transformer_2d::{Transformer2D, TransformerConfig};
-use crate::ops::{Conv2d, GroupNorm, Padding, Replay, on_workers};
+use crate::ops::{Conv2d, GraphCache, GroupNorm, Padding, on_workers};
 use crate::spec::{UNetLevel, UNetSpec};
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
@@ -67,7 +67,7 @@ pub struct UNet2DCondition {
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
     /// The last to be dropped.
-    replay: Replay,
+    graph_cache: GraphCache,
 }
 
 impl UNet2DCondition {
@@ -76,8 +76,8 @@ impl UNet2DCondition {
     /// # Errors
     /// A tensor is missing or has another shape, or the spec contradicts itself.
     pub fn load(scope: &Scope<'_>, spec: &UNetSpec) -> Result<Self> {
-        let replay = Replay::new(scope.device)?;
-        let scope = &scope.on(replay.device());
+        let graph_cache = GraphCache::new(scope.device)?;
+        let scope = &scope.on(graph_cache.device());
         let first = spec.down.first().ok_or_else(|| Error::Model("the UNet has no levels".into()))?.channels;
         let deepest = spec.down.last().map_or(first, |level| level.channels);
         let time_width = 4 * first;
@@ -158,7 +158,7 @@ impl UNet2DCondition {
             conv_norm_out: scope.at("conv_norm_out").group_norm(channels, spec.norm_groups, spec.norm_eps)?,
             conv_out: scope.at("conv_out").conv3x3(channels, spec.out_channels, 1, Padding::same(1))?,
             spec: spec.clone(),
-            replay,
+            graph_cache,
         })
     }
 
@@ -172,13 +172,13 @@ impl UNet2DCondition {
             // What is made of numbers on the host is made out here: the rest is the same work for every call.
             let mut inputs = vec![latents.clone(), context.clone(), self.sinusoids(timestep, latents)?];
             inputs.extend(self.condition(latents, added)?);
-            self.replay.run(&inputs, |inputs| self.predict(inputs))
+            self.graph_cache.run(&inputs, |inputs| self.predict(inputs))
         })
     }
 
     /// Latents, context, the timestep's sinusoids and the added condition, in this order.
     fn predict(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let [latents, context, sinusoids, added @ ..] = inputs else { return Err(Error::Picture("a UNet without its inputs".into())) };
+        let [latents, context, sinusoids, added @ ..] = inputs else { return Err(Error::Image("a UNet without its inputs".into())) };
         let mut time = self.time_embedding.forward(sinusoids)?;
         if let (Some(embedding), [added]) = (&self.add_embedding, added) {
             time = (time + embedding.forward(added)?)?;
@@ -207,7 +207,7 @@ impl UNet2DCondition {
         }
         for block in &self.up {
             for layer in &block.layers {
-                let skip = skips.pop().ok_or_else(|| Error::Picture("the UNet ran out of skip connections".into()))?;
+                let skip = skips.pop().ok_or_else(|| Error::Image("the UNet ran out of skip connections".into()))?;
                 x = layer.forward(&Tensor::cat(&[&x, &skip], D::Minus1)?, &time, context)?;
             }
             if let Some(upsample) = &block.upsample {
@@ -230,7 +230,7 @@ impl UNet2DCondition {
     /// Pooled text and time ids, `(batch, projection_input_dim)`, where the UNet wants them.
     fn condition(&self, latents: &Tensor, added: Option<&AddedCondition>) -> Result<Option<Tensor>> {
         let Some(spec) = &self.spec.text_time else { return Ok(None) };
-        let added = added.ok_or_else(|| Error::Picture("this UNet wants pooled text and time ids, and got none".into()))?;
+        let added = added.ok_or_else(|| Error::Image("this UNet wants pooled text and time ids, and got none".into()))?;
         let batch = latents.dim(0)?;
         let ids: Vec<f64> = added.time_ids.iter().flatten().copied().collect();
         let ids = self.embed(&ids, spec.time_embed_dim, latents)?.reshape((batch, ids.len() / batch * spec.time_embed_dim))?;

@@ -1,6 +1,6 @@
 //! What a model may call.
 //!
-//! Activations are channels-last: pictures are `(batch, height, width, channels)` and token rows
+//! Activations are channels-last: images are `(batch, height, width, channels)` and token rows
 //! `(batch, tokens, channels)`, so that a transformer block is a view and a 1×1 convolution a matrix product.
 //! Each op has a portable reference written with candle's tensor operations (`reference`), which runs on every
 //! device, and the fast paths that stand behind the same name (`cpu`, `cuda`).
@@ -10,13 +10,13 @@
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
+mod graph_cache;
 mod profile;
 mod reference;
-mod replay;
 mod weight;
 
+pub use graph_cache::GraphCache;
 pub use profile::{OpTime, profiled};
-pub use replay::Replay;
 pub use weight::Weight;
 
 use candle_core::{Device, Result, Tensor};
@@ -191,7 +191,7 @@ impl Linear {
     }
 }
 
-/// Zeros around a picture, in pixels.
+/// Zeros around an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Padding {
     /// Rows above and below.

@@ -16,7 +16,7 @@ pub type SharedModel = Arc<dyn ModelSource + Send + Sync>;
 
 /// Where the networks compute, and in what.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct Placement {
     pub(super) device: Device,
     pub(super) dtype: DType,
     pub(super) vae_dtype: DType,
@@ -27,11 +27,11 @@ pub(super) enum Components {
     /// All of them.
     All { text_encoders: Vec<TextEncoder>, unet: Box<UNet2DCondition>, vae: Box<AutoencoderKLDecoder> },
     /// One after the other; who works with one keeps the others waiting.
-    InTurn { model: SharedModel, place: Place, loaded: Mutex<Loaded> },
+    InTurn { model: SharedModel, place: Placement, loaded: Mutex<LoadedNetwork> },
 }
 
 /// What is on the device.
-pub(super) enum Loaded {
+pub(super) enum LoadedNetwork {
     Nothing,
     TextEncoders(Vec<TextEncoder>),
     UNet(Box<UNet2DCondition>),
@@ -54,14 +54,14 @@ macro_rules! with {
             Components::All { $all, .. } => $work($all, $observer),
             Components::InTurn { model, place, loaded } => {
                 let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
-                if !matches!(*loaded, Loaded::$variant(_)) {
-                    *loaded = Loaded::Nothing;
+                if !matches!(*loaded, LoadedNetwork::$variant(_)) {
+                    *loaded = LoadedNetwork::Nothing;
                     device::release(&place.device);
-                    *loaded = Loaded::$variant($load(&**model, place, $observer)?);
+                    *loaded = LoadedNetwork::$variant($load(&**model, place, $observer)?);
                 }
                 match &*loaded {
-                    Loaded::$variant(network) => $work(network, $observer),
-                    _ => Err(Error::Picture("a network that was loaded is gone".into())),
+                    LoadedNetwork::$variant(network) => $work(network, $observer),
+                    _ => Err(Error::Image("a network that was loaded is gone".into())),
                 }
             }
         }
@@ -69,7 +69,7 @@ macro_rules! with {
 }
 
 impl Components {
-    pub(super) fn all(model: &dyn ModelSource, place: &Place, observer: &mut dyn Observer) -> Result<Self> {
+    pub(super) fn all(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Self> {
         Ok(Components::All {
             text_encoders: load_text_encoders(model, place, observer)?,
             unet: load_unet(model, place, observer)?,
@@ -77,8 +77,8 @@ impl Components {
         })
     }
 
-    pub(super) fn in_turn(model: SharedModel, place: Place) -> Self {
-        Components::InTurn { model, place, loaded: Mutex::new(Loaded::Nothing) }
+    pub(super) fn in_turn(model: SharedModel, place: Placement) -> Self {
+        Components::InTurn { model, place, loaded: Mutex::new(LoadedNetwork::Nothing) }
     }
 
     pub(super) fn with_text_encoders<T>(
@@ -106,18 +106,18 @@ impl Components {
     }
 }
 
-/// Refuses models that the pipeline cannot paint with.
+/// Refuses models that the pipeline cannot generate with.
 pub(super) fn check(name: &str, spec: &ModelSpec) -> Result<()> {
     if spec.unet.in_channels == spec.vae.latent_channels {
         return Ok(());
     }
     Err(Error::Model(format!(
-        "{name}: the UNet takes {} channels; models that repaint (9) or edit (8) need a picture to start from, which this version cannot give yet",
+        "{name}: the UNet takes {} channels; models that regenerate (9) or edit (8) need an image to start from, which this version cannot give yet",
         spec.unet.in_channels
     )))
 }
 
-fn load_text_encoders(model: &dyn ModelSource, place: &Place, observer: &mut dyn Observer) -> Result<Vec<TextEncoder>> {
+fn load_text_encoders(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Vec<TextEncoder>> {
     let load = |(i, encoder): (usize, &crate::spec::TextEncoderSpec)| {
         let length = encoder.clip.max_positions;
         let tokenizer = match model.tokenizer(i) {
@@ -134,12 +134,12 @@ fn load_text_encoders(model: &dyn ModelSource, place: &Place, observer: &mut dyn
     model.spec().text_encoders.iter().enumerate().map(load).collect()
 }
 
-fn load_unet(model: &dyn ModelSource, place: &Place, observer: &mut dyn Observer) -> Result<Box<UNet2DCondition>> {
+fn load_unet(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Box<UNet2DCondition>> {
     let load = |source: &dyn TensorSource| UNet2DCondition::load(&Scope::root(source, place.dtype, &place.device), &model.spec().unet);
     read(model, Component::UNet, place.dtype, observer, load).map(Box::new)
 }
 
-fn load_vae(model: &dyn ModelSource, place: &Place, observer: &mut dyn Observer) -> Result<Box<AutoencoderKLDecoder>> {
+fn load_vae(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Box<AutoencoderKLDecoder>> {
     let load =
         |source: &dyn TensorSource| AutoencoderKLDecoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
     read(model, Component::Vae, place.vae_dtype, observer, load).map(Box::new)

@@ -1,4 +1,4 @@
-//! Quick pictures of latents that are still forming.
+//! Quick images of latents that are still forming.
 
 use super::Pipeline;
 use crate::image::to_rgb;
@@ -12,18 +12,18 @@ use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 
 /// Keeps a denoiser's last estimate of the clean latents, for a look between the steps.
-pub(super) struct Watched<'a> {
+pub(super) struct WithEstimate<'a> {
     denoiser: &'a mut dyn Denoiser,
     last: &'a RefCell<Option<Tensor>>,
 }
 
-impl<'a> Watched<'a> {
+impl<'a> WithEstimate<'a> {
     pub(super) fn new(denoiser: &'a mut dyn Denoiser, last: &'a RefCell<Option<Tensor>>) -> Self {
         Self { denoiser, last }
     }
 }
 
-impl Denoiser for Watched<'_> {
+impl Denoiser for WithEstimate<'_> {
     fn denoise(&mut self, latents: &Tensor, level: NoiseLevel) -> Result<Tensor> {
         let denoised = self.denoiser.denoise(latents, level)?;
         *self.last.borrow_mut() = Some(denoised.clone());
@@ -40,7 +40,7 @@ impl Pipeline {
         let (has, wanted) = (tiny.spec(), &self.spec.vae);
         if (has.latent_channels, has.factor()) != (wanted.latent_channels, wanted.factor()) {
             return Err(Error::Model(format!(
-                "the tiny autoencoder is for {} channels of latents {} times smaller than the picture, and the model has {} channels {} times smaller",
+                "the tiny autoencoder is for {} channels of latents {} times smaller than the image, and the model has {} channels {} times smaller",
                 has.latent_channels,
                 has.factor(),
                 wanted.latent_channels,
@@ -51,7 +51,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Quick pictures of latents that need not be finished, one a row: by the tiny autoencoder where there is one, else a pixel a latent.
+    /// Quick images of latents that need not be finished, one a row: by the tiny autoencoder where there is one, else a pixel a latent.
     ///
     /// # Shapes
     /// `(batch, channels, height, width)`.
@@ -61,7 +61,7 @@ impl Pipeline {
     pub fn estimate(&self, latents: &Tensor) -> Result<Vec<RgbImage>> {
         let rows = 0..latents.dim(0)?;
         match (&self.tiny, &self.spec.vae.latent_rgb) {
-            // One picture at a time, as the autoencoder.
+            // One image at a time, as the autoencoder.
             (Some(tiny), _) => {
                 rows.map(|i| to_rgb(&tiny.decode(&latents.narrow(0, i, 1)?.to_dtype(self.vae_dtype)?)?.to_dtype(DType::F32)?)).collect()
             }
@@ -69,7 +69,7 @@ impl Pipeline {
                 let colours = coloured(map, &latents.to_device(&Device::Cpu)?)?;
                 rows.map(|i| to_rgb(&colours.narrow(0, i, 1)?)).collect()
             }
-            (None, None) => Err(Error::Picture(
+            (None, None) => Err(Error::Image(
                 "nothing is known about how this model's latents look; a tiny autoencoder (--taesd FILE) can show them".into(),
             )),
         }
@@ -80,7 +80,7 @@ impl Pipeline {
 fn coloured(map: &LatentRgb, latents: &Tensor) -> Result<Tensor> {
     let (batch, channels, height, width) = latents.dims4()?;
     if channels != map.factors.len() {
-        return Err(Error::Picture(format!("the latents have {channels} channels, and {} colours are known", map.factors.len())));
+        return Err(Error::Image(format!("the latents have {channels} channels, and {} colours are known", map.factors.len())));
     }
     let single = |values: &[f64]| values.iter().map(|x| *x as f32).collect::<Vec<f32>>();
     let factors = Tensor::from_vec(single(map.factors.as_flattened()), (channels, 3), &Device::Cpu)?.t()?.contiguous()?;

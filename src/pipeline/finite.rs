@@ -1,4 +1,4 @@
-//! Values that are not numbers are found where they arise, and never painted.
+//! Values that are not numbers are found where they arise, and never generated.
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -15,7 +15,7 @@ fn mean(tensor: &Tensor) -> Result<Tensor> {
 }
 
 fn not_numbers(stage: &str) -> Error {
-    Error::Picture(format!("values that are not numbers (NaN or infinity) arose in {stage}"))
+    Error::Image(format!("values that are not numbers (NaN or infinity) arose in {stage}"))
 }
 
 /// The checks of a run of steps. On a GPU they are looked at together at its end: looking at a value waits for all work before it, and

@@ -1,6 +1,6 @@
 //! The UNet as a [`Denoiser`]: scaling, classifier-free guidance, and what the network's output means.
 
-use super::Sketch;
+use super::BatchItem;
 use super::finite::Checks;
 use super::prompt::Conditioning;
 use crate::Result;
@@ -18,10 +18,10 @@ pub(super) struct GuidedDenoiser<'a> {
     checks: &'a Checks,
 }
 
-/// One value a picture, `(pictures, 1, 1, 1)`.
+/// One value an image, `(images, 1, 1, 1)`.
 struct Guidance {
     scale: Tensor,
-    /// The rescaling and what it leaves, where a picture asks for it.
+    /// The rescaling and what it leaves, where an image asks for it.
     rescale: Option<(Tensor, Tensor)>,
 }
 
@@ -30,7 +30,7 @@ impl<'a> GuidedDenoiser<'a> {
         unet: &'a UNet2DCondition,
         dtype: DType,
         prediction: PredictionType,
-        batch: &[Sketch<'_>],
+        batch: &[BatchItem<'_>],
         checks: &'a Checks,
     ) -> Result<Self> {
         let conditioning = Conditioning::join(&batch.iter().map(|sketch| sketch.prompt).collect::<Vec<_>>())?;
@@ -60,7 +60,7 @@ impl Denoiser for GuidedDenoiser<'_> {
 }
 
 impl Guidance {
-    fn new(batch: &[Sketch<'_>], device: &Device) -> Result<Self> {
+    fn new(batch: &[BatchItem<'_>], device: &Device) -> Result<Self> {
         let each = |value: &dyn Fn(&GenerationRequest) -> f64| -> Result<Tensor> {
             let values: Vec<f32> = batch.iter().map(|sketch| value(sketch.request) as f32).collect();
             Ok(Tensor::from_vec(values, (batch.len(), 1, 1, 1), device)?)
@@ -76,8 +76,8 @@ impl Guidance {
     /// "Classifier-Free Diffusion Guidance", equation 6; the rescaling is equation 15 and 16 of
     /// "Common Diffusion Noise Schedules and Sample Steps are Flawed".
     fn apply(&self, output: &Tensor) -> Result<Tensor> {
-        let pictures = output.dim(0)? / 2;
-        let (negative, prompt) = (output.narrow(0, 0, pictures)?, output.narrow(0, pictures, pictures)?);
+        let images = output.dim(0)? / 2;
+        let (negative, prompt) = (output.narrow(0, 0, images)?, output.narrow(0, images, images)?);
         let guided = (&negative + (&prompt - &negative)?.broadcast_mul(&self.scale)?)?;
         let Some((rescale, rest)) = &self.rescale else { return Ok(guided) };
         let ratio = deviation(&prompt)?.div(&deviation(&guided)?)?;
@@ -85,7 +85,7 @@ impl Guidance {
     }
 }
 
-/// The standard deviation of each picture, `(batch, 1, 1, 1)`.
+/// The standard deviation of each image, `(batch, 1, 1, 1)`.
 fn deviation(x: &Tensor) -> Result<Tensor> {
     let flat = x.flatten_from(1)?;
     let centred = flat.broadcast_sub(&flat.mean_keepdim(1)?)?;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tracing::info;
 
 /// A tensor source whose reading can be followed, and stopped between two tensors.
-pub(super) struct Followed<'a> {
+pub(super) struct WithProgress<'a> {
     source: &'a dyn TensorSource,
     component: &'static str,
     all: Option<u64>,
@@ -17,7 +17,7 @@ pub(super) struct Followed<'a> {
     so_far: RefCell<(u64, &'a mut dyn Observer)>,
 }
 
-impl<'a> Followed<'a> {
+impl<'a> WithProgress<'a> {
     /// `parameters` is how many numbers the network has, which become values of `dtype`.
     pub(super) fn new(
         component: &'static str,
@@ -44,7 +44,7 @@ impl<'a> Followed<'a> {
     }
 }
 
-impl TensorSource for Followed<'_> {
+impl TensorSource for WithProgress<'_> {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         let tensor = self.source.tensor(name, shape, dtype, device)?;
         self.count(tensor.elem_count(), dtype)?;
@@ -79,7 +79,7 @@ pub(super) fn read<T>(
     };
     let started = Instant::now();
     let source = model.tensors(component);
-    let followed = Followed::new(name, &*source, model.parameters(component), dtype, observer)?;
+    let followed = WithProgress::new(name, &*source, model.parameters(component), dtype, observer)?;
     let network = load(&followed)?;
     info!(bytes = followed.bytes(), seconds = started.elapsed().as_secs_f64(), "the {name} is loaded");
     Ok(network)

@@ -1,7 +1,7 @@
-//! The whole way from a request to pictures: encode the prompt, draw noise, denoise, decode.
+//! The whole way from a request to images: encode the prompt, draw noise, denoise, decode.
 //!
-//! Pictures of different prompts, seeds and guidance scales go through the networks together as long as they agree in their
-//! [`GenerationRequest::shape`]; what stands beside a picture changes none of its bits, because every op computes a row of the
+//! Images of different prompts, seeds and guidance scales go through the networks together as long as they agree in their
+//! [`GenerationRequest::shape`]; what stands beside an image changes none of its bits, because every op computes a row of the
 //! batch as it would compute it alone.
 //!
 //! The pipeline knows no family: it obeys the spec. It neither reads files nor prints; an [`Observer`] hears what is
@@ -32,8 +32,8 @@ use crate::weights::ModelSource;
 use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
-use components::{Components, Place};
-use estimate::Watched;
+use components::{Components, Placement};
+use estimate::WithEstimate;
 use finite::{Checks, check_finite};
 use guided_denoiser::GuidedDenoiser;
 use std::cell::RefCell;
@@ -41,11 +41,11 @@ use tracing::{debug_span, trace};
 
 /// Counts the changes of this program after which a request gives other pixels.
 ///
-/// It is part of what identifies a picture in a manifest: raise it with every such change, so that a resumed run paints anew what
+/// It is part of what identifies an image in a manifest: raise it with every such change, so that a resumed run generates anew what
 /// would not fit to the rest.
-pub const PAINTS: u32 = 1;
+pub const OUTPUT_VERSION: u32 = 1;
 
-/// A loaded model, ready to paint.
+/// A loaded model, ready to generate.
 #[derive(Debug)]
 pub struct Pipeline {
     spec: ModelSpec,
@@ -54,13 +54,13 @@ pub struct Pipeline {
     vae_dtype: DType,
     components: Components,
     vae_tiling: VaeTiling,
-    /// Quick pictures of latents that are still forming.
+    /// Quick images of latents that are still forming.
     tiny: Option<AutoencoderTinyDecoder>,
 }
 
-/// One picture of a batch that is yet to be painted.
+/// One image of a batch that is yet to be generated.
 #[derive(Debug, Clone, Copy)]
-pub struct Sketch<'a> {
+pub struct BatchItem<'a> {
     /// What is asked for.
     pub request: &'a GenerationRequest,
     /// The request's texts, encoded.
@@ -69,20 +69,20 @@ pub struct Sketch<'a> {
     pub seed: u64,
 }
 
-impl<'a> Sketch<'a> {
-    /// One request's pictures.
+impl<'a> BatchItem<'a> {
+    /// One request's images.
     pub fn of_seeds(request: &'a GenerationRequest, prompt: &'a Conditioning, seeds: &[u64]) -> Vec<Self> {
         seeds.iter().map(|&seed| Self { request, prompt, seed }).collect()
     }
 }
 
-/// A finished picture.
+/// A finished image.
 #[derive(Debug)]
-pub struct Painted {
+pub struct GeneratedImage {
     /// The seed that made it.
     pub seed: u64,
-    /// The picture.
-    pub picture: RgbImage,
+    /// The image.
+    pub image: RgbImage,
     /// The final latents, `(1, channels, height, width)`, f32, unscaled.
     pub latents: Tensor,
 }
@@ -94,7 +94,7 @@ impl Pipeline {
     /// A tensor is missing or wrong, a tokenizer is unusable, or the observer stops it.
     pub fn load(model: &dyn ModelSource, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
         components::check(model.name(), model.spec())?;
-        let place = Place { device: device.clone(), dtype, vae_dtype };
+        let place = Placement { device: device.clone(), dtype, vae_dtype };
         let components = Components::all(model, &place, observer)?;
         Ok(Self::of(model.spec().clone(), place, components))
     }
@@ -102,18 +102,18 @@ impl Pipeline {
     /// A pipeline that keeps only the network at work on `device`, and reads it from the model when its turn comes.
     ///
     /// # Errors
-    /// The model cannot be painted with. What is wrong with its tensors shows when they are read.
+    /// The model cannot be generated with. What is wrong with its tensors shows when they are read.
     pub fn in_turn(model: SharedModel, device: &Device, dtype: DType, vae_dtype: DType) -> Result<Self> {
         components::check(model.name(), model.spec())?;
-        let place = Place { device: device.clone(), dtype, vae_dtype };
+        let place = Placement { device: device.clone(), dtype, vae_dtype };
         Ok(Self::of(model.spec().clone(), place.clone(), Components::in_turn(model, place)))
     }
 
-    fn of(spec: ModelSpec, Place { device, dtype, vae_dtype }: Place, components: Components) -> Self {
+    fn of(spec: ModelSpec, Placement { device, dtype, vae_dtype }: Placement, components: Components) -> Self {
         Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None }
     }
 
-    /// Decides whether pictures are decoded in tiles.
+    /// Decides whether images are decoded in tiles.
     pub fn with_vae_tiling(self, vae_tiling: VaeTiling) -> Self {
         Self { vae_tiling, ..self }
     }
@@ -123,7 +123,7 @@ impl Pipeline {
         &self.spec
     }
 
-    /// Encodes a request's texts, once for all of its pictures.
+    /// Encodes a request's texts, once for all of its images.
     ///
     /// # Errors
     /// The observer stops it, or a value stops being finite.
@@ -151,55 +151,55 @@ impl Pipeline {
         prompt::condition(&self.spec, request, texts)
     }
 
-    /// Paints the pictures of a batch, all at once.
+    /// Generates the images of a batch, all at once.
     ///
     /// # Errors
-    /// The observer stops it, the pictures do not go together, or a value stops being finite; the message names the stage.
-    pub fn paint(&self, batch: &[Sketch<'_>], observer: &mut dyn Observer) -> Result<Vec<Painted>> {
+    /// The observer stops it, the images do not go together, or a value stops being finite; the message names the stage.
+    pub fn generate(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
         let latents = self.denoise(batch, observer)?;
-        let mut painted = Vec::new();
+        let mut generated = Vec::new();
         for (i, sketch) in batch.iter().enumerate() {
             observer.stage(Stage::Decode { done: i, all: batch.len() })?;
-            // One picture at a time: the decoder's working memory is the largest of all.
+            // One image at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
-            let picture = to_rgb(&self.decode_and_tell(&latents, observer)?)?;
-            painted.push(Painted { seed: sketch.seed, picture, latents: latents.to_device(&Device::Cpu)? });
+            let image = to_rgb(&self.decode_and_tell(&latents, observer)?)?;
+            generated.push(GeneratedImage { seed: sketch.seed, image, latents: latents.to_device(&Device::Cpu)? });
         }
-        Ok(painted)
+        Ok(generated)
     }
 
-    /// The final latents of a batch: the first half of [`Pipeline::paint`].
+    /// The final latents of a batch: the first half of [`Pipeline::generate`].
     ///
     /// # Shapes
-    /// `(pictures, channels, height, width)`, f32, unscaled.
+    /// `(images, channels, height, width)`, f32, unscaled.
     ///
     /// # Errors
-    /// As [`Pipeline::paint`].
-    pub fn denoise(&self, batch: &[Sketch<'_>], observer: &mut dyn Observer) -> Result<Tensor> {
-        let Some(Sketch { request, .. }) = batch.first() else { return Err(Error::Picture("a batch without pictures".into())) };
+    /// As [`Pipeline::generate`].
+    pub fn denoise(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Tensor> {
+        let Some(BatchItem { request, .. }) = batch.first() else { return Err(Error::Image("a batch without images".into())) };
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
-            return Err(Error::Picture("pictures of different size, steps or sampler cannot be painted at once".into()));
+            return Err(Error::Image("images of different size, steps or sampler cannot be generated at once".into()));
         }
-        let _span = debug_span!("denoise", pictures = batch.len(), width = request.width, height = request.height).entered();
+        let _span = debug_span!("denoise", images = batch.len(), width = request.width, height = request.height).entered();
         let schedule = plan(&request.scheduler, request.steps)?;
         let factor = self.spec.vae.factor();
         let shape = (batch.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
         let seeds: Vec<u64> = batch.iter().map(|sketch| sketch.seed).collect();
         let mut noise = SeededNoise::new(request.rng, &seeds);
         let latents = noise.noise_like(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
-        observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), pictures: &seeds })?;
+        observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
         self.components.with_unet(observer, |unet, observer| {
             let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
             let mut denoiser = GuidedDenoiser::new(unet, self.dtype, schedule.prediction, batch, &checks)?;
             let steps = schedule.steps.len();
             let denoised = RefCell::new(None);
-            let mut watched = Watched::new(&mut denoiser, &denoised);
+            let mut watched = WithEstimate::new(&mut denoiser, &denoised);
             let latents = sample(&schedule, &latents, &mut watched, &mut noise, &mut |step, latents| {
                 let number = step.index + 1;
                 checks.check(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
                 pace.step()?;
                 trace!(step = number, steps, sigma = step.to.sigma, "a step is done");
-                observer.stage(Stage::Denoise { step: number, steps, pictures: &seeds })?;
+                observer.stage(Stage::Denoise { step: number, steps, images: &seeds })?;
                 if let Some(denoised) = denoised.take() {
                     observer.forming(&|| self.estimate(&denoised));
                 }
@@ -210,7 +210,7 @@ impl Pipeline {
         })
     }
 
-    /// The pictures of latents: the second half of [`Pipeline::paint`], before it is rounded to bytes.
+    /// The images of latents: the second half of [`Pipeline::generate`], before it is rounded to bytes.
     ///
     /// # Shapes
     /// `(batch, channels, height, width)` to `(batch, 3, factor × height, factor × width)`, f32, nominally in [-1, 1].
@@ -229,7 +229,7 @@ impl Pipeline {
             vae_tiling::decode(&self.spec.vae, &latents, self.vae_tiling, &decode, &mut |remark| observer.warn(remark))
         })?;
         let decoded = decoded.to_dtype(DType::F32)?;
-        check_finite(&decoded, || format!("the VAE's picture in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
+        check_finite(&decoded, || format!("the VAE's image in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
         Ok(decoded)
     }
 }

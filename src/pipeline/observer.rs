@@ -23,19 +23,19 @@ pub enum Stage<'a> {
         step: usize,
         /// Steps in all.
         steps: usize,
-        /// The seeds of the pictures at work.
-        pictures: &'a [u64],
+        /// The seeds of the images at work.
+        images: &'a [u64],
     },
     /// The autoencoder is at work.
     Decode {
-        /// Pictures of the batch that are decoded.
+        /// Images of the batch that are decoded.
         done: usize,
-        /// Pictures of the batch.
+        /// Images of the batch.
         all: usize,
     },
 }
 
-/// Makes a picture, or says why it cannot; see [`Observer::forming`].
+/// Makes an image, or says why it cannot; see [`Observer::forming`].
 pub type Estimate<'a> = dyn Fn() -> Result<Vec<RgbImage>> + 'a;
 
 /// Hears of every stage, and of what the user should know.
@@ -49,7 +49,7 @@ pub trait Observer {
     /// Something that the user should know although the work goes on.
     fn warn(&mut self, message: &str);
 
-    /// A step is done. Who wants to see what is forming calls `estimate` for one picture a seed; who does not pays nothing.
+    /// A step is done. Who wants to see what is forming calls `estimate` for one image a seed; who does not pays nothing.
     fn forming(&mut self, _estimate: &Estimate<'_>) {}
 }
 

@@ -15,7 +15,7 @@ use candle_core::{D, Tensor};
 /// diffusers@v0.36:src/diffusers/pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl_img2img.py.
 const AESTHETIC_SCORES: (f64, f64) = (6.0, 2.5);
 
-/// A text that a picture needs encoded. Equal ones have equal encodings.
+/// A text that an image needs encoded. Equal ones have equal encodings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PromptText<'a> {
     /// What it is called in messages: "prompt" or "negative prompt".
@@ -43,7 +43,7 @@ impl EncodedText {
     }
 }
 
-/// What the UNet is told about one picture: one row, or the negative row and the prompt's.
+/// What the UNet is told about one image: one row, or the negative row and the prompt's.
 #[derive(Debug, Clone)]
 pub struct Conditioning {
     /// `(rows, tokens, width)`
@@ -52,30 +52,30 @@ pub struct Conditioning {
 }
 
 impl Conditioning {
-    /// Tokens of the context; pictures of one batch must have as many.
+    /// Tokens of the context; images of one batch must have as many.
     pub fn tokens(&self) -> usize {
         self.context.dim(1).unwrap_or(0)
     }
 
-    /// For several pictures at once: all negative rows, then all rows of the prompts.
-    pub(super) fn join(pictures: &[&Self]) -> Result<Self> {
-        let first = pictures.first().ok_or_else(|| Error::Picture("a batch without pictures".into()))?;
+    /// For several images at once: all negative rows, then all rows of the prompts.
+    pub(super) fn join(images: &[&Self]) -> Result<Self> {
+        let first = images.first().ok_or_else(|| Error::Image("a batch without images".into()))?;
         let rows = first.context.dim(0)?;
         let each = |of: &dyn Fn(&Self) -> Option<&Tensor>| -> Result<Tensor> {
             let mut parts = Vec::new();
             for row in 0..rows {
-                for picture in pictures.iter().filter_map(|picture| of(picture)) {
-                    parts.push(picture.narrow(0, row, 1)?);
+                for image in images.iter().filter_map(|image| of(image)) {
+                    parts.push(image.narrow(0, row, 1)?);
                 }
             }
             Ok(Tensor::cat(&parts, 0)?)
         };
         let added = first.added.as_ref().map(|_| -> Result<AddedCondition> {
-            let ids = |row: usize| pictures.iter().filter_map(move |picture| picture.added.as_ref()?.time_ids.get(row).cloned());
-            let pooled = each(&|picture| picture.added.as_ref().map(|added| &added.pooled))?;
+            let ids = |row: usize| images.iter().filter_map(move |image| image.added.as_ref()?.time_ids.get(row).cloned());
+            let pooled = each(&|image| image.added.as_ref().map(|added| &added.pooled))?;
             Ok(AddedCondition { pooled, time_ids: (0..rows).flat_map(ids).collect() })
         });
-        Ok(Self { context: each(&|picture| Some(&picture.context))?, added: added.transpose()? })
+        Ok(Self { context: each(&|image| Some(&image.context))?, added: added.transpose()? })
     }
 }
 
@@ -117,7 +117,7 @@ pub(super) fn encode(pipeline: &Pipeline, text: &PromptText<'_>, observer: &mut 
 pub(super) fn condition(spec: &ModelSpec, request: &GenerationRequest, texts: &[&EncodedText]) -> Result<Conditioning> {
     let guided = request.is_guided();
     if texts.len() != 1 + usize::from(guided) {
-        return Err(Error::Picture(format!("{} texts where a picture with this guidance has {}", texts.len(), 1 + usize::from(guided))));
+        return Err(Error::Image(format!("{} texts where an image with this guidance has {}", texts.len(), 1 + usize::from(guided))));
     }
     // The reference zeroes the embeddings only where no negative prompt was given at all.
     let zero_negative = guided && request.negative_prompt.is_none() && spec.zero_missing_negative;

@@ -1,6 +1,6 @@
-//! Decoding a picture whole, or in tiles that overlap where the memory is too small for it.
+//! Decoding an image whole, or in tiles that overlap where the memory is too small for it.
 //!
-//! Tiles are blended over their overlap. The decoder's norms and its attention look at all of what they get, so a tiled picture is
+//! Tiles are blended over their overlap. The decoder's norms and its attention look at all of what they get, so a tiled image is
 //! not the whole one to the last bit: brightness may drift a little from tile to tile.
 
 use crate::device;
@@ -9,13 +9,13 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::str::FromStr;
 
-/// Whether pictures are decoded in tiles.
+/// Whether images are decoded in tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum VaeTiling {
-    /// Where the memory is too small for the whole picture.
+    /// Where the memory is too small for the whole image.
     #[default]
     Auto,
-    /// Always, where the picture is larger than a tile.
+    /// Always, where the image is larger than a tile.
     On,
     /// Never.
     Off,
@@ -36,10 +36,10 @@ impl FromStr for VaeTiling {
 
 /// A tile's side in latents: 512 pixels where a latent stands for 8.
 const TILE: usize = 64;
-/// A tile that is smaller than this sees too little of the picture.
+/// A tile that is smaller than this sees too little of the image.
 const SMALLEST: usize = 16;
 
-/// Bytes that decoding a picture of so many pixels takes: the decoder's last level, with the wider of its two inputs, its output
+/// Bytes that decoding an image of so many pixels takes: the decoder's last level, with the wider of its two inputs, its output
 /// and what lies between.
 pub fn decoding_bytes(spec: &VaeSpec, height: usize, width: usize, dtype: DType) -> u64 {
     let widest = spec.block_out_channels.iter().take(2).copied().max().unwrap_or(0);
@@ -68,7 +68,7 @@ pub(super) fn decode(
                 release();
                 is_short()
             } {
-                tell("the memory is too small to decode the picture whole: it is decoded in tiles (--vae-tiling)");
+                tell("the memory is too small to decode the image whole: it is decoded in tiles (--vae-tiling)");
                 TILE
             } else {
                 whole
@@ -89,7 +89,7 @@ pub(super) fn decode(
     }
 }
 
-/// Where tiles begin along a side: a quarter of each lies over its neighbour, the last ends with the picture.
+/// Where tiles begin along a side: a quarter of each lies over its neighbour, the last ends with the image.
 fn starts(side: usize, tile: usize) -> Vec<usize> {
     let last = side.saturating_sub(tile);
     let step = (tile - tile / 4).max(1);
@@ -108,7 +108,7 @@ fn weights(start: usize, side: usize, tile: usize, factor: usize) -> Vec<f32> {
     (0..length).map(weight).collect()
 }
 
-/// The picture from tiles of `tile` latents a side, on the CPU in f32.
+/// The image from tiles of `tile` latents a side, on the CPU in f32.
 fn tiled(latents: &Tensor, tile: usize, factor: usize, decode: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let (batch, _, height, width) = latents.dims4()?;
     let (out_height, out_width) = (height * factor, width * factor);
@@ -123,7 +123,7 @@ fn tiled(latents: &Tensor, tile: usize, factor: usize, decode: &dyn Fn(&Tensor) 
             let decoded = decode(&part)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
             channels = decoded.dim(1)?;
             if decoded.dims() != [batch, channels, rows.len(), columns.len()] {
-                return Err(Error::Picture(format!("a tile was decoded to {:?}", decoded.shape())));
+                return Err(Error::Image(format!("a tile was decoded to {:?}", decoded.shape())));
             }
             sums.resize(batch * channels * out_height * out_width, 0f32);
             let values = decoded.flatten_all()?.to_vec1::<f32>()?;
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn tiles_of_a_local_decoder_are_the_whole_picture() -> Result<()> {
+    fn tiles_of_a_local_decoder_are_the_whole_image() -> Result<()> {
         for (height, width, tile) in [(40, 33, 16), (17, 90, 32), (65, 64, 64), (8, 100, 16)] {
             let latents = latents(height, width);
             let (whole, tiled) = (pointwise(&latents)?, tiled(&latents, tile, 8, &pointwise)?);
@@ -190,14 +190,14 @@ mod tests {
 
     #[test]
     fn seams_are_ramps() -> Result<()> {
-        // Every tile is painted in its own shade: the picture must not jump.
+        // Every tile is generated in its own shade: the image must not jump.
         let shade = Cell::new(0.0);
         let shaded = |latents: &Tensor| {
             shade.set(shade.get() + 1.0);
             Ok((pointwise(latents)?.zeros_like()? + shade.get())?)
         };
-        let picture = tiled(&latents(16, 100), 16, 8, &shaded)?;
-        let row = values(&picture.narrow(0, 0, 1)?.narrow(1, 0, 1)?.narrow(2, 3, 1)?);
+        let image = tiled(&latents(16, 100), 16, 8, &shaded)?;
+        let row = values(&image.narrow(0, 0, 1)?.narrow(1, 0, 1)?.narrow(2, 3, 1)?);
         let steepest = row.windows(2).map(|pair| (pair[1] - pair[0]).abs()).fold(0.0, f32::max);
         assert!(steepest <= 1.0 / 16.0 && row.first() < row.last(), "{steepest}");
         Ok(())
@@ -216,10 +216,10 @@ mod tests {
         };
         let mut said = Vec::new();
         let latents = latents(70, 80);
-        let picture = decode(&spec(), &latents, VaeTiling::Auto, &small, &mut |line| said.push(line.to_owned()))?;
+        let image = decode(&spec(), &latents, VaeTiling::Auto, &small, &mut |line| said.push(line.to_owned()))?;
         assert_eq!(sizes.borrow()[..3], [80, 64, 32]);
         assert_eq!(said.len(), 2, "{said:?}");
-        let worst = values(&picture).iter().zip(values(&pointwise(&latents)?)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let worst = values(&image).iter().zip(values(&pointwise(&latents)?)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-5);
         assert!(decode(&spec(), &latents, VaeTiling::Off, &small, &mut |_| {}).is_err());
         Ok(())

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// The keys of a diffusers `scheduler_config.json`; `None` is an absent key, whose default depends on the class.
 ///
-/// Keys that are not here do not change what is painted.
+/// Keys that are not here do not change what is generated.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "diffusers' documentation of the scheduler classes defines every key")]
@@ -120,7 +120,7 @@ impl SchedulerConfig {
     /// With a sampler by name, as `--sampler` takes it; a schedule word in the name is obeyed.
     ///
     /// Keys of the file go on to mean what they meant. Where the file does not say, latents are not clipped and PNDM does not start
-    /// with Runge-Kutta steps, whatever the class's defaults: those are for networks that paint pixels.
+    /// with Runge-Kutta steps, whatever the class's defaults: those are for networks that generate pixels.
     ///
     /// # Errors
     /// [`Error::Input`] for a name that is not available.

@@ -72,7 +72,7 @@ pub trait Denoiser {
 
 /// Fresh standard normal noise for ancestral and stochastic steps.
 pub trait NoiseSource {
-    /// Noise of the shape of `latents`; every picture of the batch draws from its own generator.
+    /// Noise of the shape of `latents`; every image of the batch draws from its own generator.
     fn noise_like(&mut self, latents: &Tensor) -> Result<Tensor>;
 }
 

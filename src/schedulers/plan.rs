@@ -14,7 +14,7 @@ use candle_core::Tensor;
 pub struct Schedule {
     /// From the noisiest level down; never empty.
     pub steps: Vec<Step>,
-    /// Unit noise times this is where a run from pure noise starts. A picture's latents start at `x0 + steps[0].from.sigma · noise`.
+    /// Unit noise times this is where a run from pure noise starts. An image's latents start at `x0 + steps[0].from.sigma · noise`.
     pub initial_scale: f64,
     /// The last latents times this are the clean latents.
     pub final_scale: f64,
@@ -302,7 +302,7 @@ impl Schedule {
         }
     }
 
-    /// The schedule without its first `index` steps, as diffusers' picture-to-picture pipelines cut it; steps count from 0 again.
+    /// The schedule without its first `index` steps, as diffusers' image to image pipelines cut it; steps count from 0 again.
     ///
     /// A run from here starts at `x0 + steps[0].from.sigma · noise`. PNDM counts network calls there, of which its first step makes two,
     /// so that its run starts one timestep earlier.

@@ -1,4 +1,4 @@
-//! Samplers by name, however a peer spells them.
+//! Samplers by name, however another tool spells them.
 
 use super::SigmaSchedule;
 use crate::{Error, Result};
@@ -25,39 +25,39 @@ pub enum Sampler {
 }
 
 /// One row a sampler.
-struct Names {
+struct SamplerRow {
     sampler: Sampler,
     canonical: &'static str,
     a1111: &'static str,
     class: &'static str,
-    /// Steps that give a finished picture with guidance, as the field uses it.
+    /// Steps that give a finished image with guidance, as the field uses it.
     steps: usize,
     /// Folded.
     aliases: &'static [&'static str],
 }
 
 #[rustfmt::skip]
-const NAMES: &[Names] = &[
-    Names { sampler: Sampler::Pndm, canonical: "pndm", a1111: "PLMS", class: "PNDMScheduler", steps: 50, aliases: &["plms"] },
-    Names { sampler: Sampler::Ddim, canonical: "ddim", a1111: "DDIM", class: "DDIMScheduler", steps: 50, aliases: &[] },
-    Names { sampler: Sampler::Ddpm, canonical: "ddpm", a1111: "DDPM", class: "DDPMScheduler", steps: 50, aliases: &[] },
-    Names { sampler: Sampler::Euler, canonical: "euler", a1111: "Euler", class: "EulerDiscreteScheduler", steps: 30, aliases: &["keuler"] },
-    Names { sampler: Sampler::EulerAncestral, canonical: "euler-a", a1111: "Euler a", class: "EulerAncestralDiscreteScheduler", steps: 30,
+const NAMES: &[SamplerRow] = &[
+    SamplerRow { sampler: Sampler::Pndm, canonical: "pndm", a1111: "PLMS", class: "PNDMScheduler", steps: 50, aliases: &["plms"] },
+    SamplerRow { sampler: Sampler::Ddim, canonical: "ddim", a1111: "DDIM", class: "DDIMScheduler", steps: 50, aliases: &[] },
+    SamplerRow { sampler: Sampler::Ddpm, canonical: "ddpm", a1111: "DDPM", class: "DDPMScheduler", steps: 50, aliases: &[] },
+    SamplerRow { sampler: Sampler::Euler, canonical: "euler", a1111: "Euler", class: "EulerDiscreteScheduler", steps: 30, aliases: &["keuler"] },
+    SamplerRow { sampler: Sampler::EulerAncestral, canonical: "euler-a", a1111: "Euler a", class: "EulerAncestralDiscreteScheduler", steps: 30,
             aliases: &["eulerancestral", "keulera", "keulerancestral"] },
-    Names { sampler: Sampler::Heun, canonical: "heun", a1111: "Heun", class: "HeunDiscreteScheduler", steps: 25, aliases: &["kheun"] },
-    Names { sampler: Sampler::Dpmpp2m, canonical: "dpm++2m", a1111: "DPM++ 2M", class: "DPMSolverMultistepScheduler", steps: 25,
+    SamplerRow { sampler: Sampler::Heun, canonical: "heun", a1111: "Heun", class: "HeunDiscreteScheduler", steps: 25, aliases: &["kheun"] },
+    SamplerRow { sampler: Sampler::Dpmpp2m, canonical: "dpm++2m", a1111: "DPM++ 2M", class: "DPMSolverMultistepScheduler", steps: 25,
             aliases: &["dpmpp2m", "kdpmpp2m", "dpmpp", "dpmsolver++", "dpmsolverpp", "dpmsolvermultistep"] },
-    Names { sampler: Sampler::Dpmpp2mSde, canonical: "dpm++2m-sde", a1111: "DPM++ 2M SDE", class: "DPMSolverMultistepScheduler", steps: 30,
+    SamplerRow { sampler: Sampler::Dpmpp2mSde, canonical: "dpm++2m-sde", a1111: "DPM++ 2M SDE", class: "DPMSolverMultistepScheduler", steps: 30,
             // ComfyUI's `_gpu` says where its noise is drawn.
             aliases: &["dpmpp2msde", "kdpmpp2msde", "dpmpp2msdegpu"] },
 ];
 
-/// Words that peers append to a sampler's name, folded.
+/// Words that other tools append to a sampler's name, folded.
 const SCHEDULE_WORDS: &[(&str, SigmaSchedule)] =
     &[("karras", SigmaSchedule::Karras), ("exponential", SigmaSchedule::Exponential), ("k", SigmaSchedule::Karras)];
 
 impl Sampler {
-    fn names(self) -> &'static Names {
+    fn names(self) -> &'static SamplerRow {
         NAMES.iter().find(|n| n.sampler == self).unwrap_or(&NAMES[0])
     }
 
@@ -128,7 +128,7 @@ fn fold(name: &str) -> String {
     name.chars().filter(|c| !" -_()".contains(*c)).flat_map(char::to_lowercase).map(|c| if c == '+' { 'p' } else { c }).collect()
 }
 
-fn spellings(names: &'static Names) -> impl Iterator<Item = String> {
+fn spellings(names: &'static SamplerRow) -> impl Iterator<Item = String> {
     [names.canonical, names.a1111, names.class].into_iter().chain(names.aliases.iter().copied()).map(fold)
 }
 
@@ -138,7 +138,7 @@ fn lookup(folded: &str) -> Option<Sampler> {
 
 /// The canonical name whose spelling is nearest, if one is near enough to be a slip of the finger.
 fn nearest(folded: &str) -> Option<&'static str> {
-    let near = |n: &'static Names| spellings(n).map(|s| strsim::damerau_levenshtein(&s, folded)).min();
+    let near = |n: &'static SamplerRow| spellings(n).map(|s| strsim::damerau_levenshtein(&s, folded)).min();
     let (distance, name) = NAMES.iter().filter_map(|n| Some((near(n)?, n.canonical))).min()?;
     (distance <= 2.max(folded.chars().count() / 3)).then_some(name)
 }

@@ -59,8 +59,8 @@ fn replayed(case: &Value) -> (Vec<f64>, Vec<f64>) {
     let latents = if case["start"].is_null() {
         unit.affine(schedule.initial_scale, 0.0).unwrap()
     } else {
-        let picture: Vec<f32> = (0..16).map(|i| -1.0 + 2.0 * i as f32 / 15.0).collect();
-        blend(1.0, &Tensor::from_vec(picture, SHAPE, &Device::Cpu).unwrap(), schedule.steps[0].from.sigma, &unit).unwrap()
+        let image: Vec<f32> = (0..16).map(|i| -1.0 + 2.0 * i as f32 / 15.0).collect();
+        blend(1.0, &Tensor::from_vec(image, SHAPE, &Device::Cpu).unwrap(), schedule.steps[0].from.sigma, &unit).unwrap()
     };
     let mut calls = 0;
     let clean = sample(&schedule, &latents, &mut network, &mut noise, &mut |step, x| {
@@ -215,7 +215,7 @@ fn steps_outside_the_trained_range_are_refused() {
 }
 
 #[test]
-fn a_picture_of_a_batch_is_that_picture_alone() {
+fn a_image_of_a_batch_is_that_image_alone() {
     let schedule = plan(&SchedulerConfig::default().with_sampler("euler a").unwrap(), 6).unwrap();
     let run = |seeds: &[u64]| {
         let mut noise = SeededNoise::new(Rng::TorchCpu, seeds);

@@ -97,7 +97,7 @@ fn unet(levels: &[(usize, usize, usize)], mid_depth: usize, cross_attention_dim:
 
 fn vae(scaling_factor: f64, force_upcast: bool) -> VaeSpec {
     VaeSpec {
-        picture_channels: 3,
+        image_channels: 3,
         latent_channels: 4,
         block_out_channels: vec![128, 256, 512, 512],
         layers_per_block: 2,

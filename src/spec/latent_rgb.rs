@@ -1,4 +1,4 @@
-//! How latents look: a linear map from the channels of latents to a small picture.
+//! How latents look: a linear map from the channels of latents to a small image.
 
 /// The colour that a linear map gives to the latents at one place.
 ///
@@ -13,10 +13,10 @@ pub struct LatentRgb {
 }
 
 /// The latent spaces that many models share: the scaling factor that tells them apart, factors and bias.
-type Row = (f64, [[f64; 3]; 4], [f64; 3]);
+type LatentRgbRow = (f64, [[f64; 3]; 4], [f64; 3]);
 
 #[rustfmt::skip]
-const KNOWN: &[Row] = &[
+const KNOWN: &[LatentRgbRow] = &[
     // Stable Diffusion 1.x and 2.x.
     (0.18215, [[0.3512, 0.2297, 0.3227], [0.3250, 0.4974, 0.2350], [-0.2829, 0.1762, 0.2721], [-0.2120, -0.2616, -0.7177]],
      [0.0, 0.0, 0.0]),

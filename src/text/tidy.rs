@@ -1,7 +1,7 @@
 //! What CLIP's tokenizers do to a text before they split it.
 //!
 //! transformers' `CLIPTokenizer` tidies in one of two ways. Where Python's `ftfy` is installed it is `ftfy.fix_text`, then white space
-//! and case are folded; that is what CLIP was trained with, what the pictures in `tests/data/parity` are made with (the script refuses to
+//! and case are folded; that is what CLIP was trained with, what the images in `tests/data/parity` are made with (the script refuses to
 //! run without `ftfy`), and what is done here. Where it is not, BERT's cleaning takes its place: curly quotes, ligatures, full-width
 //! letters and entities stay, ideographs stand alone, and every character of Unicode's category C goes, so that joined emoji fall
 //! apart. Of the 28 texts in `tests/data/text` 7 come out otherwise then; plain words and punctuation in ASCII never do.

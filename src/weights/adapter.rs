@@ -1,6 +1,6 @@
 //! LoRA, its relatives and textual inversions: the grammar of their keys, as tables.
 //!
-//! A key is a prefix that names a network, a path to one of its layers, and a suffix that names one tensor of the change. Peers
+//! A key is a prefix that names a network, a path to one of its layers, and a suffix that names one tensor of the change. Other tools
 //! write the path with dots or underscores, in diffusers' names or the original layout's; [`Adapter::read`] brings all to one
 //! spelling, and [`Adapter::fit`] holds it against a model.
 //!
@@ -216,7 +216,7 @@ pub struct Adapter {
 
 /// How much of an adapter a model takes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Fit {
+pub struct AdapterFit {
     /// Keys of layers that the model has, with fitting shapes.
     pub keys: usize,
     /// Layers that would change.
@@ -337,10 +337,10 @@ impl Adapter {
         counts.into_iter().map(|(site, count)| (name(site), count)).collect()
     }
 
-    /// Holds the adapter against a model: which of its keys would change a layer, and which would not.
-    pub fn fit(&self, model: &Checkpoint) -> Fit {
+    /// CatalogKind the adapter against a model: which of its keys would change a layer, and which would not.
+    pub fn fit(&self, model: &Checkpoint) -> AdapterFit {
         let layers = Layers::of(model);
-        let mut fit = Fit { absent: self.unknown.clone(), ..Fit::default() };
+        let mut fit = AdapterFit { absent: self.unknown.clone(), ..AdapterFit::default() };
         for target in &self.targets {
             let Some((part, name)) = layers.find(target.site, &target.path) else {
                 fit.absent.extend(target.keys.iter().cloned());

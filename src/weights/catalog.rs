@@ -10,7 +10,7 @@ const MOST_ENTRIES: usize = 1_000_000;
 
 /// How a thing in a folder of models holds its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holds {
+pub enum CatalogKind {
     /// A diffusers folder.
     Folder,
     /// A `.safetensors` file.
@@ -27,7 +27,7 @@ pub struct Found {
     /// Where it is.
     pub path: PathBuf,
     /// What it is from outside.
-    pub holds: Holds,
+    pub holds: CatalogKind,
 }
 
 /// Whether `path` is a diffusers folder.
@@ -58,7 +58,7 @@ fn walk(folder: &Path, before: &str, depth: usize, left: &mut usize, found: &mut
         let named = |name: &str| format!("{before}{name}");
         if metadata.is_dir() {
             if is_model_folder(&path) {
-                found.push(Found { name: named(&name), path, holds: Holds::Folder });
+                found.push(Found { name: named(&name), path, holds: CatalogKind::Folder });
             } else if depth > 0 {
                 walk(&path, &format!("{before}{name}/"), depth - 1, left, found);
             }
@@ -66,8 +66,8 @@ fn walk(folder: &Path, before: &str, depth: usize, left: &mut usize, found: &mut
             && let Some((stem, ending)) = name.rsplit_once('.')
         {
             let holds = match ending.eq_ignore_ascii_case("safetensors") {
-                true => Holds::File,
-                false if is_pickle(&name) => Holds::Pickle,
+                true => CatalogKind::File,
+                false if is_pickle(&name) => CatalogKind::Pickle,
                 false => continue,
             };
             found.push(Found { name: named(stem), path, holds });

@@ -177,7 +177,7 @@ impl Checkpoint {
         self.tokenizers.get(index)?.as_ref()
     }
 
-    /// Stored tensors that nobody has asked for, except those that are known to be of no use for painting. Sorted.
+    /// Stored tensors that nobody has asked for, except those that are known to be of no use for generating. Sorted.
     pub fn unused(&self) -> Vec<String> {
         self.keys_without(|file, i| file.is_used(i))
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// Where a tensor is.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct TensorPlace {
     file: usize,
     entry: usize,
     form: Form,
@@ -24,7 +24,7 @@ pub(crate) struct Part {
     /// What people call it: "the UNet".
     pub(crate) title: String,
     pub(crate) files: Vec<Arc<WeightFile>>,
-    places: HashMap<String, Place>,
+    places: HashMap<String, TensorPlace>,
     /// What the tables name and no file has: needed or not.
     pub(crate) absent: Vec<Pair>,
 }
@@ -47,7 +47,7 @@ impl Part {
                 let other = files.get(other).map_or("", |f| f.name.as_str());
                 return Err(model_error(&first.name, format!("and {other} both have the tensor {}", quoted(&pair.stored))));
             }
-            places.entry(pair.name).or_insert(Place { file, entry, form: pair.form });
+            places.entry(pair.name).or_insert(TensorPlace { file, entry, form: pair.form });
         }
         // Of several spellings one is enough.
         absent.retain(|pair| !places.contains_key(&pair.name));

@@ -175,9 +175,9 @@ pub(crate) fn vae(fields: &Fields) -> Result<VaeSpec> {
     let levels = block_out_channels.len();
     types(fields, "down_block_types", &[("DownEncoderBlock2D", true)], levels)?;
     types(fields, "up_block_types", &[("UpDecoderBlock2D", true)], levels)?;
-    let picture_channels = fields.count("in_channels", Some(3), limit::CHANNELS)?;
-    if fields.count("out_channels", Some(3), limit::CHANNELS)? != picture_channels {
-        return Err(fields.wrong("out_channels", format!("is not in_channels, {picture_channels}")));
+    let image_channels = fields.count("in_channels", Some(3), limit::CHANNELS)?;
+    if fields.count("out_channels", Some(3), limit::CHANNELS)? != image_channels {
+        return Err(fields.wrong("out_channels", format!("is not in_channels, {image_channels}")));
     }
     let scaling_factor = fields.number("scaling_factor", 0.18215)?;
     if scaling_factor <= 0.0 {
@@ -185,7 +185,7 @@ pub(crate) fn vae(fields: &Fields) -> Result<VaeSpec> {
     }
     let latent_channels = fields.count("latent_channels", Some(4), limit::CHANNELS)?;
     Ok(VaeSpec {
-        picture_channels,
+        image_channels,
         latent_channels,
         layers_per_block: fields.count("layers_per_block", Some(1), limit::BLOCKS)?,
         norm_groups: groups(fields, &block_out_channels)?,

@@ -22,7 +22,7 @@ const SCHEDULER: &str = "scheduler/scheduler_config.json";
 pub(crate) const USUAL_SCHEDULER: &str = "the family's usual scheduler";
 
 /// Components of other architectures, with what they are.
-const FOREIGN: &[(&str, &str)] = &[
+const FOREIGN_KINDS: &[(&str, &str)] = &[
     ("transformer", "its denoiser is a transformer (Stable Diffusion 3, Flux and the like), and only UNets are implemented"),
     ("text_encoder_3", "it has a third text encoder (Stable Diffusion 3), and CLIP is the only one implemented"),
     ("prior", "it has a prior (unCLIP, Kandinsky or Cascade), which is not implemented"),
@@ -68,7 +68,7 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
     {
         evidence.push(format!("{} names the pipeline {}.", index.file, quoted(class)));
     }
-    for (component, what) in FOREIGN {
+    for (component, what) in FOREIGN_KINDS {
         if present(folder, index.as_ref(), component) {
             return Err(model_error(folder.shown(""), format!("has a component `{component}`: {what}")));
         }
@@ -76,7 +76,7 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
     for component in ["unet", "vae"] {
         if !present(folder, index.as_ref(), component) {
             let said = evidence.first().map(|sentence| format!(" ({sentence})")).unwrap_or_default();
-            let what = format!("lacks the component `{component}`{said}; sd-gen paints with Stable Diffusion 1.x, 2.x and XL");
+            let what = format!("lacks the component `{component}`{said}; sd-gen generates with Stable Diffusion 1.x, 2.x and XL");
             return Err(model_error(folder.shown(""), what));
         }
     }
@@ -194,7 +194,7 @@ pub(crate) fn check_latents(file: &str, unet: &UNetSpec, vae: &VaeSpec) -> Resul
     if unet.out_channels != latents {
         return Err(model_error(file, format!("has {} output channels, but the autoencoder has {latents} channels", unet.out_channels)));
     }
-    // Plain; latents and a picture to edit; latents, a mask and a masked picture.
+    // Plain; latents and an image to edit; latents, a mask and a masked image.
     if ![latents, 2 * latents, 2 * latents + 1].contains(&unet.in_channels) {
         let what = match unet.in_channels {
             5 => " (a depth-guided model)",

@@ -216,7 +216,7 @@ impl Levels<'_> {
 
 /// The autoencoder in the original layout. Its scale is the family's.
 pub(crate) fn vae(probe: Probe<'_>, scaling_factor: f64, force_upcast: bool) -> Result<VaeSpec> {
-    let [_, picture_channels, ..] = probe.need::<4>("encoder.conv_in.weight")?;
+    let [_, image_channels, ..] = probe.need::<4>("encoder.conv_in.weight")?;
     let [_, latent_channels, ..] = probe.need::<4>("decoder.conv_in.weight")?;
     let levels = probe.count("encoder.down", "block.0.conv1.weight");
     let mut block_out_channels = Vec::new();
@@ -229,7 +229,7 @@ pub(crate) fn vae(probe: Probe<'_>, scaling_factor: f64, force_upcast: bool) -> 
         return Err(probe.wrong("encoder.conv_in.weight", format!("begins an encoder of {levels} levels")));
     }
     Ok(VaeSpec {
-        picture_channels,
+        image_channels,
         latent_channels,
         block_out_channels,
         layers_per_block: probe.count("encoder.down.0.block", "conv1.weight"),

@@ -19,11 +19,11 @@ const CLIP_VOCABULARY: usize = 49408;
 /// Pipelines by whether the UNet is an XL's, by the family's being the refiner, and by the kind of the UNet's input.
 const PIPELINES: &[(&str, bool, bool, Input)] = &[
     ("StableDiffusionPipeline", false, false, Input::Latents),
-    ("StableDiffusionInpaintPipeline", false, false, Input::MaskAndPicture),
-    ("StableDiffusionInstructPix2PixPipeline", false, false, Input::Picture),
+    ("StableDiffusionInpaintPipeline", false, false, Input::MaskAndImage),
+    ("StableDiffusionInstructPix2PixPipeline", false, false, Input::Image),
     ("StableDiffusionXLPipeline", true, false, Input::Latents),
-    ("StableDiffusionXLInpaintPipeline", true, false, Input::MaskAndPicture),
-    ("StableDiffusionXLInstructPix2PixPipeline", true, false, Input::Picture),
+    ("StableDiffusionXLInpaintPipeline", true, false, Input::MaskAndImage),
+    ("StableDiffusionXLInstructPix2PixPipeline", true, false, Input::Image),
     ("StableDiffusionXLImg2ImgPipeline", true, true, Input::Latents),
 ];
 
@@ -31,8 +31,8 @@ const PIPELINES: &[(&str, bool, bool, Input)] = &[
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Input {
     Latents,
-    Picture,
-    MaskAndPicture,
+    Image,
+    MaskAndImage,
 }
 
 /// A text encoder's folder, its tokenizer's, and the spec as the folder has it.
@@ -119,8 +119,8 @@ fn model_index(model: &Checkpoint) -> Result<Value> {
     let latents = spec.vae.latent_channels;
     let input = match spec.unet.in_channels {
         n if n == latents => Input::Latents,
-        n if n == 2 * latents => Input::Picture,
-        _ => Input::MaskAndPicture,
+        n if n == 2 * latents => Input::Image,
+        _ => Input::MaskAndImage,
     };
     let xl = spec.unet.text_time.is_some();
     let refiner = spec.family == Family::SdxlRefiner;
@@ -257,12 +257,12 @@ fn vae(spec: &VaeSpec, sample_size: usize) -> Value {
         "block_out_channels": spec.block_out_channels,
         "down_block_types": vec!["DownEncoderBlock2D"; levels],
         "force_upcast": spec.force_upcast,
-        "in_channels": spec.picture_channels,
+        "in_channels": spec.image_channels,
         "latent_channels": spec.latent_channels,
         "layers_per_block": spec.layers_per_block,
         "mid_block_add_attention": spec.mid_attention,
         "norm_num_groups": spec.norm_groups,
-        "out_channels": spec.picture_channels,
+        "out_channels": spec.image_channels,
         "sample_size": sample_size,
         "scaling_factor": spec.scaling_factor,
         "shift_factor": if spec.shift_factor == 0.0 { Value::Null } else { json!(spec.shift_factor) },

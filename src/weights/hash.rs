@@ -91,12 +91,12 @@ fn fill(file: &mut File, block: &mut [u8]) -> std::io::Result<usize> {
 #[derive(Debug, Default)]
 pub struct HashCache {
     file: Option<PathBuf>,
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<String, CachedHash>,
     changed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Known {
+struct CachedHash {
     size: u64,
     /// Nanoseconds since 1970.
     modified: u64,
@@ -134,7 +134,7 @@ impl HashCache {
         let before = identity(path);
         let hashes = hash(path, progress)?;
         if let Some((key, size, modified)) = before {
-            self.known.insert(key, Known { size, modified, hashes: hashes.clone() });
+            self.known.insert(key, CachedHash { size, modified, hashes: hashes.clone() });
             self.changed = true;
         }
         Ok(hashes)

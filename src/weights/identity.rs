@@ -11,7 +11,7 @@ const SMALL: u64 = 256 << 20;
 const END: usize = 4096;
 
 impl Checkpoint {
-    /// A digest of all that decides what the model paints: its networks' options, its tokenizers, and the names, types, shapes and bytes
+    /// A digest of all that decides what the model generates: its networks' options, its tokenizers, and the names, types, shapes and bytes
     /// of its tensors. Of a model of more than 256 MiB, each tensor's first and last 4 KiB stand for its bytes, which takes a fraction
     /// of a second where all of them would take as long as loading: training, merging and conversion change every tensor
     /// that they touch from end to end. The model's own choice of a sampler is not part of it, since a request has its own.

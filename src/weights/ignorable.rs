@@ -1,4 +1,4 @@
-//! Tensors that checkpoints carry and that painting has no use for.
+//! Tensors that checkpoints carry and that generating has no use for.
 
 /// How a key is recognised.
 enum Key {

@@ -3,27 +3,27 @@
 use super::file::WeightFile;
 
 /// A part of keys that only one kind of file has.
-pub(crate) struct Foreign {
+pub(crate) struct ForeignKind {
     /// Stands in a key.
     pub(crate) part: &'static str,
     /// What the file is: "a ControlNet".
     pub(crate) what: &'static str,
-    /// Why it cannot be painted with.
+    /// Why it cannot be generated with.
     pub(crate) why: &'static str,
     /// It is a whole model, or the most of one.
     pub(crate) is_model: bool,
 }
 
-const fn model(part: &'static str, what: &'static str, why: &'static str) -> Foreign {
-    Foreign { part, what, why, is_model: true }
+const fn model(part: &'static str, what: &'static str, why: &'static str) -> ForeignKind {
+    ForeignKind { part, what, why, is_model: true }
 }
 
-const fn add_on(part: &'static str, what: &'static str) -> Foreign {
-    Foreign { part, what, why: "an add-on to a model, and not a model", is_model: false }
+const fn add_on(part: &'static str, what: &'static str) -> ForeignKind {
+    ForeignKind { part, what, why: "an add-on to a model, and not a model", is_model: false }
 }
 
-const fn change(part: &'static str, what: &'static str) -> Foreign {
-    Foreign { part, what, why: "a small change to a model, and not a model", is_model: false }
+const fn change(part: &'static str, what: &'static str) -> ForeignKind {
+    ForeignKind { part, what, why: "a small change to a model, and not a model", is_model: false }
 }
 
 const TRANSFORMER: &str = "whose denoiser is a transformer; only UNets are implemented";
@@ -31,7 +31,7 @@ const NOT_YET: &str = "which is not implemented";
 const EDM: &str = "whose noise schedule (EDM) is not implemented";
 
 /// The first row that fits counts.
-const FOREIGN: &[Foreign] = &[
+const FOREIGN_KINDS: &[ForeignKind] = &[
     change("lora_", "a LoRA"),
     change(".lora.", "a LoRA"),
     change(".dora_scale", "a LoRA (DoRA)"),
@@ -66,8 +66,8 @@ const FOREIGN: &[Foreign] = &[
 ];
 
 /// What the file is by a key that no model of the implemented families has.
-pub(crate) fn foreign(file: &WeightFile) -> Option<&'static Foreign> {
-    FOREIGN.iter().find(|row| file.entries().iter().any(|entry| entry.name.contains(row.part)))
+pub(crate) fn foreign(file: &WeightFile) -> Option<&'static ForeignKind> {
+    FOREIGN_KINDS.iter().find(|row| file.entries().iter().any(|entry| entry.name.contains(row.part)))
 }
 
 /// Which network a file holds that holds one.
@@ -79,28 +79,28 @@ pub(crate) enum Network {
 }
 
 /// A key that one network has, and what the network is called.
-pub(crate) struct Lone {
+pub(crate) struct SingleNetwork {
     pub(crate) key: &'static str,
     pub(crate) what: &'static str,
     pub(crate) network: Network,
 }
 
 /// The first row that fits counts.
-const LONE: &[Lone] = &[
-    Lone { key: "model.diffusion_model.input_blocks.0.0.weight", what: "a UNet", network: Network::UNet },
-    Lone { key: "input_blocks.0.0.weight", what: "a UNet", network: Network::UNet },
-    Lone { key: "conv_in.weight", what: "a UNet of a diffusers folder", network: Network::UNet },
-    Lone { key: "encoder.layers.0.conv.weight", what: "a small autoencoder (TAESD)", network: Network::Vae },
-    Lone { key: "first_stage_model.decoder.conv_in.weight", what: "an autoencoder", network: Network::Vae },
-    Lone { key: "encoder.conv_in.weight", what: "an autoencoder", network: Network::Vae },
-    Lone { key: "decoder.conv_in.weight", what: "an autoencoder", network: Network::Vae },
-    Lone { key: "vision_model.embeddings.patch_embedding.weight", what: "CLIP's picture encoder", network: Network::Text },
-    Lone { key: "text_model.embeddings.token_embedding.weight", what: "a text encoder", network: Network::Text },
-    Lone { key: "token_embedding.weight", what: "a text encoder", network: Network::Text },
-    Lone { key: "encoder.block.0.layer.0.SelfAttention.q.weight", what: "a text encoder (T5)", network: Network::Text },
+const SINGLE_NETWORKS: &[SingleNetwork] = &[
+    SingleNetwork { key: "model.diffusion_model.input_blocks.0.0.weight", what: "a UNet", network: Network::UNet },
+    SingleNetwork { key: "input_blocks.0.0.weight", what: "a UNet", network: Network::UNet },
+    SingleNetwork { key: "conv_in.weight", what: "a UNet of a diffusers folder", network: Network::UNet },
+    SingleNetwork { key: "encoder.layers.0.conv.weight", what: "a small autoencoder (TAESD)", network: Network::Vae },
+    SingleNetwork { key: "first_stage_model.decoder.conv_in.weight", what: "an autoencoder", network: Network::Vae },
+    SingleNetwork { key: "encoder.conv_in.weight", what: "an autoencoder", network: Network::Vae },
+    SingleNetwork { key: "decoder.conv_in.weight", what: "an autoencoder", network: Network::Vae },
+    SingleNetwork { key: "vision_model.embeddings.patch_embedding.weight", what: "CLIP's image encoder", network: Network::Text },
+    SingleNetwork { key: "text_model.embeddings.token_embedding.weight", what: "a text encoder", network: Network::Text },
+    SingleNetwork { key: "token_embedding.weight", what: "a text encoder", network: Network::Text },
+    SingleNetwork { key: "encoder.block.0.layer.0.SelfAttention.q.weight", what: "a text encoder (T5)", network: Network::Text },
 ];
 
 /// The network that the file holds, if it is one that is known.
-pub(crate) fn lone(file: &WeightFile) -> Option<&'static Lone> {
-    LONE.iter().find(|row| file.find(row.key).is_some())
+pub(crate) fn lone(file: &WeightFile) -> Option<&'static SingleNetwork> {
+    SINGLE_NETWORKS.iter().find(|row| file.find(row.key).is_some())
 }

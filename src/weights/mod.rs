@@ -6,7 +6,7 @@
 //!
 //! # What is refused
 //! Pickles (`.ckpt`, `.pt`, `.pth`, `.bin`) are never read. A network option that this program does not implement is an
-//! error that names the file and the field, not a wrong picture. Nothing is allocated by a number that a file claims.
+//! error that names the file and the field, not a wrong image. Nothing is allocated by a number that a file claims.
 //!
 //! # Mapped files
 //! Weight files are memory-mapped and never copied as a whole. While a [`Checkpoint`] is open, its files must not be
@@ -43,8 +43,8 @@ mod survey;
 mod tiny;
 mod training;
 
-pub use adapter::{Adapter, Change, Embedding, Fit, Target};
-pub use catalog::{Found, Holds, find_models, is_model_folder};
+pub use adapter::{Adapter, AdapterFit, Change, Embedding, Target};
+pub use catalog::{CatalogKind, Found, find_models, is_model_folder};
 pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
 pub use component::{ComponentTensors, InPlace};
 pub use convert::{Layout, Report, convert, convert_observed};

@@ -9,7 +9,7 @@ use super::file::WeightFile;
 use super::folder::Folder;
 use super::json::Fields;
 use super::keys::{self, TextLayout};
-use super::kinds::{self, Foreign, Lone};
+use super::kinds::{self, ForeignKind, SingleNetwork};
 use super::model_error;
 use super::schedule::{self, Prediction};
 use crate::Result;
@@ -71,7 +71,7 @@ type TextSlot = (&'static str, TextLayout);
 
 /// The prefixes of the autoencoder and of the text encoders.
 fn find(file: &WeightFile) -> Result<(&'static str, Vec<TextSlot>)> {
-    if let Some(Foreign { part, what, why, .. }) = kinds::foreign(file) {
+    if let Some(ForeignKind { part, what, why, .. }) = kinds::foreign(file) {
         return Err(model_error(&file.name, format!("is {what}, {why} (a tensor's name contains \"{part}\")")));
     }
     let has = |key: &str| file.find(key).is_some();
@@ -81,7 +81,7 @@ fn find(file: &WeightFile) -> Result<(&'static str, Vec<TextSlot>)> {
     let text: Vec<TextSlot> = TEXT.into_iter().filter(|(prefix, _)| tokens.iter().any(|key| has(&format!("{prefix}{key}")))).collect();
     if !unet && vae.is_none() && text.is_empty() {
         return Err(match kinds::lone(file) {
-            Some(Lone { key, what, .. }) => {
+            Some(SingleNetwork { key, what, .. }) => {
                 let rest =
                     "a whole model is needed: a diffusers folder, or one file that has the UNet, the autoencoder and the text encoder";
                 model_error(&file.name, format!("holds only {what} (it has {key}); {rest}"))

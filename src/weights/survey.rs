@@ -5,7 +5,7 @@ use super::component::Part;
 use super::file::{Blob, WeightFile};
 use super::folder::{PICKLE, is_pickle};
 use super::header::Entry;
-use super::kinds::{self, Lone, Network};
+use super::kinds::{self, Network, SingleNetwork};
 use super::{Checkpoint, model_error};
 use crate::spec::Family;
 use crate::{Error, Result};
@@ -17,9 +17,9 @@ use std::sync::Arc;
 /// The sort of thing that a file or folder is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A whole model that this program paints with.
+    /// A whole model that this program generates with.
     Model,
-    /// A whole model, or the most of one, that it does not paint with.
+    /// A whole model, or the most of one, that it does not generate with.
     OtherModel,
     /// A UNet by itself.
     UNet,
@@ -104,7 +104,7 @@ pub struct Survey {
     pub family: Option<&'static str>,
     /// What that rests on, one sentence each.
     pub evidence: Vec<String>,
-    /// What it is for: "paints", "inpaints".
+    /// What it is for: "generates", "inpaints".
     pub does: &'static str,
     /// The networks.
     pub components: Vec<ComponentSummary>,
@@ -122,7 +122,7 @@ pub struct Survey {
     pub adapter: Option<Adapter>,
     /// The words that an embedding holds.
     pub embedding: Option<Embedding>,
-    /// Why it cannot be painted with, or what is wrong with it.
+    /// Why it cannot be generated with, or what is wrong with it.
     pub problem: Option<String>,
     /// The files that it is made of.
     pub files: Vec<PathBuf>,
@@ -245,7 +245,7 @@ impl Survey {
             _ if spec.aesthetic_score => "refines",
             channels if channels == 2 * latents + 1 => "inpaints",
             channels if channels == 2 * latents => "edits",
-            _ => "paints",
+            _ => "generates",
         };
         let sort = match self.does {
             "inpaints" => " for inpainting",
@@ -306,8 +306,8 @@ impl Survey {
         self.adapter = Some(adapter);
     }
 
-    fn take_network(&mut self, file: &WeightFile, lone: Option<&Lone>, context: Option<usize>, channels: Option<usize>) {
-        let Some(Lone { key, what, network }) = lone else {
+    fn take_network(&mut self, file: &WeightFile, lone: Option<&SingleNetwork>, context: Option<usize>, channels: Option<usize>) {
+        let Some(SingleNetwork { key, what, network }) = lone else {
             let first = file.entries().first().map(|entry| super::quoted(&entry.name));
             self.what = "tensors of nothing that is known".into();
             self.evidence.extend(first.map(|name| format!("Its tensors have names like {name}.")));
@@ -319,11 +319,11 @@ impl Survey {
                 self.kind = Kind::UNet;
                 self.evidence.extend(context.map(|width| format!("Its cross-attention takes text of width {width}.")));
                 self.does = match channels {
-                    Some(5) => "paints after a depth map",
+                    Some(5) => "generates after a depth map",
                     Some(7) => "enlarges",
                     Some(8) => "edits",
                     Some(9) => "inpaints",
-                    _ => "paints",
+                    _ => "generates",
                 };
                 context.and_then(family_of_context).map(Family::name)
             }

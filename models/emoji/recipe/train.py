@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the built-in model: a small Stable Diffusion 1.x that paints 128x128 emoji from their names.
+"""Trains the built-in model: a small Stable Diffusion 1.x that generates 128x128 emoji from their names.
 
     pip install torch "diffusers==0.36.0" "transformers<5" open-clip-torch pillow
     python train.py OUT --minutes-vae 20 --minutes-decoder 10 --minutes-unet 110 --compile      # two CPU cores
@@ -7,7 +7,7 @@
 
 First the autoencoder; then its decoder alone goes on, on latents that stay as they are; then UNet and text encoder together on those latents: epsilon
 prediction, 10 % empty captions, weights averaged over the steps (EMA), Muon for the matrices and AdamW for the rest.  The learning rates fall to zero
-over the given minutes, so any budget ends in a finished model.  OUT/model is the model, a diffusers folder in f16; OUT/sheet.png shows what it paints.
+over the given minutes, so any budget ends in a finished model.  OUT/model is the model, a diffusers folder in f16; OUT/sheet.png shows what it generates.
 State is kept in OUT/state every few minutes, and --resume goes on from there.
 """
 import argparse, json, math, os, pathlib, random, re, time
@@ -26,11 +26,11 @@ PROMPTS = ["a red apple", "a green apple", "grinning face", "a cat face", "a roc
            "a soccer ball", "a sailboat", "blue book", "a snowman", "an owl", "a cup of coffee", "a mushroom", "face with sunglasses"]
 
 
-def pictures():
-    """The pictures, and for each its names (the first is the main one)."""
-    names = [line.split("; ") for line in (HERE / "pictures/names.txt").read_text().splitlines()]
+def images():
+    """The images, and for each its names (the first is the main one)."""
+    names = [line.split("; ") for line in (HERE / "images/names.txt").read_text().splitlines()]
     tiles = []
-    for sheet in sorted((HERE / "pictures").glob("sheet-*.webp")):
+    for sheet in sorted((HERE / "images").glob("sheet-*.webp")):
         a = np.asarray(Image.open(sheet).convert("RGB"))
         tiles.append(a.reshape(16, 128, 16, 128, 3).swapaxes(1, 2).reshape(-1, 128, 128, 3))
     return names, np.concatenate(tiles)[: len(names)]
@@ -40,7 +40,7 @@ def caption(names, rng):
     name = names[0] if len(names) == 1 or rng.random() < 0.5 else rng.choice(names[1:])
     plural = re.search(r"[^s]s$", name) and rng.random() < 0.7
     a = name if plural else f"an {name}" if name[0] in "aeiou" else f"a {name}"
-    forms = [name, a, f"{a}, flat style", f"{name}, flat style", f"an emoji of {a}", f"a picture of {a}", f"{name} emoji", f"an icon of {a}", f"the {name}"]
+    forms = [name, a, f"{a}, flat style", f"{name}, flat style", f"an emoji of {a}", f"an image of {a}", f"{name} emoji", f"an icon of {a}", f"the {name}"]
     return rng.choices(forms, [35, 30, 5, 3, 9, 8, 5, 3, 2])[0]
 
 
@@ -135,18 +135,18 @@ def main():
     (a.out / "state").mkdir(parents=True, exist_ok=True); state = lambda n: a.out / "state" / f"{n}.pt"
     if not a.resume:
         for f in (a.out / "state").glob("*.pt"): f.unlink()
-    names, tiles = pictures(); n = len(names); x_all = torch.from_numpy(np.ascontiguousarray(tiles)).permute(0, 3, 1, 2).to(dev); print(n, "pictures,", dev)
+    names, tiles = images(); n = len(names); x_all = torch.from_numpy(np.ascontiguousarray(tiles)).permute(0, 3, 1, 2).to(dev); print(n, "images,", dev)
 
     # 1. the autoencoder: 8 times smaller, 4 channels
     vae = AutoencoderKL(block_out_channels=(32, 32, 64, 96), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=4, sample_size=128).to(dev).train()
     vb = a.vae_batch or (8 if dev == "cpu" else 64)
     def unlike(e):
-        """How bad a difference of pictures is: at three sizes, in hue, and in edges."""
+        """How bad a difference of images is: at three sizes, in hue, and in edges."""
         loss = sum(F.avg_pool2d(e, s).abs().mean() for s in (1, 2, 4)) + 4 * e.square().mean()
         loss = loss + sum(F.avg_pool2d(e[:, [0, 2]] - e[:, [1, 1]], s).abs().mean() for s in (1, 4))
         return loss + (e[..., 1:] - e[..., :-1]).abs().mean() + (e[..., 1:, :] - e[..., :-1, :]).abs().mean()
     def vae_loss(part):
-        # Small pictures in the first half, three at the price of one; colour errors count on their own, else shape is learnt long before colour.
+        # Small images in the first half, three at the price of one; colour errors count on their own, else shape is learnt long before colour.
         small = part < 0.5; x = x_all[torch.randint(0, n, (vb * (3 if small else 1),), device=dev)].float() / 127.5 - 1
         flip = torch.rand(len(x), device=dev) < 0.5; x = torch.where(flip[:, None, None, None], x.flip(-1), x)
         if small: x = F.avg_pool2d(x, 2)
@@ -155,7 +155,7 @@ def main():
         return loss + 1e-3 * 0.5 * (mu**2 + lv.exp() - 1 - lv).mean()
     params = list(vae.parameters()); ema = Ema(params, 0.998); train(params, [], vae_loss, a.minutes_vae * 60, 0, 1e-3, ema, "vae", dev, state("vae")); ema.swap(); vae.eval()
 
-    # 2. latents of every picture; from here on they stay as they are, and the decoder alone learns to paint them better
+    # 2. latents of every image; from here on they stay as they are, and the decoder alone learns to generate them better
     with torch.no_grad(), torch.autocast(dev, torch.bfloat16): lat = torch.cat([vae.encode(x_all[s : s + 64].float() / 127.5 - 1).latent_dist.mean.float() for s in range(0, n, 64)])
     def decoder_loss(part):
         k = torch.randint(0, n, (vb,), device=dev); z = lat[k] + 0.05 * lat.std() * torch.randn_like(lat[k])
@@ -180,7 +180,7 @@ def main():
                                         bos_token_id=V - 2, eos_token_id=V - 1, pad_token_id=V - 1)).to(dev).train()
     print("UNet", sum(p.numel() for p in unet.parameters()) / 1e6, "M, text", sum(p.numel() for p in clip.parameters()) / 1e6, "M, vocabulary", V, flush=True)
     ab = DDIMScheduler(**BETAS).alphas_cumprod.to(dev); snr = ab / (1 - ab); B = a.batch
-    # Weights of the noise levels: min-SNR 5 for the clean ones; more, up to five times, for the noisy ones, where the name alone must say what the picture is.
+    # Weights of the noise levels: min-SNR 5 for the clean ones; more, up to five times, for the noisy ones, where the name alone must say what the image is.
     weight = torch.clamp(snr, max=5) / snr * torch.clamp(snr, max=1).rsqrt().clamp(max=5); weight = weight / weight.mean()
     model = torch.compile(unet) if a.compile else unet
     def unet_loss(part):

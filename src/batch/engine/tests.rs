@@ -38,9 +38,9 @@ struct Collected {
 }
 
 impl Sink for Collected {
-    fn take(&mut self, finished: Vec<Finished>, _: &Hear) -> Result<()> {
+    fn take(&mut self, finished: Vec<Finished>, _: &EventSender) -> Result<()> {
         if self.room == 0 {
-            return Err(Error::Picture("no room".into()));
+            return Err(Error::Image("no room".into()));
         }
         self.room -= 1;
         self.ids.lock().unwrap().extend(finished.iter().map(|f| (f.task.id, f.result.is_ok())));
@@ -49,13 +49,13 @@ impl Sink for Collected {
 }
 
 #[derive(Default)]
-struct Ears {
+struct RecordingObserver {
     encoded: usize,
     /// Wants no more after so many steps.
     patience: Option<usize>,
 }
 
-impl Observer for Ears {
+impl Observer for RecordingObserver {
     fn stage(&mut self, stage: Stage<'_>) -> Result<()> {
         self.encoded += usize::from(stage == Stage::EncodePrompt);
         match (stage, &mut self.patience) {
@@ -71,8 +71,8 @@ impl Observer for Ears {
     fn warn(&mut self, _: &str) {}
 }
 
-impl Audience for Ears {
-    fn news(&mut self, _: News) -> Result<()> {
+impl RunObserver for RecordingObserver {
+    fn news(&mut self, _: ImageEvent) -> Result<()> {
         Ok(())
     }
 
@@ -85,7 +85,7 @@ struct Outcome {
     ended: Result<()>,
     loads: Vec<usize>,
     ids: Vec<(usize, bool)>,
-    ears: Ears,
+    ears: RecordingObserver,
 }
 
 /// Runs batches of `(model, prompts)`; ids count through.
@@ -110,7 +110,7 @@ fn run_all(batches: &[(usize, &[&str])], steps: usize, room: usize, patience: Op
         .collect();
     let (loads, ids) = (Shared::default(), Shared::default());
     let models = Models { checkpoint, loads: loads.clone() };
-    let mut ears = Ears { patience, ..Ears::default() };
+    let mut ears = RecordingObserver { patience, ..RecordingObserver::default() };
     let ended = run(move |_| batches.into_iter(), models, Collected { ids: ids.clone(), room }, &mut ears);
     Outcome { ended, loads: seen(&loads), ids: seen(&ids), ears }
 }
@@ -128,12 +128,12 @@ fn batches_are_kept_in_order_and_a_model_that_cannot_be_loaded_fails_its_own_alo
 }
 
 #[test]
-fn a_run_that_is_stopped_keeps_what_was_painted() {
+fn a_run_that_is_stopped_keeps_what_was_generated() {
     let batches: Vec<(usize, &[&str])> = vec![(0, &["a"]); 30];
     let outcome = run_all(&batches, 2, usize::MAX, Some(12));
     assert!(matches!(outcome.ended, Err(Error::Cancelled)));
     assert!(!outcome.ids.is_empty() && outcome.ids.len() < 30, "{} were kept", outcome.ids.len());
-    assert!(outcome.ids.iter().all(|(_, painted)| *painted));
+    assert!(outcome.ids.iter().all(|(_, generated)| *generated));
 }
 
 #[test]
@@ -161,17 +161,17 @@ fn a_batch_that_wants_the_device_alone_has_it_alone() {
 }
 
 #[test]
-fn a_painter_that_fails_gives_its_place_back_and_ends_the_run() {
+fn a_generator_that_fails_gives_its_place_back_and_ends_the_run() {
     let (events, _heard) = sync_channel(1);
-    let (painted, _to_write) = sync_channel(1);
-    let (_prepared, to_paint) = sync_channel(1);
+    let (generated, _to_write) = sync_channel(1);
+    let (_prepared, to_generate) = sync_channel(1);
     let stop = Arc::new(AtomicBool::new(false));
-    let hear = Hear { events, stop: stop.clone(), look: Arc::default() };
-    let painter = Painter { to_paint: Arc::new(Mutex::new(to_paint)), painted, hear, most: Arc::default() };
-    let room = Arc::new(Room::default());
+    let events = EventSender { events, stop: stop.clone(), look: Arc::default() };
+    let generator = GeneratedBy { to_generate: Arc::new(Mutex::new(to_generate)), generated, events, most: Arc::default() };
+    let room = Arc::new(DeviceSlots::default());
     let entered = room.clone();
     let failed = std::thread::spawn(move || {
-        let (_painter, _place) = (painter, entered.enter(1));
+        let (_generator, _place) = (generator, entered.enter(1));
         // Without the noise of a panic.
         std::panic::resume_unwind(Box::new("a defect"));
     });
@@ -193,5 +193,5 @@ fn only_the_lack_of_memory_makes_batches_smaller() {
         assert!(tensor(text).is_out_of_memory(), "{text}");
     }
     assert!(!tensor("shape mismatch").is_out_of_memory());
-    assert!(!Error::Picture("out of memory".into()).is_out_of_memory());
+    assert!(!Error::Image("out of memory".into()).is_out_of_memory());
 }

@@ -1,9 +1,9 @@
-//! `--dry-run`: what would be painted, in which order, and what it will take.
+//! `--dry-run`: what would be generated, in which order, and what it will take.
 
-use super::pictures;
-use super::resolve::Absent;
+use super::images;
+use super::resolve::UncachedModel;
 use crate::batch::{Job, Ledger, groups, sizes};
-use crate::bench::{painting_speed, picture_flop};
+use crate::bench::{generating_speed, image_flop};
 use crate::cli::answer;
 use crate::cli::model::Models;
 use crate::cli::show::bytes;
@@ -12,11 +12,18 @@ use crate::{Error, Result};
 use std::collections::HashMap;
 
 /// Says the plan on standard output.
-pub(super) fn say(jobs: Vec<Job>, models: &Models, absent: &[Absent], ledger: Option<&Ledger>, there: usize, failed: usize) -> Result<()> {
-    for Absent { model, files, pictures: wanted, .. } in absent {
+pub(super) fn say(
+    jobs: Vec<Job>,
+    models: &Models,
+    absent: &[UncachedModel],
+    ledger: Option<&Ledger>,
+    there: usize,
+    failed: usize,
+) -> Result<()> {
+    for UncachedModel { model, files, images: wanted, .. } in absent {
         let known: u64 = files.iter().filter_map(|file| file.size).sum();
         let least = if files.iter().all(|file| file.size.is_some()) { "" } else { "at least " };
-        answer(&format!("{model} is not here; {least}{} would be fetched for {}", bytes(known), pictures(*wanted)))?;
+        answer(&format!("{model} is not here; {least}{} would be fetched for {}", bytes(known), images(*wanted)))?;
         for file in files {
             answer(&format!("  {}{}", file.path, file.size.map(|size| format!(", {}", bytes(size))).unwrap_or_default()))?;
         }
@@ -31,7 +38,7 @@ pub(super) fn say(jobs: Vec<Job>, models: &Models, absent: &[Absent], ledger: Op
         let spec = opened.checkpoint.spec();
         if last.replace(first.model) != Some(first.model) {
             let device = place(opened.device());
-            answer(&format!("{} ({}), {} on {device}", opened.label, spec.family.name(), first.painter.dtype.as_str()))?;
+            answer(&format!("{} ({}), {} on {device}", opened.label, spec.family.name(), first.generator.dtype.as_str()))?;
         }
         let request = &first.request;
         let footprint = opened.footprint(request);
@@ -39,16 +46,16 @@ pub(super) fn say(jobs: Vec<Job>, models: &Models, absent: &[Absent], ledger: Op
         let work: f64 = group.iter().map(|job| (job.request.width * job.request.height * job.request.steps) as f64).sum();
         // What was measured is better than what was counted.
         let history =
-            ledger.and_then(|ledger| ledger.history(&opened.label, first.painter.dtype.as_str())).filter(|history| history.work > 0.0);
+            ledger.and_then(|ledger| ledger.history(&opened.label, first.generator.dtype.as_str())).filter(|history| history.work > 0.0);
         let took = match history {
             Some(history) => Some(history.seconds * work / history.work),
             None => {
                 known = false;
                 let device = format!("{:?}", opened.device().location());
                 let speed = speeds
-                    .entry((device, first.painter.dtype.as_str()))
-                    .or_insert_with(|| painting_speed(opened.device(), opened.dtype).ok());
-                picture_flop(spec, request).ok().zip(*speed).map(|(flop, speed)| flop * group.len() as f64 / speed)
+                    .entry((device, first.generator.dtype.as_str()))
+                    .or_insert_with(|| generating_speed(opened.device(), opened.dtype).ok());
+                image_flop(spec, request).ok().zip(*speed).map(|(flop, speed)| flop * group.len() as f64 / speed)
             }
         };
         memory = memory.max(footprint.total(sizes));
@@ -59,20 +66,20 @@ pub(super) fn say(jobs: Vec<Job>, models: &Models, absent: &[Absent], ledger: Op
             request.width,
             request.height,
             request.steps,
-            pictures(group.len()),
+            images(group.len()),
             sizes.batch * sizes.at_once,
             took.map(|took| format!(", about {}", duration(took))).unwrap_or_default()
         ))?;
     }
-    let mut parts = vec![format!("{} to paint", pictures(open))];
-    let unplanned: usize = absent.iter().map(|absent| absent.pictures).sum();
+    let mut parts = vec![format!("{} to generate", images(open))];
+    let unplanned: usize = absent.iter().map(|absent| absent.images).sum();
     parts.extend((unplanned > 0).then(|| format!("{unplanned} of models that are not here, and are planned when they are")));
     parts.extend((there > 0).then(|| format!("{there} are there already")));
     parts.extend((failed > 0).then(|| format!("{failed} failed before, and are tried again with --retry-failed")));
     answer(&parts.join("; "))?;
     if open > 0 {
         let time = seconds.map_or("an unknown time".to_owned(), duration);
-        let basis = if known { "by the pictures that are there" } else { "by the operations that it takes, a rough guess" };
+        let basis = if known { "by the images that are there" } else { "by the operations that it takes, a rough guess" };
         answer(&format!("about {time}, {basis}; about {:.1} GB of memory", memory as f64 / 1e9))?;
     }
     Ok(())

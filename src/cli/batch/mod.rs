@@ -1,11 +1,11 @@
-//! `sd-gen batch FILE`: thousands of pictures, checked first, painted in groups, recorded one by one.
+//! `sd-gen batch FILE`: thousands of images, checked first, generated in groups, recorded one by one.
 
 mod dry_run;
 mod resolve;
 mod sheets;
 
 use super::args::GenerateArgs;
-use super::download::Showing;
+use super::download::DownloadStyle;
 use super::flags::{Flags, Wrong};
 use super::generate::set_threads;
 use super::lines::{self, Format, Line, LineError, LineErrors};
@@ -15,11 +15,13 @@ use super::progress::Progress;
 use super::sweep::{Axis, Sweep};
 use super::watch::Watch;
 use super::{listen_for_cancellation, screen};
-use crate::batch::{Book, Feed, Hear, Job, Keeper, Key, Ledger, News, Shard, Sizes, Standing, Tally, sizes};
+use crate::batch::{
+    BatchSummary, EventSender, ImageEvent, Job, JobFeed, JobState, JobTable, Key, Ledger, ManifestSink, Shard, Sizes, sizes,
+};
 use crate::disk::{folder_of, sweep};
 use crate::{Error, Result};
 use clap::Args;
-use resolve::{Names, Resolver};
+use resolve::{PlannedNames, Resolver};
 use sheets::Sheets;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -36,12 +38,12 @@ const MANIFEST: &str = "sd-gen.manifest";
 const WINDOW: usize = 1024;
 
 const EXAMPLES: &str = "\
-Every picture is recorded in the manifest when it is safe on the disk. The same command again paints what is missing, however the last
+Every image is recorded in the manifest when it is safe on the disk. The same command again generates what is missing, however the last
 run ended; two processes on one folder share the work. A line without a seed has one drawn from its prompt, so that it keeps it.
 
 Examples:
   sd-gen batch prompts.txt --output-dir out --steps 20
-  sd-gen batch prompts.txt --output-dir out --dry-run            what would be painted, and what it takes
+  sd-gen batch prompts.txt --output-dir out --dry-run            what would be generated, and what it takes
   sd-gen batch prompts.txt --output-dir out --retry-failed
   sd-gen batch prompts.txt --output-dir out --sweep guidance-scale=4,6,8 --sweep sampler=euler,dpm++2m
   sd-gen batch -p \"a cat\" --output-dir out --sweep seed=1..16   no file: one line, which the flags are
@@ -51,25 +53,25 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct BatchArgs {
-    /// The file of prompts; \"-\" is standard input, painted as it comes
+    /// The file of prompts; \"-\" is standard input, generated as it comes
     #[arg(value_name = "FILE", required_unless_present = "sweep")]
     file: Option<PathBuf>,
-    /// Paint every line with each of the values, and of several sweeps every combination; draws a contact sheet: steps=10,20 seed=1..16
+    /// Generate every line with each of the values, and of several sweeps every combination; draws a contact sheet: steps=10,20 seed=1..16
     #[arg(long, value_name = "FLAG=VALUES", value_parser = Axis::parse, help_heading = "The batch")]
     sweep: Vec<Axis>,
-    /// Say what would be painted and what it takes, and paint nothing; of a model that is not here, which weights would be fetched
+    /// Say what would be generated and what it takes, and generate nothing; of a model that is not here, which weights would be fetched
     #[arg(long, help_heading = "The batch")]
     dry_run: bool,
-    /// Where every picture is recorded [default: sd-gen.manifest.jsonl in the output folder]
+    /// Where every image is recorded [default: sd-gen.manifest.jsonl in the output folder]
     #[arg(long, value_name = "FILE", help_heading = "The batch")]
     manifest: Option<PathBuf>,
     /// Try again what failed in earlier runs
     #[arg(long, help_heading = "The batch")]
     retry_failed: bool,
-    /// Read every picture that is there, and paint it again if its bytes are not those that were written
+    /// Read every image that is there, and generate it again if its bytes are not those that were written
     #[arg(long, help_heading = "The batch")]
     verify: bool,
-    /// Paint one part of the file: 3/16 is the third of sixteen
+    /// Generate one part of the file: 3/16 is the third of sixteen
     #[arg(long, value_name = "I/N", help_heading = "The batch")]
     shard: Option<Shard>,
     /// How the file is written [default: by its name, else by its first line]
@@ -110,18 +112,18 @@ pub(super) fn run(args: BatchArgs) -> Result<()> {
     let sweep = Sweep::new(args.sweep.clone())?;
     let sheets = Sheets::new(&sweep);
     let mut resolver = Resolver::new(args.shard, base.device.len());
-    resolver.showing = Showing { style: base.progress, quiet: base.quiet };
+    resolver.showing = DownloadStyle { style: base.progress, quiet: base.quiet };
     if args.dry_run {
         resolver.absent = Some(Vec::new());
         return plan(&args, &base, sweep, resolver, sheets);
     }
     match args.file.as_ref().is_some_and(|file| file.as_os_str() == "-") {
-        true => paint_stream(args, &base, sweep, resolver, sheets),
-        false => paint_file(&args, &base, sweep, resolver, sheets),
+        true => generate_stream(args, &base, sweep, resolver, sheets),
+        false => generate_file(&args, &base, sweep, resolver, sheets),
     }
 }
 
-/// Shows the run, and its pictures as they form where that is asked for.
+/// Shows the run, and its images as they form where that is asked for.
 fn progress(base: &GenerateArgs, models: &mut Models) -> Result<Progress> {
     let tiny = base.read_tiny_autoencoder()?;
     let mut progress = Progress::new(base.progress, base.quiet);
@@ -132,18 +134,18 @@ fn progress(base: &GenerateArgs, models: &mut Models) -> Result<Progress> {
     Ok(progress)
 }
 
-/// Says what would be painted; nothing is made, a manifest included.
+/// Says what would be generated; nothing is made, a manifest included.
 fn plan(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, mut sheets: Sheets) -> Result<()> {
     let jobs = check(args, sweep, &mut resolver, &mut sheets)?;
     let manifest = args.manifest_path(base);
     let ledger = if manifest.exists() { Some(Ledger::read(&manifest, args.retry_failed, args.verify)?) } else { None };
-    let look = |job: &Job| ledger.as_ref().map_or(Standing::Open, |ledger| ledger.look(job.key));
+    let look = |job: &Job| ledger.as_ref().map_or(JobState::Open, |ledger| ledger.look(job.key));
     let Sorted { open, there, failed } = Sorted::new(jobs, look);
     let absent = resolver.absent.unwrap_or_default();
     dry_run::say(open, &resolver.models, &absent, ledger.as_ref(), there, failed)
 }
 
-fn paint_file(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, mut sheets: Sheets) -> Result<()> {
+fn generate_file(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, mut sheets: Sheets) -> Result<()> {
     let jobs = check(args, sweep, &mut resolver, &mut sheets)?;
     let mut progress = progress(base, &mut resolver.models)?;
     let manifest = args.manifest_path(base);
@@ -155,12 +157,12 @@ fn paint_file(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver:
     }
     if there + failed > 0 {
         let failed = if failed > 0 { format!(", {failed} failed before") } else { String::new() };
-        progress.say(&format!("{there} pictures are there already{failed}, {} are to be painted", open.len()));
+        progress.say(&format!("{there} images are there already{failed}, {} are to be generated", open.len()));
     }
-    let pictures = open.len();
+    let images = open.len();
     let mut open = Some(open);
-    let windows = move |_: &Hear| open.take();
-    let ended = run.paint(windows, &resolver.models, &resolver.names, Some(pictures), &mut progress);
+    let windows = move |_: &EventSender| open.take();
+    let ended = run.generate(windows, &resolver.models, &resolver.names, Some(images), &mut progress);
     let drawn = run.draw(sheets, base, args.shard, &progress);
     run.conclude(ended, there, failed, 0, &progress).and(drawn)
 }
@@ -171,11 +173,11 @@ fn check(args: &BatchArgs, sweep: Sweep, resolver: &mut Resolver, sheets: &mut S
     let mut errors = LineErrors::default();
     let (mut wrong, mut only_models) = (false, true);
     for line in args.lines(sweep)? {
-        let first = resolver.pictures;
+        let first = resolver.images;
         let error = match line {
             Ok(line) => match resolver.jobs(&line) {
                 Ok(more) => {
-                    // Once something is wrong, nothing will be painted.
+                    // Once something is wrong, nothing will be generated.
                     if !wrong {
                         let more = more.unwrap_or_default();
                         sheets.note(&line, first, &more);
@@ -203,7 +205,7 @@ fn check(args: &BatchArgs, sweep: Sweep, resolver: &mut Resolver, sheets: &mut S
     Ok(jobs)
 }
 
-/// No picture that is to be painted has a name that the user gave to it and that a file has.
+/// No image that is to be generated has a name that the user gave to it and that a file has.
 fn check_names(jobs: &[Job], file: &Path) -> Result<()> {
     let mut errors = LineErrors::default();
     let file: Arc<str> = file.display().to_string().into();
@@ -222,35 +224,35 @@ struct Sorted {
 }
 
 impl Sorted {
-    fn new(jobs: Vec<Job>, look: impl Fn(&Job) -> Standing) -> Self {
+    fn new(jobs: Vec<Job>, look: impl Fn(&Job) -> JobState) -> Self {
         let mut sorted = Self { open: Vec::new(), there: 0, failed: 0 };
         for job in jobs {
             match look(&job) {
-                Standing::Open | Standing::Elsewhere => sorted.open.push(job),
-                Standing::Painted(_) => sorted.there += 1,
-                Standing::Failed(_) => sorted.failed += 1,
+                JobState::Open | JobState::ClaimedElsewhere => sorted.open.push(job),
+                JobState::Generated(_) => sorted.there += 1,
+                JobState::Failed(_) => sorted.failed += 1,
             }
         }
         sorted
     }
 }
 
-/// Paints lines of standard input as they come.
-fn paint_stream(args: BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, sheets: Sheets) -> Result<()> {
+/// Generates lines of standard input as they come.
+fn generate_stream(args: BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, sheets: Sheets) -> Result<()> {
     let mut progress = progress(base, &mut resolver.models)?;
     let manifest = args.manifest_path(base);
     let run = Run::begin(&args, &manifest, &BTreeSet::new())?;
     let shard = args.shard;
     let sheets = Arc::new(Mutex::new(sheets));
     let (models, names) = (resolver.models.clone(), resolver.names.clone());
-    // As many pictures wait as are planned together; a writer that is faster than the painting waits.
+    // As many images wait as are planned together; a writer that is faster than the generating waits.
     let (sender, received) = sync_channel(WINDOW);
     let wrong = Arc::new(AtomicUsize::new(0));
     let (counted, noted) = (wrong.clone(), sheets.clone());
     let reader = std::thread::Builder::new().name("read".into());
     let reader = reader.spawn(move || read_stream(&args, sweep, resolver, &sender, &counted, &noted));
     reader.map_err(|e| Error::Input(format!("standard input cannot be read by a thread: {e}")))?;
-    let ended = run.paint(move |hear| window(&received, hear), &models, &names, None, &mut progress);
+    let ended = run.generate(move |events| window(&received, events), &models, &names, None, &mut progress);
     // A reader that was stopped may still wait for a line.
     let sheets = std::mem::take(&mut *sheets.lock().unwrap_or_else(PoisonError::into_inner));
     let drawn = run.draw(sheets, base, shard, &progress);
@@ -275,7 +277,7 @@ fn read_stream(
     };
     for line in lines {
         let jobs = line.and_then(|line| {
-            let first = resolver.pictures;
+            let first = resolver.images;
             let jobs = resolver.jobs(&line).map_err(|error| line.error(&error.to_string()))?;
             sheets.lock().unwrap_or_else(PoisonError::into_inner).note(&line, first, jobs.as_deref().unwrap_or_default());
             let folders = std::mem::take(&mut resolver.folders);
@@ -297,11 +299,11 @@ fn read_stream(
 }
 
 /// What has come since the last time; waits for the first.
-fn window(received: &Receiver<Result<Job, String>>, hear: &Hear) -> Option<Vec<Job>> {
+fn window(received: &Receiver<Result<Job, String>>, events: &EventSender) -> Option<Vec<Job>> {
     let mut jobs = Vec::new();
     let mut take = |next: Result<Job, String>| match next {
         Ok(job) => jobs.push(job),
-        Err(remark) => hear.tell(News::Remark(remark)),
+        Err(remark) => events.tell(ImageEvent::Remark(remark)),
     };
     loop {
         match received.recv_timeout(Duration::from_millis(100)) {
@@ -311,7 +313,7 @@ fn window(received: &Receiver<Result<Job, String>>, hear: &Hear) -> Option<Vec<J
                 return Some(jobs);
             }
             Err(RecvTimeoutError::Disconnected) => return None,
-            Err(RecvTimeoutError::Timeout) if hear.is_stopped() => return None,
+            Err(RecvTimeoutError::Timeout) if events.is_stopped() => return None,
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
@@ -341,7 +343,7 @@ impl BatchArgs {
 /// A run under way.
 struct Run {
     ledger: Arc<Mutex<Ledger>>,
-    tally: Arc<Mutex<Tally>>,
+    tally: Arc<Mutex<BatchSummary>>,
     manifest: PathBuf,
 }
 
@@ -364,33 +366,33 @@ impl Run {
         Ok(Self { ledger: Arc::new(Mutex::new(ledger)), tally: Arc::default(), manifest: manifest.to_owned() })
     }
 
-    /// The file of a picture that is there.
+    /// The file of an image that is there.
     fn path(&self, key: Key) -> Option<PathBuf> {
         match self.ledger.lock().unwrap_or_else(PoisonError::into_inner).look(key) {
-            Standing::Painted(path) => Some(path),
+            JobState::Generated(path) => Some(path),
             _ => None,
         }
     }
 
-    fn look(&self, job: &Job) -> Standing {
+    fn look(&self, job: &Job) -> JobState {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner).look(job.key)
     }
 
-    /// Gives the pictures that turned out to be there, and those of them that failed.
-    fn paint(
+    /// Gives the images that turned out to be there, and those of them that failed.
+    fn generate(
         &self,
-        windows: impl FnMut(&Hear) -> Option<Vec<Job>> + Send + 'static,
+        windows: impl FnMut(&EventSender) -> Option<Vec<Job>> + Send + 'static,
         models: &Models,
-        names: &Names,
-        pictures: Option<usize>,
+        names: &PlannedNames,
+        images: Option<usize>,
         progress: &mut Progress,
     ) -> (Result<()>, usize, usize) {
-        if pictures == Some(0) {
+        if images == Some(0) {
             return (Ok(()), 0, 0);
         }
-        let book = Book::default();
+        let book = JobTable::default();
         let (planned, opened) = (names.clone(), models.clone());
-        let keeper = Keeper {
+        let keeper = ManifestSink {
             book: book.clone(),
             ledger: self.ledger.clone(),
             tally: self.tally.clone(),
@@ -404,8 +406,8 @@ impl Run {
         };
         let (ledger, fed) = (self.ledger.clone(), book.clone());
         let prompt_of = |id: usize| book.prompt(id).unwrap_or_default();
-        let mut watch = Watch::new(progress, pictures, &prompt_of);
-        let feed = move |hear: Hear| Feed::new(windows, sizes_of, ledger, fed, hear);
+        let mut watch = Watch::new(progress, images, &prompt_of);
+        let feed = move |events: EventSender| JobFeed::new(windows, sizes_of, ledger, fed, events);
         let ended = crate::batch::run(feed, models.clone(), keeper, &mut watch);
         (ended, watch.known, watch.known_failed)
     }
@@ -428,7 +430,7 @@ impl Run {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner).close();
         let tally = std::mem::take(&mut *self.tally.lock().unwrap_or_else(PoisonError::into_inner));
         let (there, failed) = (there + known - known_failed, tally.failed + failed_before + known_failed);
-        let mut parts = vec![format!("{} painted", pictures(tally.kept))];
+        let mut parts = vec![format!("{} generated", images(tally.kept))];
         parts.extend((there > 0).then(|| format!("{there} were there already")));
         parts.extend((tally.unloaded > 0).then(|| format!("{} were not tried for want of their model", tally.unloaded)));
         progress.say(&parts.join(", "));
@@ -439,16 +441,16 @@ impl Run {
         let mut wrongs = Vec::new();
         wrongs.extend((wrong > 0).then(|| format!("{wrong} lines were wrong")));
         let manifest = self.manifest.display();
-        wrongs.extend((failed > 0).then(|| format!("{} failed, as {manifest} records; --retry-failed tries again", pictures(failed))));
-        if wrongs.is_empty() { Ok(()) } else { Err(Error::Picture(wrongs.join("; "))) }
+        wrongs.extend((failed > 0).then(|| format!("{} failed, as {manifest} records; --retry-failed tries again", images(failed))));
+        if wrongs.is_empty() { Ok(()) } else { Err(Error::Image(wrongs.join("; "))) }
     }
 }
 
-fn pictures(count: usize) -> String {
-    if count == 1 { "1 picture".into() } else { format!("{count} pictures") }
+fn images(count: usize) -> String {
+    if count == 1 { "1 image".into() } else { format!("{count} images") }
 }
 
-/// Why no further picture can be kept, and what to do.
+/// Why no further image can be kept, and what to do.
 fn stopped(error: Error, kept: usize) -> Error {
     let Error::Io { path, source } = error else { return error };
     let what = match source.kind() {
@@ -457,8 +459,8 @@ fn stopped(error: Error, kept: usize) -> Error {
         ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => "the folder cannot be written any more",
         _ => "it cannot be written",
     };
-    Error::Picture(format!(
-        "{}: {what} ({source}); {kept} pictures of this run are kept, and the same command goes on where this one stopped",
+    Error::Image(format!(
+        "{}: {what} ({source}); {kept} images of this run are kept, and the same command goes on where this one stopped",
         path.display()
     ))
 }
@@ -467,9 +469,9 @@ fn stopped(error: Error, kept: usize) -> Error {
 pub(super) fn merge(args: &MergeArgs) -> Result<()> {
     let merged = crate::batch::merge(&args.out, &args.manifests)?;
     screen::say(&format!(
-        "{}: {} pictures, {} of them failed; {} records said the same as others",
+        "{}: {} images, {} of them failed; {} records said the same as others",
         args.out.display(),
-        merged.pictures,
+        merged.images,
         merged.failed,
         merged.duplicates
     ));

@@ -2,10 +2,10 @@
 
 use crate::batch::{Job, Key, Shard, seed_of};
 use crate::cli::args::{ModelFlags, Seed};
-use crate::cli::download::Showing;
+use crate::cli::download::DownloadStyle;
 use crate::cli::lines::Line;
 use crate::cli::model::{self, Models, Opened};
-use crate::cli::output::{Output, PictureName};
+use crate::cli::output::{ImageName, Output};
 use crate::device::{DeviceChoice, open_all};
 use crate::disk::{counted, folder_of};
 use crate::hub::Missing;
@@ -16,19 +16,19 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Pictures of one file: more than anybody looks at, and what a list of them takes in memory is bounded.
+/// Images of one file: more than anybody looks at, and what a list of them takes in memory is bounded.
 const MOST_PICTURES: usize = 1_000_000;
 
-/// The paths that are given to pictures, and how many wanted each.
+/// The paths that are given to images, and how many wanted each.
 #[derive(Clone, Default)]
-pub(super) struct Names(Arc<Mutex<HashMap<PathBuf, usize>>>);
+pub(super) struct PlannedNames(Arc<Mutex<HashMap<PathBuf, usize>>>);
 
-impl Names {
+impl PlannedNames {
     pub(super) fn has(&self, path: &Path) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(path)
     }
 
-    /// The path, or the first with a count that no picture has. In the order of the file, so that every run gives the same.
+    /// The path, or the first with a count that no image has. In the order of the file, so that every run gives the same.
     fn give(&self, path: PathBuf, exact: bool) -> Result<PathBuf> {
         let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(wanted) = names.get(&path).copied() else {
@@ -36,7 +36,7 @@ impl Names {
             return Ok(path);
         };
         if exact {
-            return Err(Error::Input(format!("--output {}: is the file of an earlier picture too; give another name", path.display())));
+            return Err(Error::Input(format!("--output {}: is the file of an earlier image too; give another name", path.display())));
         }
         let mut count = wanted + 1;
         let mut name = counted(&path, count);
@@ -59,28 +59,28 @@ pub(super) struct Resolver {
     schedulers: HashMap<PathBuf, SchedulerConfig>,
     /// Of each prompt without a seed, the last line and how many lines before it had it.
     prompts: HashMap<String, (usize, u32)>,
-    /// How often each picture was asked for.
+    /// How often each image was asked for.
     keys: HashMap<Key, u32>,
-    pub(super) names: Names,
-    /// The folders of the pictures of this shard.
+    pub(super) names: PlannedNames,
+    /// The folders of the images of this shard.
     pub(super) folders: BTreeSet<PathBuf>,
-    /// Pictures so far, those of other shards included.
-    pub(super) pictures: usize,
+    /// Images so far, those of other shards included.
+    pub(super) images: usize,
     shard: Option<Shard>,
     /// How a download is shown.
-    pub(super) showing: Showing,
+    pub(super) showing: DownloadStyle,
     /// What the user should know.
     pub(super) remarks: Vec<String>,
     /// Where there is a list, models that are not here are noted in it and not fetched.
-    pub(super) absent: Option<Vec<Absent>>,
+    pub(super) absent: Option<Vec<UncachedModel>>,
 }
 
 /// A model of the hub that is not here.
-pub(super) struct Absent {
+pub(super) struct UncachedModel {
     pub(super) model: String,
     pub(super) files: Vec<Missing>,
-    /// Pictures that want it.
-    pub(super) pictures: usize,
+    /// Images that want it.
+    pub(super) images: usize,
     flags: ModelFlags,
 }
 
@@ -94,17 +94,17 @@ impl Resolver {
             schedulers: HashMap::new(),
             prompts: HashMap::new(),
             keys: HashMap::new(),
-            names: Names::default(),
+            names: PlannedNames::default(),
             folders: BTreeSet::new(),
-            pictures: 0,
+            images: 0,
             shard,
-            showing: Showing::default(),
+            showing: DownloadStyle::default(),
             remarks: Vec::new(),
             absent: None,
         }
     }
 
-    /// The pictures of a line that belong to the shard; `None` where its model cannot be opened, which was said of an earlier line, or is
+    /// The images of a line that belong to the shard; `None` where its model cannot be opened, which was said of an earlier line, or is
     /// absent.
     ///
     /// # Errors
@@ -112,19 +112,19 @@ impl Resolver {
     pub(super) fn jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
         let args = &line.args;
         if let Some(path) = &args.save_latents {
-            return Err(Error::Input(format!("--save-latents {}: a batch keeps pictures alone; leave it out", path.display())));
+            return Err(Error::Input(format!("--save-latents {}: a batch keeps images alone; leave it out", path.display())));
         }
         if args.output.as_deref() == Some("-") {
-            return Err(Error::Input("--output -: the pictures of a batch go into files; give a template such as \"{seed}.png\"".into()));
+            return Err(Error::Input("--output -: the images of a batch go into files; give a template such as \"{seed}.png\"".into()));
         }
         let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?;
-        // First of all: the seeds and numbers of later lines do not depend on whether this one can be painted.
-        let mut id = self.pictures;
-        let pictures = args.prompts.len().saturating_mul(args.images);
-        if id.saturating_add(pictures) > MOST_PICTURES {
-            return Err(Error::Input(format!("there are more than {MOST_PICTURES} pictures up to here; split the file")));
+        // First of all: the seeds and numbers of later lines do not depend on whether this one can be generated.
+        let mut id = self.images;
+        let images = args.prompts.len().saturating_mul(args.images);
+        if id.saturating_add(images) > MOST_PICTURES {
+            return Err(Error::Input(format!("there are more than {MOST_PICTURES} images up to here; split the file")));
         }
-        self.pictures += pictures;
+        self.images += images;
         let mut seed_for = |prompt: &String| match args.seed {
             Some(Seed::Is(seed)) => seed,
             Some(Seed::Random) | None => seed_of(prompt, self.earlier(prompt, line.number)),
@@ -133,7 +133,7 @@ impl Resolver {
         let flags = args.model_flags();
         let Some((number, content)) = self.model(&flags)? else {
             if let Some(absent) = self.absent.iter_mut().flatten().find(|absent| absent.flags == flags) {
-                absent.pictures += (id..id + pictures).filter(|id| self.shard.is_none_or(|shard| shard.has(*id))).count();
+                absent.images += (id..id + images).filter(|id| self.shard.is_none_or(|shard| shard.has(*id))).count();
             }
             return Ok(None);
         };
@@ -153,13 +153,13 @@ impl Resolver {
             for seed in request.seeds() {
                 let this = id;
                 id += 1;
-                let key = Key::of(&content, &opened.painter(), &request, seed)?;
+                let key = Key::of(&content, &opened.generator(), &request, seed)?;
                 let count = self.keys.entry(key).or_insert(0);
                 let key = key.again(*count);
                 *count += 1;
-                let name = PictureName { request: &request, model: &opened.label, seed, index: this };
+                let name = ImageName { request: &request, model: &opened.label, seed, index: this };
                 let path = output.place(&name).unwrap_or_default();
-                // Names are given to the pictures of all shards, so that no two of them have the same.
+                // PlannedNames are given to the images of all shards, so that no two of them have the same.
                 let path = self.names.give(path, output.is_exact())?;
                 if self.shard.is_some_and(|shard| !shard.has(this)) {
                     continue;
@@ -172,7 +172,7 @@ impl Resolver {
                     key,
                     line: line.number,
                     model: number,
-                    painter: opened.painter(),
+                    generator: opened.generator(),
                     request: request.clone(),
                     seed,
                     path,
@@ -219,7 +219,7 @@ impl Resolver {
         if let Some(absent) = &mut self.absent {
             let files = model::to_fetch(what, folder, dtype, self.showing)?;
             if !files.is_empty() {
-                absent.push(Absent { model: what.unwrap_or_default().to_owned(), files, pictures: 0, flags: flags.clone() });
+                absent.push(UncachedModel { model: what.unwrap_or_default().to_owned(), files, images: 0, flags: flags.clone() });
                 return Ok(None);
             }
         }

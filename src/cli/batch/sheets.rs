@@ -1,4 +1,4 @@
-//! The contact sheets of a sweep and the table of what made which, written beside the pictures when the run has ended.
+//! The contact sheets of a sweep and the table of what made which, written beside the images when the run has ended.
 
 use crate::batch::{Job, Key, Shard};
 use crate::cli::lines::Line;
@@ -7,7 +7,7 @@ use crate::cli::progress::Progress;
 use crate::cli::sweep::{self, Sweep};
 use crate::disk::{counted, write_whole};
 use crate::image::write_png;
-use crate::sheet::{Axis, Made, Sheet, write_table};
+use crate::sheet::{Axis, ContactSheet, Sheet, write_table};
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,17 +20,17 @@ const MOST_PAGES: usize = 100;
 const KEYWORD: &str = "sd-gen";
 const SHEET: &str = "contact sheet";
 
-/// Where every picture of a sweep belongs.
+/// Where every image of a sweep belongs.
 #[derive(Default)]
 pub(super) struct Sheets {
     sweeps: Arc<[sweep::Axis]>,
     /// The lines of the file: number and prompt.
     lines: Vec<(usize, String)>,
-    pictures: Vec<Place>,
+    images: Vec<SheetCell>,
 }
 
-struct Place {
-    /// Which value of each sweep, which line, and which of the pictures that both give.
+struct SheetCell {
+    /// Which value of each sweep, which line, and which of the images that both give.
     swept: Vec<usize>,
     line: usize,
     image: usize,
@@ -42,10 +42,10 @@ struct Place {
 
 impl Sheets {
     pub(super) fn new(sweep: &Sweep) -> Self {
-        Self { sweeps: sweep.axes.clone(), lines: Vec::new(), pictures: Vec::new() }
+        Self { sweeps: sweep.axes.clone(), lines: Vec::new(), images: Vec::new() }
     }
 
-    /// Takes in what a line became: those of its pictures that belong to the shard, and the number of its first picture.
+    /// Takes in what a line became: those of its images that belong to the shard, and the number of its first image.
     pub(super) fn note(&mut self, line: &Line, first: usize, jobs: &[Job]) {
         if self.sweeps.is_empty() {
             return;
@@ -54,7 +54,7 @@ impl Sheets {
             self.lines.push((line.number, line.args.prompts.join(" | ")));
         }
         let index = self.lines.len() - 1;
-        self.pictures.extend(jobs.iter().map(|job| Place {
+        self.images.extend(jobs.iter().map(|job| SheetCell {
             swept: line.at.clone(),
             line: index,
             image: job.id - first,
@@ -76,18 +76,18 @@ impl Sheets {
         path: impl Fn(Key) -> Option<PathBuf>,
         progress: &Progress,
     ) -> Result<()> {
-        let Some(first) = self.pictures.first() else { return Ok(()) };
+        let Some(first) = self.images.first() else { return Ok(()) };
         make_folder(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
         let names: Vec<&str> = self.sweeps.iter().map(|axis| axis.name.as_str()).collect();
         let part = shard.map(|shard| format!("-{}", shard.label())).unwrap_or_default();
         let stem = format!("sweep-{}{part}", names.join("-"));
-        let paths: Vec<Option<PathBuf>> = self.pictures.iter().map(|picture| path(picture.key)).collect();
+        let paths: Vec<Option<PathBuf>> = self.images.iter().map(|image| path(image.key)).collect();
 
         let swept: Vec<Axis> = self.sweeps.iter().map(|axis| Axis { name: axis.name.clone(), labels: axis.labels.clone() }).collect();
-        let made = self.pictures.iter().zip(&paths).map(|(picture, path)| Made {
-            labels: picture.swept.iter().zip(&swept).map(|(at, axis)| axis.labels[*at].clone()).collect(),
-            prompt: picture.prompt.clone(),
-            seed: picture.seed,
+        let made = self.images.iter().zip(&paths).map(|(image, path)| ContactSheet {
+            labels: image.swept.iter().zip(&swept).map(|(at, axis)| axis.labels[*at].clone()).collect(),
+            prompt: image.prompt.clone(),
+            seed: image.seed,
             path: path.clone(),
         });
         let mut table = Vec::new();
@@ -98,14 +98,14 @@ impl Sheets {
         progress.say(&format!("table: {}", name.display()));
 
         let (axes, order) = self.arranged(swept);
-        let size = self.pictures.iter().fold(first.size, |most, picture| (most.0.max(picture.size.0), most.1.max(picture.size.1)));
+        let size = self.images.iter().fold(first.size, |most, image| (most.0.max(image.size.0), most.1.max(image.size.1)));
         let sheet = Sheet::new(axes, size)?;
         if sheet.pages() > MOST_PAGES {
             progress.say(&format!("no contact sheet: it would have {} pages; the table says what made which", sheet.pages()));
             return Ok(());
         }
         let places: HashMap<Vec<usize>, &PathBuf> =
-            self.pictures.iter().zip(&paths).filter_map(|(picture, path)| Some((order(picture), path.as_ref()?))).collect();
+            self.images.iter().zip(&paths).filter_map(|(image, path)| Some((order(image), path.as_ref()?))).collect();
         for page in 0..sheet.pages() {
             let stem = if sheet.pages() == 1 { stem.clone() } else { format!("{stem}-{:03}", page + 1) };
             let drawn = sheet.draw(page, |at| places.get(at).map(|path| (*path).clone()));
@@ -116,24 +116,24 @@ impl Sheets {
         Ok(())
     }
 
-    /// The axes of the sheet, and a picture's place on them. Lines and pictures of one request are axes where there are several; beside
+    /// The axes of the sheet, and an image's place on them. Lines and images of one request are axes where there are several; beside
     /// a single sweep the lines go down, so that one page shows all of it.
-    fn arranged(&self, mut axes: Vec<Axis>) -> (Vec<Axis>, impl Fn(&Place) -> Vec<usize> + use<>) {
-        let images = self.pictures.iter().map(|picture| picture.image + 1).max().unwrap_or(1);
+    fn arranged(&self, mut axes: Vec<Axis>) -> (Vec<Axis>, impl Fn(&SheetCell) -> Vec<usize> + use<>) {
+        let images = self.images.iter().map(|image| image.image + 1).max().unwrap_or(1);
         let (with_lines, with_images) = (self.lines.len() > 1, images > 1);
         let lines_first = with_lines && axes.len() == 1;
         if with_images {
-            axes.push(Axis { name: "picture".into(), labels: (1..=images).map(|number| number.to_string()).collect() });
+            axes.push(Axis { name: "image".into(), labels: (1..=images).map(|number| number.to_string()).collect() });
         }
         if with_lines {
             let labels = self.lines.iter().map(|(number, prompt)| format!("{number}: {prompt}")).collect();
             axes.insert(if lines_first { 0 } else { axes.len() }, Axis { name: "line".into(), labels });
         }
-        let order = move |picture: &Place| {
-            let mut at = picture.swept.clone();
-            at.extend(with_images.then_some(picture.image));
+        let order = move |image: &SheetCell| {
+            let mut at = image.swept.clone();
+            at.extend(with_images.then_some(image.image));
             if with_lines {
-                at.insert(if lines_first { 0 } else { at.len() }, picture.line);
+                at.insert(if lines_first { 0 } else { at.len() }, image.line);
             }
             at
         };

@@ -131,8 +131,8 @@ impl LineErrors {
         let more = self.count - self.first.len();
         let last = match (self.count, more) {
             (1, _) => String::new(),
-            (count, 0) => format!("\n{count} errors in {}; nothing was painted", first.file),
-            (count, more) => format!("\n{count} errors in {}, and {more} of them are not shown; nothing was painted", first.file),
+            (count, 0) => format!("\n{count} errors in {}; nothing was generated", first.file),
+            (count, more) => format!("\n{count} errors in {}, and {more} of them are not shown; nothing was generated", first.file),
         };
         Err(Error::Input(format!("{}{last}", shown.join("\n"))))
     }

@@ -22,9 +22,9 @@ pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError
     })
 }
 
-type Misread = (Range<usize>, String);
+type JsonError = (Range<usize>, String);
 
-fn pairs(line: &str) -> Result<Vec<Pair>, Misread> {
+fn pairs(line: &str) -> Result<Vec<Pair>, JsonError> {
     if let Err(error) = serde_json::from_str::<IgnoredAny>(line) {
         // serde_json counts columns in bytes, from 1.
         let at = error.column().saturating_sub(1).min(line.len());
@@ -57,7 +57,7 @@ fn pairs(line: &str) -> Result<Vec<Pair>, Misread> {
     Ok(pairs)
 }
 
-fn items(line: &str, list: Range<usize>) -> Result<Vec<(String, Range<usize>)>, Misread> {
+fn items(line: &str, list: Range<usize>) -> Result<Vec<(String, Range<usize>)>, JsonError> {
     let mut items = Vec::new();
     let mut at = list.start + 1;
     while let Some(item) = next_value(line, at) {

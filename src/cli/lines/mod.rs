@@ -182,7 +182,7 @@ const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
     ("seed-resize-from-w", &["0", "-1"]),
 ];
 
-/// A1111's pictures of a line are this many times its batch size.
+/// A1111's images of a line are this many times its batch size.
 const REPEATS: &str = "n-iter";
 
 fn without_effect(name: &str) -> Option<&'static [&'static str]> {
@@ -264,7 +264,7 @@ fn merged(row: &Row) -> Merged {
 }
 
 impl Merged {
-    /// A1111 paints `n_iter` times `batch_size` pictures.
+    /// A1111 generates `n_iter` times `batch_size` images.
     fn multiply_repeats(&mut self, row: &Row) {
         if !row.pairs.iter().any(|pair| fold(pair.name.trim_start_matches('-')) == REPEATS) {
             return;

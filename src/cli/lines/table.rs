@@ -11,7 +11,7 @@ use std::ops::Range;
 type Cell = (String, Range<usize>);
 
 /// A table's rows, and what is wrong with its header.
-pub(super) struct Rows {
+pub(super) struct TableRows {
     source: Source,
     delimiter: u8,
     /// `None` until the header was read.
@@ -20,12 +20,12 @@ pub(super) struct Rows {
 }
 
 /// Reads rows whose cells stand between `delimiter`s; `None` is a comma, or a semicolon where the header has only those.
-pub(super) fn rows(mut source: Source, delimiter: Option<u8>) -> Rows {
+pub(super) fn rows(mut source: Source, delimiter: Option<u8>) -> TableRows {
     let delimiter = delimiter.unwrap_or_else(|| match source.peek(1).first() {
         Some(header) if header.contains(';') && !header.contains(',') => b';',
         _ => b',',
     });
-    Rows { source, delimiter, header: None, wrong: VecDeque::new() }
+    TableRows { source, delimiter, header: None, wrong: VecDeque::new() }
 }
 
 /// The cells of one record; `None` where a quote stays open or there is more than one record.
@@ -81,7 +81,7 @@ impl Cells {
     }
 }
 
-impl Rows {
+impl TableRows {
     /// The next record that is not empty.
     fn record(&mut self) -> Option<Result<(Record, Vec<Cell>), LineError>> {
         let mut first = 0;
@@ -135,7 +135,7 @@ impl Rows {
     }
 }
 
-impl Iterator for Rows {
+impl Iterator for TableRows {
     type Item = Result<Row, LineError>;
 
     fn next(&mut self) -> Option<Self::Item> {

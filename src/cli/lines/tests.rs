@@ -284,7 +284,7 @@ fn a_file_of_errors_says_the_first_fifty() {
     assert_eq!(said.exit_code(), 2);
     let said = said.to_string();
     assert_eq!(said.matches("did you mean").count(), 50);
-    assert!(said.ends_with("\n1000 errors in lines, and 950 of them are not shown; nothing was painted"), "{said}");
+    assert!(said.ends_with("\n1000 errors in lines, and 950 of them are not shown; nothing was generated"), "{said}");
 }
 
 #[test]

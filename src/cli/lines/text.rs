@@ -48,9 +48,9 @@ struct Word {
     flag: Option<(String, Option<String>)>,
 }
 
-type Misread = (Range<usize>, String);
+type TextError = (Range<usize>, String);
 
-fn pairs(line: &str) -> Result<Vec<Pair>, Misread> {
+fn pairs(line: &str) -> Result<Vec<Pair>, TextError> {
     let start = line.len() - line.trim_start().len();
     let flags = if names_a_flag(&line[start..]) {
         start
@@ -96,7 +96,7 @@ fn names_a_flag(text: &str) -> bool {
 
 /// Splits as a shell does, with two exceptions for the sake of prompts: a quote in the middle of a word is an apostrophe, and a
 /// backslash that escapes nothing stays, as in `\(`.
-fn words(line: &str, from: usize) -> Result<Vec<Word>, Misread> {
+fn words(line: &str, from: usize) -> Result<Vec<Word>, TextError> {
     let mut words = Vec::new();
     let mut rest = line[from..].char_indices().map(|(at, c)| (from + at, c)).peekable();
     while let Some(&(start, first)) = rest.peek() {

@@ -21,9 +21,17 @@ const MARGIN: usize = 200;
 /// Reads the items of all sequences, and the documents that are none.
 pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError>> {
     let file = source.file.clone();
-    let feed = Rc::new(RefCell::new(Feed { source, lines: VecDeque::new(), taken: 0, failed: None }));
+    let feed = Rc::new(RefCell::new(YamlInput { source, lines: VecDeque::new(), taken: 0, failed: None }));
     let characters = Characters { feed: feed.clone(), line: String::new(), at: 0 };
-    Rows { file, feed, parser: Parser::new_from_iter(characters), in_sequence: false, anchors: HashMap::new(), anchored: 0, ended: false }
+    YamlRows {
+        file,
+        feed,
+        parser: Parser::new_from_iter(characters),
+        in_sequence: false,
+        anchors: HashMap::new(),
+        anchored: 0,
+        ended: false,
+    }
 }
 
 /// A line of the file, or what is left of it.
@@ -35,7 +43,7 @@ struct Held {
 }
 
 /// What was read of the file and is not done with.
-struct Feed {
+struct YamlInput {
     source: Source,
     lines: VecDeque<Held>,
     /// Bytes since the last item.
@@ -43,7 +51,7 @@ struct Feed {
     failed: Option<LineError>,
 }
 
-impl Feed {
+impl YamlInput {
     fn line(&mut self) -> Option<String> {
         if self.failed.is_some() {
             return None;
@@ -72,7 +80,7 @@ impl Feed {
 
 /// The file as characters.
 struct Characters {
-    feed: Rc<RefCell<Feed>>,
+    feed: Rc<RefCell<YamlInput>>,
     line: String,
     at: usize,
 }
@@ -113,9 +121,9 @@ struct Node {
     content: Content,
 }
 
-struct Rows<I: Iterator<Item = char>> {
+struct YamlRows<I: Iterator<Item = char>> {
     file: Arc<str>,
-    feed: Rc<RefCell<Feed>>,
+    feed: Rc<RefCell<YamlInput>>,
     parser: Parser<'static, granit_parser::BufferedInput<I>>,
     in_sequence: bool,
     anchors: HashMap<usize, Node>,
@@ -132,7 +140,7 @@ enum Stop {
     Ended,
 }
 
-impl<I: Iterator<Item = char>> Rows<I> {
+impl<I: Iterator<Item = char>> YamlRows<I> {
     fn event(&mut self) -> Result<(Event<'static>, At), Stop> {
         match self.parser.next_event() {
             None => Err(Stop::Ended),
@@ -340,9 +348,9 @@ impl Node {
     }
 }
 
-type Misread = (Range<usize>, String);
+type YamlError = (Range<usize>, String);
 
-fn pairs(record: &Record, item: &Node) -> Result<Vec<Pair>, Misread> {
+fn pairs(record: &Record, item: &Node) -> Result<Vec<Pair>, YamlError> {
     let value = |node: &Node| match node.scalar() {
         Some(text) => Ok((text.unwrap_or_default().to_owned(), place(record, node.at))),
         None => Err((place(record, node.at), "a value is a number, true, false or a text, or a list of them".to_owned())),
@@ -383,7 +391,10 @@ fn pairs(record: &Record, item: &Node) -> Result<Vec<Pair>, Misread> {
 }
 
 /// An entry of a map; `None` where its value is null.
-fn pair((key, node): &(Node, Node), value: &impl Fn(&Node) -> Result<(String, Range<usize>), Misread>) -> Result<Option<Pair>, Misread> {
+fn pair(
+    (key, node): &(Node, Node),
+    value: &impl Fn(&Node) -> Result<(String, Range<usize>), YamlError>,
+) -> Result<Option<Pair>, YamlError> {
     let (name, part) = value(key)?;
     let values = match &node.content {
         Content::List(list) => list.iter().map(value).collect::<Result<_, _>>()?,
@@ -393,7 +404,7 @@ fn pair((key, node): &(Node, Node), value: &impl Fn(&Node) -> Result<(String, Ra
     Ok(Some(Pair { name, part, values: Some(values) }))
 }
 
-impl<I: Iterator<Item = char>> Iterator for Rows<I> {
+impl<I: Iterator<Item = char>> Iterator for YamlRows<I> {
     type Item = Result<Row, LineError>;
 
     fn next(&mut self) -> Option<Self::Item> {

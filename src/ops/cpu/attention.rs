@@ -52,7 +52,7 @@ pub(super) fn with(isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, c
     };
     let pairs = !std::ptr::eq(kernels, isa.kernels());
     let size = width / heads;
-    let shape = Shape { batch, queries, keys, heads, size, causal, kernels };
+    let shape = AttentionShape { batch, queries, keys, heads, size, causal, kernels };
     with_element!("attention", q.dtype(), T => match pairs {
         true => shape.run::<T, bf16>(isa, q, k, v),
         false => shape.run::<T, f32>(isa, q, k, v),
@@ -60,7 +60,7 @@ pub(super) fn with(isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, c
 }
 
 #[derive(Clone, Copy)]
-struct Shape {
+struct AttentionShape {
     batch: usize,
     queries: usize,
     keys: usize,
@@ -79,7 +79,7 @@ struct Head {
     values: Vec<Line>,
 }
 
-impl Shape {
+impl AttentionShape {
     /// `T` is stored, `W` is what the kernels multiply.
     fn run<T: Element, W: Element>(&self, isa: Isa, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
@@ -186,7 +186,7 @@ impl Shape {
         packed: &Head,
         head: usize,
         range: Range<usize>,
-        scratch: &mut Scratch,
+        scratch: &mut AttentionScratch,
         out: &SharedOutput<T>,
     ) {
         // SAFETY: an `Isa` comes from `available`, which asked the processor.
@@ -196,14 +196,14 @@ impl Shape {
         let filled = key_steps * depth::<W>();
         let room = count.next_multiple_of(self.kernels.rows);
         let padded = self.size.next_multiple_of(self.kernels.lanes);
-        let Scratch { q: converted, scores, weights, sums, states } = scratch;
+        let AttentionScratch { q: converted, scores, weights, sums, states } = scratch;
         reserve(converted, count * key_steps);
         reserve(scores, self.kernels.rows * BLOCK_KEYS);
         reserve(weights, self.kernels.rows * BLOCK_KEYS);
         reserve(sums, room * padded);
         let (scores, sums) = (elements_mut::<f32>(scores), &mut elements_mut::<f32>(sums)[..room * padded]);
         let queries = if T::DTYPE == W::DTYPE && filled == self.size {
-            Rows { base: q[self.at(head, self.queries, range.start)..].as_ptr().cast(), stride: self.width() * size_of::<T>() }
+            AttentionRows { base: q[self.at(head, self.queries, range.start)..].as_ptr().cast(), stride: self.width() * size_of::<T>() }
         } else {
             let converted = elements_mut::<W>(converted);
             for (to, query) in converted.chunks_exact_mut(filled).zip(range.clone()) {
@@ -213,11 +213,11 @@ impl Shape {
                     *to = W::narrow(q.widen());
                 }
             }
-            Rows { base: converted.as_ptr().cast(), stride: filled * size_of::<W>() }
+            AttentionRows { base: converted.as_ptr().cast(), stride: filled * size_of::<W>() }
         };
         sums.fill(0.0);
         states.clear();
-        states.resize(count, State { greatest: f32::NEG_INFINITY, sum: 0.0 });
+        states.resize(count, SoftmaxState { greatest: f32::NEG_INFINITY, sum: 0.0 });
         // Exponents are in powers of two: the exponential is shorter.
         let scale = (std::f64::consts::LOG2_E / (self.size as f64).sqrt()) as f32;
         let seen = if self.causal { self.keys.min(range.end) } else { self.keys };
@@ -263,7 +263,7 @@ impl Shape {
                     }
                 }
                 let weights: *const u8 = if W::DTYPE == DType::F32 { scores.as_ptr().cast() } else { weights.as_ptr().cast() };
-                let pointers = Rows { base: weights, stride: width * size_of::<W>() }.pointers(0, rows);
+                let pointers = AttentionRows { base: weights, stride: width * size_of::<W>() }.pointers(0, rows);
                 for column in (0..self.size).step_by(self.kernels.columns()) {
                     let panel = self.panel_width(column, self.size);
                     // SAFETY: the panel starts at its column and key, and `padded` holds whole panels.
@@ -296,12 +296,12 @@ impl Shape {
 
 /// The left-hand side of a product: a first row and the bytes to the next.
 #[derive(Clone, Copy)]
-struct Rows {
+struct AttentionRows {
     base: *const u8,
     stride: usize,
 }
 
-impl Rows {
+impl AttentionRows {
     fn pointers(self, first: usize, count: usize) -> [*const u32; MAX_ROWS] {
         let pointer = |i| if i < count { self.base.wrapping_add((first + i) * self.stride).cast() } else { std::ptr::null() };
         std::array::from_fn(pointer)
@@ -310,12 +310,12 @@ impl Rows {
 
 /// The softmax of one query so far.
 #[derive(Clone, Copy)]
-struct State {
+struct SoftmaxState {
     greatest: f32,
     sum: f32,
 }
 
-impl State {
+impl SoftmaxState {
     /// The greatest exponent with more scores, which are whole lanes.
     #[inline(always)]
     fn greatest_with(&self, scale: f32, scores: &[f32]) -> f32 {
@@ -388,16 +388,16 @@ struct SharedOutput<T>(*mut MaybeUninit<T>);
 unsafe impl<T: Send> Sync for SharedOutput<T> {}
 
 #[derive(Default)]
-struct Scratch {
+struct AttentionScratch {
     /// Queries in another dtype than they are stored in.
     q: Vec<Line>,
     scores: Vec<Line>,
     weights: Vec<Line>,
     sums: Vec<Line>,
-    states: Vec<State>,
+    states: Vec<SoftmaxState>,
 }
 
 thread_local! {
     /// Kept between calls: a task is too short to ask for memory.
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SCRATCH: RefCell<AttentionScratch> = RefCell::default();
 }

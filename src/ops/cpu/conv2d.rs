@@ -43,7 +43,7 @@ impl Conv2d {
 
     pub(in super::super) fn forward(&self, x: &Tensor, extra: Epilogue<'_>) -> Result<Tensor> {
         let &[batch, height, width, channels] = x.dims() else {
-            candle_core::bail!("conv2d: pictures are (batch, height, width, channels), got {:?}", x.shape());
+            candle_core::bail!("conv2d: images are (batch, height, width, channels), got {:?}", x.shape());
         };
         if channels != self.packed.inputs {
             candle_core::bail!("conv2d: {:?} does not have {} channels", x.shape(), self.packed.inputs);

@@ -216,7 +216,7 @@ pub(super) unsafe fn build_vec<T: Copy>(len: usize, fill: impl FnOnce(&mut [Mayb
     data
 }
 
-/// A large picture of activations is fresh memory on every op, and entering it page by page costs more than filling it:
+/// A large image of activations is fresh memory on every op, and entering it page by page costs more than filling it:
 /// asks the kernel for pages of 2 MiB.
 fn ask_for_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
     #[cfg(target_os = "linux")]

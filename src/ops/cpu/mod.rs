@@ -21,9 +21,9 @@ mod packed;
 mod packing;
 mod product;
 mod rows;
-mod slab;
 mod upsample;
 mod upsampling_conv2d;
+mod weight_arena;
 
 #[cfg(test)]
 mod bench;

@@ -76,15 +76,15 @@ impl GroupNorm {
         }
         let x = x.contiguous()?;
         let shape = x.dims();
-        let picture = shape[1..].iter().product::<usize>();
+        let image = shape[1..].iter().product::<usize>();
         let x = Elements::<T>::of(&x)?;
         // The same parts whatever the batch and the threads, so that those do not change the result.
         let task = (TASK / channels.max(1)).clamp(1, TASK_POSITIONS) * channels.max(1);
-        let parts: Vec<Vec<Moments>> = (0..shape[0] * picture.div_ceil(task))
+        let parts: Vec<Vec<Moments>> = (0..shape[0] * image.div_ceil(task))
             .into_par_iter()
             .map(|index| {
-                let (image, part) = (index / picture.div_ceil(task), index % picture.div_ceil(task));
-                let part = &x[image * picture..][..picture][part * task..];
+                let (row, part) = (index / image.div_ceil(task), index % image.div_ceil(task));
+                let part = &x[row * image..][..image][part * task..];
                 let part = &part[..task.min(part.len())];
                 self.isa.vectorize(
                     #[inline(always)]
@@ -92,9 +92,9 @@ impl GroupNorm {
                 )
             })
             .collect();
-        let affine: Vec<_> = parts.chunks(picture.div_ceil(task)).map(|parts| self.affine(parts)).collect();
+        let affine: Vec<_> = parts.chunks(image.div_ceil(task)).map(|parts| self.affine(parts)).collect();
         let fill = |y: &mut [MaybeUninit<T>]| {
-            for ((y, x), (scale, shift)) in y.chunks_mut(picture).zip(x.chunks(picture)).zip(&affine) {
+            for ((y, x), (scale, shift)) in y.chunks_mut(image).zip(x.chunks(image)).zip(&affine) {
                 y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
                     self.isa.vectorize(
                         #[inline(always)]
@@ -129,7 +129,7 @@ impl GroupNorm {
         unsafe { build(shape, fill) }
     }
 
-    /// Scale and shift of every channel, from the moments of every group in all parts of one picture.
+    /// Scale and shift of every channel, from the moments of every group in all parts of one image.
     fn affine(&self, parts: &[Vec<Moments>]) -> (Vec<f32>, Vec<f32>) {
         let size = self.weight.len() / self.groups;
         let mut scale = Vec::with_capacity(self.weight.len());

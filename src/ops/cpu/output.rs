@@ -6,7 +6,7 @@ use super::math::Math;
 use super::microkernel::MAX_COLUMNS;
 use std::mem::MaybeUninit;
 
-/// Every other line and every other column of a picture that is twice as wide and high as the product's rows.
+/// Every other line and every other column of an image that is twice as wide and high as the product's rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Phase {
     /// 0 for even lines, 1 for odd ones.
@@ -44,7 +44,7 @@ impl<'a, T: Element> Output<'a, T> {
         Self { to: to.as_mut_ptr().cast(), spread: None, outputs, row_bias, rows_per_bias, residual }
     }
 
-    /// `to` is pictures of lines of `2 width` pixels, of which the product's rows are those of one phase.
+    /// `to` is images of lines of `2 width` pixels, of which the product's rows are those of one phase.
     pub(super) fn of_phase(to: &mut [MaybeUninit<T>], outputs: usize, width: usize, phase: Phase) -> Self {
         Self { spread: Some((width, phase)), ..Self::new(to, outputs, 1, None, None) }
     }

@@ -7,7 +7,7 @@ use super::element::to_f32;
 use super::isa::Isa;
 use super::microkernel::Kernels;
 use super::packing::Packing;
-use super::slab::Slab;
+use super::weight_arena::WeightArena;
 use candle_core::{DType, Result, Tensor};
 
 /// Words of every column in a block of a panel: 384 KiB with 32 columns, which leaves room for rows in 1 MiB.
@@ -50,7 +50,7 @@ pub(super) struct Block {
 pub(super) struct Packed {
     pub(super) isa: Isa,
     pub(super) form: Form,
-    pub(super) panels: Slab,
+    pub(super) panels: WeightArena,
     /// Padded with zeros to whole panels.
     pub(super) bias: Vec<f32>,
     pub(super) blocks: Vec<Block>,

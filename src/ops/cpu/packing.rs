@@ -9,7 +9,7 @@ use super::isa::Isa;
 use super::lines::elements_mut;
 use super::numbers::Numbers;
 use super::packed::Form;
-use super::slab::Slab;
+use super::weight_arena::WeightArena;
 use candle_core::Result;
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -34,7 +34,7 @@ pub(super) struct Packing {
 
 impl Packing {
     /// The panels of `weights`, `(outputs, inputs, taps)`.
-    pub(super) fn pack(&self, weights: &Numbers<'_>) -> Result<Slab> {
+    pub(super) fn pack(&self, weights: &Numbers<'_>) -> Result<WeightArena> {
         // The last panel may be one vector wide.
         let words = self.outputs.next_multiple_of(self.lanes) * self.taps * self.steps;
         match self.form {
@@ -70,10 +70,15 @@ impl Packing {
     }
 
     /// Panels in `words` words, of places of type `T` that `put` puts the weight of an input into.
-    fn panels<T: Element>(&self, words: usize, weights: &Numbers<'_>, put: impl Fn(&mut T, usize, f32) + Copy + Sync) -> Result<Slab> {
-        let mut slab = Slab::new(words)?;
+    fn panels<T: Element>(
+        &self,
+        words: usize,
+        weights: &Numbers<'_>,
+        put: impl Fn(&mut T, usize, f32) + Copy + Sync,
+    ) -> Result<WeightArena> {
+        let mut weight_arena = WeightArena::new(words)?;
         let panel = (self.columns * self.taps * self.steps).max(1);
-        elements_mut::<T>(&mut slab).par_chunks_mut(panel).enumerate().for_each(|(index, panel)| {
+        elements_mut::<T>(&mut weight_arena).par_chunks_mut(panel).enumerate().for_each(|(index, panel)| {
             let first = index * self.columns;
             let count = self.columns.min(self.outputs.saturating_sub(first));
             for column in (0..count).step_by(STRIP) {
@@ -83,7 +88,7 @@ impl Packing {
                 );
             }
         });
-        Ok(slab)
+        Ok(weight_arena)
     }
 
     /// Some columns of the panel whose first output is `first`, and which is `width` columns wide.

@@ -89,14 +89,14 @@ impl Packed {
         out: &Output<'_, T>,
         chunk: Range<usize>,
         panels: Range<usize>,
-        scratch: &mut Scratch,
+        scratch: &mut ProductScratch,
     ) {
         let kernels = self.form.kernels(self.isa);
         // SAFETY: an `Isa` comes from `available`, which asked the processor.
         let _session = unsafe { kernels.session() };
         let columns = kernels.columns();
         let tiles = chunk.len().div_ceil(kernels.rows);
-        let Scratch { pointers, sums, block: widened } = scratch;
+        let ProductScratch { pointers, sums, block: widened } = scratch;
         pointers.resize(pointers.len().max(tiles * self.taps), [std::ptr::null(); MAX_ROWS]);
         for (tile, pointers) in pointers.chunks_exact_mut(self.taps).take(tiles).enumerate() {
             let first = chunk.start + tile * kernels.rows;
@@ -187,7 +187,7 @@ fn convert<T: Element, U: Element>(isa: Isa, x: &[T], from: usize, to: usize, f:
 }
 
 #[derive(Default)]
-struct Scratch {
+struct ProductScratch {
     pointers: Vec<[*const u32; MAX_ROWS]>,
     sums: Vec<Line>,
     block: Vec<Line>,
@@ -195,5 +195,5 @@ struct Scratch {
 
 thread_local! {
     /// Kept between calls: a task is too short to ask for memory.
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SCRATCH: RefCell<ProductScratch> = RefCell::default();
 }

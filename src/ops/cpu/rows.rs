@@ -9,7 +9,7 @@ use std::ops::Range;
 pub(super) enum Geometry {
     /// Row `i` reads pixel `i`: a plain product.
     Flat { rows: usize },
-    /// A window that slides over pictures.
+    /// A window that slides over images.
     Windows {
         batch: usize,
         /// Height and width of the input.
@@ -47,7 +47,7 @@ unsafe impl Sync for Rows {}
 unsafe impl Send for Rows {}
 
 impl Rows {
-    /// Fills `[taps][MAX_ROWS]` pointers for some output rows; those outside a picture point at zeros.
+    /// Fills `[taps][MAX_ROWS]` pointers for some output rows; those outside an image point at zeros.
     pub(super) fn point(&self, range: Range<usize>, zeros: &[u32], to: &mut [[*const u32; MAX_ROWS]]) {
         // SAFETY: a pixel's index is below the number of pixels.
         let pixel = |index: usize| unsafe { self.base.add(index * self.pixel_bytes).cast::<u32>() };

@@ -138,10 +138,10 @@ fn weights_in_place_make_the_same_layer_as_a_tensor_of_them() -> Result<()> {
                 let in_place = in_place.ok_or_else(|| candle_core::Error::Msg(format!("{what} is not read in place")))?;
                 assert_eq!(values(&in_place.clone().into_tensor()?)?, values(&weight.to_dtype(dtype)?)?, "{what}");
                 let x = x.to_dtype(dtype)?;
-                let paint = |weight: Weight<'_>| {
+                let generate = |weight: Weight<'_>| {
                     Conv2d::with(isa, weight, None, 1, Padding::same(1))?.forward(&x, Epilogue::default()).and_then(|y| values(&y))
                 };
-                assert_eq!(paint(in_place.clone())?, paint(weight.to_dtype(dtype)?.into())?, "{what}");
+                assert_eq!(generate(in_place.clone())?, generate(weight.to_dtype(dtype)?.into())?, "{what}");
                 let flat = in_place.reshape(&[outputs, inputs * 9])?;
                 assert!(flat.clone().reshape(&[outputs, inputs]).is_err(), "{what}");
                 assert_eq!(flat.into_tensor()?.dims(), [outputs, inputs * 9], "{what}");
@@ -194,7 +194,7 @@ fn conv2d_is_the_reference() -> Result<()> {
 }
 
 #[test]
-fn a_convolution_of_an_enlarged_picture_is_the_reference() -> Result<()> {
+fn a_convolution_of_an_enlarged_image_is_the_reference() -> Result<()> {
     let mut random = Random(14);
     each_isa_and_dtype(|isa, dtype| {
         for case in 0..12 {
@@ -323,8 +323,8 @@ fn activations_are_the_reference() -> Result<()> {
             agree("gelu", &Activation::Gelu.apply(isa, &x)?, &reference::gelu(&x32)?, dtype, 3e-7)?;
             agree("quick_gelu", &Activation::QuickGelu.apply(isa, &x)?, &reference::quick_gelu(&x32)?, dtype, 3e-7)?;
             agree("geglu", &geglu_with(isa, &x)?, &reference::geglu(&x32)?, dtype, 3e-7)?;
-            let picture = x.reshape((shape[0], 1, shape[1], shape[2]))?;
-            let (fast, exact) = (upsample_nearest_2x(&picture)?, reference::upsample_nearest_2x(&picture)?);
+            let image = x.reshape((shape[0], 1, shape[1], shape[2]))?;
+            let (fast, exact) = (upsample_nearest_2x(&image)?, reference::upsample_nearest_2x(&image)?);
             assert_eq!(values(&fast)?, values(&exact)?);
         }
         Ok(())
@@ -371,13 +371,13 @@ fn everything(isa: Isa, dtype: DType, x: &Tensor) -> Result<Vec<Tensor>> {
 }
 
 #[test]
-fn a_picture_of_a_batch_is_that_picture_alone() -> Result<()> {
+fn a_image_of_a_batch_is_that_image_alone() -> Result<()> {
     let x = Random(10).tensor(&[3, 19, 23, 32], DType::F32)?;
     each_isa_and_dtype(|isa, dtype| {
         let all = everything(isa, dtype, &x)?;
-        for picture in 0..3 {
-            for (op, (all, one)) in all.iter().zip(everything(isa, dtype, &x.narrow(0, picture, 1)?)?).enumerate() {
-                assert_eq!(values(&all.narrow(0, picture, 1)?)?, values(&one)?, "op {op} {isa:?} {dtype:?}");
+        for image in 0..3 {
+            for (op, (all, one)) in all.iter().zip(everything(isa, dtype, &x.narrow(0, image, 1)?)?).enumerate() {
+                assert_eq!(values(&all.narrow(0, image, 1)?)?, values(&one)?, "op {op} {isa:?} {dtype:?}");
             }
         }
         Ok(())

@@ -12,7 +12,7 @@ pub(in super::super) fn upsample_nearest_2x(x: &Tensor) -> Result<Tensor> {
 
 fn double<T: Element>(x: &Tensor) -> Result<Tensor> {
     let &[batch, height, width, channels] = x.dims() else {
-        candle_core::bail!("upsample_nearest_2x: pictures are (batch, height, width, channels), got {:?}", x.shape());
+        candle_core::bail!("upsample_nearest_2x: images are (batch, height, width, channels), got {:?}", x.shape());
     };
     let shape = [batch, 2 * height, 2 * width, channels];
     let x = x.contiguous()?;

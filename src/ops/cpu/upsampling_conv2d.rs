@@ -1,7 +1,7 @@
-//! A picture enlarged to twice its size by repeating pixels and then convolved with 3×3 taps: four convolutions of the small picture
+//! An image enlarged to twice its size by repeating pixels and then convolved with 3×3 taps: four convolutions of the small image
 //! with 2×2 taps.
 //!
-//! Where neighbours in the enlarged picture are one pixel of the small one, their taps are added once, at load. Which those are depends
+//! Where neighbours in the enlarged image are one pixel of the small one, their taps are added once, at load. Which those are depends
 //! on whether the line and the column that are computed are even or odd. Of nine products a pixel four are left.
 #![expect(unsafe_code, reason = "the output is written by four products")]
 
@@ -51,7 +51,7 @@ impl UpsamplingConv2d {
     pub(in super::super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let [first, ..] = &*self.phases;
         let &[batch, height, width, channels] = x.dims() else {
-            candle_core::bail!("upsampling conv2d: pictures are (batch, height, width, channels), got {:?}", x.shape());
+            candle_core::bail!("upsampling conv2d: images are (batch, height, width, channels), got {:?}", x.shape());
         };
         if channels != first.inputs {
             candle_core::bail!("upsampling conv2d: {:?} does not have {} channels", x.shape(), first.inputs);

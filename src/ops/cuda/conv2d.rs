@@ -1,4 +1,4 @@
-//! Convolutions over channels-last pictures: the project's own kernel, or cuDNN where it was asked for.
+//! Convolutions over channels-last images: the project's own kernel, or cuDNN where it was asked for.
 
 use super::super::{Epilogue, Padding};
 use super::cudnn::Convolution;
@@ -42,14 +42,14 @@ impl Conv2d {
     pub(in super::super) fn forward(&self, x: &Tensor, extra: Epilogue<'_>) -> Result<Tensor> {
         let gpu = &*self.gpu;
         let &[batch, height, width, channels] = x.dims() else {
-            bail!("conv2d: pictures are (batch, height, width, channels), got {:?}", x.shape());
+            bail!("conv2d: images are (batch, height, width, channels), got {:?}", x.shape());
         };
         let (outputs, kernel_height, kernel_width, filled) = self.weight.dims4()?;
         if channels != self.inputs {
             bail!("conv2d: {:?} does not have {} channels", x.shape(), self.inputs);
         }
         if x.dtype() != self.weight.dtype() {
-            bail!("conv2d: a picture in {:?} for weights in {:?}", x.dtype(), self.weight.dtype());
+            bail!("conv2d: an image in {:?} for weights in {:?}", x.dtype(), self.weight.dtype());
         }
         let kernel = (kernel_height, kernel_width);
         let shape = [batch, height, width, filled];

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 /// What decides how a convolution is done; `shape` is the input's and `out` the output's, channels last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Convolution {
+pub(super) struct ConvolutionKey {
     pub(super) dtype: DType,
     pub(super) shape: [usize; 4],
     pub(super) out: [usize; 4],
@@ -27,7 +27,7 @@ pub(super) struct Convolution {
 }
 
 type Handle = *mut c_void;
-type Status = c_int;
+type CudnnStatus = c_int;
 
 const NHWC: c_int = 1;
 const CROSS_CORRELATION: c_int = 1;
@@ -41,12 +41,12 @@ const FLOAT: c_int = 0;
 macro_rules! functions {
     ($($field:ident = $name:literal ($($argument:ty),*)),* $(,)?) => {
         #[derive(Clone, Copy)]
-        struct Functions { $($field: unsafe extern "C" fn($($argument),*) -> Status),* }
+        struct Functions { $($field: unsafe extern "C" fn($($argument),*) -> CudnnStatus),* }
 
         impl Functions {
             fn of(library: Library) -> Option<Self> {
                 // SAFETY: the signatures are the library's.
-                Some(Self { $($field: unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) -> Status>(library.symbol($name)?) }),* })
+                Some(Self { $($field: unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) -> CudnnStatus>(library.symbol($name)?) }),* })
             }
         }
     };
@@ -73,7 +73,7 @@ functions! {
 
 /// Descriptors of one shape; they live as long as the process.
 #[derive(Clone, Copy)]
-struct Prepared {
+struct PreparedConvolution {
     x: Handle,
     weight: Handle,
     convolution: Handle,
@@ -87,13 +87,13 @@ pub(super) struct Cudnn {
     handle: Handle,
     identity: Handle,
     /// `None` for shapes that it cannot do.
-    known: HashMap<Convolution, Option<Prepared>>,
+    known: HashMap<ConvolutionKey, Option<PreparedConvolution>>,
 }
 
 // SAFETY: the handles are used behind a mutex only.
 unsafe impl Send for Cudnn {}
 
-fn check(what: &str, status: Status) -> Result<()> {
+fn check(what: &str, status: CudnnStatus) -> Result<()> {
     match status {
         0 => Ok(()),
         status => bail!("cuDNN: {what} gave status {status}"),
@@ -128,7 +128,7 @@ impl Cudnn {
     pub(super) fn convolve(
         &mut self,
         gpu: &Gpu,
-        key: Convolution,
+        key: ConvolutionKey,
         x: Address,
         weight: Address,
         bias: Address,
@@ -187,7 +187,7 @@ impl Cudnn {
         Ok(done.is_ok())
     }
 
-    fn prepare(&self, key: &Convolution) -> Result<Prepared> {
+    fn prepare(&self, key: &ConvolutionKey) -> Result<PreparedConvolution> {
         let f = &self.functions;
         let dtype = match key.dtype {
             DType::F32 => FLOAT,
@@ -196,7 +196,7 @@ impl Cudnn {
             dtype => bail!("{dtype:?} is not supported"),
         };
         let int = |value: usize| c_int::try_from(value).map_err(candle_core::Error::wrap);
-        let make = |create: unsafe extern "C" fn(*mut Handle) -> Status| {
+        let make = |create: unsafe extern "C" fn(*mut Handle) -> CudnnStatus| {
             let mut handle = std::ptr::null_mut();
             // SAFETY: the handle is written by the function that makes it.
             check("a descriptor", unsafe { create(&raw mut handle) })?;
@@ -224,6 +224,6 @@ impl Cudnn {
             let asked = (f.workspace_size)(self.handle, x, weight, convolution, y, IMPLICIT_PRECOMP_GEMM, &raw mut workspace);
             check("its workspace", asked)?;
         }
-        Ok(Prepared { x, weight, convolution, bias, y, workspace })
+        Ok(PreparedConvolution { x, weight, convolution, bias, y, workspace })
     }
 }

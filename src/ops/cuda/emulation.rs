@@ -162,10 +162,10 @@ fn elements() -> Result<()> {
             run(plan::geglu(dtype, from.address(), to.address(), rows, half)?);
             agree("geglu", &to.tensor(dtype, &[batch, tokens, half])?, &reference::geglu(&exact)?, dtype)?;
 
-            let picture = [batch, 1, tokens, channels];
+            let image = [batch, 1, tokens, channels];
             let (mut from, mut to) = (Buffer::of(&x), Buffer::new(4 * total * dtype.size_in_bytes()));
-            run(plan::upsample(dtype, from.address(), to.address(), picture)?);
-            let wanted = reference::upsample_nearest_2x(&exact.reshape(&picture)?)?;
+            run(plan::upsample(dtype, from.address(), to.address(), image)?);
+            let wanted = reference::upsample_nearest_2x(&exact.reshape(&image)?)?;
             agree("upsample", &to.tensor(dtype, wanted.dims())?, &wanted, dtype)?;
 
             let (rows, exact_rows) = random(2, &[batch, channels], dtype)?;

@@ -13,11 +13,11 @@ use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The kernels of `kernels/kernels.cu`, for several architectures.
-static KERNELS: &Image<[u8]> = &Image(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
+static KERNELS: &KernelImage<[u8]> = &KernelImage(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
 
 /// Bytes at an address that a driver may read words from.
 #[repr(C, align(64))]
-struct Image<T: ?Sized>(T);
+struct KernelImage<T: ?Sized>(T);
 
 /// Bytes that a product may work with; what NVIDIA advises for Hopper.
 const WORKSPACE: usize = 32 << 20;
@@ -57,12 +57,12 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The kernels on the GPU of this number, whose context is the thread's; loaded once for all of its streams.
 fn module(number: usize) -> Result<sys::CUmodule> {
-    struct Loaded(usize, sys::CUmodule);
+    struct LoadedModule(usize, sys::CUmodule);
     // SAFETY: the driver's handles may be used from any thread.
-    unsafe impl Send for Loaded {}
-    static LOADED: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
+    unsafe impl Send for LoadedModule {}
+    static LOADED: Mutex<Vec<LoadedModule>> = Mutex::new(Vec::new());
     let mut loaded = lock(&LOADED);
-    if let Some(Loaded(_, module)) = loaded.iter().find(|Loaded(of, _)| *of == number) {
+    if let Some(LoadedModule(_, module)) = loaded.iter().find(|LoadedModule(of, _)| *of == number) {
         return Ok(*module);
     }
     // SAFETY: the image is what nvcc made, and it is aligned; the driver copies it.
@@ -71,7 +71,7 @@ fn module(number: usize) -> Result<sys::CUmodule> {
         let message = "this GPU or its driver does not take the program's kernels; they want compute capability 8.0 and a driver as new as the program's CUDA";
         candle_core::Error::Msg(format!("{message} ({e})"))
     })?;
-    loaded.push(Loaded(number, module));
+    loaded.push(LoadedModule(number, module));
     Ok(module)
 }
 

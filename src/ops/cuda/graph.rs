@@ -22,13 +22,13 @@ const KEPT: usize = 4;
 
 /// The calls of one network.
 pub(in super::super) struct Graphs {
-    state: Mutex<State>,
+    state: Mutex<GraphState>,
     /// Dropped behind what was allocated there.
     queue: Queue,
 }
 
 #[derive(Default)]
-struct State {
+struct GraphState {
     /// The longest unused first.
     calls: Vec<Call>,
     /// Something could not be recorded or played: no further attempt is made.
@@ -41,7 +41,7 @@ struct Call {
     inputs: Vec<Tensor>,
     /// Where a recorded call puts its output; there once the shape was met.
     output: Option<Tensor>,
-    graph: Option<Graph>,
+    graph: Option<RecordedGraph>,
 }
 
 impl std::fmt::Debug for Graphs {
@@ -61,7 +61,7 @@ fn wanted() -> Result<bool> {
 
 impl Graphs {
     pub(in super::super) fn beside(device: &CudaDevice) -> Result<Self> {
-        let state = State { off: !wanted()?, ..State::default() };
+        let state = GraphState { off: !wanted()?, ..State::default() };
         Ok(Self { state: Mutex::new(state), queue: Queue::beside(device)? })
     }
 
@@ -98,7 +98,7 @@ impl Graphs {
 
     fn call<E: From<Error> + Display>(
         &self,
-        state: &mut State,
+        state: &mut GraphState,
         inputs: &[Tensor],
         theirs: &CudaStream,
         work: &dyn Fn(&[Tensor]) -> Result<Tensor, E>,
@@ -127,7 +127,7 @@ impl Graphs {
                 }),
                 (Some(_), _) => Ok(()),
             };
-            let played = played.and_then(|()| call.graph.as_ref().map_or(Ok(()), Graph::launch));
+            let played = played.and_then(|()| call.graph.as_ref().map_or(Ok(()), RecordedGraph::launch));
             if let Err(why) = played {
                 info!("no CUDA graph is used from here on ({why}): every kernel is launched by itself");
                 state.off = true;
@@ -202,7 +202,7 @@ fn record<E: Display>(
     inputs: &[Tensor],
     output: &Tensor,
     work: &dyn Fn(&[Tensor]) -> Result<Tensor, E>,
-) -> Result<Graph, String> {
+) -> Result<RecordedGraph, String> {
     let stream = gpu.stream();
     let context = stream.context();
     if !context.has_async_alloc() {
@@ -223,7 +223,7 @@ fn record<E: Display>(
     let _ = context.check_err();
     done?;
     freed.map_err(|error| said("memory could not be given back in it", error))?;
-    Graph::new(graph.map_err(|error| said("it was not recorded", error))?, stream.clone())
+    RecordedGraph::new(graph.map_err(|error| said("it was not recorded", error))?, stream.clone())
         .map_err(|error| said("what was recorded cannot be played", error))
 }
 
@@ -264,7 +264,7 @@ impl Drop for Recording<'_> {
 }
 
 /// A recorded call.
-struct Graph {
+struct RecordedGraph {
     /// Kept beside what is played: the addresses of what is allocated in it are its own.
     graph: sys::CUgraph,
     playable: sys::CUgraphExec,
@@ -272,9 +272,9 @@ struct Graph {
 }
 
 // SAFETY: the driver's handles may be used from any thread, and are used behind a mutex only.
-unsafe impl Send for Graph {}
+unsafe impl Send for RecordedGraph {}
 
-impl Graph {
+impl RecordedGraph {
     fn new(graph: sys::CUgraph, stream: Arc<CudaStream>) -> Result<Self, DriverError> {
         // SAFETY: the graph was just recorded.
         match unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) } {
@@ -294,7 +294,7 @@ impl Graph {
     }
 }
 
-impl Drop for Graph {
+impl Drop for RecordedGraph {
     fn drop(&mut self) {
         let _ = self.stream.synchronize();
         // SAFETY: nothing of it is under way, and it is not used again.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 /// What decides how a product is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
+struct LinearKey {
     dtype: DType,
     rows: usize,
     outputs: usize,
@@ -31,7 +31,7 @@ struct Key {
 
 /// Descriptors and algorithm of one shape; they live as long as the process.
 #[derive(Clone, Copy)]
-struct Prepared {
+struct PreparedLinear {
     product: sys::cublasLtMatmulDesc_t,
     weight: sys::cublasLtMatrixLayout_t,
     x: sys::cublasLtMatrixLayout_t,
@@ -42,7 +42,7 @@ struct Prepared {
 /// cuBLASLt, with what it said about the shapes that were met; `None` for those that it cannot do.
 pub(super) struct Products {
     handle: sys::cublasLtHandle_t,
-    known: HashMap<Key, Option<Prepared>>,
+    known: HashMap<LinearKey, Option<PreparedLinear>>,
 }
 
 // SAFETY: the handles are used behind a mutex only.
@@ -59,7 +59,16 @@ impl Products {
 
     /// `y = x Wᵀ + bias + residual`; addresses are 0 for what is absent. `false` where cuBLASLt cannot.
     #[expect(clippy::too_many_arguments, reason = "where everything is")]
-    fn multiply(&mut self, gpu: &Gpu, key: Key, weight: Address, x: Address, bias: Address, residual: Address, y: Address) -> Result<bool> {
+    fn multiply(
+        &mut self,
+        gpu: &Gpu,
+        key: LinearKey,
+        weight: Address,
+        x: Address,
+        bias: Address,
+        residual: Address,
+        y: Address,
+    ) -> Result<bool> {
         gpu.stream().context().bind_to_thread().w()?;
         let (workspace, workspace_bytes) = gpu.workspace()?;
         let prepared = match self.known.get(&key) {
@@ -107,12 +116,12 @@ impl Products {
     }
 
     /// cuBLASLt's matrices are by columns: ours by rows is theirs transposed, and `yᵀ = W xᵀ`.
-    fn prepare(&self, key: Key, bias: Address, workspace_bytes: usize) -> std::result::Result<Option<Prepared>, CublasError> {
+    fn prepare(&self, key: LinearKey, bias: Address, workspace_bytes: usize) -> std::result::Result<Option<PreparedLinear>, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t::{
             CUBLASLT_MATMUL_DESC_BIAS_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_MATMUL_DESC_TRANSA,
         };
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
-        let Key { rows, outputs, inputs, .. } = key;
+        let LinearKey { rows, outputs, inputs, .. } = key;
         let kind = match key.dtype {
             DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
             DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
@@ -152,7 +161,7 @@ impl Products {
         // SAFETY: as above, and it is not used again.
         unsafe { result::destroy_matmul_pref(preference)? };
         match found {
-            Ok(found) => Ok(Some(Prepared { product, weight, x, y, algorithm: found.algo })),
+            Ok(found) => Ok(Some(PreparedLinear { product, weight, x, y, algorithm: found.algo })),
             Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE)) => {
                 Ok(None)
             }
@@ -217,7 +226,7 @@ impl Linear {
             return self.reference.forward(x, extra);
         }
         let address = |tensor: Option<&Tensor>| tensor.map_or(Ok(0), |tensor| gpu.address(tensor));
-        let key = Key {
+        let key = LinearKey {
             dtype: x.dtype(),
             rows: y.elem_count() / outputs,
             outputs,

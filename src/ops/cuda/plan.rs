@@ -90,7 +90,7 @@ fn count(value: usize) -> Result<Argument> {
 fn small(value: usize) -> Result<u32> {
     match u32::try_from(value) {
         Ok(value) => Ok(value),
-        Err(_) => bail!("{value} numbers are too many for one kernel; paint fewer pictures at once, or smaller ones"),
+        Err(_) => bail!("{value} numbers are too many for one kernel; generate fewer images at once, or smaller ones"),
     }
 }
 
@@ -172,10 +172,10 @@ pub(super) struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Parts that the positions of a picture are cut into: by their number alone, so that a batch does not change a picture's bytes.
+    /// Parts that the positions of an image are cut into: by their number alone, so that a batch does not change an image's bytes.
     fn parts(&self) -> (usize, usize) {
         const PARTS: usize = 64;
-        // A large picture in more parts keeps more processors busy.
+        // A large image in more parts keeps more processors busy.
         const LEAST: usize = 8;
         const MOST: usize = 4096;
         let size = self.positions.div_ceil(PARTS).clamp(LEAST, MOST);
@@ -237,7 +237,7 @@ pub(super) struct Product {
 }
 
 /// A kernel's tile, and how it is launched.
-struct Tile {
+struct TileShape {
     rows: usize,
     columns: usize,
     threads: u32,
@@ -246,17 +246,17 @@ struct Tile {
 }
 
 /// The instances in `kernels/kernels.cu`.
-const TILES: [Tile; 3] = [
-    Tile { rows: 128, columns: 160, threads: 256, efficiency: 1.0 },
-    Tile { rows: 128, columns: 128, threads: 256, efficiency: 0.97 },
-    Tile { rows: 64, columns: 64, threads: 128, efficiency: 0.75 },
+const TILES: [TileShape; 3] = [
+    TileShape { rows: 128, columns: 160, threads: 256, efficiency: 1.0 },
+    TileShape { rows: 128, columns: 128, threads: 256, efficiency: 0.97 },
+    TileShape { rows: 64, columns: 64, threads: 128, efficiency: 0.75 },
 ];
 /// Channels of a tap that pass through shared memory at once, buffers, and numbers between rows there.
 const DEPTH: usize = 64;
 const STAGES: usize = 3;
 const PITCH: usize = DEPTH + 8;
 
-impl Tile {
+impl TileShape {
     fn shared_bytes(&self) -> usize {
         let buffers = STAGES * (self.rows + self.columns) * PITCH * 2;
         let staged = self.rows * (self.columns + 4) * size_of::<f32>();
@@ -265,7 +265,7 @@ impl Tile {
 }
 
 impl Product {
-    /// A convolution of `(batch, height, width, channels)`; `None` where the kernel is larger than the picture.
+    /// A convolution of `(batch, height, width, channels)`; `None` where the kernel is larger than the image.
     pub(super) fn convolution(
         dtype: DType,
         [batch, height, width, channels]: [usize; 4],
@@ -294,7 +294,7 @@ impl Product {
         Ok(Some(Self { dtype, batch, columns, channels, windows }))
     }
 
-    /// Channels come in chunks; weights and pictures are filled up with zeros to it.
+    /// Channels come in chunks; weights and images are filled up with zeros to it.
     pub(super) fn channel_multiple(dtype: DType) -> usize {
         CHUNK / dtype.size_in_bytes()
     }
@@ -319,13 +319,13 @@ impl Product {
     }
 
     /// The tile, and the number of parts that the sum is cut into so that all multiprocessors have work.
-    fn choose(&self, limits: Limits) -> Option<(&'static Tile, usize)> {
+    fn choose(&self, limits: Limits) -> Option<(&'static TileShape, usize)> {
         const SPLITS: [usize; 7] = [1, 2, 3, 4, 6, 8, 12];
         // Per multiprocessor and for the whole device, in operations and bytes a microsecond; only ratios matter.
         const ARITHMETIC: f64 = 3.0e6;
         const MEMORY: f64 = 2.0e6;
         const LAUNCH: f64 = 3.0;
-        let seconds = |tile: &Tile, splits: usize| {
+        let seconds = |tile: &TileShape, splits: usize| {
             let blocks = self.rows().div_ceil(tile.rows) * self.columns.div_ceil(tile.columns) * splits;
             let rounds = blocks.div_ceil(limits.processors.max(1) as usize);
             let steps = self.steps().div_ceil(splits);
@@ -333,7 +333,7 @@ impl Product {
             let merge = if splits > 1 { (splits * self.rows() * self.columns * 8) as f64 / MEMORY + LAUNCH } else { 0.0 };
             product + merge
         };
-        let fits = |tile: &&Tile| tile.shared_bytes() <= limits.shared_bytes as usize;
+        let fits = |tile: &&TileShape| tile.shared_bytes() <= limits.shared_bytes as usize;
         let all = TILES.iter().filter(fits).flat_map(|tile| SPLITS.map(|splits| (tile, splits)));
         all.filter(|(_, splits)| *splits <= self.steps()).min_by(|a, b| seconds(a.0, a.1).total_cmp(&seconds(b.0, b.1)))
     }
@@ -398,7 +398,7 @@ pub(super) struct Attention {
 }
 
 /// An instance in `kernels/kernels.cu`.
-struct Shape {
+struct KernelInstance {
     width: usize,
     /// `width` rounded up to 16.
     depth: usize,
@@ -408,18 +408,18 @@ struct Shape {
     keys: usize,
 }
 
-const SHAPES: [Shape; 8] = [
-    Shape { width: 16, depth: 16, warps: 4, queries: 64, keys: 64 },
-    Shape { width: 32, depth: 32, warps: 4, queries: 64, keys: 64 },
-    Shape { width: 40, depth: 48, warps: 4, queries: 128, keys: 64 },
-    Shape { width: 64, depth: 64, warps: 4, queries: 128, keys: 64 },
-    Shape { width: 80, depth: 80, warps: 8, queries: 128, keys: 64 },
-    Shape { width: 128, depth: 128, warps: 8, queries: 128, keys: 32 },
-    Shape { width: 160, depth: 160, warps: 4, queries: 64, keys: 32 },
-    Shape { width: 512, depth: 512, warps: 8, queries: 64, keys: 16 },
+const SHAPES: [KernelInstance; 8] = [
+    KernelInstance { width: 16, depth: 16, warps: 4, queries: 64, keys: 64 },
+    KernelInstance { width: 32, depth: 32, warps: 4, queries: 64, keys: 64 },
+    KernelInstance { width: 40, depth: 48, warps: 4, queries: 128, keys: 64 },
+    KernelInstance { width: 64, depth: 64, warps: 4, queries: 128, keys: 64 },
+    KernelInstance { width: 80, depth: 80, warps: 8, queries: 128, keys: 64 },
+    KernelInstance { width: 128, depth: 128, warps: 8, queries: 128, keys: 32 },
+    KernelInstance { width: 160, depth: 160, warps: 4, queries: 64, keys: 32 },
+    KernelInstance { width: 512, depth: 512, warps: 8, queries: 64, keys: 16 },
 ];
 
-impl Shape {
+impl KernelInstance {
     fn shared_bytes(&self) -> usize {
         let pitch = ((self.depth / 8) | 1) * 8;
         (self.queries + 4 * self.keys) * pitch * 2
@@ -430,7 +430,7 @@ impl Attention {
     /// The launch, or `None` where no kernel takes this size, this dtype or this GPU.
     pub(super) fn launch(&self, limits: Limits, [q, k, v, y]: [Address; 4]) -> Result<Option<Launch>> {
         let &Self { dtype, batch, queries, keys, heads, size, causal } = self;
-        let fits = |shape: &&Shape| size <= shape.width && shape.shared_bytes() <= limits.shared_bytes as usize;
+        let fits = |shape: &&KernelInstance| size <= shape.width && shape.shared_bytes() <= limits.shared_bytes as usize;
         if dtype == DType::F32 || !size.is_multiple_of(8) || keys == 0 {
             return Ok(None);
         }

@@ -165,9 +165,9 @@ def golden_unet(unet):
 
 def golden_vae(vae):
     scale = vae.config.scaling_factor
-    latents, picture = torch.randn(2, 4, 6, 5), torch.rand(1, 3, 24, 16) * 2 - 1
+    latents, image = torch.randn(2, 4, 6, 5), torch.rand(1, 3, 24, 16) * 2 - 1
     return {"vae.latents": latents, "vae.decoded": vae.decode(latents / scale).sample,
-            "vae.picture": picture, "vae.mean": vae.encode(picture).latent_dist.mean * scale}
+            "vae.image": image, "vae.mean": vae.encode(image).latent_dist.mean * scale}
 
 
 def golden_run(pipe, name, negative_prompt, **more):
@@ -176,8 +176,8 @@ def golden_run(pipe, name, negative_prompt, **more):
     asked = dict(prompt=r["prompt"], negative_prompt=negative_prompt, num_inference_steps=r["steps"], guidance_scale=r["guidance_scale"],
                  generator=draw(), output_type="latent", **more)
     if "Img2Img" in type(pipe).__name__:
-        # The refiner's pipeline starts from a picture's latents and adds sigma times the noise. From nothing it starts as the base model
-        # does, at init_noise_sigma times the noise: what is missing is handed over as the picture.
+        # The refiner's pipeline starts from an image's latents and adds sigma times the noise. From nothing it starts as the base model
+        # does, at init_noise_sigma times the noise: what is missing is handed over as the image.
         pipe.scheduler.set_timesteps(r["steps"])
         noise = torch.randn(1, 4, r["height"] // 2, r["width"] // 2, generator=draw())
         asked.update(image=noise * (pipe.scheduler.init_noise_sigma - pipe.scheduler.sigmas[0]), strength=1.0)
@@ -185,9 +185,9 @@ def golden_run(pipe, name, negative_prompt, **more):
         asked.update(width=r["width"], height=r["height"])
     latents = pipe(**asked).images
     decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-    picture = ((decoded / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    print(f"  {name}: latents std {latents.std():.2f}, {((picture == 0) | (picture == 255)).mean():.1%} of the picture's values saturated")
-    return {f"{name}.latents": latents, f"{name}.picture": torch.from_numpy(picture)}
+    image = ((decoded / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    print(f"  {name}: latents std {latents.std():.2f}, {((image == 0) | (image == 255)).mean():.1%} of the image's values saturated")
+    return {f"{name}.latents": latents, f"{name}.image": torch.from_numpy(image)}
 
 
 @torch.no_grad()

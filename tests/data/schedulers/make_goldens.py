@@ -7,7 +7,7 @@
 The network is a formula (`network` below, and in the test), so that nothing but the schedulers is compared. All noise, the first
 included, comes from one torch CPU generator in f32. A case holds
     config      the keys of a scheduler_config.json, `_class_name` among them
-    steps, eta, start      what was asked; `start` cuts the first steps off, as picture-to-picture does
+    steps, eta, start      what was asked; `start` cuts the first steps off, as image to image does
     timesteps   what the network was told at each call
     sigmas      the scheduler's own, where it has them
     final       the last sample
@@ -37,8 +37,8 @@ def run(cls, config, steps, eta=None, start=0):
         # At 0 too: a scheduler that looks for its place by timestep skips a sigma where the first two timesteps are equal.
         scheduler.set_begin_index(start * scheduler.order)
     if start:
-        picture = torch.linspace(-1, 1, noise.numel()).reshape(SHAPE)
-        x = scheduler.add_noise(picture, noise, timesteps[:1])
+        image = torch.linspace(-1, 1, noise.numel()).reshape(SHAPE)
+        x = scheduler.add_noise(image, noise, timesteps[:1])
     else:
         x = noise * scheduler.init_noise_sigma
     extra = {}

@@ -6,7 +6,7 @@
 
     diffusers.safetensors    both halves, named as in madebyollin/taesd
     decoder.safetensors      the decoder alone, numbered as in taesd_decoder.safetensors
-    golden.safetensors       latents, and the picture that they become
+    golden.safetensors       latents, and the image that they become
 """
 import pathlib
 import torch
@@ -21,7 +21,7 @@ def main():
     torch.manual_seed(0); torch.set_num_threads(1)
     width = (8,) * 4
     model = AutoencoderTiny(encoder_block_out_channels=width, decoder_block_out_channels=width).eval()
-    for p in model.parameters():  # so that no weight or bias may be left out without a change in the picture
+    for p in model.parameters():  # so that no weight or bias may be left out without a change in the image
         p.normal_(0, (2 / p[0].numel()) ** 0.5 if p.ndim > 1 else 0.1)
     # A block adds to what it was given; so many of them would drown the latents.
     for name, p in model.named_parameters():
@@ -35,9 +35,9 @@ def main():
     numbered = lambda k: ".".join([str(int(k.split(".")[0]) + 1), *k.split(".")[1:]])
     save_file({numbered(k): v for k, v in decoder.items()}, HERE / "decoder.safetensors")
     model.load_state_dict({k: v.float() for k, v in load_file(HERE / "diffusers.safetensors").items()})
-    picture = model.decode(latents).sample
-    print("latents std", latents.std().item(), "picture std", picture.std().item(), "mean", picture.mean().item())
-    save_file({"latents": latents, "picture": picture.contiguous()}, HERE / "golden.safetensors")
+    image = model.decode(latents).sample
+    print("latents std", latents.std().item(), "image std", image.std().item(), "mean", image.mean().item())
+    save_file({"latents": latents, "image": image.contiguous()}, HERE / "golden.safetensors")
 
 
 if __name__ == "__main__": main()

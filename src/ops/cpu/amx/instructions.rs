@@ -1,13 +1,13 @@
 //! The instructions themselves, and whether this thread may use them.
 
-use super::{Config, Unit};
+use super::{AmxUnit, Config};
 use std::arch::asm;
 use std::sync::OnceLock;
 
 pub(super) struct Instructions;
 
 /// Compilers keep nothing in tile registers, so that what one instruction left there the next finds.
-impl Unit for Instructions {
+impl AmxUnit for Instructions {
     #[inline(always)]
     unsafe fn configure(config: &Config) {
         // SAFETY: the caller's promise; 64 bytes are read.

@@ -1,10 +1,10 @@
 //! Products on tiles: a matrix unit of eight registers of 16 rows × 64 bytes multiplies 16 rows of 32 bf16 by 32 rows of 16.
 //!
 //! A call computes up to 32 rows × 32 columns in 2×2 tiles of sums; two tiles hold rows, two hold a part of the panel. The panels are
-//! those of `AVX512-BF16` (words of two bf16), with whole tiles of steps. Rows at equal distances are read where they are, others are
+//! those of `AVX512-BF16` (words of two bf16), with whole tiles of steps. TileRows at equal distances are read where they are, others are
 //! copied side by side first, tap by tap.
 //!
-//! The unit stands behind [`Unit`]: the instructions, and in tests an exact model of them, so that everything but the instructions
+//! The unit stands behind [`AmxUnit`]: the instructions, and in tests an exact model of them, so that everything but the instructions
 //! themselves runs on every machine.
 #![expect(unsafe_code, reason = "raw row pointers")]
 
@@ -18,7 +18,7 @@ use super::lines::{Line, reserve};
 use super::microkernel::{Kernels, MAX_ROWS, Tile, TileFn};
 use std::cell::RefCell;
 
-/// Rows of a tile, and words of a row.
+/// TileRows of a tile, and words of a row.
 pub(super) const SIDE: usize = 16;
 
 /// What `ldtilecfg` reads.
@@ -47,7 +47,7 @@ const FULL: Config = Config {
 /// # Safety
 /// The unit must be there; pointers must be good for 16 rows of 64 bytes `stride` bytes apart; everything but `configure` and `release`
 /// wants the thread's unit configured.
-trait Unit {
+trait AmxUnit {
     unsafe fn configure(config: &Config);
     unsafe fn release();
     unsafe fn zero<const TILE: u8>();
@@ -57,9 +57,9 @@ trait Unit {
     unsafe fn multiply<const SUMS: u8, const ROWS: u8, const PANEL: u8>();
 }
 
-/// Rows as the unit loads them: a first address, and the bytes to the next row.
+/// TileRows as the unit loads them: a first address, and the bytes to the next row.
 #[derive(Clone, Copy)]
-struct Rows {
+struct TileRows {
     base: *const u8,
     stride: isize,
 }
@@ -76,11 +76,11 @@ fn regular(rows: &[*const u32]) -> Option<isize> {
 /// # Safety
 /// Every pointer must be good for `offset + steps` words.
 #[inline(always)]
-unsafe fn tile_rows(rows: &[*const u32], offset: usize, steps: usize, copy: &mut [Line]) -> Rows {
+unsafe fn tile_rows(rows: &[*const u32], offset: usize, steps: usize, copy: &mut [Line]) -> TileRows {
     // SAFETY: the caller's promise; `copy` has room for sixteen rows of `steps`, which are whole lines.
     unsafe {
         if let Some(stride) = regular(rows) {
-            return Rows { base: rows[0].add(offset).cast(), stride };
+            return TileRows { base: rows[0].add(offset).cast(), stride };
         }
         let lines = steps / SIDE;
         for (row, to) in copy.chunks_exact_mut(lines.max(1)).take(SIDE).enumerate() {
@@ -89,14 +89,14 @@ unsafe fn tile_rows(rows: &[*const u32], offset: usize, steps: usize, copy: &mut
                 None => std::ptr::write_bytes(to.as_mut_ptr(), 0, lines),
             }
         }
-        Rows { base: copy.as_ptr().cast(), stride: (4 * steps).cast_signed() }
+        TileRows { base: copy.as_ptr().cast(), stride: (4 * steps).cast_signed() }
     }
 }
 
 /// # Safety
-/// As [`Unit`] and [`Tile`]; `tile.steps` must be a multiple of [`SIDE`], and `tile.out` have room for whole tiles of rows.
+/// As [`AmxUnit`] and [`Tile`]; `tile.steps` must be a multiple of [`SIDE`], and `tile.out` have room for whole tiles of rows.
 #[inline(always)]
-unsafe fn run<U: Unit, const VECTORS: usize>(tile: &Tile, count: usize) {
+unsafe fn run<U: AmxUnit, const VECTORS: usize>(tile: &Tile, count: usize) {
     COPY.with_borrow_mut(|copy| {
         // SAFETY: the caller's promise covers every read and write below.
         unsafe {
@@ -161,17 +161,17 @@ unsafe fn run<U: Unit, const VECTORS: usize>(tile: &Tile, count: usize) {
     });
 }
 
-unsafe fn configure<U: Unit>() {
+unsafe fn configure<U: AmxUnit>() {
     // SAFETY: the caller's promise is that of the unit.
     unsafe { U::configure(&FULL) }
 }
 
-unsafe fn release<U: Unit>() {
+unsafe fn release<U: AmxUnit>() {
     // SAFETY: as above.
     unsafe { U::release() }
 }
 
-unsafe fn tile<U: Unit, const ROWS: usize, const VECTORS: usize>(tile: &Tile) {
+unsafe fn tile<U: AmxUnit, const ROWS: usize, const VECTORS: usize>(tile: &Tile) {
     // SAFETY: the caller's promise is that of `run`.
     unsafe { run::<U, VECTORS>(tile, ROWS) }
 }
@@ -203,6 +203,6 @@ pub(super) static AMX: Kernels = tiles!(instructions::Instructions);
 pub(super) static MODEL: Kernels = tiles!(model::Model);
 
 thread_local! {
-    /// Rows side by side, of one tap; kept between calls.
+    /// TileRows side by side, of one tap; kept between calls.
     static COPY: RefCell<Vec<Line>> = RefCell::default();
 }

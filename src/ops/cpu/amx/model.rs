@@ -4,17 +4,17 @@
 //! Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILESTORED, TILEZERO, TILERELEASE,
 //! TDPBF16PS with its pseudo-code.
 
-use super::{Config, Unit};
+use super::{AmxUnit, Config};
 use std::cell::RefCell;
 
 /// One thread's unit: configuration and tiles.
-struct State {
+struct ModelledUnit {
     /// Rows, and bytes of a row; none until it is configured.
     shapes: Option<[(usize, usize); 8]>,
     tiles: [[[u8; 64]; 16]; 8],
 }
 
-impl State {
+impl ModelledUnit {
     const INITIAL: Self = Self { shapes: None, tiles: [[[0; 64]; 16]; 8] };
 
     /// A tile that is not configured is an undefined instruction.
@@ -27,12 +27,12 @@ impl State {
 }
 
 thread_local! {
-    static STATE: RefCell<State> = const { RefCell::new(State::INITIAL) };
+    static STATE: RefCell<ModelledUnit> = const { RefCell::new(ModelledUnit::INITIAL) };
 }
 
 pub(super) struct Model;
 
-impl Unit for Model {
+impl AmxUnit for Model {
     unsafe fn configure(config: &Config) {
         assert_eq!((config.palette, config.start_row, config.reserved), (1, 0, [0; 14]), "#GP: a bad configuration");
         let shapes = std::array::from_fn(|tile| {
@@ -41,11 +41,11 @@ impl Unit for Model {
             (usize::from(rows), usize::from(bytes))
         });
         assert!(config.rows[8..].iter().all(|&rows| rows == 0) && config.row_bytes[8..].iter().all(|&bytes| bytes == 0), "#GP");
-        STATE.with_borrow_mut(|state| *state = State { shapes: Some(shapes), ..State::INITIAL });
+        STATE.with_borrow_mut(|state| *state = ModelledUnit { shapes: Some(shapes), ..ModelledUnit::INITIAL });
     }
 
     unsafe fn release() {
-        STATE.with_borrow_mut(|state| *state = State::INITIAL);
+        STATE.with_borrow_mut(|state| *state = ModelledUnit::INITIAL);
     }
 
     unsafe fn zero<const TILE: u8>() {

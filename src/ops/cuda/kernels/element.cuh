@@ -35,9 +35,9 @@ template <class T, int N> DEVICE void upsample(const T* x, T* y, unsigned count,
     if (i >= count) return;
     const size_t pixel = i / channels, channel = i % channels;
     const size_t column = pixel % (2 * width), rows = pixel / (2 * width);
-    const size_t row = rows % (2 * height), picture = rows / (2 * height);
+    const size_t row = rows % (2 * height), image = rows / (2 * height);
     float v[N];
-    load(v, x + ((picture * height + row / 2) * width + column / 2) * channels + channel);
+    load(v, x + ((image * height + row / 2) * width + column / 2) * channels + channel);
     store(y + i, v);
 }
 

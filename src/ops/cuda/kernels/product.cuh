@@ -1,5 +1,5 @@
 // Products and convolutions: y(row, column) = sum over taps and channels of x(pixel of row and tap, channel) w(column, tap, channel),
-// then bias, row bias and residual. A plain product is a convolution of 1x1 windows. Pictures are channels-last, weights are
+// then bias, row bias and residual. A plain product is a convolution of 1x1 windows. Images are channels-last, weights are
 // (out, tap, in), and the channels of x and w are multiples of a chunk.
 #pragma once
 #include "device.cuh"
@@ -14,17 +14,17 @@ struct windows_t {
 
 // Where a row's window begins; `there` is false beyond the last row.
 struct window_t {
-    const void* picture;
+    const void* image;
     int y, x;
     bool there;
 };
 
-DEVICE window_t window_of(const void* x, size_t picture_bytes, const windows_t& w, size_t row, size_t rows) {
+DEVICE window_t window_of(const void* x, size_t image_bytes, const windows_t& w, size_t row, size_t rows) {
     const size_t size = (size_t)w.out_height * w.out_width;
-    const size_t picture = row / size, pixel = row % size;
+    const size_t image = row / size, pixel = row % size;
     window_t at;
     at.there = row < rows;
-    at.picture = (const char*)x + (at.there ? picture : 0) * picture_bytes;
+    at.image = (const char*)x + (at.there ? image : 0) * image_bytes;
     at.y = (int)(pixel / w.out_width * w.stride) - (int)w.top;
     at.x = (int)(pixel % w.out_width * w.stride) - (int)w.left;
     return at;
@@ -78,10 +78,10 @@ DEVICE void product(const T* x, const T* w, T* y, float* sums, extras_t extras, 
     const size_t first_row = (size_t)blockIdx.x * ROWS;
     const unsigned first_column = blockIdx.y * COLUMNS;
     const int chunk = threadIdx.x % CHUNKS, copy_row = threadIdx.x / CHUNKS;
-    const size_t picture_bytes = (size_t)windows.height * windows.width * channels * sizeof(T);
+    const size_t image_bytes = (size_t)windows.height * windows.width * channels * sizeof(T);
     window_t window[X_ROUNDS];
 #pragma unroll
-    for (int i = 0; i < X_ROUNDS; ++i) window[i] = window_of(x, picture_bytes, windows, first_row + copy_row + i * AT_ONCE, rows);
+    for (int i = 0; i < X_ROUNDS; ++i) window[i] = window_of(x, image_bytes, windows, first_row + copy_row + i * AT_ONCE, rows);
 
     const unsigned taps = windows.kernel_height * windows.kernel_width;
     const unsigned depths = (channels + DEPTH - 1) / DEPTH; // per tap
@@ -98,7 +98,7 @@ DEVICE void product(const T* x, const T* w, T* y, float* sums, extras_t extras, 
         for (int i = 0; i < X_ROUNDS; ++i) {
             const int py = window[i].y + dy, px = window[i].x + dx;
             const bool there = in_range && window[i].there && py >= 0 && py < (int)windows.height && px >= 0 && px < (int)windows.width;
-            const T* from = (const T*)window[i].picture + (there ? ((size_t)py * windows.width + px) * channels + channel : 0);
+            const T* from = (const T*)window[i].image + (there ? ((size_t)py * windows.width + px) * channels + channel : 0);
             copy_async(to_x + (copy_row + i * AT_ONCE) * PITCH + chunk * 8, from, there);
         }
 #pragma unroll
@@ -202,8 +202,8 @@ DEVICE void product_plain(const float* x, const float* w, float* y, extras_t ext
     const unsigned first_column = blockIdx.y * TILE;
     // A thread copies four numbers of one row.
     const int copy_row = threadIdx.x / 4, copy_channel = threadIdx.x % 4 * 4;
-    const size_t picture_bytes = (size_t)windows.height * windows.width * channels * sizeof(float);
-    const window_t window = window_of(x, picture_bytes, windows, first_row + copy_row, rows);
+    const size_t image_bytes = (size_t)windows.height * windows.width * channels * sizeof(float);
+    const window_t window = window_of(x, image_bytes, windows, first_row + copy_row, rows);
     const unsigned taps = windows.kernel_height * windows.kernel_width;
     const unsigned w_column = first_column + copy_row;
     const int r = threadIdx.x / 16 * 4, c = threadIdx.x % 16 * 4;
@@ -214,7 +214,7 @@ DEVICE void product_plain(const float* x, const float* w, float* y, extras_t ext
         for (unsigned depth = 0; depth < channels; depth += DEPTH) {
             const unsigned channel = depth + copy_channel;
             float from_x[4] = {}, from_w[4] = {};
-            if (inside && channel < channels) load(from_x, (const float*)window.picture + ((size_t)py * windows.width + px) * channels + channel);
+            if (inside && channel < channels) load(from_x, (const float*)window.image + ((size_t)py * windows.width + px) * channels + channel);
             if (w_column < columns && channel < channels) load(from_w, w + ((size_t)w_column * taps + tap) * channels + channel);
             sync_block(); // the last round has read its tiles
 #pragma unroll

@@ -1,14 +1,14 @@
-//! Keeps pictures: a file that is whole, a record that is safe, then the file's name, in this order.
+//! Keeps images: a file that is whole, a record that is safe, then the file's name, in this order.
 
-use super::engine::{Finished, Hear, News, Sink};
-use super::feed::Book;
+use super::engine::{EventSender, Finished, ImageEvent, Sink};
+use super::feed::JobTable;
 use super::ledger::Ledger;
 use super::manifest::{Record, Status};
 use super::plan::Job;
 use crate::disk::{Staged, counted, folder_of, seen_from, stage, stops_all, sync_folder};
 use crate::image::write_png;
 use crate::metadata::{KEYWORD, parameters};
-use crate::pipeline::Painted;
+use crate::pipeline::GeneratedImage;
 use crate::{Error, Result};
 use ::image::RgbImage;
 use std::borrow::Cow;
@@ -19,56 +19,56 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a run came to.
 #[derive(Debug, Default)]
-pub struct Tally {
-    /// Pictures that were kept.
+pub struct BatchSummary {
+    /// Images that were kept.
     pub kept: usize,
-    /// Pictures that failed.
+    /// Images that failed.
     pub failed: usize,
-    /// Pictures that were not tried because their model could not be loaded.
+    /// Images that were not tried because their model could not be loaded.
     pub unloaded: usize,
     /// Why it could not.
     pub model: Option<String>,
 }
 
-/// Puts pictures under their names, and tells the ledger.
-pub struct Keeper {
+/// Puts images under their names, and tells the ledger.
+pub struct ManifestSink {
     /// The jobs.
-    pub book: Book,
+    pub book: JobTable,
     /// Who is told.
     pub ledger: Arc<Mutex<Ledger>>,
     /// What it comes to.
-    pub tally: Arc<Mutex<Tally>>,
-    /// Whether a path is meant for a picture of this run, so that no other may have it.
+    pub tally: Arc<Mutex<BatchSummary>>,
+    /// Whether a path is meant for an image of this run, so that no other may have it.
     pub is_planned: Box<dyn Fn(&Path) -> bool + Send>,
 }
 
-/// A picture whose bytes are on the disk.
+/// An image whose bytes are on the disk.
 struct Ready {
     job: Job,
     staged: Staged,
     record: Record,
     path: PathBuf,
-    picture: RgbImage,
+    image: RgbImage,
 }
 
-impl Sink for Keeper {
-    fn take(&mut self, finished: Vec<Finished>, hear: &Hear) -> Result<()> {
+impl Sink for ManifestSink {
+    fn take(&mut self, finished: Vec<Finished>, events: &EventSender) -> Result<()> {
         let (mut ready, mut failed, mut untried) = (Vec::new(), Vec::new(), Vec::new());
         let mut stopped = Ok(());
         for Finished { task, result, seconds } in finished {
             let Some(job) = self.book.take(task.id) else { continue };
             let mut record = record_of(&job, seconds);
-            match result.and_then(|painted| Ok((self.stage(&job, &painted)?, painted.picture))) {
-                Ok(((staged, path), picture)) => {
-                    record.painted(&self.seen(&path), staged.size, &staged.sha256);
-                    ready.push(Ready { job, staged, record, path, picture });
+            match result.and_then(|generated| Ok((self.stage(&job, &generated)?, generated.image))) {
+                Ok(((staged, path), image)) => {
+                    record.generated(&self.seen(&path), staged.size, &staged.sha256);
+                    ready.push(Ready { job, staged, record, path, image });
                 }
                 // The model may be there the next time; its lines are not at fault.
                 Err(Error::Model(reason)) => {
                     let mut tally = self.tally();
                     tally.unloaded += 1;
                     if tally.model.as_ref() != Some(&reason) {
-                        hear.tell(News::Remark(format!("warning: {reason}")));
+                        events.tell(ImageEvent::Remark(format!("warning: {reason}")));
                         tally.model = Some(reason);
                     }
                     untried.push(job.key);
@@ -93,11 +93,11 @@ impl Sink for Keeper {
         }
         for Record { prompt, reason, .. } in failed {
             self.tally().failed += 1;
-            hear.tell(News::Failed { prompt, reason: reason.unwrap_or_default() });
+            events.tell(ImageEvent::Failed { prompt, reason: reason.unwrap_or_default() });
         }
         let folders: BTreeSet<PathBuf> = ready.iter().map(|r| folder_of(&r.path).to_owned()).collect();
-        for picture in ready {
-            self.publish(picture, hear)?;
+        for image in ready {
+            self.publish(image, events)?;
         }
         for folder in folders {
             sync_folder(&folder).map_err(Error::io(&folder))?;
@@ -106,12 +106,12 @@ impl Sink for Keeper {
     }
 }
 
-impl Keeper {
+impl ManifestSink {
     fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+    fn tally(&self) -> std::sync::MutexGuard<'_, BatchSummary> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -121,9 +121,9 @@ impl Keeper {
     }
 
     /// Writes the bytes, and finds a name that is free.
-    fn stage(&self, job: &Job, painted: &Painted) -> Result<(Staged, PathBuf)> {
-        let texts = [(KEYWORD, Cow::from(parameters(&job.request, job.seed, &job.painter)?))];
-        let staged = stage(folder_of(&job.path), |to| write_png(&painted.picture, &texts, to)).map_err(Error::io(&job.path))?;
+    fn stage(&self, job: &Job, generated: &GeneratedImage) -> Result<(Staged, PathBuf)> {
+        let texts = [(KEYWORD, Cow::from(parameters(&job.request, job.seed, &job.generator)?))];
+        let staged = stage(folder_of(&job.path), |to| write_png(&generated.image, &texts, to)).map_err(Error::io(&job.path))?;
         let path = self.free_name(job, &job.path)?;
         Ok((staged, path))
     }
@@ -135,21 +135,21 @@ impl Keeper {
             return Ok(job.path.clone());
         }
         if job.exact {
-            return Err(Error::Picture(format!("{} exists; give another --output, or --overwrite", job.path.display())));
+            return Err(Error::Image(format!("{} exists; give another --output, or --overwrite", job.path.display())));
         }
         let candidates = (2usize..).map(|count| counted(&job.path, count));
         let mut free = candidates.filter(|path| path != taken && !(self.is_planned)(path) && path.symlink_metadata().is_err());
-        free.next().ok_or_else(|| Error::Picture(format!("{}: no name is free", job.path.display())))
+        free.next().ok_or_else(|| Error::Image(format!("{}: no name is free", job.path.display())))
     }
 
     /// Gives the file its name, which is in the record already.
-    fn publish(&self, ready: Ready, hear: &Hear) -> Result<()> {
-        let Ready { job, mut staged, mut record, mut path, picture } = ready;
+    fn publish(&self, ready: Ready, events: &EventSender) -> Result<()> {
+        let Ready { job, mut staged, mut record, mut path, image } = ready;
         loop {
             let error = match staged.publish(&path, job.overwrite) {
                 Ok(()) => {
                     self.tally().kept += 1;
-                    hear.tell(News::Kept { id: job.id, seed: job.seed, path: Some(path), picture });
+                    events.tell(ImageEvent::Kept { id: job.id, seed: job.seed, path: Some(path), image });
                     return Ok(());
                 }
                 Err((error, back)) => {
@@ -163,12 +163,12 @@ impl Keeper {
                 _ => Err(Error::io(&path)(error)),
             };
             match failed {
-                Ok(()) => record.painted(&self.seen(&path), staged.size, &staged.sha256),
+                Ok(()) => record.generated(&self.seen(&path), staged.size, &staged.sha256),
                 Err(error) if stops_all(&error) => return Err(error),
                 Err(error) => {
                     record = Record { reason: Some(error.to_string()), ..record_of(&job, record.seconds) };
                     self.tally().failed += 1;
-                    hear.tell(News::Failed { prompt: job.request.prompt.clone(), reason: error.to_string() });
+                    events.tell(ImageEvent::Failed { prompt: job.request.prompt.clone(), reason: error.to_string() });
                 }
             }
             self.ledger().record(std::slice::from_ref(&record))?;
@@ -179,7 +179,7 @@ impl Keeper {
     }
 }
 
-/// The record of a job that is not painted yet.
+/// The record of a job that is not generated yet.
 fn record_of(job: &Job, seconds: f64) -> Record {
     Record {
         key: job.key,
@@ -191,8 +191,8 @@ fn record_of(job: &Job, seconds: f64) -> Record {
         sha256: None,
         seed: job.seed,
         prompt: job.request.prompt.clone(),
-        model: job.painter.label.to_string(),
-        dtype: job.painter.dtype.as_str().to_owned(),
+        model: job.generator.label.to_string(),
+        dtype: job.generator.dtype.as_str().to_owned(),
         width: job.request.width,
         height: job.request.height,
         steps: job.request.steps,

@@ -18,13 +18,13 @@ static CURRENT: Mutex<(Weak<MmapRaw>, usize)> = Mutex::new((Weak::new(), 0));
 
 /// A part of a mapping that nobody else has.
 #[derive(Debug)]
-pub(super) struct Slab {
+pub(super) struct WeightArena {
     mapping: Arc<MmapRaw>,
     first: usize,
     len: usize,
 }
 
-impl Slab {
+impl WeightArena {
     /// Lines that hold at least `words` words, all 0.
     ///
     /// # Errors
@@ -60,17 +60,17 @@ fn map(lines: usize) -> Result<MmapRaw> {
     Ok(mapping.into())
 }
 
-impl Deref for Slab {
+impl Deref for WeightArena {
     type Target = [Line];
 
     fn deref(&self) -> &[Line] {
         // SAFETY: a mapping begins with a page and so is aligned for lines, is cleared, and lives as long as `self`; every bit
-        // pattern is a line; no other slab has this part.
+        // pattern is a line; no other weight_arena has this part.
         unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }
 }
 
-impl DerefMut for Slab {
+impl DerefMut for WeightArena {
     fn deref_mut(&mut self) -> &mut [Line] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.len) }
@@ -85,21 +85,21 @@ mod tests {
     #[test]
     fn slabs_are_cleared_and_their_own() -> Result<()> {
         // The sixth does not fit behind the others.
-        let mut slabs = [1, 16, 17, 0, 1000, LINES * 16 - 1000, 5].map(Slab::new).into_iter().collect::<Result<Vec<_>>>()?;
+        let mut slabs = [1, 16, 17, 0, 1000, LINES * 16 - 1000, 5].map(WeightArena::new).into_iter().collect::<Result<Vec<_>>>()?;
         // Of the large one only the ends, to be spared its memory.
-        let ends = |slab: &mut Slab, at: usize| slab.len().checked_sub(1).map(|last| at * last);
-        for (i, slab) in slabs.iter_mut().enumerate() {
+        let ends = |weight_arena: &mut WeightArena, at: usize| weight_arena.len().checked_sub(1).map(|last| at * last);
+        for (i, weight_arena) in slabs.iter_mut().enumerate() {
             for at in 0..2 {
-                if let Some(line) = ends(slab, at) {
-                    let words = elements_mut::<f32>(&mut slab[line..=line]);
+                if let Some(line) = ends(weight_arena, at) {
+                    let words = elements_mut::<f32>(&mut weight_arena[line..=line]);
                     assert!(words.iter().all(|word| word.to_bits() == 0) || at == 1 && line == 0);
                     words.fill(i as f32);
                 }
             }
         }
-        for (i, slab) in slabs.iter_mut().enumerate() {
-            for line in [0, 1].into_iter().filter_map(|at| ends(slab, at)).collect::<Vec<_>>() {
-                assert!(elements_mut::<f32>(&mut slab[line..=line]).iter().all(|word| *word == i as f32));
+        for (i, weight_arena) in slabs.iter_mut().enumerate() {
+            for line in [0, 1].into_iter().filter_map(|at| ends(weight_arena, at)).collect::<Vec<_>>() {
+                assert!(elements_mut::<f32>(&mut weight_arena[line..=line]).iter().all(|word| *word == i as f32));
             }
         }
         Ok(())

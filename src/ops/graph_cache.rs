@@ -9,15 +9,15 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 /// On a GPU that can record its work (CUDA), the second call of a shape is recorded and every later one is played at once, in the place
 /// of hundreds of launches. Elsewhere a call is a call.
 ///
-/// A network puts its weights on [`Replay::device`], and keeps this as its last field: what is dropped before it is freed there.
+/// A network puts its weights on [`GraphCache::device`], and keeps this as its last field: what is dropped before it is freed there.
 #[derive(Debug)]
-pub struct Replay {
+pub struct GraphCache {
     device: Device,
     #[cfg(feature = "cuda")]
     graphs: Option<super::cuda::Graphs>,
 }
 
-impl Replay {
+impl GraphCache {
     /// For a network that is called with tensors on `device`.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ impl Replay {
         })
     }
 
-    /// Where the network's weights belong, and where `work` of [`Replay::run`] gets its inputs: the device itself, or on a GPU a queue
+    /// Where the network's weights belong, and where `work` of [`GraphCache::run`] gets its inputs: the device itself, or on a GPU a queue
     /// of work of its own, which no other thread disturbs.
     pub fn device(&self) -> &Device {
         &self.device

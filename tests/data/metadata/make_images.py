@@ -1,6 +1,6 @@
-"""Small pictures as the field's tools write them, and what its two readers see in them.
+"""Small images as the field's tools write them, and what its two readers see in them.
 
-Writes a picture a case beside this file, `expected.json` (what this project's reader must see) and `readers.json` (what PyPI's
+Writes an image a case beside this file, `expected.json` (what this project's reader must see) and `readers.json` (what PyPI's
 sd-parsers and sd-prompt-reader see, in the same fields), and fails where a reader that knows the tool sees something else than expected.
 `sd-gen.png` is written by sd-gen itself (see tests/metadata.rs) and only read here.
 

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 /// What the caller hears of beside [`Stage`]s.
 #[derive(Debug, Clone, PartialEq)]
-pub enum News {
+pub enum ImageEvent {
     /// A batch comes to the device.
     Begun {
         /// The tasks' ids.
         ids: Vec<usize>,
     },
-    /// A picture was kept.
+    /// An image was kept.
     Kept {
         /// The task's id.
         id: usize,
@@ -25,16 +25,16 @@ pub enum News {
         /// Its file; `None` is standard output.
         path: Option<std::path::PathBuf>,
         /// What it shows.
-        picture: RgbImage,
+        image: RgbImage,
     },
-    /// A picture failed.
+    /// An image failed.
     Failed {
         /// Its prompt.
         prompt: String,
         /// Why.
         reason: String,
     },
-    /// A picture needs no painting: it is there already, or another process has dealt with it.
+    /// An image needs no generating: it is there already, or another process has dealt with it.
     Known {
         /// It failed, and is not tried again.
         failed: bool,
@@ -43,13 +43,13 @@ pub enum News {
     Remark(String),
 }
 
-/// Hears of stages, as an observer, and of pictures.
-pub trait Audience: Observer {
+/// Hears of stages, as an observer, and of images.
+pub trait RunObserver: Observer {
     /// There is something new.
     ///
     /// # Errors
     /// [`Error::Cancelled`] stops the run.
-    fn news(&mut self, news: News) -> Result<()>;
+    fn news(&mut self, news: ImageEvent) -> Result<()>;
 
     /// A look at what is forming is wanted now.
     fn would_look(&self) -> bool {
@@ -57,7 +57,7 @@ pub trait Audience: Observer {
     }
 
     /// The look that was wanted, and what it cost.
-    fn formed(&mut self, _pictures: Result<Vec<RgbImage>>, _cost: Duration) {}
+    fn formed(&mut self, _images: Result<Vec<RgbImage>>, _cost: Duration) {}
 
     /// Nothing happened for a moment.
     ///
@@ -67,47 +67,47 @@ pub trait Audience: Observer {
 }
 
 /// An event on its way to the caller's thread.
-pub(super) enum Event {
+pub(super) enum EngineEvent {
     Load { component: &'static str, done: u64, all: Option<u64> },
     EncodePrompt,
     Denoise { step: usize, steps: usize, seeds: Vec<u64> },
     Decode { done: usize, all: usize },
     Forming(Result<Vec<RgbImage>>, Duration),
     Warn(String),
-    News(News),
+    ImageEvent(ImageEvent),
 }
 
-impl Event {
-    pub(super) fn tell(self, audience: &mut dyn Audience) -> Result<()> {
+impl EngineEvent {
+    pub(super) fn tell(self, audience: &mut dyn RunObserver) -> Result<()> {
         match self {
-            Event::Load { component, done, all } => audience.stage(Stage::Load { component, done, all }),
-            Event::EncodePrompt => audience.stage(Stage::EncodePrompt),
-            Event::Denoise { step, steps, seeds } => audience.stage(Stage::Denoise { step, steps, pictures: &seeds }),
-            Event::Decode { done, all } => audience.stage(Stage::Decode { done, all }),
-            Event::Forming(pictures, cost) => {
-                audience.formed(pictures, cost);
+            EngineEvent::Load { component, done, all } => audience.stage(Stage::Load { component, done, all }),
+            EngineEvent::EncodePrompt => audience.stage(Stage::EncodePrompt),
+            EngineEvent::Denoise { step, steps, seeds } => audience.stage(Stage::Denoise { step, steps, images: &seeds }),
+            EngineEvent::Decode { done, all } => audience.stage(Stage::Decode { done, all }),
+            EngineEvent::Forming(images, cost) => {
+                audience.formed(images, cost);
                 Ok(())
             }
-            Event::Warn(message) => {
+            EngineEvent::Warn(message) => {
                 audience.warn(&message);
                 Ok(())
             }
-            Event::News(news) => audience.news(news),
+            EngineEvent::ImageEvent(news) => audience.news(news),
         }
     }
 }
 
 /// A thread's way to tell the caller.
 #[derive(Clone)]
-pub struct Hear {
-    pub(super) events: SyncSender<Event>,
+pub struct EventSender {
+    pub(super) events: SyncSender<EngineEvent>,
     pub(super) stop: Arc<AtomicBool>,
     /// The caller waits for a look at what is forming.
     pub(super) look: Arc<AtomicBool>,
 }
 
-impl Hear {
-    fn send(&self, event: Event) -> Result<()> {
+impl EventSender {
+    fn send(&self, event: EngineEvent) -> Result<()> {
         // A caller that has gone has stopped the run.
         match self.stop.load(Ordering::Relaxed) || self.events.send(event).is_err() {
             true => Err(Error::Cancelled),
@@ -121,32 +121,32 @@ impl Hear {
     }
 
     /// Tells the caller, who may have stopped listening.
-    pub fn tell(&self, news: News) {
-        // What is written after the run was stopped is worth saying too, and nobody may be there to hear it.
-        let _ = self.events.send(Event::News(news));
+    pub fn tell(&self, news: ImageEvent) {
+        // What is written after the run was stopped is worth saying too, and nobody may be there to events it.
+        let _ = self.events.send(EngineEvent::ImageEvent(news));
     }
 }
 
-impl Observer for Hear {
+impl Observer for EventSender {
     fn stage(&mut self, stage: Stage<'_>) -> Result<()> {
         self.send(match stage {
-            Stage::Load { component, done, all } => Event::Load { component, done, all },
-            Stage::EncodePrompt => Event::EncodePrompt,
-            Stage::Denoise { step, steps, pictures } => Event::Denoise { step, steps, seeds: pictures.to_vec() },
-            Stage::Decode { done, all } => Event::Decode { done, all },
+            Stage::Load { component, done, all } => EngineEvent::Load { component, done, all },
+            Stage::EncodePrompt => EngineEvent::EncodePrompt,
+            Stage::Denoise { step, steps, images } => EngineEvent::Denoise { step, steps, seeds: images.to_vec() },
+            Stage::Decode { done, all } => EngineEvent::Decode { done, all },
         })
     }
 
     fn warn(&mut self, message: &str) {
-        let _ = self.events.send(Event::Warn(message.to_owned()));
+        let _ = self.events.send(EngineEvent::Warn(message.to_owned()));
     }
 
     fn forming(&mut self, estimate: &Estimate<'_>) {
         // Estimated here, where the latents are, but only when the caller would look.
         if self.look.swap(false, Ordering::Relaxed) {
             let began = Instant::now();
-            let pictures = estimate();
-            let _ = self.events.send(Event::Forming(pictures, began.elapsed()));
+            let images = estimate();
+            let _ = self.events.send(EngineEvent::Forming(images, began.elapsed()));
         }
     }
 }

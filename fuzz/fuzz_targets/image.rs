@@ -1,4 +1,4 @@
-//! Any bytes are a picture with a recipe and a command that a shell reads, a picture without one, or an error.
+//! Any bytes are an image with a recipe and a command that a shell reads, an image without one, or an error.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,8 +9,8 @@ fuzz_target!(|bytes: &[u8]| {
     if std::fs::write(&path, bytes).is_err() {
         return;
     }
-    if let Ok(Some(picture)) = read(&path)
-        && let Some(recipe) = picture.recipe
+    if let Ok(Some(image)) = read(&path)
+        && let Some(recipe) = image.recipe
     {
         let command = command(&recipe, &["a1111", "comfyui", "plain"]);
         let words = shlex::split(&command.shell()).expect("a line that a shell reads");
