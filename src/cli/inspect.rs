@@ -157,12 +157,21 @@ fn image_text(path: &Path, image: &Image, verbose: bool) -> String {
             lines.push((name.replace('_', " "), vec![text.to_owned()]));
         }
     }
+    let loras = image.recipe.iter().flat_map(|recipe| &recipe.loras);
+    lines.push((
+        "lora".into(),
+        loras.map(|lora| lora.weight.as_ref().map_or_else(|| lora.name.clone(), |weight| format!("{} × {weight}", lora.name))).collect(),
+    ));
     let others = image.recipe.iter().flat_map(|recipe| &recipe.other);
     lines.push(("also".into(), others.map(|(name, value)| format!("{name}: {value}")).collect()));
     if verbose || image.recipe.is_none() {
         lines.extend(image.texts.iter().map(|text| (format!("{}, {}", text.place, text.keyword), vec![text.text.clone()])));
     }
     let Some(command) = again(image) else { return facts(&heading, &lines) };
+    if command.arguments.is_empty() {
+        lines.push(("note".into(), command.notes));
+        return facts(&heading, &lines);
+    }
     lines.push(("again, but".into(), command.notes.clone()));
     // At the margin: a prompt of several lines is copied as it is.
     format!("{}\n{}", facts(&heading, &lines), harmless(&command.shell()))
