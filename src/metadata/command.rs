@@ -43,10 +43,6 @@ impl Command {
     }
 }
 
-/// What A1111's schedule "Automatic" is for a sampler; for others it is the model's own.
-const AUTOMATIC: &[(Sampler, SigmaSchedule)] =
-    &[(Sampler::Dpmpp2m, SigmaSchedule::Karras), (Sampler::Dpmpp2mSde, SigmaSchedule::Exponential)];
-
 /// Schedules that other tools name by what is one schedule and one spacing here, folded.
 const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] = &[
     ("sgmuniform", SigmaSchedule::Discrete, Some(TimestepSpacing::Trailing)),
@@ -272,7 +268,7 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut Command) -> Option<Sampler
         if let Some((_, known, spaced)) = SCHEDULES.iter().find(|(tool, ..)| *tool == folded) {
             (schedule, spacing) = (Some(*known), *spaced);
         } else if folded == "automatic" {
-            schedule = AUTOMATIC.iter().find(|(known, _)| Some(*known) == sampler).map(|(_, schedule)| *schedule);
+            schedule = sampler.and_then(Sampler::automatic_schedule);
         } else if let Ok(known) = SigmaSchedule::from_name(&folded) {
             schedule = Some(known);
         } else {
@@ -288,7 +284,7 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut Command) -> Option<Sampler
         (Some(schedule), Some(_)) => command.flag("--schedule", schedule.name()),
     }
     let said = recipe.get(Field::TimestepSpacing).and_then(|name| TimestepSpacing::from_name(name).ok());
-    let whole_range = || (!own && starts_at_the_largest(recipe, sampler?)).then_some(TimestepSpacing::Linspace);
+    let whole_range = || (!own && starts_at_the_largest(recipe, sampler?, schedule)).then_some(TimestepSpacing::Linspace);
     if let Some(spacing) = said.or(spacing).or_else(whole_range) {
         command.flag("--timestep-spacing", spacing.name());
     }
@@ -296,13 +292,16 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut Command) -> Option<Sampler
 }
 
 /// k-diffusion and ComfyUI begin at the largest sigma that was trained, whichever schedule lays the others, where a model's own
-/// configuration may begin below. The samplers that walk whole timesteps are left to it, as they are there.
+/// configuration may begin below. The samplers that walk whole timesteps are left to it, as they are there; DPM-Solver lays a schedule over
+/// the whole range whatever the spacing.
 ///
 /// # Source
 /// ComfyUI@a125cd8:comfy/samplers.py `normal_scheduler`; k-diffusion: external.py `get_sigmas`; stable-diffusion.cpp: denoiser.hpp.
-fn starts_at_the_largest(recipe: &Recipe, sampler: Sampler) -> bool {
+fn starts_at_the_largest(recipe: &Recipe, sampler: Sampler, schedule: Option<SigmaSchedule>) -> bool {
+    let by_timesteps = schedule.is_none_or(|schedule| schedule == SigmaSchedule::Discrete);
     matches!(recipe.engine(), Some(Engine::KDiffusion | Engine::Comfy | Engine::Cpp))
-        && matches!(sampler, Sampler::Euler | Sampler::EulerAncestral | Sampler::Heun)
+        && sampler.takes_sigma_schedule()
+        && (by_timesteps || !sampler.class_name().starts_with("DPMSolver"))
 }
 
 fn generator(recipe: &Recipe, own: bool, command: &mut Command) {
