@@ -93,9 +93,11 @@ fn what_real_files_of_other_tools_do_is_answered_case_by_case() {
             let holds = match key.as_str() {
                 "file" => true,
                 "recipe" => false,
-                "flags" => wanted.as_object().expect("an object").iter().all(|(flag, value)| {
-                    have.iter().find(|(name, _)| name == flag).map(|(_, value)| value.as_str()) == value.as_str()
-                }),
+                "flags" => wanted
+                    .as_object()
+                    .expect("an object")
+                    .iter()
+                    .all(|(flag, value)| have.iter().find(|(name, _)| name == flag).map(|(_, value)| value.as_str()) == value.as_str()),
                 "loras" => {
                     let loras = found["loras"].as_array().expect("a list").iter().map(|lora| json!([lora["name"], lora["weight"]]));
                     loras.collect::<Vec<_>>() == *wanted.as_array().expect("a list")
@@ -133,7 +135,8 @@ fn every_printed_command_is_one_that_is_taken() {
         recipes.extend(read(&case_file(&case)).expect("read").expect("an image").recipe);
     }
     let samplers: Vec<&str> = Sampler::all().map(Sampler::a1111_name).chain(["Nonesuch", "sample_euler", "DPM++ 2M Karras"]).collect();
-    let schedules: Vec<&str> = SigmaSchedule::NAMES.iter().map(|(name, _)| *name).chain(["Automatic", "SGM Uniform", "simple", "Nonesuch", ""]).collect();
+    let schedules: Vec<&str> =
+        SigmaSchedule::NAMES.iter().map(|(name, _)| *name).chain(["Automatic", "SGM Uniform", "simple", "Nonesuch", ""]).collect();
     let spacings: Vec<&str> = TimestepSpacing::NAMES.iter().map(|(name, _)| *name).chain(["", "Nonesuch"]).collect();
     for (i, sampler) in samplers.iter().enumerate() {
         for (j, schedule) in schedules.iter().enumerate() {
@@ -153,7 +156,8 @@ fn every_printed_command_is_one_that_is_taken() {
         }
     }
     assert!(recipes.len() > 500);
-    let commands = recipes.iter().map(|recipe| sd_gen::metadata::command(recipe, &["plain", "a1111", "comfyui"])).filter(|c| !c.arguments.is_empty());
+    let commands =
+        recipes.iter().map(|recipe| sd_gen::metadata::command(recipe, &["plain", "a1111", "comfyui"])).filter(|c| !c.arguments.is_empty());
     let lines: Vec<String> = commands.map(|command| line_of(&command.arguments).to_string()).collect();
     let folder = tempfile::tempdir().expect("folder");
     std::fs::write(folder.path().join("lines.jsonl"), lines.join("\n")).expect("write");

@@ -203,6 +203,7 @@ fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Adap
         let numbers = |list: Vec<String>| list.join(", ");
         add("ranks", vec![numbers(adapter.ranks().iter().map(usize::to_string).collect())]);
         add("alphas", vec![numbers(adapter.alphas().iter().map(f32::to_string).collect())]);
+        add("words", adapter.words.clone());
         add("changes", adapter.sites().iter().map(|(site, layers)| format!("{site}: {}", several(*layers, "layer"))).collect());
     }
     if let Some(embedding) = &survey.embedding {
@@ -319,7 +320,7 @@ fn weights_json(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Adap
         let sites: serde_json::Map<String, Value> = adapter.sites().into_iter().map(|(site, layers)| (site, layers.into())).collect();
         add(
             "lora",
-            json!({ "changes": changes, "dora": adapter.is_dora(), "writer": adapter.writer, "ranks": adapter.ranks(), "alphas": adapter.alphas(), "layers": sites }),
+            json!({ "changes": changes, "dora": adapter.is_dora(), "writer": adapter.writer, "ranks": adapter.ranks(), "alphas": adapter.alphas(), "layers": sites, "words": adapter.words }),
         );
     }
     if let Some(embedding) = &survey.embedding {

@@ -74,8 +74,22 @@ const ONE_TEXT: &[&str] = &[
 const SEVERAL_TEXTS: &[&str] = &["text_g", "text_l", "prompt_g", "prompt_l", "clip_l", "clip_g", "t5xxl"];
 /// Words in the class of a node that makes a text while it runs, in lower case: what it is given is not what it hands on.
 const MAKES_TEXT: &[&str] = &[
-    "generate", "random", "caption", "interrogat", "tagger", "florence", "ollama", "llm", "gpt", "gemini", "translat", "wildcard", "text load line",
-    "load text", "parse tokens", "add token",
+    "generate",
+    "random",
+    "caption",
+    "interrogat",
+    "tagger",
+    "florence",
+    "ollama",
+    "llm",
+    "gpt",
+    "gemini",
+    "translat",
+    "wildcard",
+    "text load line",
+    "load text",
+    "parse tokens",
+    "add token",
 ];
 /// The text that such a node says it has made.
 const MADE: &str = "populated_text";
