@@ -30,6 +30,7 @@ pub mod cli;
 pub mod device;
 pub mod disk;
 mod error;
+pub mod family;
 pub mod hub;
 pub mod image;
 pub mod metadata;

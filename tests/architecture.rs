@@ -16,10 +16,27 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lib", &["*"]),
     ("cli", &["*"]),
     ("batch", &["Error", "Result", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
-    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers", "spec", "weights"]),
-    ("pipeline", &["Error", "Result", "device", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
-    ("hub", &["Error", "Result", "weights"]),
-    ("weights", &["Error", "Result", "disk", "schedulers", "spec"]),
+    ("bench", &["Error", "Result", "device", "family", "ops", "pipeline", "request", "schedulers", "spec", "weights"]),
+    (
+        "pipeline",
+        &[
+            "Error",
+            "Result",
+            "device",
+            "family::time_ids",
+            "image::to_rgb",
+            "models",
+            "noise",
+            "request",
+            "schedulers",
+            "spec",
+            "text",
+            "weights",
+        ],
+    ),
+    ("hub", &["Error", "Result", "family", "weights"]),
+    ("weights", &["Error", "Result", "disk", "error", "family", "schedulers", "spec"]),
+    ("family", &["Error", "Result", "error", "schedulers", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),
     ("text", &["Error", "Result", "models", "spec", "weights::TensorSource"]),
     ("schedulers", &["Error", "Result"]),
@@ -43,7 +60,11 @@ const CONFINED: &[(&[&str], &[&str], &str)] = &[
         &["device", "ops"],
         "which backend and which processor is decided below `ops` and in `device`",
     ),
-    (&["Family::"], &["spec", "weights"], "a family is matched in `spec` and where it is detected; others read the spec's fields"),
+    (
+        &["SD1", "SD2", "SDXL", "SDXL_REFINER"],
+        &["family", "weights"],
+        "what a family is is its row in `family`; others read the spec's fields",
+    ),
 ];
 
 /// Lines of a file, its tests apart.
@@ -313,7 +334,7 @@ fn what_breaks_a_rule_is_found() {
         ("models/a.rs", "#[cfg(feature = \"cuda\")]\nfn f() {}", "cuda"),
         ("models/a.rs", "fn f() { if is_x86_feature_detected!(\"avx2\") {} }", "feature_detected"),
         ("noise.rs", "#[target_feature(enable = \"fma\")]\nfn f() {}", "target_feature"),
-        ("pipeline/a.rs", "fn f(x: Family) -> bool { x == Family::Sdxl }", "Family::"),
+        ("pipeline/a.rs", "fn f(x: Family) -> bool { x == SDXL }", "SDXL"),
         ("cli/utils.rs", "", "name it"),
         ("rest.rs", "", "no row"),
     ] {

@@ -127,7 +127,7 @@ fn load_text_encoders(model: &dyn ModelSource, place: &Placement, observer: &mut
             }
             None => ClipTokenizer::clip(&encoder.pad_token, length)?,
         };
-        read(model, Component::TextEncoder(i), place.dtype, observer, |source| {
+        read(model, Component::text_encoder(i), place.dtype, observer, |source| {
             TextEncoder::load(&Scope::root(source, place.dtype, &place.device), encoder, tokenizer)
         })
     };
@@ -136,11 +136,11 @@ fn load_text_encoders(model: &dyn ModelSource, place: &Placement, observer: &mut
 
 fn load_unet(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Box<UNet2DCondition>> {
     let load = |source: &dyn TensorSource| UNet2DCondition::load(&Scope::root(source, place.dtype, &place.device), &model.spec().unet);
-    read(model, Component::UNet, place.dtype, observer, load).map(Box::new)
+    read(model, Component::UNET, place.dtype, observer, load).map(Box::new)
 }
 
 fn load_vae(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Box<AutoencoderKLDecoder>> {
     let load =
         |source: &dyn TensorSource| AutoencoderKLDecoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
-    read(model, Component::Vae, place.vae_dtype, observer, load).map(Box::new)
+    read(model, Component::VAE, place.vae_dtype, observer, load).map(Box::new)
 }

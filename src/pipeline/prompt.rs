@@ -2,18 +2,12 @@
 
 use super::finite::check_finite;
 use super::{Observer, Pipeline};
+use crate::family::time_ids;
 use crate::models::AddedCondition;
 use crate::request::GenerationRequest;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
-
-/// Aesthetic scores that SDXL's refiner is told: for the prompt, and for the negative prompt.
-///
-/// # Source
-/// `aesthetic_score` and `negative_aesthetic_score` in
-/// diffusers@v0.36:src/diffusers/pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl_img2img.py.
-const AESTHETIC_SCORES: (f64, f64) = (6.0, 2.5);
 
 /// A text that an image needs encoded. Equal ones have equal encodings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -129,17 +123,12 @@ pub(super) fn condition(spec: &ModelSpec, request: &GenerationRequest, texts: &[
         pooled = pooled.map(|p| zero_first_row(&p)).transpose()?;
     }
     let added = pooled.filter(|_| spec.unet.text_time.is_some()).map(|pooled| {
-        let (height, width) = (request.height as f64, request.width as f64);
-        let ids = |score: f64| match spec.aesthetic_score {
-            // Original size, crop corner, then a score or the target size.
-            true => vec![height, width, 0.0, 0.0, score],
-            false => vec![height, width, 0.0, 0.0, height, width],
-        };
-        let mut time_ids = vec![ids(AESTHETIC_SCORES.0)];
+        let size = (request.height as f64, request.width as f64);
+        let mut rows = vec![time_ids(spec, size, false)];
         if guided {
-            time_ids.insert(0, ids(AESTHETIC_SCORES.1));
+            rows.insert(0, time_ids(spec, size, true));
         }
-        AddedCondition { pooled, time_ids }
+        AddedCondition { pooled, time_ids: rows }
     });
     Ok(Conditioning { context, added })
 }

@@ -8,11 +8,11 @@
 //! kohya-ss/sd-scripts `networks/lora.py`, huggingface/peft, KohakuBlueleaf/LyCORIS `lycoris/modules`, diffusers
 //! `loaders/lora_conversion_utils.py`; A1111 and ComfyUI for textual inversions.
 
-use super::checkpoint::Component;
 use super::component::Part;
 use super::file::WeightFile;
-use super::{Checkpoint, decode, keys};
-use crate::spec::Family;
+use super::{Checkpoint, decode};
+use crate::family::{self, keys};
+use crate::spec::{Component, Family};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// How a layer's weight is changed.
@@ -307,14 +307,14 @@ impl Adapter {
     pub fn base(&self) -> Option<(Family, String)> {
         let cross = self.targets.iter().find(|t| t.site == Site::UNet && t.path.ends_with("attn2_to_k") && t.input.is_some());
         if let Some(target) = cross {
-            let family = family_of_context(target.input?)?;
+            let family = family::of_context(target.input?)?;
             return Some((family, format!("{} takes text of width {}", target.path, target.input?)));
         }
         if let Some(target) = self.targets.iter().find(|t| t.site == Site::Text(1)) {
-            return Some((Family::Sdxl, format!("it changes a second text encoder ({})", target.path)));
+            return Some((family::SDXL, format!("it changes a second text encoder ({})", target.path)));
         }
         let text = self.targets.iter().find(|t| t.site == Site::Text(0) && t.path.ends_with("_q_proj") && t.input.is_some())?;
-        let family = if text.input? == 1024 { Family::Sd2 } else { Family::Sd1 };
+        let family = if text.input? == 1024 { family::SD2 } else { family::SD1 };
         Some((family, format!("the text encoder's {} has width {}", text.path, text.input?)))
     }
 
@@ -362,17 +362,6 @@ impl Adapter {
     }
 }
 
-/// The family whose cross-attention takes text of a width.
-pub(crate) fn family_of_context(width: usize) -> Option<Family> {
-    match width {
-        768 => Some(Family::Sd1),
-        1024 => Some(Family::Sd2),
-        2048 => Some(Family::Sdxl),
-        1280 => Some(Family::SdxlRefiner),
-        _ => None,
-    }
-}
-
 /// Prefix, path with underscores, and suffix of a key.
 fn parse(key: &str) -> Option<(&'static Prefix, String, &'static Suffix)> {
     let prefix = PREFIXES.iter().find(|row| key.starts_with(row.begin))?;
@@ -395,10 +384,12 @@ impl<'a> Layers<'a> {
     fn of(model: &'a Checkpoint) -> Self {
         let mut parts = HashMap::new();
         for (component, part) in &model.parts {
-            let (site, original) = match component {
-                Component::UNet => (Site::UNet, keys::unet(&model.spec().unet, "")),
-                Component::TextEncoder(i) => (Site::Text(*i), Vec::new()),
-                Component::Vae => continue,
+            let (site, original) = match *component {
+                Component::UNET => (Site::UNet, keys::unet(&model.spec().unet, "")),
+                component => match (0..2).find(|i| component == Component::text_encoder(*i)) {
+                    Some(i) => (Site::Text(i), Vec::new()),
+                    None => continue,
+                },
             };
             let layer = |name: &str| name.strip_suffix(".weight").map(str::to_owned);
             let mut names: HashMap<String, String> =
@@ -442,7 +433,7 @@ impl Embedding {
             _ => None,
         };
         if let (Some((vectors, 768)), Some((_, 1280))) = (size("clip_l"), size("clip_g")) {
-            return Some(Embedding { family: Family::Sdxl, vectors, writer: "kohya", word: None });
+            return Some(Embedding { family: family::SDXL, vectors, writer: "kohya", word: None });
         }
         let key = match file.entries() {
             [only] => only.name.as_str(),
@@ -450,9 +441,9 @@ impl Embedding {
         };
         let (vectors, width) = size(key)?;
         let family = match width {
-            768 => Family::Sd1,
-            1024 => Family::Sd2,
-            1280 => Family::Sdxl,
+            768 => family::SD1,
+            1024 => family::SD2,
+            1280 => family::SDXL,
             _ => return None,
         };
         let word = (key != "emb_params").then(|| key.to_owned());

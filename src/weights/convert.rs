@@ -3,19 +3,19 @@
 //! Tensors go from the map to the file one after the other; nothing else of the weights is in memory. An existing file or
 //! folder is never touched: the result grows under a temporary name beside its own and is renamed when it is complete.
 
-use super::checkpoint::{Checkpoint, Component, TokenizerFiles};
+use super::checkpoint::Checkpoint;
 use super::component::{Part, Raw};
-use super::json::Fields;
-use super::keys::{self, Form, Pair, TextLayout};
-use super::single::{self, CONFIGURATION};
-use super::{decode, export, model_error, quoted};
+use super::{decode, model_error, quoted};
 use crate::disk;
-use crate::spec::{Family, ModelSpec};
+use crate::family::json::Fields;
+use crate::family::keys::{Form, Pair};
+use crate::family::{self, CONFIGURATION, FolderNames, Marks, TokenizerFiles};
+use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use candle_core::DType;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -44,14 +44,6 @@ pub struct Report {
 
 /// Bytes that wait for the disk at most. Else they would all be waited for at the end, where nothing can stop the work.
 const UNSYNCED: u64 = 64 << 20;
-
-/// Where the text encoders of a family are in the original layout.
-const TEXT: &[(Family, &[(&str, TextLayout)])] = &[
-    (Family::Sd1, &[("cond_stage_model.transformer.", TextLayout::Clip)]),
-    (Family::Sd2, &[("cond_stage_model.model.", TextLayout::OpenClip)]),
-    (Family::Sdxl, &[("conditioner.embedders.0.transformer.", TextLayout::Clip), ("conditioner.embedders.1.model.", TextLayout::OpenClip)]),
-    (Family::SdxlRefiner, &[("conditioner.embedders.0.model.", TextLayout::OpenClip)]),
-];
 
 /// Writes `from` as `to`, which must not exist, with weights of type `dtype` or as they are.
 ///
@@ -117,28 +109,19 @@ type Written<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
 
 fn original(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, report: &mut Report, written: Written<'_>) -> Result<()> {
     let spec = from.spec();
+    let format = family::row(spec.family).format;
     let mut items = Vec::new();
-    let slots = TEXT.iter().find(|(family, _)| *family == spec.family).map_or(&[][..], |(_, slots)| slots);
-    for (component, part) in &from.parts {
-        let pairs = match component {
-            Component::UNet => keys::unet(&spec.unet, single::UNET),
-            Component::Vae => keys::vae(&spec.vae, single::VAE[0]),
-            Component::TextEncoder(i) => match (spec.text_encoders.get(*i), slots.get(*i)) {
-                (Some(text), Some((prefix, layout))) => keys::text(&text.clip, *layout, prefix),
-                _ => return Err(model_error(from.name(), format!("has a text encoder {i}, for which the original layout has no place"))),
-            },
-        };
+    for ((_, part), pairs) in from.parts.iter().zip((format.original)(spec)?) {
         items.extend(backwards(part, pairs));
     }
-    let texts = export::carried(from)?;
+    let texts = (format.carried)(&from.exported())?;
     let scheduler = Fields::parse("the scheduler's configuration", from.scheduler.as_bytes())?;
     let v = scheduler.word("prediction_type")? == Some("v_prediction");
     let zero_snr = scheduler.flag("rescale_betas_zero_snr", false)?;
-    let mut metadata = metadata(spec, v, to);
-    if let (Family::Sdxl | Family::SdxlRefiner, Some((_, part))) = (spec.family, from.parts.first()) {
-        // Other programs look for these tensors in XL models.
-        let marks = [("v_pred", v), ("ztsnr", v && zero_snr)].into_iter().filter(|(_, is)| *is);
-        items.extend(marks.map(|(key, _)| Item { key: key.to_owned(), form: Form::Same, names: Vec::new(), part }));
+    let (architecture, marks) = (format.marks)(spec, Marks { v, zero_snr });
+    let mut metadata = metadata(spec, architecture, v, to);
+    if let Some((_, part)) = from.parts.first() {
+        items.extend(marks.into_iter().map(|mark| Item { key: mark.to_owned(), form: Form::Same, names: Vec::new(), part }));
     }
     metadata.insert(CONFIGURATION.into(), json!(serde_json::to_string(&texts).map_err(|e| unexpected(&e))?));
 
@@ -156,7 +139,8 @@ fn diffusers(
     written: Written<'_>,
 ) -> Result<()> {
     let spec = from.spec();
-    let texts = export::texts(from, tokenizers)?;
+    let format = family::row(spec.family).format;
+    let texts = (format.export)(&from.exported(), tokenizers)?;
     let partial = disk::temporary_folder(disk::folder_of(to)).map_err(Error::io(to))?;
     // Every network has a configuration, so that this makes all folders.
     for (path, text) in &texts {
@@ -164,20 +148,10 @@ fn diffusers(
         path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(Error::io(&path))?;
         std::fs::write(&path, text).map_err(Error::io(&path))?;
     }
-    let folders = export::text_folders(spec);
-    for (component, part) in &from.parts {
-        let (folder, file, clip) = match component {
-            Component::UNet => ("unet", "diffusion_pytorch_model.safetensors", None),
-            Component::Vae => ("vae", "diffusion_pytorch_model.safetensors", None),
-            Component::TextEncoder(i) => match folders.get(*i) {
-                Some(text) => (text.folder, "model.safetensors", Some(text)),
-                None => return Err(model_error(from.name(), format!("has a text encoder {i}, for which diffusers has no folder"))),
-            },
-        };
-        let kept: Option<std::collections::HashSet<String>> =
-            clip.map(|text| keys::diffusers_text(&text.clip).into_iter().map(|pair| pair.name).collect());
-        let projected = clip.is_none_or(|text| text.clip.projection_dim.is_some());
-        let wanted = |name: &str| kept.as_ref().is_none_or(|kept| kept.contains(name)) && (projected || name != "text_projection.weight");
+    let folders = (format.folders)(spec);
+    for ((_, part), FolderNames { folder, file, kept, .. }) in from.parts.iter().zip(&folders) {
+        let kept: Option<HashSet<&str>> = kept.as_ref().map(|kept| kept.iter().map(String::as_str).collect());
+        let wanted = |name: &str| kept.as_ref().is_none_or(|kept| kept.contains(name));
         let names = part.names().into_iter().filter(|name| wanted(name));
         let items: Vec<Item> =
             names.map(|name| Item { key: name.to_owned(), form: Form::Same, names: vec![name.to_owned()], part }).collect();
@@ -188,16 +162,13 @@ fn diffusers(
         let file = File::create_new(&path).map_err(Error::io(&path))?;
         write(&file, &path, metadata, &items, dtype, report, written)?;
     }
-    for ((i, text), folder) in spec.text_encoders.iter().enumerate().zip(&folders) {
-        if folder.clip.layers < text.clip.layers {
-            report.notes.push(format!(
-                "the last {} of text encoder {}'s layers were left out: nothing uses them",
-                text.clip.layers - folder.clip.layers,
-                i + 1
-            ));
+    for (i, (folder, tokenizer)) in folders.iter().filter_map(|folder| Some((folder, folder.tokenizer?))).enumerate() {
+        if folder.left_out > 0 {
+            let (number, layers) = (i + 1, folder.left_out);
+            report.notes.push(format!("the last {layers} of text encoder {number}'s layers were left out: nothing uses them"));
         }
-        if !texts.contains_key(&format!("{}/vocab.json", folder.tokenizer)) {
-            report.notes.push(format!("{} has no vocabulary: diffusers needs vocab.json and merges.txt there", folder.tokenizer));
+        if !texts.contains_key(&format!("{tokenizer}/vocab.json")) {
+            report.notes.push(format!("{tokenizer} has no vocabulary: diffusers needs vocab.json and merges.txt there"));
         }
     }
     std::fs::rename(partial.path(), to).map_err(Error::io(to))?;
@@ -210,7 +181,7 @@ fn diffusers(
 fn backwards(part: &Part, pairs: Vec<Pair>) -> Vec<Item<'_>> {
     let mut items: Vec<Item> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
-    let mut written = std::collections::HashSet::new();
+    let mut written = HashSet::new();
     for Pair { stored, name, form } in pairs {
         // Of several spellings the first is today's.
         if part.shape(&name).is_none() || !written.insert(name.clone()) {
@@ -228,24 +199,12 @@ fn backwards(part: &Part, pairs: Vec<Pair>) -> Vec<Item<'_>> {
 }
 
 /// What other programs look for in a single file.
-fn metadata(spec: &ModelSpec, v: bool, to: &Path) -> Map<String, Value> {
-    let architecture = match spec.family {
-        Family::Sd1 => "stable-diffusion-v1",
-        Family::Sd2 if v => "stable-diffusion-v2-768-v",
-        Family::Sd2 => "stable-diffusion-v2-512",
-        Family::Sdxl => "stable-diffusion-xl-v1-base",
-        Family::SdxlRefiner => "stable-diffusion-xl-v1-refiner",
-    };
-    let kind = match spec.unet.in_channels {
-        n if n == spec.vae.latent_channels => "",
-        n if n == 2 * spec.vae.latent_channels => "/instruct-pix2pix",
-        _ => "/inpainting",
-    };
+fn metadata(spec: &ModelSpec, architecture: String, v: bool, to: &Path) -> Map<String, Value> {
     let mut metadata = Map::new();
     for (key, value) in [
         ("format", "pt".to_owned()),
         ("modelspec.sai_model_spec", "1.0.0".to_owned()),
-        ("modelspec.architecture", format!("{architecture}{kind}")),
+        ("modelspec.architecture", architecture),
         ("modelspec.prediction_type", if v { "v" } else { "epsilon" }.to_owned()),
         ("modelspec.resolution", format!("{0}x{0}", spec.default_size)),
         ("modelspec.title", to.file_stem().unwrap_or_default().to_string_lossy().into_owned()),

@@ -1,12 +1,13 @@
 //! What a file or folder of weights is, read from headers: nothing is loaded.
 
-use super::adapter::{Adapter, Embedding, family_of_context};
+use super::adapter::{Adapter, Embedding};
 use super::component::Part;
 use super::file::{Blob, WeightFile};
 use super::folder::{PICKLE, is_pickle};
 use super::header::Entry;
-use super::kinds::{self, Network, SingleNetwork};
 use super::{Checkpoint, model_error};
+use crate::family::kinds::{self, Network, SingleNetwork};
+use crate::family::of_context;
 use crate::spec::Family;
 use crate::{Error, Result};
 use safetensors::Dtype;
@@ -325,7 +326,7 @@ impl Survey {
                     Some(9) => "inpaints",
                     _ => "generates",
                 };
-                context.and_then(family_of_context).map(Family::name)
+                context.and_then(of_context).map(Family::name)
             }
             Network::Vae => {
                 self.kind = Kind::Vae;
