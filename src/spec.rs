@@ -7,7 +7,7 @@ mod latent_rgb;
 
 pub use latent_rgb::LatentRgb;
 
-use crate::schedulers::SchedulerConfig;
+use crate::sampling::SchedulerConfig;
 
 /// A line of models that share their text encoders and conditioning, by its row in `family`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

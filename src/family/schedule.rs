@@ -3,7 +3,7 @@
 use super::FamilyRow;
 use super::json::Fields;
 use crate::Result;
-use crate::schedulers::SchedulerConfig;
+use crate::sampling::SchedulerConfig;
 use crate::spec::{Defaults, LatentRgb};
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! The parts that well-known models have in common, as data.
 
-use crate::schedulers::{SchedulerConfig, SchedulerFile};
+use crate::sampling::{SchedulerConfig, SchedulerFile};
 use crate::spec::{Activation, ClipTextSpec, LatentRgb, TextEncoderSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
 
 /// From levels as channels, heads and transformer blocks behind each residual block, fine to coarse.

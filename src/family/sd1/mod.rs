@@ -4,7 +4,7 @@ use super::FamilyRow;
 use super::keys::TextLayout;
 use super::latent_diffusion::well_known::{clip_l, text, unet, vae};
 use super::latent_diffusion::{self, FIRST, Facts, Input, TextSlot};
-use crate::schedulers::SchedulerConfig;
+use crate::sampling::SchedulerConfig;
 use crate::spec::{Activation, Defaults, Family, ModelSpec};
 use serde_json::json;
 
