@@ -23,6 +23,7 @@
 //!   └→ hub → weights
 //! ```
 
+pub mod adapter;
 pub mod allocator;
 pub mod batch;
 pub mod bench;
@@ -42,6 +43,7 @@ pub mod request;
 pub mod sampling;
 pub mod sheet;
 pub mod spec;
+pub mod survey;
 pub mod text;
 pub mod weights;
 

@@ -66,6 +66,11 @@ impl Component {
         COMPONENTS.iter().find(|(name, _)| *name == self.0).map_or("network", |(_, title)| title)
     }
 
+    /// Whether it reads the prompt.
+    pub fn is_text(self) -> bool {
+        self.0.starts_with("text_encoder")
+    }
+
     /// Its place among all components that a model can have.
     pub fn position(self) -> usize {
         COMPONENTS.iter().position(|(name, _)| *name == self.0).unwrap_or(COMPONENTS.len())

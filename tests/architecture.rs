@@ -36,6 +36,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("hub", &["Error", "Result", "family", "weights"]),
     ("weights", &["Error", "Result", "disk", "error", "family", "sampling", "spec"]),
+    ("adapter", &["Error", "Result", "error", "family", "spec", "text::LearnedWord", "weights"]),
+    ("survey", &["Error", "Result", "adapter", "family", "spec", "weights"]),
     ("family", &["Error", "Result", "error", "sampling", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),
     ("text", &["Error", "Result", "models", "spec", "weights::TensorSource"]),
@@ -62,7 +64,7 @@ const CONFINED: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["SD1", "SD2", "SDXL", "SDXL_REFINER"],
-        &["family", "weights"],
+        &["family", "weights", "adapter"],
         "what a family is is its row in `family`; others read the spec's fields",
     ),
 ];

@@ -41,6 +41,14 @@ impl GraphCache {
         &self.device
     }
 
+    /// Forgets what was recorded: the network's weights are others from now on.
+    pub fn invalidate(&self) {
+        #[cfg(feature = "cuda")]
+        if let Some(graphs) = &self.graphs {
+            graphs.forget();
+        }
+    }
+
     /// `work(inputs)`, on the device of the inputs again.
     ///
     /// What `work` does must follow from the inputs' shapes alone, and their numbers must be all that changes from call to call: it

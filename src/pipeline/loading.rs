@@ -62,6 +62,10 @@ impl TensorSource for WithProgress<'_> {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.source.shape(name)
     }
+
+    fn adds(&self, name: &str) -> bool {
+        self.source.adds(name)
+    }
 }
 
 /// Reads one network of `model`; the observer follows.

@@ -18,35 +18,36 @@
 //! `family::keys` holds one table for each network and layout. A table is read in both directions, so that what is loaded from the
 //! original layout and what [`convert`] writes in it cannot disagree.
 
-mod adapter;
 mod catalog;
 mod checkpoint;
 mod component;
 mod convert;
-mod decode;
+pub(crate) mod decode;
 mod file;
 mod folder;
 mod hash;
 mod header;
 mod identity;
 mod ignorable;
-mod survey;
+
 mod tiny;
 mod training;
 
-pub use adapter::{Adapter, AdapterFit, Change, Embedding, Target};
 pub use catalog::{CatalogKind, Found, find_models, is_model_folder};
 pub use checkpoint::{Checkpoint, OpenOptions};
+pub(crate) use component::Part;
 pub use component::{ComponentTensors, InPlace};
 pub use convert::{Layout, Report, convert, convert_observed};
+pub(crate) use file::{Blob, WeightFile};
+pub(crate) use folder::{PICKLE, is_pickle};
 pub use hash::{HashCache, Hashes, hash};
-pub use survey::{ComponentSummary, Kind, Stored, Survey};
+pub(crate) use header::Entry;
 pub use tiny::TinyAutoencoder;
 pub use training::trained_words;
 
 // What a diffusers folder is read from, for whoever has to fetch it first.
 #[cfg(feature = "hub")]
-pub(crate) use folder::{Folder, PICKLE, choose, is_pickle};
+pub(crate) use folder::{Folder, choose};
 
 pub use crate::family::TokenizerFiles;
 pub use crate::spec::Component;
@@ -76,6 +77,11 @@ pub trait TensorSource {
 
     /// The shape of `name`, if there is such a tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
+
+    /// Whether `name` is a bias that the network does not have and is given all the same.
+    fn adds(&self, _name: &str) -> bool {
+        false
+    }
 }
 
 /// What a pipeline is loaded from: a spec and the tensors for it. A [`Checkpoint`] is one.

@@ -61,12 +61,17 @@ fn wanted() -> Result<bool> {
 
 impl Graphs {
     pub(in super::super) fn beside(device: &CudaDevice) -> Result<Self> {
-        let state = GraphState { off: !wanted()?, ..State::default() };
+        let state = GraphState { off: !wanted()?, ..GraphState::default() };
         Ok(Self { state: Mutex::new(state), queue: Queue::beside(device)? })
     }
 
     pub(in super::super) fn device(&self) -> Device {
         Device::Cuda(self.queue.device().clone())
+    }
+
+    /// Drops all recorded calls.
+    pub(in super::super) fn forget(&self) {
+        lock(&self.state).calls.clear();
     }
 
     pub(in super::super) fn run<E: From<Error> + Display>(
