@@ -46,6 +46,16 @@ const COMPONENTS: &[(&str, &str)] = &[
 ];
 
 impl Component {
+    /// Every component that a model can have.
+    pub const ALL: [Self; COMPONENTS.len()] = {
+        let mut all = [Self(""); COMPONENTS.len()];
+        let mut i = 0;
+        while i < all.len() {
+            all[i] = Self(COMPONENTS[i].0);
+            i += 1;
+        }
+        all
+    };
     /// The denoiser.
     pub const UNET: Self = Self("unet");
     /// The autoencoder.

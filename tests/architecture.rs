@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
-    ("batch", &["Error", "Result", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
+    ("batch", &["Error", "Result", "adapter", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
     ("bench", &["Error", "Result", "device", "family", "ops", "pipeline", "request", "sampling", "spec", "weights"]),
     (
         "pipeline",
@@ -23,6 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "Error",
             "Result",
             "device",
+            "adapter",
             "extension",
             "family::time_ids",
             "guidance",

@@ -48,6 +48,8 @@ struct Step {
 pub struct Deltas {
     steps: BTreeMap<Component, BTreeMap<String, Vec<Step>>>,
     applied: Vec<String>,
+    /// The files that change a network, with their strengths.
+    signatures: BTreeMap<Component, String>,
 }
 
 impl Deltas {
@@ -65,6 +67,11 @@ impl Deltas {
                 return Err(misfit(adapter, &fit, model.spec()));
             }
             deltas.applied.push(format!("{}: {} of {} layers", adapter.name, fit.layers, fit.of));
+            let changed: BTreeSet<Component> = bound.iter().map(|bound| bound.component).collect();
+            for component in changed.into_iter().filter(|component| used.strength(*component) != 0.0) {
+                let signature = deltas.signatures.entry(component).or_default();
+                signature.push_str(&format!("[{}:{}]", adapter.file_name(), used.strength(component)));
+            }
             for Bound { component, layer, target, bias, weight } in bound {
                 let strength = used.strength(component);
                 if strength == 0.0 {
@@ -85,14 +92,24 @@ impl Deltas {
         &self.applied
     }
 
+    /// Equal for what makes the same of a network; empty where it stays as it is.
+    pub fn signature(&self, component: Component) -> &str {
+        self.signatures.get(&component).map_or("", String::as_str)
+    }
+
     /// Nothing is changed.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 
     /// The layers of a network that are changed, without the names of their tensors.
-    pub fn layers(&self, component: Component) -> BTreeSet<&str> {
-        self.steps.get(&component).into_iter().flat_map(BTreeMap::keys).filter_map(|name| Some(name.rsplit_once('.')?.0)).collect()
+    pub fn layers(&self, component: Component) -> BTreeSet<String> {
+        self.steps
+            .get(&component)
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+            .filter_map(|name| Some(name.rsplit_once('.')?.0.to_owned()))
+            .collect()
     }
 
     fn of(&self, component: Component, name: &str) -> Option<&[Step]> {
@@ -157,7 +174,7 @@ fn misfit(adapter: &Adapter, fit: &AdapterFit, spec: &ModelSpec) -> Error {
 }
 
 /// A network's tensors with adapters merged in. A tensor that none changes is served as it is, in place where it can be.
-pub struct WithDeltas<'a> {
+struct WithDeltas<'a> {
     base: Box<dyn TensorSource + 'a>,
     component: Component,
     deltas: Arc<Deltas>,

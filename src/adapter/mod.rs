@@ -1,7 +1,7 @@
 //! LoRA and its relatives, and textual inversions: what their files hold, what of it a model takes, and how it is merged in.
 //!
 //! An [`Adapter`] is a file whose keys were understood. [`Deltas::bind`] holds adapters against a model; what fits is merged into
-//! each weight on its way from the model's file to the layer ([`WithDeltas`]), so that there is no second copy of the model.
+//! each weight on its way from the model's file to the layer ([`ModelWithDeltas`]), so that there is no second copy of the model.
 //! [`Adapter::fit`] says the same without merging.
 //!
 //! # What is refused
@@ -14,11 +14,13 @@ mod find;
 mod formula;
 mod layers;
 mod names;
+mod set;
 
-pub use deltas::{AdapterUse, Deltas, ModelWithDeltas, WithDeltas};
+pub use deltas::{AdapterUse, Deltas, ModelWithDeltas};
 pub use embedding::{Embedding, EmbeddingFile};
 pub use find::AdapterFolders;
 pub use names::Change;
+pub use set::{AdapterCache, AdapterChoice, AdapterSet, LoraChoice};
 
 use crate::Result;
 use crate::family;

@@ -2,6 +2,7 @@
 
 use super::finite::check_finite;
 use super::{Observer, Pipeline};
+use crate::adapter::AdapterSet;
 use crate::family::time_ids;
 use crate::models::ModelCall;
 use crate::request::GenerationRequest;
@@ -160,9 +161,14 @@ pub fn texts(request: &GenerationRequest) -> Vec<PromptText<'_>> {
 }
 
 /// Encodes a text with all text encoders.
-pub(super) fn encode(pipeline: &Pipeline, text: &PromptText<'_>, observer: &mut dyn Observer) -> Result<EncodedText> {
+pub(super) fn encode(
+    pipeline: &Pipeline,
+    text: &PromptText<'_>,
+    adapters: &AdapterSet,
+    observer: &mut dyn Observer,
+) -> Result<EncodedText> {
     let dtype = pipeline.dtype;
-    pipeline.components.with_text_encoders(observer, |encoders, observer| {
+    pipeline.components.with_text_encoders(adapters, observer, |encoders, observer| {
         let mut hidden = Vec::new();
         let mut pooled = None;
         for (i, encoder) in encoders.iter().enumerate() {

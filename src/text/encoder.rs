@@ -49,6 +49,11 @@ impl TextEncoder {
         Ok(Self { tokenizer, model: ClipTextModel::load(scope, &spec.clip)?, spec: spec.clone() })
     }
 
+    /// Drops the weights and keeps the tokenizer.
+    pub fn into_tokenizer(self) -> ClipTokenizer {
+        self.tokenizer
+    }
+
     /// Learns words beside its own. Their vectors stand in the place of the tokens that they are written with.
     ///
     /// # Errors

@@ -86,6 +86,11 @@ impl ClipTokenizer {
         Ok(Self { inner, start, end, pad, length, learned: Vec::new() })
     }
 
+    /// Forgets all learned words.
+    pub fn unlearn(&mut self) {
+        self.learned.clear();
+    }
+
     /// Takes `ids` in the place of the tokens that `word` is written with, wherever they stand in a text.
     ///
     /// # Errors

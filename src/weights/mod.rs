@@ -102,6 +102,11 @@ pub trait ModelSource {
 
     /// The tensors of one network.
     fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_>;
+
+    /// The files that it is read from, against which adapters are held; `None` where there are none.
+    fn checkpoint(&self) -> Option<&Checkpoint> {
+        None
+    }
 }
 
 impl ModelSource for Checkpoint {
@@ -123,5 +128,9 @@ impl ModelSource for Checkpoint {
 
     fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_> {
         Box::new(self.component(component))
+    }
+
+    fn checkpoint(&self) -> Option<&Checkpoint> {
+        Some(self)
     }
 }
