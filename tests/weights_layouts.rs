@@ -317,7 +317,7 @@ fn a_conversion_never_overwrites_and_leaves_nothing_behind() {
     // Whoever takes the name meanwhile keeps it.
     for (layout, name) in [(Layout::Original, "c.safetensors"), (Layout::Diffusers, "c")] {
         let to = dir.path().join(name);
-        let taken = convert_observed(&model, &to, layout, None, &[], &mut |_| {
+        let taken = convert_observed(&model, &to, layout, None, &[], None, &mut |_| {
             std::fs::write(&to, "theirs").unwrap();
             Ok(())
         });

@@ -4,7 +4,7 @@ use super::formula::{LowRank, add_products};
 use super::{Adapter, AdapterFit, Bound};
 use crate::error::{model_error, quoted};
 use crate::spec::{Component, ModelSpec};
-use crate::weights::{Checkpoint, InPlace, ModelSource, TensorSource, TokenizerFiles};
+use crate::weights::{Checkpoint, InPlace, ModelSource, TensorChanges, TensorSource, TokenizerFiles};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -171,6 +171,23 @@ fn misfit(adapter: &Adapter, fit: &AdapterFit, spec: &ModelSpec) -> Error {
     let more = if keys.len() > SHOWN { ", …" } else { "" };
     let advice = if fit.layers > 0 { format!("; --lora-partial takes the {} layers that fit", fit.layers) } else { String::new() };
     model_error(file, format!("has {} keys {what}: {}{more}{advice}", keys.len(), shown.join(", ")))
+}
+
+impl TensorChanges for Deltas {
+    fn changes(&self, component: Component, name: &str) -> bool {
+        self.of(component, name).is_some()
+    }
+
+    fn changed(&self, component: Component, name: &str, shape: &[usize], values: Vec<f32>) -> Result<Vec<f32>> {
+        match self.of(component, name) {
+            Some(steps) => self.merge(steps, values, shape, name),
+            None => Ok(values),
+        }
+    }
+
+    fn names(&self) -> Vec<(Component, String)> {
+        self.steps.iter().flat_map(|(component, names)| names.keys().map(|name| (*component, name.clone()))).collect()
+    }
 }
 
 /// A network's tensors with adapters merged in. A tensor that none changes is served as it is, in place where it can be.

@@ -10,7 +10,7 @@ use crate::disk;
 use crate::family::json::Fields;
 use crate::family::keys::{Form, Pair};
 use crate::family::{self, CONFIGURATION, FolderNames, Marks, TokenizerFiles};
-use crate::spec::ModelSpec;
+use crate::spec::{Component, ModelSpec};
 use crate::{Error, Result};
 use candle_core::DType;
 use safetensors::Dtype;
@@ -42,6 +42,38 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
+/// What is changed of a model's tensors on their way into another file: adapters that are merged in.
+pub trait TensorChanges {
+    /// Whether the tensor `name`, in diffusers' names, is changed.
+    fn changes(&self, component: Component, name: &str) -> bool;
+
+    /// The numbers of a tensor, changed.
+    ///
+    /// # Errors
+    /// They are no numbers any more.
+    fn changed(&self, component: Component, name: &str, shape: &[usize], values: Vec<f32>) -> Result<Vec<f32>>;
+
+    /// The names of all tensors that are changed.
+    fn names(&self) -> Vec<(Component, String)>;
+}
+
+/// Changes nothing.
+struct Unchanged;
+
+impl TensorChanges for Unchanged {
+    fn changes(&self, _: Component, _: &str) -> bool {
+        false
+    }
+
+    fn changed(&self, _: Component, _: &str, _: &[usize], values: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(values)
+    }
+
+    fn names(&self) -> Vec<(Component, String)> {
+        Vec::new()
+    }
+}
+
 /// Bytes that wait for the disk at most. Else they would all be waited for at the end, where nothing can stop the work.
 const UNSYNCED: u64 = 64 << 20;
 
@@ -59,10 +91,10 @@ pub fn convert(
     dtype: Option<DType>,
     tokenizers: &[(&str, TokenizerFiles)],
 ) -> Result<Report> {
-    convert_observed(from, to, layout, dtype, tokenizers, &mut |_| Ok(()))
+    convert_observed(from, to, layout, dtype, tokenizers, None, &mut |_| Ok(()))
 }
 
-/// [`convert`], where `written` hears of every tensor the bytes that were written so far, and may stop the work by an error.
+/// [`convert`], where `changes` are merged in, and `written` hears of every tensor the bytes that were written so far, and may stop the work by an error.
 ///
 /// # Errors
 /// As [`convert`], and what `written` returns; nothing is left behind then.
@@ -72,8 +104,15 @@ pub fn convert_observed(
     layout: Layout,
     dtype: Option<DType>,
     tokenizers: &[(&str, TokenizerFiles)],
+    changes: Option<&dyn TensorChanges>,
     written: Written<'_>,
 ) -> Result<Report> {
+    let changes = changes.unwrap_or(&Unchanged);
+    for (component, name) in changes.names() {
+        if from.part(component).is_none_or(|part| part.shape(&name).is_none()) {
+            return Err(model_error(from.name(), format!("has no {}, which an adapter adds; no layout has a place for it", quoted(&name))));
+        }
+    }
     let dtype = match dtype {
         None => None,
         Some(dtype) => Some(decode::stored_as(dtype).ok_or_else(|| Error::Input(format!("weights cannot be written as {dtype:?}")))?),
@@ -83,8 +122,8 @@ pub fn convert_observed(
     }
     let mut report = Report { path: to.to_owned(), ..Report::default() };
     match layout {
-        Layout::Original => original(from, to, dtype, &mut report, written)?,
-        Layout::Diffusers => diffusers(from, to, dtype, tokenizers, &mut report, written)?,
+        Layout::Original => original(from, to, dtype, changes, &mut report, written)?,
+        Layout::Diffusers => diffusers(from, to, dtype, tokenizers, changes, &mut report, written)?,
     }
     let left_out = from.unknown();
     if !left_out.is_empty() {
@@ -102,17 +141,26 @@ struct Item<'a> {
     /// The tensors of `part` that it is made of. None: it is a mark, which says something by its name and holds no number.
     names: Vec<String>,
     part: &'a Part,
+    component: Component,
+    changes: &'a dyn TensorChanges,
 }
 
 /// Hears how many bytes were written.
 type Written<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
 
-fn original(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, report: &mut Report, written: Written<'_>) -> Result<()> {
+fn original(
+    from: &Checkpoint,
+    to: &Path,
+    dtype: Option<Dtype>,
+    changes: &dyn TensorChanges,
+    report: &mut Report,
+    written: Written<'_>,
+) -> Result<()> {
     let spec = from.spec();
     let format = family::row(spec.family).format;
     let mut items = Vec::new();
-    for ((_, part), pairs) in from.parts.iter().zip((format.original)(spec)?) {
-        items.extend(backwards(part, pairs));
+    for ((component, part), pairs) in from.parts.iter().zip((format.original)(spec)?) {
+        items.extend(backwards(*component, part, pairs, changes));
     }
     let texts = (format.carried)(&from.exported())?;
     let scheduler = Fields::parse("the scheduler's configuration", from.scheduler.as_bytes())?;
@@ -120,8 +168,9 @@ fn original(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, report: &mut Rep
     let zero_snr = scheduler.flag("rescale_betas_zero_snr", false)?;
     let (architecture, marks) = (format.marks)(spec, Marks { v, zero_snr });
     let mut metadata = metadata(spec, architecture, v, to);
-    if let Some((_, part)) = from.parts.first() {
-        items.extend(marks.into_iter().map(|mark| Item { key: mark.to_owned(), form: Form::Same, names: Vec::new(), part }));
+    if let Some((component, part)) = from.parts.first() {
+        let mark = |mark: &str| Item { key: mark.to_owned(), form: Form::Same, names: Vec::new(), part, component: *component, changes };
+        items.extend(marks.into_iter().map(mark));
     }
     metadata.insert(CONFIGURATION.into(), json!(serde_json::to_string(&texts).map_err(|e| unexpected(&e))?));
 
@@ -135,6 +184,7 @@ fn diffusers(
     to: &Path,
     dtype: Option<Dtype>,
     tokenizers: &[(&str, TokenizerFiles)],
+    changes: &dyn TensorChanges,
     report: &mut Report,
     written: Written<'_>,
 ) -> Result<()> {
@@ -149,12 +199,15 @@ fn diffusers(
         std::fs::write(&path, text).map_err(Error::io(&path))?;
     }
     let folders = (format.folders)(spec);
-    for ((_, part), FolderNames { folder, file, kept, .. }) in from.parts.iter().zip(&folders) {
+    for ((component, part), FolderNames { folder, file, kept, .. }) in from.parts.iter().zip(&folders) {
         let kept: Option<HashSet<&str>> = kept.as_ref().map(|kept| kept.iter().map(String::as_str).collect());
         let wanted = |name: &str| kept.as_ref().is_none_or(|kept| kept.contains(name));
         let names = part.names().into_iter().filter(|name| wanted(name));
-        let items: Vec<Item> =
-            names.map(|name| Item { key: name.to_owned(), form: Form::Same, names: vec![name.to_owned()], part }).collect();
+        let item = |name: &str| {
+            let (key, names) = (name.to_owned(), vec![name.to_owned()]);
+            Item { key, form: Form::Same, names, part, component: *component, changes }
+        };
+        let items: Vec<Item> = names.map(item).collect();
         let mut metadata = Map::new();
         // transformers refuses files that do not say so.
         metadata.insert("format".into(), json!("pt"));
@@ -178,7 +231,7 @@ fn diffusers(
 }
 
 /// The stored tensors that `pairs` make of those of `part`: the table, read from right to left.
-fn backwards(part: &Part, pairs: Vec<Pair>) -> Vec<Item<'_>> {
+fn backwards<'a>(component: Component, part: &'a Part, pairs: Vec<Pair>, changes: &'a dyn TensorChanges) -> Vec<Item<'a>> {
     let mut items: Vec<Item> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
     let mut written = HashSet::new();
@@ -191,7 +244,7 @@ fn backwards(part: &Part, pairs: Vec<Pair>) -> Vec<Item<'_>> {
             Some(item) => item.names.push(name),
             None => {
                 places.insert(stored.clone(), items.len());
-                items.push(Item { key: stored, form, names: vec![name], part });
+                items.push(Item { key: stored, form, names: vec![name], part, component, changes });
             }
         }
     }
@@ -282,7 +335,12 @@ fn plan<'a>(items: &'a [Item<'a>], wanted: Option<Dtype>) -> Result<Vec<Planned<
         let shape = item.form.stored_shape(&shapes).ok_or_else(cannot)?;
         let dtype = match wanted {
             Some(dtype) => dtype,
-            None => item.names.first().and_then(|name| item.part.dtype(name)).ok_or_else(cannot)?,
+            None => {
+                let stored = item.names.first().and_then(|name| item.part.dtype(name)).ok_or_else(cannot)?;
+                // A changed number is not one of the few that eight bits hold.
+                let is_changed = item.names.iter().any(|name| item.changes.changes(item.component, name));
+                if is_changed && decode::computed_as(stored).is_none() { Dtype::F16 } else { stored }
+            }
         };
         let bytes = shape.iter().product::<usize>() * (dtype.bitsize() / 8);
         plan.push(Planned { item, dtype, shape, bytes });
@@ -296,13 +354,23 @@ impl Item<'_> {
         if self.names.is_empty() {
             return Ok(Raw { dtype, shape: vec![0], bytes: [].as_slice().into() });
         }
+        let no_way = |stored: Dtype| unexpected(&format!("{} has no way from {stored} to {dtype}", self.key));
         let read = |name: &String| -> Result<Raw<'_>> {
             let raw = self.part.raw(name)?;
+            if self.changes.changes(self.component, name) {
+                let values = decode::numbers::<f32>(&raw.bytes, raw.dtype);
+                let values = self.changes.changed(self.component, name, &raw.shape, values)?;
+                return Ok(Raw {
+                    dtype,
+                    bytes: decode::bytes_of(&values, dtype).ok_or_else(|| no_way(Dtype::F32))?.into(),
+                    shape: raw.shape,
+                });
+            }
             if raw.dtype == dtype {
                 return Ok(raw);
             }
             let bytes = decode::bytes_as(&raw.bytes, raw.dtype, dtype);
-            let bytes = bytes.ok_or_else(|| unexpected(&format!("{} has no way from {} to {dtype}", self.key, raw.dtype)))?;
+            let bytes = bytes.ok_or_else(|| no_way(raw.dtype))?;
             Ok(Raw { dtype, shape: raw.shape, bytes: bytes.into() })
         };
         let parts = self.names.iter().map(read).collect::<Result<Vec<_>>>()?;

@@ -70,6 +70,11 @@ pub(crate) fn bytes_as(bytes: &[u8], stored: Dtype, wanted: Dtype) -> Option<Vec
     })
 }
 
+/// Numbers as the bytes of a type; `None` where it is not converted to.
+pub(crate) fn bytes_of(values: &[f32], wanted: Dtype) -> Option<Vec<u8>> {
+    bytes_as(&written(values), Dtype::F32, wanted)
+}
+
 /// The numbers as they stand in a file.
 fn written<N: Number>(numbers: &[N]) -> Vec<u8> {
     let mut bytes = vec![0; size_of_val(numbers)];
