@@ -5,7 +5,7 @@
 
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -114,6 +114,45 @@ pub fn stops_all(error: &Error) -> bool {
             | ErrorKind::NotConnected
             | ErrorKind::TimedOut
     )
+}
+
+/// Opens a regular file to read it. What else a path may name, such as a pipe or a device, could be waited for or read without end.
+///
+/// # Errors
+/// It cannot be opened, or is no regular file.
+pub fn open_regular(path: &Path) -> std::io::Result<File> {
+    open_checked(path, File::options().read(true), std::fs::metadata(path))
+}
+
+/// Opens a regular file that is to be written, shortened or removed: never another one that a link leads to.
+///
+/// # Errors
+/// As [`open_regular`], or the path is a link.
+pub fn open_own(path: &Path, options: &mut OpenOptions) -> std::io::Result<File> {
+    // Where the path is changed in between, the system refuses the link.
+    #[cfg(unix)]
+    let options = {
+        use rustix::fs::OFlags;
+        std::os::unix::fs::OpenOptionsExt::custom_flags(options, (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+    };
+    open_checked(path, options, std::fs::symlink_metadata(path))
+}
+
+fn open_checked(path: &Path, options: &OpenOptions, before: std::io::Result<std::fs::Metadata>) -> std::io::Result<File> {
+    let check = |metadata: std::fs::Metadata| match metadata.file_type() {
+        kind if kind.is_file() => Ok(()),
+        kind if kind.is_symlink() => Err(std::io::Error::other("it is a link to another file")),
+        _ => Err(std::io::Error::other("it is not a regular file")),
+    };
+    match before {
+        Ok(metadata) => check(metadata)?,
+        // The options may be to make it.
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let file = options.open(path)?;
+    check(file.metadata()?)?;
+    Ok(file)
 }
 
 /// Waits until the disk has a folder's names, without which a file may be nameless after a power cut.

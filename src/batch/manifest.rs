@@ -5,6 +5,7 @@
 //! at the end (which is cut off by whoever appends next), but never an image that nobody knows of.
 
 use super::key::{Key, from_hex, to_hex};
+use crate::disk::open_own;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -112,11 +113,8 @@ impl Manifest {
     /// The file cannot be opened, or is something else.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |e| Error::Input(format!("the manifest {} cannot be opened: {e}", path.display()));
-        // Waiting for the writer of a pipe, or reading a device without end, would help nobody.
-        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-            return Err(failed(std::io::Error::other("it is not a regular file")));
-        }
-        let file = File::options().read(true).append(true).create(true).open(path).map_err(failed)?;
+        // What the next record is written behind may be cut off, so it must be the file that has this name.
+        let file = open_own(path, File::options().read(true).append(true).create(true)).map_err(failed)?;
         let locks = !matches!(file.try_lock_shared(), Err(TryLockError::Error(_)));
         let _ = file.unlock();
         let (states, history) = (HashMap::new(), HashMap::new());
@@ -199,7 +197,7 @@ impl Manifest {
 
     /// An open file goes on taking records when its folder is deleted, but nobody would find them.
     fn check_place(&self) -> Result<()> {
-        let there = std::fs::metadata(&self.path).map_err(|e| self.error("is not there any more", &e))?;
+        let there = std::fs::symlink_metadata(&self.path).map_err(|e| self.error("is not there any more", &e))?;
         let ours = self.file.metadata().map_err(|e| self.error("cannot be read", &e))?;
         if is_same(&there, &ours) {
             return Ok(());
@@ -387,6 +385,20 @@ pub(super) mod tests {
             assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
         }
         assert_eq!(Manifest::open(folder.path()).unwrap_err().exit_code(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, victim) = (folder.path().join("m.jsonl"), folder.path().join("victim"));
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        for made in [false, true] {
+            let refused = Manifest::open(&path).unwrap_err();
+            assert!(refused.exit_code() == 2 && refused.to_string().contains("is a link"), "{refused}");
+            assert_eq!(victim.exists(), made);
+            std::fs::write(&victim, "").unwrap();
+        }
     }
 
     #[test]

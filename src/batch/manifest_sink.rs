@@ -53,10 +53,11 @@ struct Ready {
 
 impl Sink for ManifestSink {
     fn take(&mut self, finished: Vec<Finished>, events: &EventSender) -> Result<()> {
-        let (mut ready, mut failed, mut untried) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ready, mut failed, mut done) = (Vec::new(), Vec::new(), Vec::new());
         let mut stopped = Ok(());
         for Finished { task, result, seconds } in finished {
             let Some(job) = self.book.take(task.id) else { continue };
+            done.push(job.key);
             let mut record = record_of(&job, seconds);
             match result.and_then(|generated| Ok((self.stage(&job, &generated)?, generated.image))) {
                 Ok(((staged, path), image)) => {
@@ -71,7 +72,6 @@ impl Sink for ManifestSink {
                         events.tell(ImageEvent::Remark(format!("warning: {reason}")));
                         tally.model = Some(reason);
                     }
-                    untried.push(job.key);
                 }
                 // Nothing more can be written; what is ready may be the last that fits.
                 Err(error @ Error::Io { .. }) if stops_all(&error) => {
@@ -83,9 +83,6 @@ impl Sink for ManifestSink {
                     failed.push(record);
                 }
             }
-        }
-        if !untried.is_empty() {
-            self.ledger().release(&untried)?;
         }
         let records: Vec<Record> = ready.iter().map(|r| &r.record).chain(&failed).cloned().collect();
         if !records.is_empty() {
@@ -102,6 +99,7 @@ impl Sink for ManifestSink {
         for folder in folders {
             sync_folder(&folder).map_err(Error::io(&folder))?;
         }
+        self.ledger().release(&done)?;
         stopped
     }
 }
@@ -198,5 +196,61 @@ fn record_of(job: &Job, seconds: f64) -> Record {
         steps: job.request.steps,
         // Milliseconds say enough.
         seconds: (seconds * 1000.0).round() / 1000.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::engine::Task;
+    use super::super::key::Key;
+    use super::super::ledger::JobState;
+    use super::super::plan::tests::job;
+    use super::*;
+    use candle_core::{DType, Device, Tensor};
+
+    fn sink(folder: &Path) -> ManifestSink {
+        ManifestSink {
+            book: JobTable::default(),
+            ledger: Arc::new(Mutex::new(Ledger::open(&folder.join("m.jsonl"), false, false).unwrap())),
+            tally: Arc::default(),
+            is_planned: Box::new(|_| false),
+        }
+    }
+
+    /// A job whose file is in a folder, on its way to a sink.
+    fn added(sink: &ManifestSink, folder: &Path, id: usize) -> (Job, Task) {
+        let mut job = job(id, 0, |draft| draft.seed = id as u64);
+        job.path = folder.join(format!("{id}.png"));
+        sink.book.add(job.clone());
+        let task = Task { id, model: 0, request: job.request.clone(), seed: job.seed };
+        (job, task)
+    }
+
+    fn generated(task: Task) -> Finished {
+        let latents = Tensor::zeros((1, 4, 1, 1), DType::F32, &Device::Cpu).unwrap();
+        let image = GeneratedImage { seed: task.seed, image: RgbImage::new(8, 8), latents };
+        Finished { task, result: Ok(image), seconds: 1.0 }
+    }
+
+    #[test]
+    fn an_image_is_claimed_until_it_has_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sink = sink(folder.path());
+        let (jobs, tasks): (Vec<Job>, Vec<Task>) = (0..2).map(|id| added(&sink, folder.path(), id)).unzip();
+        let keys: Vec<Key> = jobs.iter().map(|job| job.key).collect();
+        sink.ledger().claim(&keys).unwrap();
+        let (events, heard) = EventSender::unbuffered();
+        let mut other = Ledger::open(&folder.path().join("m.jsonl"), false, false).unwrap();
+        let writer = std::thread::spawn(move || sink.take(tasks.into_iter().map(generated).collect(), &events));
+        // It waits now for the news of the first to be heard, and the second has no name.
+        while !jobs[0].path.exists() {
+            std::thread::yield_now();
+        }
+        assert!(!jobs[1].path.exists());
+        let there = |at: usize| JobState::Generated(jobs[at].path.clone());
+        assert_eq!(other.claim(&keys).unwrap(), [there(0), JobState::ClaimedElsewhere]);
+        assert_eq!(heard.count(), 2);
+        writer.join().unwrap().unwrap();
+        assert_eq!(other.claim(&keys).unwrap(), [there(0), there(1)]);
     }
 }
