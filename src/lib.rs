@@ -19,7 +19,7 @@
 //!
 //! ```text
 //! main → cli → {batch, bench} → pipeline → weights → spec → {models, text} → ops
-//!                                  └→ schedulers, request, noise, image, metadata, disk      error: leaf
+//!                                  └→ sampling, request, noise, image, metadata, disk      error: leaf
 //!   └→ hub → weights
 //! ```
 
@@ -38,7 +38,7 @@ pub mod noise;
 pub mod ops;
 pub mod pipeline;
 pub mod request;
-pub mod schedulers;
+pub mod sampling;
 pub mod sheet;
 pub mod spec;
 pub mod text;

@@ -10,7 +10,7 @@ use sd_gen::device;
 use sd_gen::models::{AddedCondition, AutoencoderKLDecoder, AutoencoderKLEncoder, AutoencoderTinyDecoder, Scope, UNet2DCondition};
 use sd_gen::pipeline::{BatchItem, Estimate, GeneratedImage, Observer, Pipeline, SharedModel, Silent, Stage, VaeTiling};
 use sd_gen::request::{GenerationRequest, RequestDraft};
-use sd_gen::schedulers::TimestepSpacing;
+use sd_gen::sampling::TimestepSpacing;
 use sd_gen::text::{ClipTokenizer, TextEncoder};
 use sd_gen::weights::{Checkpoint, Component, TinyAutoencoder};
 use std::collections::HashMap;

@@ -2,7 +2,7 @@
 
 use super::recipe::{Field, Recipe};
 use crate::noise::Rng;
-use crate::schedulers::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing};
+use crate::sampling::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing};
 
 /// A command, and what it leaves out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

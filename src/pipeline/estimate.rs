@@ -3,7 +3,7 @@
 use super::Pipeline;
 use crate::image::to_rgb;
 use crate::models::{AutoencoderTinyDecoder, Scope};
-use crate::schedulers::{Denoiser, NoiseLevel};
+use crate::sampling::{Denoiser, NoiseLevel};
 use crate::spec::LatentRgb;
 use crate::weights::TinyAutoencoder;
 use crate::{Error, Result};

@@ -6,7 +6,7 @@ use super::prompt::Conditioning;
 use crate::Result;
 use crate::models::UNet2DCondition;
 use crate::request::GenerationRequest;
-use crate::schedulers::{Denoiser, NoiseLevel, PredictionType};
+use crate::sampling::{Denoiser, NoiseLevel, PredictionType};
 use candle_core::{DType, Device, Tensor};
 
 pub(super) struct GuidedDenoiser<'a> {

@@ -26,7 +26,7 @@ use crate::image::to_rgb;
 use crate::models::AutoencoderTinyDecoder;
 use crate::noise::SeededNoise;
 use crate::request::GenerationRequest;
-use crate::schedulers::{NoiseSource, plan, sample};
+use crate::sampling::{NoiseSource, plan, sample};
 use crate::spec::ModelSpec;
 use crate::weights::ModelSource;
 use crate::{Error, Result};
