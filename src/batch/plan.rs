@@ -108,12 +108,12 @@ impl FromStr for Shard {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::request::RequestDraft;
     use candle_core::DType;
 
-    fn job(id: usize, model: usize, change: impl FnOnce(&mut RequestDraft)) -> Job {
+    pub(in super::super) fn job(id: usize, model: usize, change: impl FnOnce(&mut RequestDraft)) -> Job {
         let mut draft = RequestDraft { prompt: "a cat".into(), ..RequestDraft::default() };
         change(&mut draft);
         let request = draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap();
