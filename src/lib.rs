@@ -37,6 +37,7 @@ pub mod models;
 pub mod noise;
 pub mod ops;
 pub mod pipeline;
+pub mod prompt;
 pub mod request;
 pub mod schedulers;
 pub mod sheet;
