@@ -24,7 +24,11 @@ pub enum PromptScheduling {
 enum Node {
     Text(Range<usize>),
     /// `after` from the step `when` on.
-    Edit { before: Vec<Node>, after: Vec<Node>, when: usize },
+    Edit {
+        before: Vec<Node>,
+        after: Vec<Node>,
+        when: usize,
+    },
     Alternate(Vec<Vec<Node>>),
 }
 
@@ -99,9 +103,6 @@ struct Parser<'a> {
     /// Groups that were tried, by their first mark, and are none.
     refused: HashSet<usize>,
 }
-
-
-
 
 impl<'a> Parser<'a> {
     /// `None` where the grammar has no place for a character.

@@ -101,7 +101,8 @@ fn brackets(text: &[u8], reading: &PromptReading, slips: &mut Vec<Slip>) {
         } else if c == b'|' && dialect.schedules && open[1].is_empty() {
             bar = bar.or(Some(at));
         } else if c == b':' && open[0].last().is_some() {
-            let number: Vec<u8> = text[at + 1..].iter().copied().take(24).take_while(|c| !matches!(c, b')' | b'(' | b':' | b'\n')).collect();
+            let number: Vec<u8> =
+                text[at + 1..].iter().copied().take(24).take_while(|c| !matches!(c, b')' | b'(' | b':' | b'\n')).collect();
             let number = String::from_utf8_lossy(&number);
             let closes = text.get(at + 1 + number.len()) == Some(&b')');
             let looks = number.trim().trim_start_matches(['+', '-']);

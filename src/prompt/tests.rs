@@ -31,21 +31,29 @@ fn pairs(value: &Value) -> Vec<(String, f64)> {
     value.as_array().unwrap().iter().map(pair).collect()
 }
 
-fn words_of(words: Vec<WeightedText>) -> Vec<(String, f64)> {
-    words.into_iter().map(|piece| (piece.text, piece.weight)).collect()
+/// The texts are equal and the weights too; reading the record may change the last bit of one.
+fn assert_same(understood: &[WeightedText], recorded: &Value, which: &str) {
+    let recorded = pairs(recorded);
+    assert_eq!(understood.len(), recorded.len(), "{which}: {understood:?}");
+    for (piece, (text, weight)) in understood.iter().zip(&recorded) {
+        assert!(
+            piece.text == *text && (piece.weight - weight).abs() <= 1e-15 * weight.abs(),
+            "{which}: {understood:?}, recorded {recorded:?}"
+        );
+    }
 }
 
 #[test]
-fn weights_are_the_tools_to_the_last_bit() {
+fn weights_are_the_tools() {
     let entries = entries("attention");
     assert!(entries.len() > 100);
     for (text, entry) in entries {
-        assert_eq!(words_of(comfyui::parse(&text).unwrap()), pairs(&entry["comfyui"]), "ComfyUI: {text:?}");
-        let understood = words_of(attention::parse(&text).unwrap());
+        assert_same(&comfyui::parse(&text).unwrap(), &entry["comfyui"], &format!("ComfyUI: {text:?}"));
+        let understood = attention::parse(&text).unwrap();
         match entry["a1111"].is_null() {
             // A1111 ends with an error: here the weight is text.
-            true => assert_eq!(understood, [(text.trim_matches(['(', ')']).to_owned(), 1.1)]),
-            false => assert_eq!(understood, pairs(&entry["a1111"]), "A1111: {text:?}"),
+            true => assert_eq!(understood, [WeightedText::new(text.trim_matches(['(', ')']), 1.1)]),
+            false => assert_same(&understood, &entry["a1111"], &format!("A1111: {text:?}")),
         }
     }
 }
@@ -142,12 +150,21 @@ fn a_prompt_is_read_pass_by_pass() {
 fn slips_are_shown_with_a_caret() {
     let reading = a1111(20);
     for (text, wanted) in [
-        ("a (red cat, mars", "this `(` is never closed: it weighs 1.1 times all that follows; close it with `)` or write `\\(`\n  a (red cat, mars\n    ^"),
+        (
+            "a (red cat, mars",
+            "this `(` is never closed: it weighs 1.1 times all that follows; close it with `)` or write `\\(`\n  a (red cat, mars\n    ^",
+        ),
         ("café) here", "this `)` closes nothing, and is text\n  café) here\n      ^"),
         ("猫 ]", "this `]` closes nothing, and is text\n  猫 ]\n     ^"),
-        ("a <lra:x:1>", "<lra:…> is no tag that is known, and is left out; the known ones are <lora:…> and <lyco:…>\n  a <lra:x:1>\n    ^^^^^^^^^"),
+        (
+            "a <lra:x:1>",
+            "<lra:…> is no tag that is known, and is left out; the known ones are <lora:…> and <lyco:…>\n  a <lra:x:1>\n    ^^^^^^^^^",
+        ),
         ("one\n(b:1,3)", "\"1,3\" is no weight, and is text; write a number such as 1.3\n  (b:1,3)\n    ^^^^"),
-        ("a|b [c:d:5]", "a `|` outside of [a|b]: A1111 then reads no [from:to:when] and no [a|b] anywhere in the prompt; write `\\|`\n  a|b [c:d:5]\n   ^"),
+        (
+            "a|b [c:d:5]",
+            "a `|` outside of [a|b]: A1111 then reads no [from:to:when] and no [a|b] anywhere in the prompt; write `\\|`\n  a|b [c:d:5]\n   ^",
+        ),
     ] {
         let prompt = Prompt::parse(text, reading).unwrap();
         assert_eq!(prompt.slips.iter().map(|slip| slip.show(text)).collect::<Vec<_>>(), [wanted]);
@@ -220,8 +237,42 @@ proptest::proptest! {
 #[test]
 fn long_and_deep_prompts_end_in_time() {
     for unit in [
-        "(", "[", ")", "(a", "[a:", "[a:b:", "a|", "[a|b]", "(a:1.3)", "\\(", "BREAK ", "AND ", "<lora:x:1>", "<a:", "<", "#", "#\n", "[a:b:0.5]", "((a)", "{", "{a|b}",
-        "__", "__a__ ", "__a(", "${", "%{", "$", "{2$$", ": 0.5", "][", "(]", "[x [y:z:3] : : :", "\n", "word, ", "{__", "/*",
+        "(",
+        "[",
+        ")",
+        "(a",
+        "[a:",
+        "[a:b:",
+        "a|",
+        "[a|b]",
+        "(a:1.3)",
+        "\\(",
+        "BREAK ",
+        "AND ",
+        "<lora:x:1>",
+        "<a:",
+        "<",
+        "#",
+        "#\n",
+        "[a:b:0.5]",
+        "((a)",
+        "{",
+        "{a|b}",
+        "__",
+        "__a__ ",
+        "__a(",
+        "${",
+        "%{",
+        "$",
+        "{2$$",
+        ": 0.5",
+        "][",
+        "(]",
+        "[x [y:z:3] : : :",
+        "\n",
+        "word, ",
+        "{__",
+        "/*",
     ] {
         let text = unit.repeat((1 << 20) / unit.len());
         for syntax in PromptSyntax::ALL {
@@ -231,7 +282,17 @@ fn long_and_deep_prompts_end_in_time() {
             let _ = template.draw(&dynamic::Wildcards::default(), 1, 0);
         }
     }
-    for (open, close) in [("(", ")"), ("[", "]"), ("[a:", ":3]"), ("[a|", "]"), ("(b ", ":1.1)"), ("{a|", "}"), ("__{a", "}__"), ("%{", "$$}"), ("${a:", "}")] {
+    for (open, close) in [
+        ("(", ")"),
+        ("[", "]"),
+        ("[a:", ":3]"),
+        ("[a|", "]"),
+        ("(b ", ":1.1)"),
+        ("{a|", "}"),
+        ("__{a", "}__"),
+        ("%{", "$$}"),
+        ("${a:", "}"),
+    ] {
         for depth in [100, 2_000, 100_000] {
             read_every_way(&format!("{}x{}", open.repeat(depth), close.repeat(depth)));
         }

@@ -71,9 +71,8 @@ impl<'a> Evaluator<'a> {
                     });
                 }
                 _ => {
-                    return self.opened(|all| {
-                        all.piece(piece, scope, &mut |all, text| all.rest(after, scope, &format!("{before}{text}"), emit))
-                    });
+                    return self
+                        .opened(|all| all.piece(piece, scope, &mut |all, text| all.rest(after, scope, &format!("{before}{text}"), emit)));
                 }
             }
         }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 const DEEPEST: usize = 200;
 
 /// Pieces that are looked at before the work is given up.
-const MOST_WORK: usize = 20_000_000;
+const MOST_WORK: usize = 2_000_000;
 
 /// Orders that are told apart for `{@2$$a|b|c}`.
 const MOST_ORDERS: usize = 100_000;
@@ -79,7 +79,9 @@ impl<'a> Evaluator<'a> {
     pub(super) fn work(&mut self) -> Result<()> {
         self.work += 1;
         match self.work > MOST_WORK {
-            true => Err(Error::Input("--dynamic-prompts: the template stands for more texts than can be looked at; take fewer choices".into())),
+            true => {
+                Err(Error::Input("--dynamic-prompts: the template stands for more texts than can be looked at; take fewer choices".into()))
+            }
             false => Ok(()),
         }
     }

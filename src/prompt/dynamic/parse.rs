@@ -9,6 +9,9 @@ use std::collections::HashSet;
 /// Marks a wildcard on both sides.
 const WRAP: &str = "__";
 
+/// Letters of `(name=value)` behind a wildcard's path.
+const LONGEST_SPECIFICATION: usize = 1000;
+
 /// Where a text stands, which decides what ends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Within {
@@ -173,10 +176,10 @@ impl<'a> Parser<'a> {
         if !path.is_empty() {
             let before = self.at;
             self.skip_blanks();
-            // The specification ends where the wildcard does: what is far away does not belong to it.
+            // What is far away does not belong to it.
             let inside = self.rest().strip_prefix('(').and_then(|rest| {
-                let end = rest.find([')', '\n', '{', '}'])?;
-                rest[end..].starts_with(')').then(|| rest[..end].to_owned())
+                let (end, close) = rest.char_indices().take(LONGEST_SPECIFICATION).find(|(_, c)| [')', '\n', '{', '}'].contains(c))?;
+                (close == ')').then(|| rest[..end].to_owned())
             });
             match inside {
                 Some(inside) if !inside.is_empty() => {
