@@ -126,10 +126,7 @@ fn matches(pattern: &[char], name: &[char]) -> bool {
             None if n == name.len() => return true,
             Some('?') if n < name.len() => Some(p + 1),
             Some('[') if n < name.len() => match set(&pattern[p..]) {
-                Some((length, ranges, negated)) => {
-                    let inside = ranges.iter().any(|&(from, to)| (from..=to).contains(&name[n]));
-                    (inside != negated).then_some(p + length)
-                }
+                Some(set) => set.has(name[n]).then_some(p + set.length),
                 None => (name[n] == '[').then_some(p + 1),
             },
             Some(c) if name.get(n) == Some(c) => Some(p + 1),
@@ -146,8 +143,22 @@ fn matches(pattern: &[char], name: &[char]) -> bool {
     }
 }
 
-/// `[a-z]` and `[!a]` at the start of `pattern`: its length, its ranges, and whether it means all others.
-fn set(pattern: &[char]) -> Option<(usize, Vec<(char, char)>, bool)> {
+/// `[a-z]`, or all but these letters: `[!a-z]`.
+struct LetterSet {
+    /// Of the pattern.
+    length: usize,
+    ranges: Vec<(char, char)>,
+    negated: bool,
+}
+
+impl LetterSet {
+    fn has(&self, letter: char) -> bool {
+        self.ranges.iter().any(|&(from, to)| (from..=to).contains(&letter)) != self.negated
+    }
+}
+
+/// The set at the start of `pattern`.
+fn set(pattern: &[char]) -> Option<LetterSet> {
     let negated = pattern.get(1) == Some(&'!');
     let first = if negated { 2 } else { 1 };
     // A bracket right at the start is a letter.
@@ -163,5 +174,5 @@ fn set(pattern: &[char]) -> Option<(usize, Vec<(char, char)>, bool)> {
             at += 1;
         }
     }
-    Some((end + 1, ranges, negated))
+    Some(LetterSet { length: end + 1, ranges, negated })
 }
