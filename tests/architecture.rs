@@ -37,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "weights",
         ],
     ),
+    ("prompt", &["Error", "Result"]),
     ("hub", &["Error", "Result", "family", "weights"]),
     ("weights", &["Error", "Result", "disk", "error", "family", "sampling", "spec"]),
     ("adapter", &["Error", "Result", "error", "family", "spec", "text::LearnedWord", "weights"]),
