@@ -111,7 +111,8 @@ fn numbered(part: &Part, names: &HashMap<String, String>, order: BlockOrder) -> 
     const ATTENTION: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
     const TEXT: [&str; 4] = ["k_proj", "v_proj", "q_proj", "out_proj"];
     let there = |layer: String| names.contains_key(&layer.replace('.', "_")).then_some(layer);
-    let mut sites: Vec<Vec<Place>> = part.names().into_iter().filter_map(|name| name.strip_suffix(".attn1.to_q.weight")).map(places).collect();
+    let mut sites: Vec<Vec<Place>> =
+        part.names().into_iter().filter_map(|name| name.strip_suffix(".attn1.to_q.weight")).map(places).collect();
     sites.sort();
     let blocks = sites.into_iter().flat_map(|site| {
         let site: Vec<String> = site.into_iter().map(|place| place.name).collect();

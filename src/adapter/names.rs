@@ -332,7 +332,17 @@ mod tests {
         let numbered = parse("text_encoder:7:down").expect("a key");
         assert_eq!((numbered.site, numbered.path.as_str(), numbered.role), (Site::Text(0), "#7", Role::Down));
         assert_eq!(bundled_word("bundle_emb.my-cat.clip_l", &BTreeMap::new()).as_deref(), Some("my-cat"));
-        for key in ["unet:x:up", "unet:1:side", "vae:1:up", "", "lora_unet_", "lora_unet_x", "model.diffusion_model.x.weight", "unet.weight", ".alpha"] {
+        for key in [
+            "unet:x:up",
+            "unet:1:side",
+            "vae:1:up",
+            "",
+            "lora_unet_",
+            "lora_unet_x",
+            "model.diffusion_model.x.weight",
+            "unet.weight",
+            ".alpha",
+        ] {
             assert!(parse(key).is_none_or(|key| key.change.is_none()), "{key}");
         }
     }
