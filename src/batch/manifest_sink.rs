@@ -193,9 +193,9 @@ fn record_of(job: &Job, seconds: f64) -> Record {
         prompt: job.request.prompt.clone(),
         model: job.generator.label.to_string(),
         dtype: job.generator.dtype.as_str().to_owned(),
-        width: job.request.width,
-        height: job.request.height,
-        steps: job.request.steps,
+        width: job.request.canvas.width,
+        height: job.request.canvas.height,
+        steps: job.request.sampling.steps,
         // Milliseconds say enough.
         seconds: (seconds * 1000.0).round() / 1000.0,
     }

@@ -5,8 +5,8 @@ use super::finite::Checks;
 use super::prompt::Conditioning;
 use crate::Result;
 use crate::models::UNet2DCondition;
-use crate::request::GenerationRequest;
 use crate::sampling::{Denoiser, NoiseLevel, PredictionType};
+use crate::settings::Request;
 use candle_core::{DType, Device, Tensor};
 
 pub(super) struct GuidedDenoiser<'a> {
@@ -61,13 +61,13 @@ impl Denoiser for GuidedDenoiser<'_> {
 
 impl Guidance {
     fn new(batch: &[BatchItem<'_>], device: &Device) -> Result<Self> {
-        let each = |value: &dyn Fn(&GenerationRequest) -> f64| -> Result<Tensor> {
+        let each = |value: &dyn Fn(&Request) -> f64| -> Result<Tensor> {
             let values: Vec<f32> = batch.iter().map(|sketch| value(sketch.request) as f32).collect();
             Ok(Tensor::from_vec(values, (batch.len(), 1, 1, 1), device)?)
         };
-        let rescales = batch.first().is_some_and(|sketch| sketch.request.guidance_rescale != 0.0);
-        let rescale = || Ok::<_, crate::Error>((each(&|r| r.guidance_rescale)?, each(&|r| 1.0 - r.guidance_rescale)?));
-        Ok(Self { scale: each(&|r| r.guidance_scale)?, rescale: rescales.then(rescale).transpose()? })
+        let rescales = batch.first().is_some_and(|sketch| sketch.request.guidance.rescale != 0.0);
+        let rescale = || Ok::<_, crate::Error>((each(&|r| r.guidance.rescale)?, each(&|r| 1.0 - r.guidance.rescale)?));
+        Ok(Self { scale: each(&|r| r.guidance.scale)?, rescale: rescales.then(rescale).transpose()? })
     }
 
     /// Pushes the prediction from the negative rows (the first half) towards the prompts' (the second).

@@ -3,7 +3,7 @@
 use super::finite::check_finite;
 use super::{Observer, Pipeline};
 use crate::models::AddedCondition;
-use crate::request::GenerationRequest;
+use crate::settings::Request;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
@@ -80,10 +80,10 @@ impl Conditioning {
 }
 
 /// The texts of a request in the order of the UNet's rows.
-pub fn texts(request: &GenerationRequest) -> Vec<PromptText<'_>> {
+pub fn texts(request: &Request) -> Vec<PromptText<'_>> {
     // As in the reference, layers are skipped for the prompt only: the negative prompt keeps the family's own layer.
-    let prompt = PromptText { which: "prompt", text: &request.prompt, skip_layers: request.skip_layers };
-    let negative = request.negative_prompt.as_deref().unwrap_or("");
+    let prompt = PromptText { which: "prompt", text: &request.prompt, skip_layers: request.text.skip_layers() };
+    let negative = request.text.negative_prompt.as_deref().unwrap_or("");
     let negative = PromptText { which: "negative prompt", text: negative, skip_layers: 0 };
     if request.is_guided() { vec![negative, prompt] } else { vec![prompt] }
 }
@@ -114,13 +114,13 @@ pub(super) fn encode(pipeline: &Pipeline, text: &PromptText<'_>, observer: &mut 
 }
 
 /// What the UNet is told, from the encodings of [`texts`].
-pub(super) fn condition(spec: &ModelSpec, request: &GenerationRequest, texts: &[&EncodedText]) -> Result<Conditioning> {
+pub(super) fn condition(spec: &ModelSpec, request: &Request, texts: &[&EncodedText]) -> Result<Conditioning> {
     let guided = request.is_guided();
     if texts.len() != 1 + usize::from(guided) {
         return Err(Error::Image(format!("{} texts where an image with this guidance has {}", texts.len(), 1 + usize::from(guided))));
     }
     // The reference zeroes the embeddings only where no negative prompt was given at all.
-    let zero_negative = guided && request.negative_prompt.is_none() && spec.zero_missing_negative;
+    let zero_negative = guided && request.text.negative_prompt.is_none() && spec.zero_missing_negative;
     let mut context = Tensor::cat(&texts.iter().map(|text| &text.hidden).collect::<Vec<_>>(), 0)?;
     let poolings: Vec<&Tensor> = texts.iter().filter_map(|text| text.pooled.as_ref()).collect();
     let mut pooled = if poolings.is_empty() { None } else { Some(Tensor::cat(&poolings, 0)?) };
@@ -129,7 +129,7 @@ pub(super) fn condition(spec: &ModelSpec, request: &GenerationRequest, texts: &[
         pooled = pooled.map(|p| zero_first_row(&p)).transpose()?;
     }
     let added = pooled.filter(|_| spec.unet.text_time.is_some()).map(|pooled| {
-        let (height, width) = (request.height as f64, request.width as f64);
+        let (height, width) = (request.canvas.height as f64, request.canvas.width as f64);
         let ids = |score: f64| match spec.aesthetic_score {
             // Original size, crop corner, then a score or the target size.
             true => vec![height, width, 0.0, 0.0, score],
