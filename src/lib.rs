@@ -29,6 +29,8 @@ pub mod cli;
 pub mod device;
 pub mod disk;
 mod error;
+pub mod extension;
+pub mod guidance;
 pub mod hub;
 pub mod image;
 pub mod inputs;

@@ -90,7 +90,7 @@ impl SeededNoise {
 }
 
 impl NoiseSource for SeededNoise {
-    fn noise_like(&mut self, latents: &Tensor) -> Result<Tensor> {
+    fn fresh(&mut self, latents: &Tensor) -> Result<Tensor> {
         self.randn(latents.shape(), latents.device())
     }
 }

@@ -1,8 +1,8 @@
 //! The denoising loop's mathematics: which noise levels, and how to step from one to the next.
 //!
-//! One coordinate (sigma: latents are `x0 + sigma · noise`), one contract ([`Denoiser`]), and three independent axes:
-//! which levels ([`plan()`]), how to step ([`Scheduler`]), and what the network predicts ([`PredictionType`]).
-//! Schedulers never see a model, a device or a seed.
+//! One coordinate (sigma: latents are `alpha · x0 + sigma · noise`, where alpha is 1 or, for flows, 1 − sigma), one contract ([`Denoiser`]), and three independent axes:
+//! which levels ([`plan()`]), how to step ([`Solver`]), and how latents are noised and what the network predicts ([`NoiseProcess`]).
+//! Solvers never see a model, a device or a seed.
 //!
 //! ```text
 //! SchedulerConfig ──plan(steps)──▶ Schedule ──sample(latents, denoiser, noise)──▶ clean latents
@@ -21,24 +21,28 @@
 //! The formulation is that of Karras et al. 2022 (arXiv:2206.00364); each solver's file names its own paper.
 
 mod config;
-mod dpm_solver;
-mod euler;
-mod heun;
-mod levels;
+mod denoised;
 mod plan;
-mod pndm;
 mod prediction;
+mod process;
 mod python_json;
-mod sampler;
+mod run;
+mod sigmas;
+mod solver;
+mod table;
 #[cfg(test)]
 mod tests;
 
 pub use config::{SchedulerConfig, SchedulerFile};
-pub use levels::{SigmaSchedule, TimestepSpacing};
-pub use plan::{Schedule, plan, sample};
+pub use denoised::{Branch, Branches, Denoised};
+pub use plan::{Schedule, plan};
 pub use prediction::PredictionType;
+pub use process::{Flow, NoiseProcess, VariancePreserving};
 pub(crate) use python_json::without_infinities;
-pub use sampler::Sampler;
+pub use run::sample;
+pub use sigmas::{SigmaSchedule, TimestepSpacing};
+pub use solver::{CloneSolver, Solver};
+pub use table::Sampler;
 
 use crate::Result;
 use candle_core::Tensor;
@@ -46,10 +50,24 @@ use candle_core::Tensor;
 /// A point of the noise schedule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NoiseLevel {
-    /// Standard deviation of the noise in `x0 + sigma · noise`.
+    /// Standard deviation of the noise in `alpha · x0 + sigma · noise`.
     pub sigma: f64,
+    /// What of the clean latents is there.
+    pub alpha: f64,
     /// What the network is told: 0 to 999, with fractions where a schedule lies between the trained points.
     pub timestep: f64,
+}
+
+impl NoiseLevel {
+    /// A level of latents `x0 + sigma · noise`.
+    pub fn new(sigma: f64, timestep: f64) -> Self {
+        Self { sigma, alpha: 1.0, timestep }
+    }
+
+    /// Half the logarithm of the signal-to-noise ratio, `ln(alpha / sigma)`.
+    pub fn lambda(&self) -> f64 {
+        self.alpha.ln() - self.sigma.ln()
+    }
 }
 
 /// One step of the loop.
@@ -63,34 +81,65 @@ pub struct Step {
     pub to: NoiseLevel,
 }
 
+/// Where in a run the network is called.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CallPoint {
+    /// The step that asks for it.
+    pub step: Step,
+    /// Steps of the whole run.
+    pub steps: usize,
+    /// Network calls made before this one.
+    pub call: usize,
+    /// The level at which the network is called, which solvers of higher order put inside the step or at its end.
+    pub level: NoiseLevel,
+}
+
 /// D(x; sigma): estimates the clean latents inside noisy ones.
 pub trait Denoiser {
+    /// The loop is about to take a step.
+    ///
+    /// # Errors
+    /// Something that works beside the loop failed.
+    fn begin_step(&mut self, _step: &Step) -> Result<()> {
+        Ok(())
+    }
+
     /// # Shapes
     /// `(batch, channels, height, width)`, kept.
-    fn denoise(&mut self, latents: &Tensor, level: NoiseLevel) -> Result<Tensor>;
+    ///
+    /// # Errors
+    /// The network failed, or gave values that are not finite.
+    fn denoise(&mut self, latents: &Tensor, level: NoiseLevel) -> Result<Denoised>;
+
+    /// The loop took a step to these latents, and goes on from what is given back.
+    ///
+    /// # Errors
+    /// Something that works beside the loop failed.
+    fn end_step(&mut self, _step: &Step, latents: Tensor) -> Result<Tensor> {
+        Ok(latents)
+    }
 }
 
-/// Fresh standard normal noise for ancestral and stochastic steps.
+/// Standard normal noise for ancestral and stochastic steps.
 pub trait NoiseSource {
-    /// Noise of the shape of `latents`; every image of the batch draws from its own generator.
-    fn noise_like(&mut self, latents: &Tensor) -> Result<Tensor>;
-}
+    /// Fresh noise of the shape of `latents`; every image of the batch draws from its own generator.
+    ///
+    /// # Errors
+    /// There are not as many generators as images.
+    fn fresh(&mut self, latents: &Tensor) -> Result<Tensor>;
 
-/// Solves one step. Owns its history; not the loop, the model or the randomness.
-pub trait Scheduler: Send {
-    /// The latents at `step.to`, in f32.
-    fn step(&mut self, step: Step, latents: &Tensor, denoiser: &mut dyn Denoiser, noise: &mut dyn NoiseSource) -> Result<Tensor>;
+    /// The noise of a step between two sigmas.
+    ///
+    /// A Brownian path gives noise that belongs to that interval and to its parts alike; other sources draw afresh.
+    ///
+    /// # Errors
+    /// As [`NoiseSource::fresh`].
+    fn between(&mut self, latents: &Tensor, _from: f64, _to: f64) -> Result<Tensor> {
+        self.fresh(latents)
+    }
 }
 
 /// `a · x + b · y`.
 fn blend(a: f64, x: &Tensor, b: f64, y: &Tensor) -> Result<Tensor> {
     Ok((x.affine(a, 0.0)? + y.affine(b, 0.0)?)?)
-}
-
-/// Clamps to `[-range, range]` where a configuration asks for it.
-fn clip(x: &Tensor, range: Option<f64>) -> Result<Tensor> {
-    Ok(match range {
-        Some(range) => x.clamp(-range, range)?,
-        None => x.clone(),
-    })
 }
