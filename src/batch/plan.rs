@@ -102,13 +102,13 @@ impl FromStr for Shard {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::settings::{Draft, Seed};
     use crate::spec::ModelSpec;
     use candle_core::DType;
 
-    fn job(id: usize, model: usize, change: impl FnOnce(&mut Draft)) -> Job {
+    pub(in super::super) fn job(id: usize, model: usize, change: impl FnOnce(&mut Draft)) -> Job {
         let draft = Draft::new("a cat").with(|d| d.seed = Some(Seed::Is(0))).with(change);
         let request = draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap();
         let generator = GeneratedBy { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32 };

@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::watch::Watch;
 use crate::batch::{Batch, EventSender, Finished, ImageEvent, Sink, Sizes, Task, sizes};
 use crate::device::open_all;
-use crate::disk::{counted, folder_of, stage, stops_all, write_whole};
+use crate::disk::{counted, folder_of, stage, write_whole};
 use crate::image::write_png;
 use crate::inputs::InputReader;
 use crate::metadata::{GeneratedBy, KEYWORD, parameters};
@@ -35,6 +35,9 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
     draft.prompts = read_prompts(&draft.prompts)?;
     draft.read_files(&mut InputReader::default())?;
     let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?;
+    if output.is_standard() && is_closed(&std::io::stdout()) {
+        return Err(Error::Input("--output -: standard output is closed; send it somewhere, such as > image.png".into()));
+    }
     if let Some(path) = &run.save_latents {
         check_latents_path(path, run.overwrite)?;
     }
@@ -116,7 +119,10 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
     match (failed, last) {
         (0, _) => Ok(()),
         (_, Some(error)) if images == 1 => Err(error),
-        _ => Err(Error::Image(format!("{failed} of {images} images failed; the others were written"))),
+        (_, last) => {
+            let why = last.map(|error| format!("; the last failed by this: {error}")).unwrap_or_default();
+            Err(Error::Image(format!("{failed} of {images} images failed, the others were written{why}")))
+        }
     }
 }
 
@@ -175,7 +181,7 @@ impl Sink for Writer {
                 }
                 // These would stop every other image too.
                 Err(error @ (Error::Cancelled | Error::Input(_) | Error::Model(_))) => return Err(error),
-                Err(error) if stops_all(&error) => return Err(error),
+                Err(error @ Error::Io { .. }) if error.is_of_machine() => return Err(error),
                 Err(error) => {
                     kept.failed += 1;
                     events.tell(ImageEvent::Failed { prompt: request.prompt.clone(), reason: error.to_string() });
@@ -196,7 +202,8 @@ impl Writer {
         let Some(path) = self.output.path(&name)? else {
             let mut bytes = Vec::new();
             write_png(&generated.image, &texts, &mut bytes).map_err(Error::io("the PNG"))?;
-            std::io::stdout().write_all(&bytes).map_err(Error::io("standard output"))?;
+            let mut stdout = std::io::stdout().lock();
+            stdout.write_all(&bytes).and_then(|()| stdout.flush()).map_err(Error::io("standard output"))?;
             return Ok(None);
         };
         self.write_file(path, |to| write_png(&generated.image, &texts, to)).map(Some)
@@ -218,6 +225,22 @@ impl Writer {
         self.written.insert(name.clone());
         Ok(name)
     }
+}
+
+/// Whether an output was closed when the program began. The standard library then puts a device in its place that swallows everything,
+/// open for reading too, as nobody opens it who wants to throw something away.
+#[cfg(unix)]
+fn is_closed(output: &impl std::os::fd::AsFd) -> bool {
+    use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, stat};
+    let (Ok(output_is), Ok(null), Ok(flags)) = (fstat(output), stat("/dev/null"), fcntl_getfl(output)) else { return false };
+    FileType::from_raw_mode(output_is.st_mode) == FileType::CharacterDevice
+        && output_is.st_rdev == null.st_rdev
+        && flags.contains(OFlags::RDWR)
+}
+
+#[cfg(not(unix))]
+fn is_closed<T>(_: &T) -> bool {
+    false
 }
 
 fn check_latents_path(path: &Path, overwrite: bool) -> Result<()> {

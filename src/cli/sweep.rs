@@ -134,7 +134,7 @@ impl Sweep {
     }
 
     /// Combinations of all values; 1 without any sweep.
-    fn points(&self) -> usize {
+    pub(super) fn points(&self) -> usize {
         self.axes.iter().fold(1, |product, axis| product.saturating_mul(axis.labels.len()))
     }
 

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Images of one file: more than anybody looks at, and what a list of them takes in memory is bounded.
-const MOST_PICTURES: usize = 1_000_000;
+pub(super) const MOST_IMAGES: usize = 1_000_000;
 
 /// The paths that are given to images, and how many wanted each.
 #[derive(Clone, Default)]
@@ -67,6 +67,8 @@ pub(super) struct Resolver {
     pub(super) folders: BTreeSet<PathBuf>,
     /// Images so far, those of other shards included.
     pub(super) images: usize,
+    /// There were more, and there is no point in asking for any.
+    pub(super) is_full: bool,
     shard: Option<Shard>,
     /// How a download is shown.
     pub(super) showing: DownloadStyle,
@@ -98,6 +100,7 @@ impl Resolver {
             names: PlannedNames::default(),
             folders: BTreeSet::new(),
             images: 0,
+            is_full: false,
             shard,
             showing: DownloadStyle::default(),
             remarks: Vec::new(),
@@ -123,8 +126,9 @@ impl Resolver {
         // First of all: the seeds and numbers of later lines do not depend on whether this one can be generated.
         let mut id = self.images;
         let images = draft.prompts.len().saturating_mul(draft.output.images.unwrap_or(1));
-        if id.saturating_add(images) > MOST_PICTURES {
-            return Err(Error::Input(format!("there are more than {MOST_PICTURES} images up to here; split the file")));
+        if id.saturating_add(images) > MOST_IMAGES {
+            self.is_full = true;
+            return Err(Error::Input(format!("there are more than {MOST_IMAGES} images up to here; split the file")));
         }
         self.images += images;
         let mut seed_for = |prompt: &String| match draft.seed {
