@@ -107,7 +107,6 @@ mod tests {
     use crate::noise::Rng;
     use crate::sampling::{PredictionType, SigmaSchedule, TimestepSpacing};
     use crate::settings::{BatchSize, Draft, Seed};
-    use crate::spec::ModelSpec;
     use candle_core::DType;
 
     fn generator() -> GeneratedBy {
@@ -116,7 +115,7 @@ mod tests {
 
     fn request(change: impl FnOnce(&mut Draft)) -> Request {
         let draft = Draft::new("a cat").with(|d| d.scheduler.sampler = Some("euler-a".into())).with(change);
-        draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap()
+        draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap()
     }
 
     #[test]

@@ -105,12 +105,11 @@ impl FromStr for Shard {
 pub(super) mod tests {
     use super::*;
     use crate::settings::{Draft, Seed};
-    use crate::spec::ModelSpec;
     use candle_core::DType;
 
     pub(in super::super) fn job(id: usize, model: usize, change: impl FnOnce(&mut Draft)) -> Job {
         let draft = Draft::new("a cat").with(|d| d.seed = Some(Seed::Is(0))).with(change);
-        let request = draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap();
+        let request = draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap();
         let generator = GeneratedBy { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32 };
         let key = Key::of(&model.to_string(), &generator, &request, request.seed).unwrap();
         let seed = request.seed;

@@ -118,7 +118,6 @@ mod tests {
     use crate::pipeline::prompt::{Conditioning, ConditioningRow, Timeline};
     use crate::sampling::{Branch, NoiseSource, plan, sample};
     use crate::settings::{Draft, Request};
-    use crate::spec::ModelSpec;
     use std::sync::Mutex;
 
     /// Predicts its context's first number for every row, and remembers its calls.
@@ -155,7 +154,7 @@ mod tests {
             draft.scheduler.sampler = Some("euler".into());
             draft.sampling.steps = Some(4);
         });
-        draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap()
+        draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap()
     }
 
     fn run(backbone: &Echo, batch: &[BatchItem<'_>], extensions: Vec<Box<dyn Extension>>) -> Result<Tensor> {

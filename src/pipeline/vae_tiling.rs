@@ -138,7 +138,7 @@ mod tests {
     use std::cell::{Cell, RefCell};
 
     fn spec() -> VaeSpec {
-        crate::spec::ModelSpec::well_known("sd15").expect("known").vae
+        crate::family::well_known("sd15").expect("known").vae
     }
 
     fn latents(height: usize, width: usize) -> Tensor {
