@@ -33,7 +33,7 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
         set_threads(threads)?;
     }
     draft.prompts = read_prompts(&draft.prompts)?;
-    draft.read_files(&mut InputReader::default())?;
+    let mut files = InputReader::default();
     let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?;
     if output.is_standard() && is_closed(&std::io::stdout()) {
         return Err(Error::Input("--output -: standard output is closed; send it somewhere, such as > image.png".into()));
@@ -55,8 +55,19 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
     let requests: Vec<Arc<Request>> = draft
         .prompts
         .iter()
-        .map(|prompt| draft.of_prompt(prompt, seed).resolve(model.checkpoint.spec()).map(Arc::new))
+        .map(|prompt| {
+            let mut draft = draft.of_prompt(prompt, seed);
+            model.find_adapters(&mut draft)?;
+            draft.read_files(&mut files)?;
+            draft.resolve(model.checkpoint.spec()).map(Arc::new)
+        })
         .collect::<Result<_>>()?;
+    let mut applied: Vec<String> = Vec::new();
+    for line in requests.iter().map(|request| model.check_adapters(request)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+        if !applied.contains(&line) {
+            applied.push(line);
+        }
+    }
     let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.output.images));
     output.check(images)?;
     if let (Some(latents), Some(image)) = (&run.save_latents, &run.output)
@@ -76,6 +87,9 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
     }
     if let Some(remark) = model.remark() {
         progress.say(remark);
+    }
+    for line in &applied {
+        progress.say(line);
     }
     model.describe();
     for request in &requests {
