@@ -5,9 +5,9 @@
 
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::fs::{File, FileType, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 use tempfile::{NamedTempFile, TempDir};
 
@@ -168,6 +168,66 @@ pub fn seen_from(folder: &Path, path: &Path) -> PathBuf {
     path.strip_prefix(&folder).map(Path::to_owned).unwrap_or(path)
 }
 
+/// The bytes of a regular file, or of a pipe that somebody named; at most `most`.
+///
+/// # Errors
+/// It cannot be read, has more bytes, or is something else: a device may have no end.
+pub fn read_bounded(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    // Before opening: a device may do something then.
+    if !is_file_or_pipe(std::fs::metadata(path)?.file_type()) {
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is neither a file nor a pipe"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(std::io::Error::new(ErrorKind::FileTooLarge, format!("it has more than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Whether it is a regular file, or a pipe, which somebody made on purpose: `<(…)` of a shell is one.
+pub fn is_file_or_pipe(kind: FileType) -> bool {
+    #[cfg(unix)]
+    return kind.is_file() || std::os::unix::fs::FileTypeExt::is_fifo(&kind);
+    #[cfg(not(unix))]
+    return kind.is_file();
+}
+
+/// Opens a file of the program's own: a regular one, and never through a link, which whoever may write to the folder could have put there.
+///
+/// # Errors
+/// It cannot be opened, or is no such file.
+pub fn open_own(path: &Path, options: &mut OpenOptions) -> std::io::Result<File> {
+    let wrong = || std::io::Error::new(ErrorKind::InvalidInput, format!("{} is no regular file; remove it", path.display()));
+    if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
+        return Err(wrong());
+    }
+    // Between the two somebody may have been quick.
+    #[cfg(unix)]
+    {
+        use rustix::fs::OFlags;
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
+    }
+    let file = options.open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(wrong()) }
+}
+
+/// Whether a path leads to a place below a folder, links included; what is not there yet will be made below what is.
+pub fn stays_inside(folder: &Path, path: &Path) -> bool {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    resolved(folder).zip(resolved(path)).is_some_and(|(folder, path)| path.starts_with(folder))
+}
+
+/// Where a path leads; `None` where nobody can say, as through a link that points nowhere.
+fn resolved(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let there = path.ancestors().find(|part| part.symlink_metadata().is_ok())?;
+    let rest = path.strip_prefix(there).ok()?;
+    let plain = rest.components().all(|part| matches!(part, Component::Normal(_)));
+    plain.then(|| there.canonicalize().ok()).flatten().map(|there| there.join(rest))
+}
+
 /// Counts and hashes what passes through.
 struct Hashing<W> {
     to: W,
@@ -219,6 +279,58 @@ mod tests {
         assert!(!folder.path().join(".sd-gen-dead.part").exists());
         living.publish(&folder.path().join("done"), false).unwrap();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_has_no_end_is_not_read_and_what_is_not_ours_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_bounded(&path, 5).unwrap(), b"12345");
+        assert_eq!(read_bounded(&path, 4).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        assert_eq!(read_bounded(Path::new("/dev/zero"), 5).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(read_bounded(folder.path(), 5).unwrap_err().kind(), ErrorKind::InvalidInput);
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let mut options = OpenOptions::new();
+        options.write(true).create(true);
+        open_own(&path, &mut options).unwrap();
+        for other in [&link, folder.path(), Path::new("/dev/null")] {
+            assert!(open_own(other, &mut options).unwrap_err().to_string().contains("no regular file"), "{}", other.display());
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"12345");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_leaves_its_folder_by_dots_and_by_links() {
+        let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = inside.path();
+        std::fs::create_dir(root.join("here")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.join("link")).unwrap();
+        std::os::unix::fs::symlink(root.join("here"), root.join("within")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("nothing"), root.join("dangling")).unwrap();
+        for (path, stays) in [
+            ("", true),
+            ("here/new/er", true),
+            ("new", true),
+            ("within/new", true),
+            ("here/../here", true),
+            ("here/..", true),
+            ("link", false),
+            ("link/new", false),
+            ("dangling", false),
+            ("dangling/new", false),
+            ("here/../..", false),
+            ("new/../here", false),
+            ("../x", false),
+            ("/tmp", false),
+        ] {
+            assert_eq!(stays_inside(root, &root.join(path)), stays, "{path}");
+        }
+        // Neither is there yet.
+        assert!(stays_inside(&root.join("out"), &root.join("out/a")) && !stays_inside(&root.join("out"), &root.join("a")));
     }
 
     #[test]

@@ -18,7 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("batch", &["Error", "Result", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
     ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers", "spec", "weights"]),
     ("pipeline", &["Error", "Result", "device", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
-    ("hub", &["Error", "Result", "weights"]),
+    ("hub", &["Error", "Result", "disk", "weights"]),
     ("weights", &["Error", "Result", "disk", "schedulers", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),
     ("text", &["Error", "Result", "models", "spec", "weights::TensorSource"]),

@@ -23,14 +23,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::info;
 
-pub(super) fn run(args: GenerateArgs) -> Result<()> {
+/// Generates what the flags say; images whose place `./sd-gen.toml` says stay in the folder `confined_to`.
+pub(super) fn run(args: GenerateArgs, confined_to: Option<PathBuf>) -> Result<()> {
     // Everything that can be wrong is found before a weight is read.
     if let Some(threads) = args.threads {
         set_threads(threads)?;
     }
     let prompts = args.read_prompts()?;
     let scheduler_config = args.read_scheduler_config()?;
-    let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?;
+    let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?.confined(confined_to);
     if let Some(path) = &args.save_latents {
         check_latents_path(path, args.overwrite)?;
     }
@@ -49,6 +50,10 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(model.checkpoint.spec()).map(Arc::new))
         .collect::<Result<_>>()?;
     let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.images));
+    let generator = model.generator();
+    for (index, request) in requests.iter().enumerate() {
+        output.checked_place(&ImageName { request, model: &generator.label, seed: request.seed, index })?;
+    }
     output.check(images)?;
     if let (Some(latents), Some(image)) = (&args.save_latents, &args.output)
         && args.output_dir.as_deref().unwrap_or(Path::new("")).join(image) == *latents
@@ -82,14 +87,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     }
 
     let kept = Arc::new(Mutex::new(RunResult::default()));
-    let writer = Writer {
-        output,
-        generator: model.generator(),
-        latents: args.save_latents.is_some(),
-        index: 0,
-        written: HashSet::new(),
-        kept: kept.clone(),
-    };
+    let writer = Writer { output, generator, latents: args.save_latents.is_some(), index: 0, written: HashSet::new(), kept: kept.clone() };
     // One model, and flags that all prompts share: any images go together.
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
     let sizes = sizes(&model.footprint(first), images.div_ceil(model.devices()), first.batch_size);

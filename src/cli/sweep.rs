@@ -33,14 +33,14 @@ impl Axis {
         varies(flag)?;
         let known = &GENERATION.flags[flag];
         let labels = match list.strip_prefix('@') {
-            Some(path) => values_of(Path::new(path)).map_err(|e| e.to_string())?,
+            Some(path) => values_of(Path::new(path), MOST_VALUES).map_err(|e| e.to_string())?,
             None => listed(list, known.kind)?,
         };
         if labels.is_empty() {
             return Err(format!("{} has no values; give some, such as steps=10,20,30", known.long));
         }
         if labels.len() > MOST_VALUES {
-            return Err(format!("{} has {} values; at most {MOST_VALUES} are taken", known.long, labels.len()));
+            return Err(format!("{} has more than {MOST_VALUES} values; give fewer", known.long));
         }
         let read = |label: &String| match label.as_str() {
             // Without any: `lora=,style.safetensors` compares with and without.
@@ -137,6 +137,17 @@ impl Sweep {
         self.axes.iter().fold(1, |product, axis| product.saturating_mul(axis.labels.len()))
     }
 
+    /// Images that the combinations of a line come to, by multiplication alone: making each of 10¹⁰ combinations would take days.
+    fn images(&self, line: &Line) -> u128 {
+        let own = |name: &str, otherwise: usize| if self.axes.iter().any(|axis| axis.name == name) { 1 } else { otherwise as u128 };
+        let of_axis = |axis: &Axis| match axis.name.as_str() {
+            "images" => axis.labels.iter().fold(0, |sum: u128, label| sum.saturating_add(label.trim().parse().unwrap_or(1))),
+            _ => axis.labels.len() as u128,
+        };
+        let first = own("prompt", line.args.prompts.len()).saturating_mul(own("images", line.args.images));
+        self.axes.iter().fold(first, |product, axis| product.saturating_mul(of_axis(axis)))
+    }
+
     /// The flags of the first combination. Below a line it lets the line do without what the sweep will set, its prompt above all.
     pub(super) fn first(&self) -> Flags {
         self.flags(&vec![0; self.axes.len()])
@@ -151,11 +162,33 @@ impl Sweep {
     }
 
     /// Every line once for every combination.
-    pub(super) fn over(self, lines: Lines) -> impl Iterator<Item = Result<Line, LineError>> {
-        lines.flat_map(move |line| -> Box<dyn Iterator<Item = Result<Line, LineError>>> {
+    ///
+    /// The line at which they come to more than `most` images is an error, and the last one.
+    pub(super) fn over(self, lines: Lines, most: usize) -> impl Iterator<Item = Result<Line, LineError>> {
+        let mut images: u128 = 0;
+        let counted = lines.scan(false, move |ended, line| {
+            if *ended {
+                return None;
+            }
+            Some(line.and_then(|line| {
+                let of_line = self.images(&line);
+                images = images.saturating_add(of_line);
+                *ended = images > most as u128;
+                match *ended {
+                    true if self.axes.is_empty() => {
+                        Err(line.error(&format!("there are more than {most} images up to here; split the file")))
+                    }
+                    true => Err(line.error(&format!(
+                        "the sweeps make {of_line} images of this line, and at most {most} are made of a file; sweep fewer values"
+                    ))),
+                    false => Ok((self.clone(), line)),
+                }
+            }))
+        });
+        counted.flat_map(|line| -> Box<dyn Iterator<Item = Result<Line, LineError>>> {
             match line {
-                Ok(line) if self.axes.is_empty() => Box::new(std::iter::once(Ok(line))),
-                Ok(line) => Box::new(self.expand(line)),
+                Ok((sweep, line)) if sweep.axes.is_empty() => Box::new(std::iter::once(Ok(line))),
+                Ok((sweep, line)) => Box::new(sweep.expand(line)),
                 Err(error) => Box::new(std::iter::once(Err(error))),
             }
         })

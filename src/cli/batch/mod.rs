@@ -21,7 +21,7 @@ use crate::batch::{
 use crate::disk::{folder_of, sweep};
 use crate::{Error, Result};
 use clap::Args;
-use resolve::{PlannedNames, Resolver};
+use resolve::{MOST_IMAGES, PlannedNames, Resolver};
 use sheets::Sheets;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -74,6 +74,9 @@ pub(super) struct BatchArgs {
     /// Generate one part of the file: 3/16 is the third of sixteen
     #[arg(long, value_name = "I/N", help_heading = "The batch")]
     shard: Option<Shard>,
+    /// Let the file's lines write anywhere, and replace files with --overwrite; without it they stay in the output folder
+    #[arg(long, help_heading = "The batch")]
+    allow_outside: bool,
     /// How the file is written [default: by its name, else by its first line]
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "The batch")]
     format: Option<Format>,
@@ -104,7 +107,8 @@ impl BatchArgs {
     }
 }
 
-pub(super) fn run(args: BatchArgs) -> Result<()> {
+/// Generates a file's images; those whose place `./sd-gen.toml` says stay in the folder `confined_to`.
+pub(super) fn run(args: BatchArgs, confined_to: Option<PathBuf>) -> Result<()> {
     let base = args.base()?;
     if let Some(threads) = base.threads {
         set_threads(threads)?;
@@ -113,6 +117,8 @@ pub(super) fn run(args: BatchArgs) -> Result<()> {
     let sheets = Sheets::new(&sweep);
     let mut resolver = Resolver::new(args.shard, base.device.len());
     resolver.showing = DownloadStyle { style: base.progress, quiet: base.quiet };
+    resolver.confined_to = confined_to;
+    resolver.lines_stay_in = (!args.allow_outside).then(|| base.output_dir.clone().unwrap_or_default());
     if args.dry_run {
         resolver.absent = Some(Vec::new());
         return plan(&args, &base, sweep, resolver, sheets);
@@ -197,6 +203,9 @@ fn check(args: &BatchArgs, sweep: Sweep, resolver: &mut Resolver, sheets: &mut S
         };
         wrong = true;
         errors.push(error);
+        if errors.are_too_many() {
+            break;
+        }
     }
     errors.finish().map_err(|error| match error {
         Error::Input(what) if only_models => Error::Model(what),
@@ -328,7 +337,7 @@ impl BatchArgs {
             Some(file) => lines::read(file, self.format, &base)?,
             None => lines::of_flags(&base),
         };
-        Ok(sweep.over(lines))
+        Ok(sweep.over(lines, MOST_IMAGES))
     }
 
     fn manifest_path(&self, base: &GenerateArgs) -> PathBuf {

@@ -346,7 +346,7 @@ fn sweeps_lie_over_every_line() {
     use super::super::sweep::{Axis, Sweep};
     let axes = ["cfg=4,7.5", "seed=1..2", "size=64x64,128x64"].map(|text| Axis::parse(text).unwrap());
     let sweep = Sweep::new(axes.to_vec()).unwrap();
-    let swept: Vec<Line> = sweep.over(over("", Format::Text, b"a cat --seed 9 --width 256")).map(|line| line.unwrap()).collect();
+    let swept: Vec<Line> = sweep.over(over("", Format::Text, b"a cat --seed 9 --width 256"), 100).map(|line| line.unwrap()).collect();
     assert_eq!(swept.len(), 8);
     let points: Vec<_> = swept.iter().map(|line| (line.at.clone(), line.args.guidance_scale, line.args.size, line.args.width)).collect();
     assert_eq!(points[1], (vec![0, 0, 1], Some(4.0), Some((128, 64)), None));
@@ -358,7 +358,7 @@ fn sweeps_lie_over_every_line() {
     let prompts = Sweep::new(vec![Axis::parse("prompt=a,b").unwrap()]).unwrap();
     let first = prompts.first();
     let lines = lines(Source::new("lines", Cursor::new("{\"seed\": 1}")), Format::Jsonl, &first);
-    assert_eq!(prompts.over(lines).map(|line| line.unwrap().args.prompts.concat()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(prompts.over(lines, 100).map(|line| line.unwrap().args.prompts.concat()).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(of_flags(&first).next().unwrap().unwrap().args.prompts, ["a"]);
 }
 
@@ -473,4 +473,71 @@ fn the_documented_files_say_the_same() {
     }
     let said = over("", Format::Text, b"a cat\na dog --stpes 20").find_map(Result::err).unwrap().to_string();
     assert_eq!(block("console").trim_end(), said.replace("lines:", "prompts.txt:"));
+}
+
+#[test]
+fn a_sweep_is_too_large_before_any_of_its_combinations_is_made() {
+    use super::super::sweep::{Axis, Sweep};
+    let sweep = |axes: &[&str]| Sweep::new(axes.iter().map(|axis| Axis::parse(axis).unwrap()).collect()).unwrap();
+    let lines = || over("", Format::Text, b"a cat\na dog --images 3\na pig");
+    // 100 for the first line, 300 for the second, 100 for the third.
+    let count = |axes: &[&str], most: usize| {
+        let made: Vec<Result<Line, LineError>> = sweep(axes).over(lines(), most).collect();
+        (made.iter().filter(|line| line.is_ok()).count(), made.last().unwrap().as_ref().err().map(LineError::to_string))
+    };
+    assert_eq!(count(&["seed=1..100"], 500), (300, None));
+    let (made, error) = count(&["seed=1..100"], 399);
+    assert!(made == 100 && error.as_deref().unwrap().contains("lines:2"), "{error:?}");
+    // What is swept replaces what the line says.
+    assert_eq!(count(&["images=1,2", "prompt=a,b"], 18), (12, None));
+    assert!(count(&["images=1,2", "prompt=a,b"], 17).1.is_some());
+    // Days, if each were made.
+    let started = std::time::Instant::now();
+    let (made, error) = count(&["seed=1..2000", "steps=1..2000", "clip-skip=1..2000", "width=8..16000:8"], 1_000_000);
+    assert!(made == 0 && error.as_deref().unwrap().contains("the sweeps make 16000000000000 images of this line"), "{error:?}");
+    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_line_of_many_mistakes_is_judged_in_no_time() {
+    let keys: Vec<String> = (0..60_000).map(|key| format!("\"k{key}\":1")).collect();
+    let started = std::time::Instant::now();
+    let said = errors(Format::Jsonl, format!("{{{},\"prompt\":\"a\"}}", keys.join(",")).as_bytes());
+    assert_eq!(said.len(), 50);
+    assert!(said[49].contains("\"k49\""), "{}", said[49]);
+    let said = errors(Format::Csv, format!("prompt{}\na\n", ",steps".repeat(150_000)).as_bytes());
+    assert!(said.len() == 50 && said[0].contains("the column \"steps\" is there twice"), "{}", said[0]);
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_without_an_end_is_no_file_of_lines() {
+    use super::super::sweep::Axis;
+    for device in ["/dev/zero", "/dev/urandom"] {
+        let error = read(Path::new(device), None, &Flags::default()).err().unwrap().to_string();
+        assert!(error.contains("is neither a file nor a pipe"), "{error}");
+        assert!(Axis::parse(&format!("prompt=@{device}")).unwrap_err().contains("is neither a file nor a pipe"));
+    }
+    // Through a pipe there is no telling but by reading.
+    let lines: Vec<_> = over_reader(std::io::BufReader::new(std::io::repeat(b'a'))).collect();
+    assert_eq!(lines.len(), 1);
+    assert!(lines[0].as_ref().unwrap_err().to_string().contains("longer than a megabyte"));
+}
+
+fn over_reader(reader: impl std::io::BufRead + 'static) -> Lines {
+    lines(Source::new("lines", reader), Format::Text, &Flags::default())
+}
+
+#[test]
+fn a_line_says_what_it_sets_itself() {
+    let line = over("a --output base.png --steps 3", Format::Text, b"a cat --output-dir out").next().unwrap().unwrap();
+    assert!(line.is_of_file() && line.sets("output-dir") && !line.sets("output") && !line.sets("steps"));
+    assert!(!of_flags(&line.flags).next().unwrap().unwrap().is_of_file());
+}
+
+#[test]
+fn what_is_shown_of_a_line_cannot_steer_the_terminal() {
+    let said = errors(Format::Text, "a \u{1b}[31m \u{9b}2J \u{202e}cat --stpes 3".as_bytes()).remove(0);
+    assert!(!said.chars().any(|c| c != '\n' && super::super::show::steers(c)), "{said:?}");
 }
