@@ -19,7 +19,7 @@
 //!
 //! ```text
 //! main → cli → {batch, bench} → pipeline → weights → spec → {models, text} → ops
-//!                                  └→ schedulers, request, noise, image, metadata, disk      error: leaf
+//!                                  └→ sampling, request, noise, image, metadata, disk      error: leaf
 //!   └→ hub → weights
 //! ```
 
@@ -30,6 +30,8 @@ pub mod cli;
 pub mod device;
 pub mod disk;
 mod error;
+pub mod extension;
+pub mod guidance;
 pub mod hub;
 pub mod image;
 pub mod metadata;
@@ -38,7 +40,7 @@ pub mod noise;
 pub mod ops;
 pub mod pipeline;
 pub mod request;
-pub mod schedulers;
+pub mod sampling;
 pub mod sheet;
 pub mod spec;
 pub mod text;

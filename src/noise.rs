@@ -4,7 +4,7 @@
 //! host and moved. Each image of a batch has its own generator, which gives its first noise and then, in order, what a
 //! stochastic sampler asks for; image k therefore does not depend on the batch size.
 
-use crate::schedulers::NoiseSource;
+use crate::sampling::NoiseSource;
 use crate::{Error, Result};
 use candle_core::{Device, Shape, Tensor};
 use std::f32::consts::PI;
@@ -90,7 +90,7 @@ impl SeededNoise {
 }
 
 impl NoiseSource for SeededNoise {
-    fn noise_like(&mut self, latents: &Tensor) -> Result<Tensor> {
+    fn fresh(&mut self, latents: &Tensor) -> Result<Tensor> {
         self.randn(latents.shape(), latents.device())
     }
 }

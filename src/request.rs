@@ -1,7 +1,7 @@
 //! What is to be generated: a draft in which everything may be missing, and a request in which everything is decided.
 
 use crate::noise::Rng;
-use crate::schedulers::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 
@@ -149,7 +149,7 @@ impl RequestDraft {
         // Planning finds out whether sampler, schedule and steps go together, before a weight is read.
         // A file named on the command line is input, however alike it is to a model's own.
         let named_by_user = self.scheduler_config.is_some();
-        crate::schedulers::plan(&scheduler, steps).map_err(|error| match error {
+        crate::sampling::plan(&scheduler, steps).map_err(|error| match error {
             Error::Model(what) if named_by_user => Error::Input(what),
             other => other,
         })?;

@@ -8,7 +8,7 @@ mod latent_rgb;
 
 pub use latent_rgb::LatentRgb;
 
-use crate::schedulers::SchedulerConfig;
+use crate::sampling::SchedulerConfig;
 
 /// A line of Stable Diffusion models that share their text encoders and conditioning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -16,18 +16,37 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lib", &["*"]),
     ("cli", &["*"]),
     ("batch", &["Error", "Result", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
-    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "schedulers", "spec", "weights"]),
-    ("pipeline", &["Error", "Result", "device", "image::to_rgb", "models", "noise", "request", "schedulers", "spec", "text", "weights"]),
+    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "sampling", "spec", "weights"]),
+    (
+        "pipeline",
+        &[
+            "Error",
+            "Result",
+            "device",
+            "extension",
+            "guidance",
+            "image::to_rgb",
+            "models",
+            "noise",
+            "request",
+            "sampling",
+            "spec",
+            "text",
+            "weights",
+        ],
+    ),
     ("hub", &["Error", "Result", "disk", "weights"]),
-    ("weights", &["Error", "Result", "disk", "schedulers", "spec"]),
+    ("weights", &["Error", "Result", "disk", "sampling", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),
     ("text", &["Error", "Result", "models", "spec", "weights::TensorSource"]),
-    ("schedulers", &["Error", "Result"]),
+    ("sampling", &["Error", "Result"]),
+    ("guidance", &["Error", "Result", "sampling"]),
+    ("extension", &["Error", "Result", "models", "sampling"]),
     ("ops", &["device"]),
-    ("spec", &["schedulers"]),
-    ("request", &["Error", "Result", "noise", "schedulers", "spec"]),
-    ("metadata", &["Error", "Result", "noise", "request", "schedulers"]),
-    ("noise", &["Error", "Result", "schedulers::NoiseSource"]),
+    ("spec", &["sampling"]),
+    ("request", &["Error", "Result", "noise", "sampling", "spec"]),
+    ("metadata", &["Error", "Result", "noise", "request", "sampling"]),
+    ("noise", &["Error", "Result", "sampling::NoiseSource"]),
     ("image", &["Error", "Result"]),
     ("sheet", &["Error", "Result"]),
     ("device", &["Error", "Result", "ops"]),
@@ -300,9 +319,9 @@ fn what_breaks_a_rule_is_found() {
         ("models/mod.rs", "fn f() { super::cli::run() }", "cli::run"),
         ("models/a.rs", "use super::super::pipeline::Pipeline;", "pipeline::Pipeline"),
         ("models/a.rs", "use crate::weights::*;", "weights::*"),
-        ("text/a.rs", "fn f() -> crate::schedulers::Step {}", "schedulers::Step"),
-        ("schedulers/a.rs", "use crate::noise::Rng;", "noise::Rng"),
-        ("schedulers/a.rs", "use crate::{Result, models::Scope};", "models::Scope"),
+        ("text/a.rs", "fn f() -> crate::sampling::Step {}", "sampling::Step"),
+        ("sampling/a.rs", "use crate::noise::Rng;", "noise::Rng"),
+        ("sampling/a.rs", "use crate::{Result, models::Scope};", "models::Scope"),
         ("ops/cpu/a.rs", "use crate::Result;", "`Result`"),
         ("ops/cpu/a.rs", "use super::super::super::Result;", "`Result`"),
         ("weights/a.rs", "use crate::pipeline::Pipeline;", "pipeline::Pipeline"),
@@ -330,7 +349,7 @@ fn what_keeps_the_rules_is_left_alone() {
         ("models/a.rs", "use super::Scope;\nuse crate::weights::TensorSource;\nuse crate::{Error, Result, ops::{Linear, silu}};"),
         ("models/a.rs", "//! [`crate::pipeline::Pipeline`]\n/* crate::cli::run */\nfn f() {}"),
         (
-            "schedulers/a.rs",
+            "sampling/a.rs",
             "fn f() {}\n\n#[cfg(test)]\n#[allow(x)]\nmod tests {\n    use crate::noise::Rng;\n    fn f() { println!(\"\") }\n}\n",
         ),
         (
@@ -341,6 +360,6 @@ fn what_keeps_the_rules_is_left_alone() {
     ] {
         assert_eq!(violations(&[(path.into(), text.into())]), Vec::<String>::new(), "{path}: {text:?}");
     }
-    let sources = [("schedulers/mod.rs", "#[cfg(test)]\nmod tests;\n"), ("schedulers/tests.rs", "use crate::noise::Rng;")];
+    let sources = [("sampling/mod.rs", "#[cfg(test)]\nmod tests;\n"), ("sampling/tests.rs", "use crate::noise::Rng;")];
     assert_eq!(violations(&sources.map(|(path, text)| (path.into(), text.into()))), Vec::<String>::new());
 }

@@ -7,10 +7,10 @@
 
 use sd_gen::candle_core::{DType, Device, Tensor, safetensors};
 use sd_gen::device;
-use sd_gen::models::{AddedCondition, AutoencoderKLDecoder, AutoencoderKLEncoder, AutoencoderTinyDecoder, Scope, UNet2DCondition};
+use sd_gen::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, AutoencoderTinyDecoder, Backbone, ModelCall, Scope, UNet2DCondition};
 use sd_gen::pipeline::{BatchItem, Estimate, GeneratedImage, Observer, Pipeline, SharedModel, Silent, Stage, VaeTiling};
 use sd_gen::request::{GenerationRequest, RequestDraft};
-use sd_gen::schedulers::TimestepSpacing;
+use sd_gen::sampling::TimestepSpacing;
 use sd_gen::text::{ClipTokenizer, TextEncoder};
 use sd_gen::weights::{Checkpoint, Component, TinyAutoencoder};
 use std::collections::HashMap;
@@ -122,12 +122,13 @@ impl Model {
     /// The same at another timestep.
     fn call_unet_at(&self, timestep: f64, unet: &UNet2DCondition, case: &str, dtype: DType) -> Tensor {
         let key = |name: &str| format!("unet.{case}.{name}");
-        let added = self.golden.get(&key("time_ids")).map(|time_ids| AddedCondition {
-            pooled: self.input(&key("pooled"), dtype),
-            time_ids: rows(time_ids).into_iter().map(|row| row.into_iter().map(f64::from).collect()).collect(),
-        });
         let (latents, context) = (self.input(&key("latents"), dtype), self.input(&key("context"), dtype));
-        unet.forward(&latents, timestep, &context, added.as_ref()).expect("the UNet runs")
+        let mut call = ModelCall::new(latents, timestep, context);
+        if let Some(time_ids) = self.golden.get(&key("time_ids")) {
+            call.pooled = Some(self.input(&key("pooled"), dtype));
+            call.time_ids = rows(time_ids).into_iter().map(|row| row.into_iter().map(f64::from).collect()).collect();
+        }
+        unet.call(&call).expect("the UNet runs").prediction
     }
 
     fn decoder(&self, dtype: DType) -> AutoencoderKLDecoder {

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::noise::Rng;
     use crate::request::RequestDraft;
-    use crate::schedulers::{PredictionType, SigmaSchedule, TimestepSpacing};
+    use crate::sampling::{PredictionType, SigmaSchedule, TimestepSpacing};
     use crate::spec::ModelSpec;
     use candle_core::DType;
 

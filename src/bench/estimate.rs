@@ -4,7 +4,7 @@ use super::flops;
 use crate::Result;
 use crate::ops::Linear;
 use crate::request::GenerationRequest;
-use crate::schedulers::plan;
+use crate::sampling::plan;
 use crate::spec::ModelSpec;
 use candle_core::{DType, Device, Tensor};
 use std::time::Instant;

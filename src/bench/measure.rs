@@ -6,7 +6,7 @@ use crate::device;
 use crate::ops::{Linear, profiled, with_reference};
 use crate::pipeline::{BatchItem, Observer, Pipeline, Stage};
 use crate::request::{GenerationRequest, RequestDraft};
-use crate::schedulers::TimestepSpacing;
+use crate::sampling::TimestepSpacing;
 use crate::spec::ModelSpec;
 use crate::weights::ModelSource;
 use crate::{Error, Result};

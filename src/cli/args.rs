@@ -11,7 +11,7 @@ use crate::device::{DTypeChoice, DeviceChoice};
 use crate::noise::Rng;
 use crate::pipeline::VaeTiling;
 use crate::request::RequestDraft;
-use crate::schedulers::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::weights::TinyAutoencoder;
 use crate::{Error, Result};
 use candle_core::DType;

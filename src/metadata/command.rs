@@ -2,7 +2,7 @@
 
 use super::recipe::{Field, Recipe};
 use crate::noise::Rng;
-use crate::schedulers::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing};
+use crate::sampling::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing};
 
 /// A command, and what it leaves out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,10 +54,6 @@ const GENERATORS: &[(&str, Rng)] = &[
     ("Fooocus", Rng::TorchCpu),
     ("InvokeAI", Rng::TorchCpu),
 ];
-
-/// What A1111's schedule "Automatic" is for a sampler; for others it is the model's own.
-const AUTOMATIC: &[(Sampler, SigmaSchedule)] =
-    &[(Sampler::Dpmpp2m, SigmaSchedule::Karras), (Sampler::Dpmpp2mSde, SigmaSchedule::Exponential)];
 
 /// Schedules that other tools name by what is one schedule and one spacing here.
 const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] = &[
@@ -195,7 +191,7 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut Command) {
         if let Some((_, known, spaced)) = SCHEDULES.iter().find(|(tool, ..)| *tool == folded) {
             (schedule, spacing) = (Some(*known), *spaced);
         } else if folded == "automatic" {
-            schedule = AUTOMATIC.iter().find(|(known, _)| Some(*known) == sampler).map(|(_, schedule)| *schedule);
+            schedule = sampler.and_then(Sampler::automatic_schedule);
         } else if let Ok(known) = SigmaSchedule::from_name(&folded) {
             schedule = Some(known);
         } else {

@@ -10,7 +10,7 @@ use super::a1111::NEGATIVE;
 use crate::Result;
 use crate::noise::Rng;
 use crate::request::GenerationRequest;
-use crate::schedulers::SigmaSchedule;
+use crate::sampling::SigmaSchedule;
 use candle_core::DType;
 use std::sync::Arc;
 

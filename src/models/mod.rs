@@ -4,6 +4,7 @@
 
 mod autoencoder_kl;
 mod autoencoder_tiny;
+mod call;
 mod clip_text_model;
 mod embeddings;
 mod resnet;
@@ -12,9 +13,10 @@ mod unet_2d_condition;
 
 pub use autoencoder_kl::{AutoencoderKLDecoder, AutoencoderKLEncoder};
 pub use autoencoder_tiny::AutoencoderTinyDecoder;
+pub use call::{AttentionSite, Backbone, ModelCall, ModelOutput, Patch, Residuals};
 pub use clip_text_model::{ClipTextModel, ClipTextOutput};
 pub use embeddings::sinusoidal_embedding;
-pub use unet_2d_condition::{AddedCondition, UNet2DCondition};
+pub use unet_2d_condition::UNet2DCondition;
 
 use crate::Result;
 use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, Padding, UpsamplingConv2d, Weight};

@@ -1,6 +1,7 @@
 //! The UNet's transformer: self attention, attention to the text, feed-forward.
 
 use super::Scope;
+use super::call::{AttentionSite, LayerInputs};
 use crate::Result;
 use crate::ops::{Epilogue, GroupNorm, LayerNorm, Linear, attention, geglu};
 use candle_core::Tensor;
@@ -35,17 +36,38 @@ impl Attention {
         })
     }
 
-    /// `residual + attention(x, context)`, shaped like `x`.
-    fn forward(&self, x: &Tensor, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
-        let mixed = attention(&q, &k, &v, self.heads, false)?;
-        Ok(self.to_out.forward_with(&mixed, Epilogue { residual: Some(residual), ..Epilogue::default() })?)
+    /// `residual + attention(x, x)`, shaped like `x`.
+    fn to_itself(&self, x: &Tensor, residual: &Tensor, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
+        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(x)?, self.to_v.forward(x)?);
+        for patch in inputs.patches {
+            if let Some(mixed) = patch.self_attention(site, &q, &k, &v, inputs.named)? {
+                return self.output(&mixed, residual);
+            }
+        }
+        self.output(&attention(&q, &k, &v, self.heads, false)?, residual)
+    }
+
+    /// `residual + attention(x, text)`, shaped like `x`.
+    fn to_text(&self, x: &Tensor, residual: &Tensor, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
+        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(inputs.context)?, self.to_v.forward(inputs.context)?);
+        let mut mixed = attention(&q, &k, &v, self.heads, false)?;
+        for patch in inputs.patches {
+            if let Some(more) = patch.cross_attention(site, &q, inputs.named)? {
+                mixed = (mixed + more)?;
+            }
+        }
+        self.output(&mixed, residual)
+    }
+
+    fn output(&self, mixed: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        Ok(self.to_out.forward_with(mixed, Epilogue { residual: Some(residual), ..Epilogue::default() })?)
     }
 }
 
 /// diffusers' `BasicTransformerBlock`.
 #[derive(Debug)]
 struct BasicTransformerBlock {
+    name: String,
     norm1: LayerNorm,
     attn1: Attention,
     norm2: LayerNorm,
@@ -59,6 +81,7 @@ impl BasicTransformerBlock {
     fn load(scope: &Scope<'_>, config: TransformerConfig, channels: usize, heads: usize) -> Result<Self> {
         const EPS: f64 = 1e-5;
         Ok(Self {
+            name: scope.prefix.trim_end_matches('.').to_owned(),
             norm1: scope.at("norm1").layer_norm(channels, EPS)?,
             attn1: Attention::load(&scope.at("attn1"), channels, channels, heads)?,
             norm2: scope.at("norm2").layer_norm(channels, EPS)?,
@@ -69,10 +92,10 @@ impl BasicTransformerBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let normed = self.norm1.forward(x)?;
-        let x = self.attn1.forward(&normed, &normed, x)?;
-        let x = self.attn2.forward(&self.norm2.forward(&x)?, context, &x)?;
+    fn forward(&self, x: &Tensor, grid: (usize, usize), inputs: LayerInputs<'_>) -> Result<Tensor> {
+        let site = AttentionSite { name: &self.name, heads: self.attn1.heads, grid };
+        let x = self.attn1.to_itself(&self.norm1.forward(x)?, x, &site, inputs)?;
+        let x = self.attn2.to_text(&self.norm2.forward(&x)?, &x, &site, inputs)?;
         let hidden = geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok(self.ff_out.forward_with(&hidden, Epilogue { residual: Some(&x), ..Epilogue::default() })?)
     }
@@ -102,13 +125,13 @@ impl Transformer2D {
         })
     }
 
-    /// `(batch, height, width, channels)`, kept; `context` is `(batch, tokens, cross_attention_dim)`.
-    pub(super) fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+    /// `(rows, height, width, channels)`, kept; the inputs' context is `(rows, tokens, cross_attention_dim)`.
+    pub(super) fn forward(&self, x: &Tensor, inputs: LayerInputs<'_>) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
         let residual = x.reshape((batch, height * width, channels))?;
         let mut h = self.proj_in.forward(&self.norm.forward(&residual)?)?;
         for block in &self.blocks {
-            h = block.forward(&h, context)?;
+            h = block.forward(&h, (height, width), inputs)?;
         }
         let h = self.proj_out.forward_with(&h, Epilogue { residual: Some(&residual), ..Epilogue::default() })?;
         Ok(h.reshape((batch, height, width, channels))?)

@@ -1,22 +1,14 @@
 //! The denoiser: diffusers' `UNet2DConditionModel`.
 
 use super::Scope;
+use super::call::{Backbone, LayerInputs, ModelCall, ModelOutput};
 use super::embeddings::{TimestepEmbedding, sinusoidal_embedding};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D, activated};
 use super::transformer_2d::{Transformer2D, TransformerConfig};
-use crate::ops::{Conv2d, GraphCache, GroupNorm, Padding, on_workers};
+use crate::ops::{Conv2d, GraphCache, GroupNorm, NamedTensors, Padding, on_workers};
 use crate::spec::{UNetLevel, UNetSpec};
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
-
-/// SDXL's condition beside the text: `addition_embed_type = "text_time"`.
-#[derive(Debug, Clone)]
-pub struct AddedCondition {
-    /// Pooled text, `(batch, pooled width)`.
-    pub pooled: Tensor,
-    /// Sizes, crops and scores of each row, `batch × ids`.
-    pub time_ids: Vec<Vec<f64>>,
-}
 
 /// One residual block and the transformer that may follow it.
 #[derive(Debug)]
@@ -26,10 +18,10 @@ struct Layer {
 }
 
 impl Layer {
-    fn forward(&self, x: &Tensor, time: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let x = self.resnet.forward(x, Some(time))?;
+    fn forward(&self, x: &Tensor, inputs: LayerInputs<'_>) -> Result<Tensor> {
+        let x = self.resnet.forward(x, Some(inputs.time))?;
         match &self.attention {
-            Some(transformer) => transformer.forward(&x, context),
+            Some(transformer) => transformer.forward(&x, inputs),
             None => Ok(x),
         }
     }
@@ -162,33 +154,52 @@ impl UNet2DCondition {
         })
     }
 
-    /// One call of the network.
-    ///
-    /// # Shapes
-    /// `latents` `(batch, in channels, height, width)` and `context` `(batch, tokens, cross_attention_dim)`, both in the
-    /// compute dtype, to `(batch, out channels, height, width)`.
-    pub fn forward(&self, latents: &Tensor, timestep: f64, context: &Tensor, added: Option<&AddedCondition>) -> Result<Tensor> {
-        on_workers(latents.device(), || {
-            // What is made of numbers on the host is made out here: the rest is the same work for every call.
-            let mut inputs = vec![latents.clone(), context.clone(), self.sinusoids(timestep, latents)?];
-            inputs.extend(self.condition(latents, added)?);
-            self.graph_cache.run(&inputs, |inputs| self.predict(inputs))
-        })
+    /// The inputs of a call, by name. What is made of numbers on the host is made here: the rest is the same work for every call.
+    fn inputs(&self, call: &ModelCall) -> Result<NamedTensors> {
+        let channels = call.latents.dim(1)? + call.concat.as_ref().map_or(Ok(0), |more| more.dim(1))?;
+        if channels != self.spec.in_channels {
+            return Err(Error::Image(format!("this UNet takes {} channels, and was given {channels}", self.spec.in_channels)));
+        }
+        let mut inputs = NamedTensors::default();
+        inputs.push("latents", call.latents.clone());
+        if let Some(concat) = &call.concat {
+            inputs.push("concat", concat.clone());
+        }
+        inputs.push("context", call.context.clone());
+        inputs.push("sinusoids", self.sinusoids(call.timestep, &call.latents)?);
+        if let Some(added) = self.added(call)? {
+            inputs.push("added", added);
+        }
+        for (i, residual) in call.residuals.down.iter().enumerate() {
+            inputs.push(format!("down residual {i}"), residual.clone());
+        }
+        if let Some(residual) = &call.residuals.mid {
+            inputs.push("mid residual", residual.clone());
+        }
+        for patch in &call.patches {
+            for (name, tensor) in patch.inputs() {
+                inputs.push(name, tensor);
+            }
+        }
+        Ok(inputs)
     }
 
-    /// Latents, context, the timestep's sinusoids and the added condition, in this order.
-    fn predict(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let [latents, context, sinusoids, added @ ..] = inputs else { return Err(Error::Image("a UNet without its inputs".into())) };
-        let mut time = self.time_embedding.forward(sinusoids)?;
-        if let (Some(embedding), [added]) = (&self.add_embedding, added) {
+    fn predict(&self, inputs: &NamedTensors, call: &ModelCall) -> Result<Tensor> {
+        let mut time = self.time_embedding.forward(inputs.get("sinusoids")?)?;
+        if let (Some(embedding), Some(added)) = (&self.add_embedding, inputs.find("added")) {
             time = (time + embedding.forward(added)?)?;
         }
         let time = activated(&time)?;
+        let layer = LayerInputs { time: &time, context: inputs.get("context")?, patches: &call.patches, named: inputs };
+        let latents = match inputs.find("concat") {
+            Some(concat) => Tensor::cat(&[inputs.get("latents")?, concat], 1)?,
+            None => inputs.get("latents")?.clone(),
+        };
         let mut x = self.conv_in.forward(&latents.permute((0, 2, 3, 1))?.contiguous()?)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
-            for layer in &block.layers {
-                x = layer.forward(&x, &time, context)?;
+            for layers in &block.layers {
+                x = layers.forward(&x, layer)?;
                 skips.push(x.clone());
             }
             if let Some(downsample) = &block.downsample {
@@ -196,19 +207,37 @@ impl UNet2DCondition {
                 skips.push(x.clone());
             }
         }
+        let residuals = call.residuals.down.len();
+        if residuals != 0 && residuals != skips.len() {
+            return Err(Error::Image(format!(
+                "{residuals} residuals for a UNet with {} skip connections: it belongs to another model",
+                skips.len()
+            )));
+        }
+        for (i, skip) in skips.iter_mut().enumerate().take(residuals) {
+            *skip = (&*skip + inputs.get(&format!("down residual {i}"))?)?;
+        }
         if let Some(mid) = &self.mid {
             x = mid.first.forward(&x, Some(&time))?;
             if let Some(attention) = &mid.attention {
-                x = attention.forward(&x, context)?;
+                x = attention.forward(&x, layer)?;
             }
             if let Some(last) = &mid.last {
                 x = last.forward(&x, Some(&time))?;
             }
         }
-        for block in &self.up {
-            for layer in &block.layers {
-                let skip = skips.pop().ok_or_else(|| Error::Image("the UNet ran out of skip connections".into()))?;
-                x = layer.forward(&Tensor::cat(&[&x, &skip], D::Minus1)?, &time, context)?;
+        if let Some(residual) = inputs.find("mid residual") {
+            x = (x + residual)?;
+        }
+        for (i, block) in self.up.iter().enumerate() {
+            for layers in &block.layers {
+                let mut skip = skips.pop().ok_or_else(|| Error::Image("the UNet ran out of skip connections".into()))?;
+                for patch in &call.patches {
+                    if let Some(changed) = patch.up_block(i, &x, &skip, inputs)? {
+                        (x, skip) = changed;
+                    }
+                }
+                x = layers.forward(&Tensor::cat(&[&x, &skip], D::Minus1)?, layer)?;
             }
             if let Some(upsample) = &block.upsample {
                 // The next skip tells the size, which is odd where an odd size was halved.
@@ -227,18 +256,38 @@ impl UNet2DCondition {
         self.embed(&vec![timestep; latents.dim(0)?], width, latents)
     }
 
-    /// Pooled text and time ids, `(batch, projection_input_dim)`, where the UNet wants them.
-    fn condition(&self, latents: &Tensor, added: Option<&AddedCondition>) -> Result<Option<Tensor>> {
+    /// Pooled text and time ids, `(rows, projection_input_dim)`, where the UNet wants them.
+    fn added(&self, call: &ModelCall) -> Result<Option<Tensor>> {
         let Some(spec) = &self.spec.text_time else { return Ok(None) };
-        let added = added.ok_or_else(|| Error::Image("this UNet wants pooled text and time ids, and got none".into()))?;
-        let batch = latents.dim(0)?;
-        let ids: Vec<f64> = added.time_ids.iter().flatten().copied().collect();
-        let ids = self.embed(&ids, spec.time_embed_dim, latents)?.reshape((batch, ids.len() / batch * spec.time_embed_dim))?;
-        Ok(Some(Tensor::cat(&[&added.pooled.to_dtype(latents.dtype())?, &ids], 1)?))
+        let Some(pooled) = call.pooled.as_ref().filter(|_| !call.time_ids.is_empty()) else {
+            return Err(Error::Image("this UNet wants pooled text and time ids, and got none".into()));
+        };
+        let rows = call.latents.dim(0)?;
+        let ids: Vec<f64> = call.time_ids.iter().flatten().copied().collect();
+        let ids = self.embed(&ids, spec.time_embed_dim, &call.latents)?.reshape((rows, ids.len() / rows * spec.time_embed_dim))?;
+        Ok(Some(Tensor::cat(&[&pooled.to_dtype(call.latents.dtype())?, &ids], 1)?))
     }
 
     fn embed(&self, values: &[f64], width: usize, like: &Tensor) -> Result<Tensor> {
         let embedded = sinusoidal_embedding(values, width, self.spec.flip_sin_to_cos, self.spec.freq_shift, like.device())?;
         Ok(embedded.to_dtype(like.dtype())?)
+    }
+}
+
+impl Backbone for UNet2DCondition {
+    /// # Shapes
+    /// Latents and further channels make `spec.in_channels`; the prediction has `spec.out_channels`.
+    fn call(&self, call: &ModelCall) -> Result<ModelOutput> {
+        on_workers(call.latents.device(), || {
+            let key: Vec<String> = call.patches.iter().map(|patch| patch.key()).collect();
+            let work = |inputs: &NamedTensors| Ok::<_, Error>(vec![self.predict(inputs, call)?]);
+            let mut outputs = self.graph_cache.run(&key.join(" "), &self.inputs(call)?, work)?;
+            let prediction = outputs.pop().ok_or_else(|| Error::Image("the UNet gave no output".into()))?;
+            Ok(ModelOutput { prediction })
+        })
+    }
+
+    fn weights_changed(&self) {
+        self.graph_cache.invalidate();
     }
 }

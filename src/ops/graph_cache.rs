@@ -1,5 +1,6 @@
 //! A network's calls that come again with other numbers in the same shapes.
 
+use super::NamedTensors;
 use candle_core::{Device, Error, Tensor};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -43,20 +44,30 @@ impl GraphCache {
 
     /// `work(inputs)`, on the device of the inputs again.
     ///
-    /// What `work` does must follow from the inputs' shapes alone, and their numbers must be all that changes from call to call: it
-    /// uploads nothing, looks at no number and keeps no tensor.
+    /// What `work` does must follow from `key` and from the inputs' names and shapes alone, and their numbers must be all that changes from
+    /// call to call: it uploads nothing, looks at no number and keeps no tensor.
     ///
     /// # Errors
     /// Those of `work`, and of the device.
-    pub fn run<E>(&self, inputs: &[Tensor], work: impl Fn(&[Tensor]) -> Result<Tensor, E>) -> Result<Tensor, E>
+    pub fn run<E>(&self, key: &str, inputs: &NamedTensors, work: impl Fn(&NamedTensors) -> Result<Vec<Tensor>, E>) -> Result<Vec<Tensor>, E>
     where
         E: From<Error> + std::fmt::Display,
     {
         #[cfg(feature = "cuda")]
         // Op by op is not how a recorded call runs.
         if let Some(graphs) = self.graphs.as_ref().filter(|_| !super::profile::is_wanted()) {
-            return graphs.run(inputs, &work);
+            return graphs.run(key, inputs, &work);
         }
+        #[cfg(not(feature = "cuda"))]
+        let _ = key;
         work(inputs)
+    }
+
+    /// Forgets all that was recorded: the network's weights are no longer where they were.
+    pub fn invalidate(&self) {
+        #[cfg(feature = "cuda")]
+        if let Some(graphs) = &self.graphs {
+            graphs.invalidate();
+        }
     }
 }

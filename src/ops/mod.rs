@@ -11,11 +11,13 @@ mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
 mod graph_cache;
+mod named_tensors;
 mod profile;
 mod reference;
 mod weight;
 
 pub use graph_cache::GraphCache;
+pub use named_tensors::NamedTensors;
 pub use profile::{OpTime, profiled};
 pub use weight::Weight;
 

@@ -3,7 +3,7 @@
 use super::Pipeline;
 use crate::image::to_rgb;
 use crate::models::{AutoencoderTinyDecoder, Scope};
-use crate::schedulers::{Denoiser, NoiseLevel};
+use crate::sampling::{Denoised, Denoiser, NoiseLevel, Step};
 use crate::spec::LatentRgb;
 use crate::weights::TinyAutoencoder;
 use crate::{Error, Result};
@@ -24,10 +24,18 @@ impl<'a> WithEstimate<'a> {
 }
 
 impl Denoiser for WithEstimate<'_> {
-    fn denoise(&mut self, latents: &Tensor, level: NoiseLevel) -> Result<Tensor> {
+    fn begin_step(&mut self, step: &Step) -> Result<()> {
+        self.denoiser.begin_step(step)
+    }
+
+    fn denoise(&mut self, latents: &Tensor, level: NoiseLevel) -> Result<Denoised> {
         let denoised = self.denoiser.denoise(latents, level)?;
-        *self.last.borrow_mut() = Some(denoised.clone());
+        *self.last.borrow_mut() = Some(denoised.guided.clone());
         Ok(denoised)
+    }
+
+    fn end_step(&mut self, step: &Step, latents: Tensor) -> Result<Tensor> {
+        self.denoiser.end_step(step, latents)
     }
 }
 

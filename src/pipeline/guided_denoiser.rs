@@ -1,93 +1,224 @@
-//! The UNet as a [`Denoiser`]: scaling, classifier-free guidance, and what the network's output means.
+//! The network as a [`Denoiser`]: scaling, the rows that guidance wants, what works beside the loop, and what the output means.
 
 use super::BatchItem;
 use super::finite::Checks;
-use super::prompt::Conditioning;
-use crate::Result;
-use crate::models::UNet2DCondition;
-use crate::request::GenerationRequest;
-use crate::schedulers::{Denoiser, NoiseLevel, PredictionType};
+use super::prompt::BatchConditioning;
+use crate::extension::{Extension, RunContext};
+use crate::guidance::{ClassifierFree, Guider};
+use crate::models::Backbone;
+use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
+use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 pub(super) struct GuidedDenoiser<'a> {
-    unet: &'a UNet2DCondition,
+    backbone: &'a dyn Backbone,
     dtype: DType,
-    prediction: PredictionType,
-    guidance: Option<Guidance>,
-    conditioning: Conditioning,
+    schedule: &'a Schedule,
+    guider: Box<dyn Guider>,
+    conditioning: BatchConditioning<'a>,
+    extensions: Vec<Box<dyn Extension>>,
+    /// The estimates of the branches are wanted beside the guided one.
+    keeps_branches: bool,
     checks: &'a Checks,
-}
-
-/// One value an image, `(images, 1, 1, 1)`.
-struct Guidance {
-    scale: Tensor,
-    /// The rescaling and what it leaves, where an image asks for it.
-    rescale: Option<(Tensor, Tensor)>,
+    step: Option<Step>,
+    /// Calls of the network until now.
+    calls: usize,
 }
 
 impl<'a> GuidedDenoiser<'a> {
     pub(super) fn new(
-        unet: &'a UNet2DCondition,
-        dtype: DType,
-        prediction: PredictionType,
-        batch: &[BatchItem<'_>],
+        backbone: &'a dyn Backbone,
+        run: &RunContext<'a>,
+        batch: &[BatchItem<'a>],
+        mut extensions: Vec<Box<dyn Extension>>,
         checks: &'a Checks,
     ) -> Result<Self> {
-        let conditioning = Conditioning::join(&batch.iter().map(|sketch| sketch.prompt).collect::<Vec<_>>())?;
-        let guided = batch.first().is_some_and(|sketch| sketch.request.is_guided());
-        let guidance = guided.then(|| Guidance::new(batch, conditioning.context.device())).transpose()?;
-        Ok(Self { unet, dtype, prediction, guidance, conditioning, checks })
+        for extension in &mut extensions {
+            extension.prepare(run)?;
+        }
+        Ok(Self {
+            backbone,
+            dtype: run.dtype,
+            schedule: run.schedule,
+            guider: guider(batch, run.latents.device())?,
+            conditioning: BatchConditioning::new(batch.iter().map(|item| item.prompt).collect()),
+            extensions,
+            keeps_branches: run.schedule.reads_branches(),
+            checks,
+            step: None,
+            calls: 0,
+        })
     }
 }
 
+/// The guidance of a batch, whose images agree in their shape.
+fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
+    if !batch.first().is_some_and(|item| item.request.is_guided()) {
+        return Ok(Box::new(ClassifierFree::off()));
+    }
+    let images: Vec<(f64, f64)> = batch.iter().map(|item| (item.request.guidance_scale, item.request.guidance_rescale)).collect();
+    Ok(Box::new(ClassifierFree::new(&images, device)?))
+}
+
 impl Denoiser for GuidedDenoiser<'_> {
-    fn denoise(&mut self, latents: &Tensor, level: NoiseLevel) -> Result<Tensor> {
-        let scaled = latents.affine(self.prediction.input_scale(level.sigma), 0.0)?.to_dtype(self.dtype)?;
-        let rows = if self.guidance.is_some() { Tensor::cat(&[&scaled, &scaled], 0)? } else { scaled };
-        let output = self.unet.forward(&rows, level.timestep, &self.conditioning.context, self.conditioning.added.as_ref())?;
-        let output = output.to_dtype(DType::F32)?;
+    fn begin_step(&mut self, step: &Step) -> Result<()> {
+        self.step = Some(*step);
+        Ok(())
+    }
+
+    fn denoise(&mut self, latents: &Tensor, level: NoiseLevel) -> Result<Denoised> {
+        let step = self.step.ok_or_else(|| Error::Image("the network was asked before the first step".into()))?;
+        let at = CallPoint { step, steps: self.schedule.steps.len(), call: self.calls, level };
+        self.calls += 1;
+        let mut latents = latents.clone();
+        for extension in &mut self.extensions {
+            latents = extension.before_denoise(&at, latents)?;
+        }
+        let process = &self.schedule.process;
+        let scaled = latents.affine(process.input_scale(level.sigma), 0.0)?.to_dtype(self.dtype)?;
+        let branches = self.guider.branches(&at);
+        let rows = if branches.len() == 1 { scaled } else { Tensor::cat(&vec![&scaled; branches.len()], 0)? };
+        let mut call = self.conditioning.call(rows, &branches, &at)?;
+        for extension in &mut self.extensions {
+            extension.before_call(&at, &branches, &mut call)?;
+        }
+        let output = self.backbone.call(&call)?.prediction.to_dtype(DType::F32)?;
         self.checks.check(&output, || {
             let (timestep, dtype) = (level.timestep, self.dtype.as_str());
             format!("the UNet at timestep {timestep:.0} in {dtype}; try --dtype f32, another sampler or a lower --guidance-scale")
         })?;
-        let output = match &self.guidance {
-            Some(guidance) => guidance.apply(&output)?,
-            None => output,
-        };
-        let (c_skip, c_out) = self.prediction.scales(level.sigma);
-        Ok((latents.affine(c_skip, 0.0)? + output.affine(c_out, 0.0)?)?)
+        let images = latents.dim(0)?;
+        let part = |(i, branch)| Ok((branch, output.narrow(0, i * images, images)?));
+        let outputs = Branches::new(branches.into_iter().enumerate().map(part).collect::<Result<_>>()?);
+        let denoised = |output: &Tensor| process.denoised(&latents, output, level.sigma);
+        let mut estimates = Denoised::plain(denoised(&self.guider.combine(&at, &outputs)?)?);
+        if self.keeps_branches {
+            let rows = outputs.iter().map(|(branch, output)| Ok((branch, denoised(output)?)));
+            estimates.branches = Branches::new(rows.collect::<Result<_>>()?);
+        }
+        for extension in &mut self.extensions {
+            estimates = extension.after_denoise(&at, estimates)?;
+        }
+        Ok(estimates)
+    }
+
+    fn end_step(&mut self, step: &Step, mut latents: Tensor) -> Result<Tensor> {
+        for extension in &mut self.extensions {
+            latents = extension.after_step(step, latents)?;
+        }
+        Ok(latents)
     }
 }
 
-impl Guidance {
-    fn new(batch: &[BatchItem<'_>], device: &Device) -> Result<Self> {
-        let each = |value: &dyn Fn(&GenerationRequest) -> f64| -> Result<Tensor> {
-            let values: Vec<f32> = batch.iter().map(|sketch| value(sketch.request) as f32).collect();
-            Ok(Tensor::from_vec(values, (batch.len(), 1, 1, 1), device)?)
-        };
-        let rescales = batch.first().is_some_and(|sketch| sketch.request.guidance_rescale != 0.0);
-        let rescale = || Ok::<_, crate::Error>((each(&|r| r.guidance_rescale)?, each(&|r| 1.0 - r.guidance_rescale)?));
-        Ok(Self { scale: each(&|r| r.guidance_scale)?, rescale: rescales.then(rescale).transpose()? })
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::models::{ModelCall, ModelOutput};
+    use crate::pipeline::prompt::{Conditioning, ConditioningRow, Timeline};
+    use crate::request::{GenerationRequest, RequestDraft};
+    use crate::sampling::{Branch, NoiseSource, plan, sample};
+    use crate::spec::ModelSpec;
+    use std::sync::Mutex;
+
+    /// Predicts its context's first number for every row, and remembers its calls.
+    #[derive(Debug, Default)]
+    struct Echo(Mutex<Vec<ModelCall>>);
+
+    impl Backbone for Echo {
+        fn call(&self, call: &ModelCall) -> Result<ModelOutput> {
+            self.0.lock().unwrap().push(call.clone());
+            let first = call.context.narrow(1, 0, 1)?.narrow(2, 0, 1)?.reshape((call.context.dim(0)?, 1, 1, 1))?;
+            Ok(ModelOutput { prediction: call.latents.zeros_like()?.broadcast_add(&first)? })
+        }
+
+        fn weights_changed(&self) {}
     }
 
-    /// Pushes the prediction from the negative rows (the first half) towards the prompts' (the second).
-    ///
-    /// # Source
-    /// "Classifier-Free Diffusion Guidance", equation 6; the rescaling is equation 15 and 16 of
-    /// "Common Diffusion Noise Schedules and Sample Steps are Flawed".
-    fn apply(&self, output: &Tensor) -> Result<Tensor> {
-        let images = output.dim(0)? / 2;
-        let (negative, prompt) = (output.narrow(0, 0, images)?, output.narrow(0, images, images)?);
-        let guided = (&negative + (&prompt - &negative)?.broadcast_mul(&self.scale)?)?;
-        let Some((rescale, rest)) = &self.rescale else { return Ok(guided) };
-        let ratio = deviation(&prompt)?.div(&deviation(&guided)?)?;
-        Ok(guided.broadcast_mul(&(ratio * rescale)?.add(rest)?)?)
-    }
-}
+    struct NoNoise;
 
-/// The standard deviation of each image, `(batch, 1, 1, 1)`.
-fn deviation(x: &Tensor) -> Result<Tensor> {
-    let flat = x.flatten_from(1)?;
-    let centred = flat.broadcast_sub(&flat.mean_keepdim(1)?)?;
-    Ok(centred.sqr()?.mean_keepdim(1)?.sqrt()?.reshape((x.dim(0)?, 1, 1, 1))?)
+    impl NoiseSource for NoNoise {
+        fn fresh(&mut self, latents: &Tensor) -> Result<Tensor> {
+            Ok(latents.zeros_like()?)
+        }
+    }
+
+    fn timeline(parts: &[(usize, f32)]) -> Timeline {
+        let row =
+            |value: f32| ConditioningRow { context: Tensor::full(value, (1, 2, 3), &Device::Cpu).unwrap(), pooled: None, time_ids: vec![] };
+        Timeline::new(parts.iter().map(|(last, value)| (*last, row(*value))).collect())
+    }
+
+    fn request(guidance_scale: f64) -> GenerationRequest {
+        let draft =
+            RequestDraft { guidance_scale: Some(guidance_scale), sampler: Some("euler".into()), steps: Some(4), ..RequestDraft::default() };
+        draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap()
+    }
+
+    fn run(backbone: &Echo, batch: &[BatchItem<'_>], extensions: Vec<Box<dyn Extension>>) -> Result<Tensor> {
+        let schedule = plan(&batch[0].request.scheduler, 4)?;
+        let latents = Tensor::zeros((batch.len(), 4, 1, 1), DType::F32, &Device::Cpu)?;
+        let checks = Checks::on(&Device::Cpu);
+        let run = RunContext { schedule: &schedule, latents: &latents, dtype: DType::F32 };
+        let mut denoiser = GuidedDenoiser::new(backbone, &run, batch, extensions, &checks)?;
+        sample(&schedule, &latents, &mut denoiser, &mut NoNoise, &mut |_, _| Ok(()))
+    }
+
+    #[test]
+    fn images_of_one_batch_keep_their_prompts_and_scales() {
+        let (two, three) = (request(2.0), request(3.0));
+        let first = Conditioning::new(vec![(Branch::Negative, timeline(&[(9, 1.0)])), (Branch::Prompt, timeline(&[(9, 2.0)]))]);
+        let second = Conditioning::new(vec![(Branch::Negative, timeline(&[(9, 0.0)])), (Branch::Prompt, timeline(&[(9, -1.0)]))]);
+        let batch = [BatchItem { request: &two, prompt: &first, seed: 0 }, BatchItem { request: &three, prompt: &second, seed: 1 }];
+        let backbone = Echo::default();
+        let latents: Vec<f32> = run(&backbone, &batch, vec![]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let calls = backbone.0.lock().unwrap();
+        let contexts: Vec<f32> = calls[0].context.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(contexts.chunks(6).map(|row| row[0]).collect::<Vec<_>>(), [1.0, 0.0, 2.0, -1.0], "negatives first, then prompts");
+        // A constant noise prediction e takes the latents from 0 at the first sigma to −e · sigma: here 3 and −3.
+        assert!((latents[0] / latents[4] + 1.0).abs() < 1e-5 && latents[0] < 0.0, "{latents:?}");
+    }
+
+    #[test]
+    fn the_conditioning_may_change_with_the_call() {
+        let request = request(1.0);
+        let prompt = Conditioning::new(vec![(Branch::Prompt, timeline(&[(1, 5.0), (2, 6.0), (2, 7.0)]))]);
+        let backbone = Echo::default();
+        run(&backbone, &[BatchItem { request: &request, prompt: &prompt, seed: 0 }], vec![]).unwrap();
+        let first = |call: &ModelCall| call.context.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
+        assert_eq!(backbone.0.lock().unwrap().iter().map(first).collect::<Vec<_>>(), [5.0, 5.0, 6.0, 7.0]);
+        let missing = Conditioning::new(vec![(Branch::Negative, timeline(&[(9, 1.0)]))]);
+        let error = run(&backbone, &[BatchItem { request: &request, prompt: &missing, seed: 0 }], vec![]).unwrap_err();
+        assert!(error.to_string().contains("Prompt"), "{error}");
+    }
+
+    /// Adds a channel to every call and 1 to the latents after every step.
+    #[derive(Debug)]
+    struct Marks;
+
+    impl Extension for Marks {
+        fn before_call(&mut self, at: &CallPoint, branches: &[Branch], call: &mut ModelCall) -> Result<()> {
+            assert_eq!((branches, at.call, at.steps), (&[Branch::Prompt][..], at.step.index, 4));
+            call.concat = Some(call.latents.narrow(1, 0, 1)?);
+            Ok(())
+        }
+
+        fn after_denoise(&mut self, _: &CallPoint, denoised: Denoised) -> Result<Denoised> {
+            Ok(Denoised::plain(denoised.guided.zeros_like()?))
+        }
+
+        fn after_step(&mut self, step: &Step, latents: Tensor) -> Result<Tensor> {
+            Ok(if step.to.sigma == 0.0 { (latents + 1.0)? } else { latents })
+        }
+    }
+
+    #[test]
+    fn extensions_work_beside_the_loop() {
+        let request = request(1.0);
+        let prompt = Conditioning::new(vec![(Branch::Prompt, timeline(&[(9, 5.0)]))]);
+        let backbone = Echo::default();
+        let latents = run(&backbone, &[BatchItem { request: &request, prompt: &prompt, seed: 0 }], vec![Box::new(Marks)]).unwrap();
+        assert_eq!(latents.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [1.0; 4]);
+        assert!(backbone.0.lock().unwrap().iter().all(|call| call.concat.as_ref().is_some_and(|x| x.dims() == [1, 1, 1, 1])));
+    }
 }

@@ -22,11 +22,12 @@ pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
 pub use vae_tiling::{VaeTiling, decoding_bytes};
 
 use crate::device::Pace;
+use crate::extension::{Extension, RunContext};
 use crate::image::to_rgb;
 use crate::models::AutoencoderTinyDecoder;
 use crate::noise::SeededNoise;
 use crate::request::GenerationRequest;
-use crate::schedulers::{NoiseSource, plan, sample};
+use crate::sampling::{NoiseSource, plan, sample};
 use crate::spec::ModelSpec;
 use crate::weights::ModelSource;
 use crate::{Error, Result};
@@ -186,11 +187,13 @@ impl Pipeline {
         let shape = (batch.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
         let seeds: Vec<u64> = batch.iter().map(|sketch| sketch.seed).collect();
         let mut noise = SeededNoise::new(request.rng, &seeds);
-        let latents = noise.noise_like(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
+        let latents = noise.fresh(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
         self.components.with_unet(observer, |unet, observer| {
             let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
-            let mut denoiser = GuidedDenoiser::new(unet, self.dtype, schedule.prediction, batch, &checks)?;
+            let run = RunContext { schedule: &schedule, latents: &latents, dtype: self.dtype };
+            let extensions: Vec<Box<dyn Extension>> = vec![];
+            let mut denoiser = GuidedDenoiser::new(unet, &run, batch, extensions, &checks)?;
             let steps = schedule.steps.len();
             let denoised = RefCell::new(None);
             let mut watched = WithEstimate::new(&mut denoiser, &denoised);

@@ -2,11 +2,13 @@
 
 use super::finite::check_finite;
 use super::{Observer, Pipeline};
-use crate::models::AddedCondition;
+use crate::models::ModelCall;
 use crate::request::GenerationRequest;
+use crate::sampling::{Branch, CallPoint};
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
+use std::sync::Arc;
 
 /// Aesthetic scores that SDXL's refiner is told: for the prompt, and for the negative prompt.
 ///
@@ -43,40 +45,115 @@ impl EncodedText {
     }
 }
 
-/// What the UNet is told about one image: one row, or the negative row and the prompt's.
+/// What the network is told about one image, for every branch of its guidance.
 #[derive(Debug, Clone)]
 pub struct Conditioning {
-    /// `(rows, tokens, width)`
+    branches: Vec<(Branch, Timeline)>,
+}
+
+/// What the network is told in each part of a run.
+#[derive(Debug, Clone)]
+pub(super) struct Timeline {
+    /// The last call of the network for which a row holds, counted from 0; the rows stand in this order, and the last one holds to the end.
+    rows: Vec<(usize, Arc<ConditioningRow>)>,
+}
+
+/// What the network is told in one row.
+#[derive(Debug, Clone)]
+pub(super) struct ConditioningRow {
+    /// `(1, tokens, width)`
     pub(super) context: Tensor,
-    pub(super) added: Option<AddedCondition>,
+    /// `(1, pooled width)`
+    pub(super) pooled: Option<Tensor>,
+    pub(super) time_ids: Vec<f64>,
+}
+
+impl Timeline {
+    /// The same from the first call to the last.
+    pub(super) fn constant(row: ConditioningRow) -> Self {
+        Self::new(vec![(usize::MAX, row)])
+    }
+
+    /// Of rows and the last call for which each of them holds.
+    pub(super) fn new(rows: Vec<(usize, ConditioningRow)>) -> Self {
+        Self { rows: rows.into_iter().map(|(last, row)| (last, Arc::new(row))).collect() }
+    }
+
+    fn at(&self, point: &CallPoint) -> Option<&Arc<ConditioningRow>> {
+        self.rows.iter().find(|(last, _)| point.call <= *last).or(self.rows.last()).map(|(_, row)| row)
+    }
 }
 
 impl Conditioning {
-    /// Tokens of the context; images of one batch must have as many.
-    pub fn tokens(&self) -> usize {
-        self.context.dim(1).unwrap_or(0)
+    /// What each branch of the guidance is told.
+    pub(super) fn new(branches: Vec<(Branch, Timeline)>) -> Self {
+        Self { branches }
     }
 
-    /// For several images at once: all negative rows, then all rows of the prompts.
-    pub(super) fn join(images: &[&Self]) -> Result<Self> {
-        let first = images.first().ok_or_else(|| Error::Image("a batch without images".into()))?;
-        let rows = first.context.dim(0)?;
-        let each = |of: &dyn Fn(&Self) -> Option<&Tensor>| -> Result<Tensor> {
-            let mut parts = Vec::new();
-            for row in 0..rows {
-                for image in images.iter().filter_map(|image| of(image)) {
-                    parts.push(image.narrow(0, row, 1)?);
-                }
-            }
-            Ok(Tensor::cat(&parts, 0)?)
-        };
-        let added = first.added.as_ref().map(|_| -> Result<AddedCondition> {
-            let ids = |row: usize| images.iter().filter_map(move |image| image.added.as_ref()?.time_ids.get(row).cloned());
-            let pooled = each(&|image| image.added.as_ref().map(|added| &added.pooled))?;
-            Ok(AddedCondition { pooled, time_ids: (0..rows).flat_map(ids).collect() })
-        });
-        Ok(Self { context: each(&|image| Some(&image.context))?, added: added.transpose()? })
+    /// Tokens of the context; images of one batch must have as many.
+    pub fn tokens(&self) -> usize {
+        let rows = self.branches.iter().flat_map(|(_, timeline)| &timeline.rows);
+        rows.filter_map(|(_, row)| row.context.dim(1).ok()).max().unwrap_or(0)
     }
+
+    fn row(&self, branch: Branch, at: &CallPoint) -> Result<&Arc<ConditioningRow>> {
+        let timeline = self.branches.iter().find(|(known, _)| *known == branch).map(|(_, timeline)| timeline);
+        timeline
+            .and_then(|timeline| timeline.at(at))
+            .ok_or_else(|| Error::Image(format!("the prompt was not encoded for the branch {branch:?}")))
+    }
+}
+
+/// The conditioning of a batch, put together when it changes.
+#[derive(Debug)]
+pub(super) struct BatchConditioning<'a> {
+    images: Vec<&'a Conditioning>,
+    /// The rows that were joined last, and what they make.
+    joined: Option<(Vec<Arc<ConditioningRow>>, ConditioningRows)>,
+}
+
+/// Rows for one call.
+#[derive(Debug, Clone)]
+struct ConditioningRows {
+    context: Tensor,
+    pooled: Option<Tensor>,
+    time_ids: Vec<Vec<f64>>,
+}
+
+impl<'a> BatchConditioning<'a> {
+    pub(super) fn new(images: Vec<&'a Conditioning>) -> Self {
+        Self { images, joined: None }
+    }
+
+    /// A call with the rows of all images for the first branch, then for the second, and so on.
+    pub(super) fn call(&mut self, latents: Tensor, branches: &[Branch], at: &CallPoint) -> Result<ModelCall> {
+        let mut rows = Vec::with_capacity(branches.len() * self.images.len());
+        for branch in branches {
+            for image in &self.images {
+                rows.push(Arc::clone(image.row(*branch, at)?));
+            }
+        }
+        let known =
+            self.joined.take().filter(|(joined, _)| joined.len() == rows.len() && joined.iter().zip(&rows).all(|(a, b)| Arc::ptr_eq(a, b)));
+        let (rows, joined) = match known {
+            Some(known) => known,
+            None => {
+                let joined = join(&rows)?;
+                (rows, joined)
+            }
+        };
+        let ConditioningRows { context, pooled, time_ids } = joined.clone();
+        self.joined = Some((rows, joined));
+        Ok(ModelCall { pooled, time_ids, ..ModelCall::new(latents, at.level.timestep, context) })
+    }
+}
+
+fn join(rows: &[Arc<ConditioningRow>]) -> Result<ConditioningRows> {
+    let context = Tensor::cat(&rows.iter().map(|row| &row.context).collect::<Vec<_>>(), 0)?;
+    let pooled: Vec<&Tensor> = rows.iter().filter_map(|row| row.pooled.as_ref()).collect();
+    let pooled = if pooled.is_empty() { None } else { Some(Tensor::cat(&pooled, 0)?) };
+    let time_ids = rows.iter().map(|row| row.time_ids.clone()).filter(|ids| !ids.is_empty()).collect();
+    Ok(ConditioningRows { context, pooled, time_ids })
 }
 
 /// The texts of a request in the order of the UNet's rows.
@@ -121,32 +198,22 @@ pub(super) fn condition(spec: &ModelSpec, request: &GenerationRequest, texts: &[
     }
     // The reference zeroes the embeddings only where no negative prompt was given at all.
     let zero_negative = guided && request.negative_prompt.is_none() && spec.zero_missing_negative;
-    let mut context = Tensor::cat(&texts.iter().map(|text| &text.hidden).collect::<Vec<_>>(), 0)?;
-    let poolings: Vec<&Tensor> = texts.iter().filter_map(|text| text.pooled.as_ref()).collect();
-    let mut pooled = if poolings.is_empty() { None } else { Some(Tensor::cat(&poolings, 0)?) };
-    if zero_negative {
-        context = zero_first_row(&context)?;
-        pooled = pooled.map(|p| zero_first_row(&p)).transpose()?;
-    }
-    let added = pooled.filter(|_| spec.unet.text_time.is_some()).map(|pooled| {
-        let (height, width) = (request.height as f64, request.width as f64);
-        let ids = |score: f64| match spec.aesthetic_score {
-            // Original size, crop corner, then a score or the target size.
-            true => vec![height, width, 0.0, 0.0, score],
-            false => vec![height, width, 0.0, 0.0, height, width],
-        };
-        let mut time_ids = vec![ids(AESTHETIC_SCORES.0)];
-        if guided {
-            time_ids.insert(0, ids(AESTHETIC_SCORES.1));
-        }
-        AddedCondition { pooled, time_ids }
-    });
-    Ok(Conditioning { context, added })
-}
-
-fn zero_first_row(x: &Tensor) -> Result<Tensor> {
-    let rest = x.narrow(0, 1, x.dim(0)? - 1)?;
-    Ok(Tensor::cat(&[x.narrow(0, 0, 1)?.zeros_like()?, rest], 0)?)
+    let (height, width) = (request.height as f64, request.width as f64);
+    let time_ids = |score: f64| match spec.aesthetic_score {
+        // Original size, crop corner, then a score or the target size.
+        true => vec![height, width, 0.0, 0.0, score],
+        false => vec![height, width, 0.0, 0.0, height, width],
+    };
+    let row = |branch: Branch, text: &EncodedText| -> Result<(Branch, Timeline)> {
+        let zero = |x: &Tensor| if zero_negative && branch == Branch::Negative { x.zeros_like() } else { Ok(x.clone()) };
+        let score = if branch == Branch::Negative { AESTHETIC_SCORES.1 } else { AESTHETIC_SCORES.0 };
+        let pooled = text.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(zero).transpose()?;
+        let time_ids = if pooled.is_some() { time_ids(score) } else { vec![] };
+        Ok((branch, Timeline::constant(ConditioningRow { context: zero(&text.hidden)?, pooled, time_ids })))
+    };
+    let branches: &[Branch] = if guided { &[Branch::Negative, Branch::Prompt] } else { &[Branch::Prompt] };
+    let branches = branches.iter().zip(texts).map(|(branch, text)| row(*branch, text)).collect::<Result<_>>()?;
+    Ok(Conditioning::new(branches))
 }
 
 /// A text in quotes, cut to what one reads in a warning.

@@ -3,7 +3,7 @@
 use super::{
     Activation, ClipTextSpec, Defaults, Family, LatentRgb, ModelSpec, TextEncoderSpec, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec,
 };
-use crate::schedulers::{SchedulerConfig, SchedulerFile};
+use crate::sampling::{SchedulerConfig, SchedulerFile};
 
 impl ModelSpec {
     /// The names that [`ModelSpec::well_known`] answers to.

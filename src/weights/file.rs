@@ -135,3 +135,44 @@ impl std::fmt::Debug for WeightFile {
         write!(f, "WeightFile({}, {} tensors)", self.name, self.header.entries.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Seek, SeekFrom, Write};
+
+    #[test]
+    fn a_header_that_others_write_to_is_text_or_an_error() {
+        const TENSORS: usize = 20_000;
+        let info = r#"{"dtype":"F32","shape":[0],"data_offsets":[0,0]}"#;
+        let header = format!("{{{}}}", (0..TENSORS).map(|i| format!("\"zz{i:06}\":{info}")).collect::<Vec<_>>().join(","));
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        std::fs::write(&path, &bytes).unwrap();
+        let last = 8 + header.rfind("zz").unwrap() as u64;
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut file = File::options().write(true).open(&path).unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    for name in [b"\xf4z", b"zz"] {
+                        file.seek(SeekFrom::Start(last)).unwrap();
+                        file.write_all(name).unwrap();
+                    }
+                }
+            });
+            for _ in 0..100 {
+                let opened = Blob::map(&path).and_then(|blob| WeightFile::new("a".into(), blob));
+                for entry in opened.iter().flat_map(WeightFile::entries) {
+                    // What `str` promises, of bytes that it never looks at again.
+                    if std::str::from_utf8(std::hint::black_box(entry.name.as_bytes())).is_err() {
+                        done.store(true, Ordering::Relaxed);
+                        panic!("a name that is not UTF-8");
+                    }
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+}

@@ -57,7 +57,8 @@ pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Header> {
         }
     };
     let (text, data) = rest.split_at(length);
-    let text = std::str::from_utf8(text).map_err(|_| model_error(file, "has a header that is not UTF-8 text: it is damaged"))?;
+    // A copy: in a mapped file, others can write between the check that it is UTF-8 and the parsing.
+    let text = String::from_utf8(text.to_vec()).map_err(|_| model_error(file, "has a header that is not UTF-8 text: it is damaged"))?;
     let raw: RawHeader = serde_json::from_str(text.trim_end_matches(['\0', ' ']))
         .map_err(|e| model_error(file, format!("has a header that cannot be read: {}", quoted_tail(&e.to_string()))))?;
     check(file, raw, data.len(), 8 + length)

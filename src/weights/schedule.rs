@@ -2,7 +2,7 @@
 
 use super::json::Fields;
 use crate::Result;
-use crate::schedulers::SchedulerConfig;
+use crate::sampling::SchedulerConfig;
 use crate::spec::{Defaults, Family, LatentRgb};
 use serde_json::{Value, json};
 

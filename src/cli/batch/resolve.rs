@@ -9,7 +9,7 @@ use crate::cli::output::{ImageName, Output, check_confined};
 use crate::device::{DeviceChoice, open_all};
 use crate::disk::{counted, folder_of, stays_inside};
 use crate::hub::Missing;
-use crate::schedulers::SchedulerConfig;
+use crate::sampling::SchedulerConfig;
 use crate::{Error, Result};
 use candle_core::Device;
 use std::collections::{BTreeSet, HashMap};

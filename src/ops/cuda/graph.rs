@@ -5,6 +5,7 @@
 //! frees within itself, so that it plays at the same addresses every time.
 #![expect(unsafe_code, reason = "graphs are recorded and launched through the driver")]
 
+use super::super::NamedTensors;
 use super::gpu::{Gpu, lock};
 use super::profile;
 use crate::device::{self, Queue, undisturbed};
@@ -17,7 +18,7 @@ use tracing::{debug, info};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Shapes whose calls are kept, the latest ones.
+/// Calls of another key or shape that are kept, the latest ones.
 const KEPT: usize = 4;
 
 /// The calls of one network.
@@ -35,12 +36,14 @@ struct GraphState {
     off: bool,
 }
 
-/// What is known of one shape.
+/// What is known of one call.
 struct Call {
+    /// What the network does with its inputs.
+    key: String,
     /// Where the network finds its inputs.
-    inputs: Vec<Tensor>,
-    /// Where a recorded call puts its output; there once the shape was met.
-    output: Option<Tensor>,
+    inputs: NamedTensors,
+    /// Where a recorded call puts its outputs; there once the call was met.
+    outputs: Option<Vec<Tensor>>,
     graph: Option<RecordedGraph>,
 }
 
@@ -61,7 +64,7 @@ fn wanted() -> Result<bool> {
 
 impl Graphs {
     pub(in super::super) fn beside(device: &CudaDevice) -> Result<Self> {
-        let state = GraphState { off: !wanted()?, ..State::default() };
+        let state = GraphState { off: !wanted()?, ..GraphState::default() };
         Ok(Self { state: Mutex::new(state), queue: Queue::beside(device)? })
     }
 
@@ -71,22 +74,23 @@ impl Graphs {
 
     pub(in super::super) fn run<E: From<Error> + Display>(
         &self,
-        inputs: &[Tensor],
-        work: &dyn Fn(&[Tensor]) -> Result<Tensor, E>,
-    ) -> Result<Tensor, E> {
-        let Some(first) = inputs.first() else { return work(inputs) };
+        key: &str,
+        inputs: &NamedTensors,
+        work: &dyn Fn(&NamedTensors) -> Result<Vec<Tensor>, E>,
+    ) -> Result<Vec<Tensor>, E> {
+        let Some((_, first)) = inputs.iter().next() else { return work(inputs) };
         let theirs = first.device().as_cuda_device()?.cuda_stream();
-        let inputs = inputs.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+        let inputs = inputs.map(Tensor::contiguous)?;
         // Two threads that call one network take turns.
         let mut state = lock(&self.state);
         let holds_memory = state.calls.iter().any(|call| call.graph.is_some());
-        let mut made = self.call(&mut state, &inputs, &theirs, work);
+        let mut made = self.call(&mut state, key, &inputs, &theirs, work);
         if made.is_err() {
             state.calls.clear();
             device::release(first.device());
             // What was missing may have been the memory of recorded calls.
             if holds_memory {
-                made = self.call(&mut state, &inputs, &theirs, work);
+                made = self.call(&mut state, key, &inputs, &theirs, work);
             }
         }
         // What is freed there from now on is freed behind what was read here.
@@ -99,30 +103,31 @@ impl Graphs {
     fn call<E: From<Error> + Display>(
         &self,
         state: &mut GraphState,
-        inputs: &[Tensor],
+        key: &str,
+        inputs: &NamedTensors,
         theirs: &CudaStream,
-        work: &dyn Fn(&[Tensor]) -> Result<Tensor, E>,
-    ) -> Result<Tensor, E> {
+        work: &dyn Fn(&NamedTensors) -> Result<Vec<Tensor>, E>,
+    ) -> Result<Vec<Tensor>, E> {
         let stream = self.queue.stream();
         // Dims and strides that candle's kernels read stay where they are, for good: recorded calls read them there.
         let _kept = self.queue.device().enable_cuda_graph_htod_cache();
-        let mut call = match state.calls.iter().position(|call| call.takes(inputs)) {
+        let mut call = match state.calls.iter().position(|call| call.takes(key, inputs)) {
             Some(known) => state.calls.remove(known),
-            None => Call::new(inputs, &self.device())?,
+            None => Call::new(key, inputs, &self.device())?,
         };
-        let gpu = match call.inputs.first() {
-            Some(input) => Gpu::of(input)?,
-            None => return work(inputs),
+        let (gpu, their_device) = match (call.inputs.iter().next(), inputs.iter().next()) {
+            (Some((_, input)), Some((_, their))) => (Gpu::of(input)?, their.device()),
+            _ => return work(inputs),
         };
         stream.join(theirs).w()?;
-        for (to, from) in call.inputs.iter().zip(inputs) {
+        for ((_, to), (_, from)) in call.inputs.iter().zip(inputs.iter()) {
             copy(&gpu, to, from)?;
         }
         if !state.off {
-            let played = match (&call.graph, &call.output) {
+            let played = match (&call.graph, &call.outputs) {
                 (None, None) => Ok(()),
-                (None, Some(output)) => record(&gpu, &call.inputs, output, work).map(|graph| {
-                    debug!("{:?}: recorded as a CUDA graph", call.shapes());
+                (None, Some(outputs)) => record(&gpu, &call.inputs, outputs, work).map(|graph| {
+                    debug!("{} {:?}: recorded as a CUDA graph", call.key, call.shapes());
                     call.graph = Some(graph);
                 }),
                 (Some(_), _) => Ok(()),
@@ -133,19 +138,22 @@ impl Graphs {
                 state.off = true;
                 call.graph = None;
                 state.calls.clear();
-                device::release(inputs[0].device());
+                device::release(their_device);
             }
         }
-        let y = match (&call.graph, &call.output) {
-            (Some(_), Some(output)) => output.clone(),
-            _ => work(&call.inputs)?.contiguous()?,
+        let made = match (&call.graph, &call.outputs) {
+            (Some(_), Some(outputs)) => outputs.clone(),
+            _ => work(&call.inputs)?.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?,
         };
         // SAFETY: all of it is copied below.
-        let mine = unsafe { Tensor::empty(y.shape(), y.dtype(), inputs[0].device())? };
+        let empty = |y: &Tensor| unsafe { Tensor::empty(y.shape(), y.dtype(), their_device) };
+        let mine = made.iter().map(empty).collect::<Result<Vec<_>>>()?;
         stream.join(theirs).w()?;
-        copy(&gpu, &mine, &y)?;
-        if call.output.is_none() && !state.off {
-            call.output = Some(gpu.make(y.shape(), y.dtype())?);
+        for (to, from) in mine.iter().zip(&made) {
+            copy(&gpu, to, from)?;
+        }
+        if call.outputs.is_none() && !state.off {
+            call.outputs = Some(made.iter().map(|y| gpu.make(y.shape(), y.dtype())).collect::<Result<_>>()?);
         }
         if !state.off {
             state.calls.push(call);
@@ -156,7 +164,12 @@ impl Graphs {
         Ok(mine)
     }
 
-    /// Shapes that are known, and how many of them are recorded.
+    /// Forgets every call.
+    pub(in super::super) fn invalidate(&self) {
+        lock(&self.state).calls.clear();
+    }
+
+    /// Calls that are known, and how many of them are recorded.
     #[cfg(test)]
     pub(super) fn known(&self) -> (usize, usize) {
         let state = lock(&self.state);
@@ -165,19 +178,18 @@ impl Graphs {
 }
 
 impl Call {
-    fn new(inputs: &[Tensor], device: &Device) -> Result<Self> {
+    fn new(key: &str, inputs: &NamedTensors, device: &Device) -> Result<Self> {
         // SAFETY: they are written before every call.
-        let inputs = inputs.iter().map(|input| unsafe { Tensor::empty(input.shape(), input.dtype(), device) });
-        Ok(Self { inputs: inputs.collect::<Result<_>>()?, output: None, graph: None })
+        let inputs = inputs.map(|input| unsafe { Tensor::empty(input.shape(), input.dtype(), device) })?;
+        Ok(Self { key: key.to_owned(), inputs, outputs: None, graph: None })
     }
 
-    fn takes(&self, inputs: &[Tensor]) -> bool {
-        let same = |(a, b): (&Tensor, &Tensor)| a.dims() == b.dims() && a.dtype() == b.dtype();
-        self.inputs.len() == inputs.len() && self.inputs.iter().zip(inputs).all(same)
+    fn takes(&self, key: &str, inputs: &NamedTensors) -> bool {
+        self.key == key && self.inputs.is_like(inputs)
     }
 
-    fn shapes(&self) -> Vec<(&[usize], DType)> {
-        self.inputs.iter().map(|input| (input.dims(), input.dtype())).collect()
+    fn shapes(&self) -> Vec<(&str, &[usize], DType)> {
+        self.inputs.iter().map(|(name, input)| (name, input.dims(), input.dtype())).collect()
     }
 }
 
@@ -199,9 +211,9 @@ fn copy(gpu: &Gpu, to: &Tensor, from: &Tensor) -> Result<()> {
 /// Records `work`, which is not done meanwhile.
 fn record<E: Display>(
     gpu: &Gpu,
-    inputs: &[Tensor],
-    output: &Tensor,
-    work: &dyn Fn(&[Tensor]) -> Result<Tensor, E>,
+    inputs: &NamedTensors,
+    outputs: &[Tensor],
+    work: &dyn Fn(&NamedTensors) -> Result<Vec<Tensor>, E>,
 ) -> Result<RecordedGraph, String> {
     let stream = gpu.stream();
     let context = stream.context();
@@ -212,10 +224,10 @@ fn record<E: Display>(
     let said = |what: &str, error: DriverError| format!("{what}: {error}");
     context.check_err().map_err(|error| said("an earlier failure", error))?;
     let recording = Recording::begin(stream).map_err(|error| said("recording cannot begin", error))?;
-    // The output's own memory is given back inside the recording, as all else that was allocated in it.
-    let done = work(inputs).map_err(|error| error.to_string()).and_then(|y| {
-        let y = y.contiguous().map_err(|error| error.to_string())?;
-        copy(gpu, output, &y).map_err(|error| error.to_string())
+    // The outputs' own memory is given back inside the recording, as all else that was allocated in it.
+    let done = work(inputs).map_err(|error| error.to_string()).and_then(|made| {
+        let copied = outputs.iter().zip(&made).try_for_each(|(output, y)| copy(gpu, output, &y.contiguous()?));
+        copied.map_err(|error| error.to_string())
     });
     let freed = context.check_err();
     let graph = recording.end();

@@ -1,7 +1,8 @@
 //! The CUDA path of every op against the reference, over random shapes; skipped with a word where there is no GPU.
 
 use super::super::{
-    Conv2d, Epilogue, GroupNorm, LayerNorm, Linear, Padding, attention, geglu, gelu, quick_gelu, silu, upsample_nearest_2x, with_reference,
+    Conv2d, Epilogue, GroupNorm, LayerNorm, Linear, NamedTensors, Padding, attention, geglu, gelu, quick_gelu, silu, upsample_nearest_2x,
+    with_reference,
 };
 use super::graph::Graphs;
 use candle_core::{D, DType, Device, Result, Tensor};
@@ -262,20 +263,22 @@ impl Network {
     }
 
     /// Channels first, filled up, upsampled to an odd size, joined: all that the UNet does beside its layers.
-    fn call(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let x = self.conv.forward(&inputs[0].permute((0, 2, 3, 1))?.contiguous()?)?;
+    fn call(&self, inputs: &NamedTensors) -> Result<Vec<Tensor>> {
+        let x = self.conv.forward(&inputs.get("x")?.permute((0, 2, 3, 1))?.contiguous()?)?;
         let (batch, height, width, channels) = x.dims4()?;
         let tokens = self.norm.forward_silu(&x)?.reshape((batch, height * width, channels))?;
-        let mixed = attention(&tokens, &tokens, &inputs[1], 2, false)?;
+        let mixed = attention(&tokens, &tokens, inputs.get("context")?, 2, false)?;
         let y = self
             .linear
             .forward_with(&Tensor::cat(&[&tokens, &mixed], D::Minus1)?, Epilogue { residual: Some(&tokens), ..Epilogue::default() })?;
         let y = upsample_nearest_2x(&y.reshape((batch, height, width, channels))?)?.narrow(2, 0, 2 * width - 1)?;
-        (y.contiguous()? + 1.0)?.permute((0, 3, 1, 2))?.contiguous()
+        Ok(vec![(y.contiguous()? + 1.0)?.permute((0, 3, 1, 2))?.contiguous()?, mixed])
     }
 
-    fn run(&self, inputs: &[Tensor]) -> Result<Vec<f32>> {
-        numbers(&self.graphs.run(inputs, &|inputs| self.call(inputs))?)
+    /// The numbers of all outputs.
+    fn run(&self, inputs: &NamedTensors) -> Result<Vec<f32>> {
+        let outputs = self.graphs.run("", inputs, &|inputs| self.call(inputs))?;
+        outputs.iter().map(numbers).collect::<Result<Vec<_>>>().map(|each| each.concat())
     }
 }
 
@@ -288,9 +291,35 @@ fn records() -> bool {
     ["SD_GEN_CUDA_GRAPH", "SD_GEN_CUDA_PROFILE", "CUDA_WITHOUT_GPU_REFUSE"].iter().all(|name| std::env::var_os(name).is_none())
 }
 
-fn inputs(random: &mut Random, device: &Device, dtype: DType, side: usize) -> Result<[Tensor; 2]> {
+fn inputs(random: &mut Random, device: &Device, dtype: DType, side: usize) -> Result<NamedTensors> {
     let there = |x: Tensor| x.to_device(device)?.to_dtype(dtype);
-    Ok([there(random.tensor(&[2, 5, side, side], dtype)?)?, there(random.tensor(&[2, side * side, 16], dtype)?)?])
+    Ok(named([
+        ("x", there(random.tensor(&[2, 5, side, side], dtype)?)?),
+        ("context", there(random.tensor(&[2, side * side, 16], dtype)?)?),
+    ]))
+}
+
+fn named<const N: usize>(tensors: [(&str, Tensor); N]) -> NamedTensors {
+    let mut inputs = NamedTensors::default();
+    tensors.into_iter().for_each(|(name, tensor)| inputs.push(name, tensor));
+    inputs
+}
+
+#[test]
+fn calls_with_another_key_are_not_mixed_up_and_all_can_be_forgotten() -> Result<()> {
+    let Some(device) = gpu() else { return Ok(()) };
+    let graphs = Graphs::beside(device.as_cuda_device()?)?;
+    let inputs = named([("x", Tensor::full(2f32, (2, 8), &Device::Cpu)?.to_device(&device)?)]);
+    let call = |key: &str, by: f64| numbers(&graphs.run(key, &inputs, &|inputs| Ok(vec![(inputs.get("x")? * by)?]))?[0]);
+    for _ in 0..3 {
+        assert_eq!(call("twice", 2.0)?, [4.0; 16]);
+        assert_eq!(call("thrice", 3.0)?, [6.0; 16]);
+    }
+    assert!(!records() || graphs.known() == (2, 2), "{:?}", graphs.known());
+    graphs.invalidate();
+    assert_eq!(graphs.known(), (0, 0));
+    assert_eq!(call("twice", 5.0)?, [10.0; 16]);
+    Ok(())
 }
 
 #[test]
@@ -322,11 +351,11 @@ fn several_threads_call_a_network() -> Result<()> {
     let cases: Vec<_> = (0..6).map(|i| inputs(&mut random, &device, DType::F16, 3 + i % 2)).collect::<Result<_>>()?;
     let exact: Vec<_> = cases.iter().map(|inputs| Network::new(&device, DType::F16)?.run(inputs)).collect::<Result<_>>()?;
     std::thread::scope(|scope| {
-        let each = |(inputs, exact): (&[Tensor; 2], &Vec<f32>)| -> Result<()> {
+        let each = |(inputs, exact): (&NamedTensors, &Vec<f32>)| -> Result<()> {
             for _ in 0..3 {
                 assert!(network.run(inputs)? == *exact);
                 // Work beside it, of a thread that is no concern of what is recorded meanwhile.
-                silu(&inputs[0])?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
+                silu(inputs.get("x")?)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
             }
             Ok(())
         };
@@ -357,11 +386,11 @@ fn what_cannot_be_recorded_is_done_as_ever() -> Result<()> {
     for (what, work) in works {
         let graphs = Graphs::beside(device.as_cuda_device()?)?;
         for i in [1.0, 2.0, 3.0, 4.0] {
-            let x = [Tensor::full(i, (2, 6000), &Device::Cpu)?.to_device(&device)?];
+            let x = Tensor::full(i, (2, 6000), &Device::Cpu)?.to_device(&device)?;
             // Numbers that do not come with the inputs are recorded as they are.
             let added = if what == "a tensor that is kept" { 1.0 } else { i };
-            let y = numbers(&graphs.run(&x, &|inputs| work(added, &inputs[0]))?)?;
-            let wanted = numbers(&work(added, &x[0])?)?;
+            let y = numbers(&graphs.run("", &named([("x", x.clone())]), &|inputs| Ok(vec![work(added, inputs.get("x")?)?]))?[0])?;
+            let wanted = numbers(&work(added, &x)?)?;
             assert!(y == wanted, "{what}: {:?} in the place of {:?}", &y[..1], &wanted[..1]);
         }
         kept.borrow_mut().clear();

@@ -1,4 +1,15 @@
-//! From the network's numbers to a PNG file with the request inside.
+//! Images: from the network's numbers to a PNG file with the request inside, and from an input file to pixels.
+
+mod decode;
+mod mask;
+mod resample;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
+mod tests;
+
+pub use decode::{InputImage, decode};
+pub use mask::{Region, blur_mask, invert_mask, is_empty_mask, keep_unmasked, luma, masked_region, resize_and_crop, resize_and_fill};
+pub use resample::{ResizeFilter, Span, resize, resize_part};
 
 use crate::{Error, Result};
 use ::image::RgbImage;

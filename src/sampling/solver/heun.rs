@@ -1,7 +1,9 @@
 //! Heun's method: an Euler step, corrected by the slope at its end.
 
-use super::{Denoiser, NoiseSource, Scheduler, Step, blend, clip};
+use super::{Denoiser, NoiseLevel, NoiseSource, Solver, Step, clip};
 use crate::Result;
+use crate::sampling::blend;
+use crate::sampling::plan::{Planner, Schedule};
 use candle_core::Tensor;
 
 /// Second order, two network calls a step; one where the step ends at sigma 0, where there is no slope.
@@ -9,16 +11,21 @@ use candle_core::Tensor;
 /// # Source
 /// Karras et al. 2022, arXiv:2206.00364, algorithm 1.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct Heun {
+pub(in crate::sampling) struct Heun {
     /// Bounds the denoised latents.
-    pub(super) clip: Option<f64>,
+    clip: Option<f64>,
 }
 
-impl Scheduler for Heun {
-    fn step(&mut self, step: Step, latents: &Tensor, denoiser: &mut dyn Denoiser, _: &mut dyn NoiseSource) -> Result<Tensor> {
+/// Plans a run.
+pub(in crate::sampling) fn plan(planner: &Planner<'_>) -> Result<Schedule> {
+    planner.sigma_space(Box::new(Heun { clip: planner.config.clip_range()? }))
+}
+
+impl Solver for Heun {
+    fn step(&mut self, step: &Step, latents: &Tensor, denoiser: &mut dyn Denoiser, _: &mut dyn NoiseSource) -> Result<Tensor> {
         let (from, to) = (step.from.sigma, step.to.sigma);
-        let mut slope = |x: &Tensor, level: super::NoiseLevel| -> Result<Tensor> {
-            let denoised = clip(&denoiser.denoise(x, level)?, self.clip)?;
+        let mut slope = |x: &Tensor, level: NoiseLevel| -> Result<Tensor> {
+            let denoised = clip(&denoiser.denoise(x, level)?.guided, self.clip)?;
             Ok(((x - denoised)? / level.sigma)?)
         };
         let first = slope(latents, step.from)?;
@@ -28,5 +35,9 @@ impl Scheduler for Heun {
         }
         let second = slope(&predicted, step.to)?;
         blend(1.0, latents, (to - from) / 2.0, &(first + second)?)
+    }
+
+    fn evaluations(&self, step: &Step) -> usize {
+        if step.to.sigma > 0.0 { 2 } else { 1 }
     }
 }

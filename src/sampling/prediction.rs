@@ -1,6 +1,6 @@
 //! What a network predicts, as two scalars.
 
-use super::levels::{by_name, name_of};
+use super::sigmas::{by_name, name_of};
 use crate::Result;
 
 /// What the network's output means.

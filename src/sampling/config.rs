@@ -1,7 +1,7 @@
 //! `scheduler_config.json`: what a model's folder says about its noise and its sampler.
 
-use super::levels::{BetaSchedule, NoiseTable, betas};
-use super::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing, dpm_solver::SolverType, without_infinities};
+use super::sigmas::{BetaSchedule, NoiseTable, betas};
+use super::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing, without_infinities};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -129,10 +129,8 @@ impl SchedulerConfig {
         self.file.class_name = Some(sampler.class_name().into());
         self.file.clip_sample = self.file.clip_sample.or(Some(false));
         self.file.skip_prk_steps = self.file.skip_prk_steps.or(Some(true));
-        match sampler {
-            Sampler::Dpmpp2m => self.file.algorithm_type = Some("dpmsolver++".into()),
-            Sampler::Dpmpp2mSde => self.file.algorithm_type = Some("sde-dpmsolver++".into()),
-            _ => {}
+        if let Some(algorithm) = sampler.row().algorithms.first() {
+            self.file.algorithm_type = Some((*algorithm).into());
         }
         self.schedule = schedule.or(self.schedule);
         Ok(self)
@@ -174,16 +172,18 @@ impl SchedulerConfig {
     /// [`Error::Model`] for a class or an algorithm that is not implemented.
     pub fn sampler(&self) -> Result<Sampler> {
         let class = self.file.class_name.as_deref().unwrap_or("missing");
-        let Some(sampler) = Sampler::from_class(class) else {
+        let of_class: Vec<Sampler> = Sampler::of_class(class).collect();
+        let Some(first) = of_class.first() else {
             let mut known: Vec<&str> = Sampler::all().map(Sampler::class_name).collect();
             known.dedup();
             return Err(self.refuse("_class_name", &format!("{class:?}"), &format!("{}; name another with --sampler", known.join(", "))));
         };
-        if sampler != Sampler::Dpmpp2m {
-            return Ok(sampler);
+        let algorithms = of_class.iter().flat_map(|sampler| sampler.row().algorithms.iter().map(|name| (*name, *sampler)));
+        let algorithms: Vec<(&str, Sampler)> = algorithms.collect();
+        if algorithms.is_empty() {
+            return Ok(*first);
         }
-        let algorithms = [("dpmsolver++", Sampler::Dpmpp2m), ("sde-dpmsolver++", Sampler::Dpmpp2mSde), ("deis", Sampler::Dpmpp2m)];
-        self.choice("algorithm_type", &self.file.algorithm_type, sampler, &algorithms)
+        self.choice("algorithm_type", &self.file.algorithm_type, *first, &algorithms)
     }
 
     /// What the network predicts.
@@ -199,11 +199,7 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] for a spacing that is not implemented.
     pub fn spacing(&self) -> Result<TimestepSpacing> {
-        let default = match self.sampler()? {
-            Sampler::Pndm | Sampler::Ddim | Sampler::Ddpm => TimestepSpacing::Leading,
-            _ => TimestepSpacing::Linspace,
-        };
-        self.choice("timestep_spacing", &self.file.timestep_spacing, default, TimestepSpacing::NAMES)
+        self.choice("timestep_spacing", &self.file.timestep_spacing, self.sampler()?.row().spacing, TimestepSpacing::NAMES)
     }
 
     /// How sigmas are laid. A file's flags are obeyed where diffusers obeys them: not by the samplers that walk whole timesteps,
@@ -224,15 +220,15 @@ impl SchedulerConfig {
             }
             return Ok(schedule);
         }
-        if !sampler.takes_sigma_schedule() || sampler == Sampler::EulerAncestral {
+        if !sampler.takes_sigma_schedule() || !sampler.row().file_names_a_schedule {
             return Ok(SigmaSchedule::Discrete);
         }
-        let is_dpm = matches!(sampler, Sampler::Dpmpp2m | Sampler::Dpmpp2mSde);
+        let knows_lambdas = sampler.row().file_knows_lambdas;
         self.refuse_true("use_beta_sigmas", self.file.use_beta_sigmas)?;
-        self.refuse_true("use_flow_sigmas", self.file.use_flow_sigmas.filter(|_| is_dpm))?;
+        self.refuse_true("use_flow_sigmas", self.file.use_flow_sigmas.filter(|_| knows_lambdas))?;
         let flags = [
             (self.file.use_karras_sigmas, SigmaSchedule::Karras),
-            (self.file.use_lu_lambdas.filter(|_| is_dpm), SigmaSchedule::Lu),
+            (self.file.use_lu_lambdas.filter(|_| knows_lambdas), SigmaSchedule::Lu),
             (self.file.use_exponential_sigmas, SigmaSchedule::Exponential),
         ];
         Ok(flags.into_iter().find(|(flag, _)| *flag == Some(true)).map_or(SigmaSchedule::Discrete, |(_, s)| s))
@@ -270,38 +266,14 @@ impl SchedulerConfig {
                 return Err(Error::Input(format!("--eta {eta} is out of range; it goes from 0 to 1")));
             }
         }
-        let file = &self.file;
-        match sampler {
-            Sampler::Ddim => self.refuse_true("thresholding", file.thresholding),
-            Sampler::Ddpm => {
-                self.large_variance()?;
-                self.refuse_true("thresholding", file.thresholding)
-            }
-            Sampler::Dpmpp2m | Sampler::Dpmpp2mSde => {
-                self.solver_order()?;
-                self.solver_type()?;
-                self.ends_at_zero()?;
-                self.choice("variance_type", &file.variance_type, (), &[])?;
-                self.refuse_true("thresholding", file.thresholding)
-            }
-            Sampler::Euler => {
-                self.ends_at_zero()?;
-                self.choice("interpolation_type", &file.interpolation_type, (), &[("linear", ())])?;
-                // diffusers reads `timestep_type` for v-prediction only.
-                let is_v = self.prediction()? == PredictionType::VPrediction;
-                let timestep_type = file.timestep_type.clone().filter(|_| is_v);
-                self.choice("timestep_type", &timestep_type, (), &[("discrete", ())])
-            }
-            Sampler::Pndm | Sampler::EulerAncestral | Sampler::Heun => Ok(()),
-        }
+        (sampler.row().check)(self)
     }
 
     pub(super) fn noise_table(&self) -> Result<NoiseTable> {
         let file = &self.file;
         let schedules =
             [("linear", BetaSchedule::Linear), ("scaled_linear", BetaSchedule::ScaledLinear), ("squaredcos_cap_v2", BetaSchedule::Cosine)];
-        // Heun alone has Stable Diffusion's betas as its defaults.
-        let (start, end) = if self.sampler()? == Sampler::Heun { (0.00085, 0.012) } else { (0.0001, 0.02) };
+        let (start, end) = self.sampler()?.row().betas;
         let count = file.num_train_timesteps.unwrap_or(1000);
         let positive = [("sigma_min", file.sigma_min), ("sigma_max", file.sigma_max), ("clip_sample_range", file.clip_sample_range)];
         for (key, value) in positive {
@@ -336,29 +308,8 @@ impl SchedulerConfig {
 
     /// The bound on denoised latents, for the samplers that have one.
     pub(super) fn clip_range(&self) -> Result<Option<f64>> {
-        let default = matches!(self.sampler()?, Sampler::Ddim | Sampler::Ddpm);
+        let default = self.sampler()?.row().clips;
         Ok(self.file.clip_sample.unwrap_or(default).then(|| self.file.clip_sample_range.unwrap_or(1.0)))
-    }
-
-    /// DDPM's variance: true is `fixed_large`.
-    pub(super) fn large_variance(&self) -> Result<bool> {
-        // The logarithm is undone where it is used, so `fixed_small_log` is `fixed_small`.
-        let types = [("fixed_small", false), ("fixed_small_log", false), ("fixed_large", true)];
-        self.choice("variance_type", &self.file.variance_type, false, &types)
-    }
-
-    pub(super) fn solver_type(&self) -> Result<SolverType> {
-        // The last three are other classes' values, which diffusers' DPM-Solver reads as its own default.
-        use SolverType::{Heun, Midpoint};
-        let types = [("midpoint", Midpoint), ("heun", Heun), ("bh1", Midpoint), ("bh2", Midpoint), ("logrho", Midpoint)];
-        self.choice("solver_type", &self.file.solver_type, Midpoint, &types)
-    }
-
-    pub(super) fn solver_order(&self) -> Result<usize> {
-        match self.file.solver_order.unwrap_or(2) {
-            order @ 1..=3 => Ok(order),
-            order => Err(self.refuse("solver_order", &order.to_string(), "1, 2, 3")),
-        }
     }
 
     /// Whether the last sigma is 0 and not the smallest trained one.
@@ -366,7 +317,8 @@ impl SchedulerConfig {
         self.choice("final_sigmas_type", &self.file.final_sigmas_type, true, &[("zero", true), ("sigma_min", false)])
     }
 
-    fn choice<T: Copy>(&self, key: &str, value: &Option<String>, default: T, choices: &[(&str, T)]) -> Result<T> {
+    /// The value of a key among the names that are implemented.
+    pub(super) fn choice<T: Copy>(&self, key: &str, value: &Option<String>, default: T, choices: &[(&str, T)]) -> Result<T> {
         let Some(value) = value else { return Ok(default) };
         choices.iter().find(|(name, _)| name == value).map(|(_, choice)| *choice).ok_or_else(|| {
             let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
@@ -374,11 +326,11 @@ impl SchedulerConfig {
         })
     }
 
-    fn refuse_true(&self, key: &str, value: Option<bool>) -> Result<()> {
+    pub(super) fn refuse_true(&self, key: &str, value: Option<bool>) -> Result<()> {
         if value == Some(true) { Err(self.refuse(key, "true", "false")) } else { Ok(()) }
     }
 
-    fn refuse(&self, key: &str, value: &str, choices: &str) -> Error {
+    pub(super) fn refuse(&self, key: &str, value: &str, choices: &str) -> Error {
         let choices = if choices.is_empty() { "absent" } else { choices };
         match &self.source {
             Some(file) => Error::Model(format!("{file}: `{key}` is {value}, which sd-gen does not implement; it can be {choices}")),

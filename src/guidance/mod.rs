@@ -1,0 +1,31 @@
+//! Guidance: which rows a call of the network has for each image, and how its outputs become one.
+//!
+//! A guider decides call by call, so that guidance in a part of the steps, or with a third row, is no special case. It sees numbers only:
+//! no prompt, no model, no noise level but the one it is asked about. What works on the latents or on the network itself is an extension.
+
+mod classifier_free;
+
+pub use classifier_free::ClassifierFree;
+
+use crate::Result;
+use crate::sampling::{Branch, Branches, CallPoint};
+use candle_core::Tensor;
+
+/// Turns the network's outputs for several conditions into one.
+pub trait Guider: Send + std::fmt::Debug {
+    /// The rows of each image in a call, in the order in which the network gets them; never empty.
+    fn branches(&self, at: &CallPoint) -> Vec<Branch>;
+
+    /// The guided output, `(images, channels, height, width)`, from those of [`Guider::branches`].
+    ///
+    /// # Errors
+    /// A branch is missing.
+    fn combine(&mut self, at: &CallPoint, outputs: &Branches) -> Result<Tensor>;
+}
+
+/// One value an image, `(images, 1, 1, 1)`.
+fn each_image(values: impl Iterator<Item = f64>, device: &candle_core::Device) -> Result<Tensor> {
+    let values: Vec<f32> = values.map(|value| value as f32).collect();
+    let images = values.len();
+    Ok(Tensor::from_vec(values, (images, 1, 1, 1), device)?)
+}

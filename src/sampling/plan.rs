@@ -1,0 +1,183 @@
+//! Which levels a run visits.
+
+use super::sigmas::{NoiseTable, spaced};
+use super::{NoiseLevel, NoiseProcess, Sampler, SchedulerConfig, SigmaSchedule, Solver, Step, TimestepSpacing, VariancePreserving};
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// The steps of a run and the solver that takes them.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    /// From the noisiest level down; never empty.
+    pub steps: Vec<Step>,
+    /// Unit noise times this is where a run from pure noise starts. An image's latents start at [`NoiseProcess::mix`] of
+    /// `steps[0].from.sigma`.
+    pub initial_scale: f64,
+    /// The last latents times this are the clean latents.
+    pub final_scale: f64,
+    /// How noise is mixed in, and what the network predicts.
+    pub process: Arc<dyn NoiseProcess>,
+    /// The sampler.
+    pub sampler: Sampler,
+    pub(super) solver: Box<dyn Solver>,
+    /// Between steps, latents keep their variance-preserving value and not their sigma-space one.
+    pub(super) variance_preserving: bool,
+}
+
+/// Plans `steps` denoising steps.
+///
+/// # Errors
+/// [`Error::Input`] where `steps` is 0 or more than the model was trained on; [`Error::Model`] (or [`Error::Input`] where there is no
+/// file) for a value of the configuration that is not implemented.
+pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
+    config.check()?;
+    let table = config.noise_table()?;
+    let trained = table.len();
+    if steps == 0 || steps > trained {
+        return Err(Error::Input(format!("--steps {steps} is out of range; this model takes 1 to {trained}")));
+    }
+    let process = Arc::new(VariancePreserving::new(table.clone(), config.prediction()?));
+    let sampler = config.sampler()?;
+    let (spacing, schedule) = (config.spacing()?, config.sigma_schedule()?);
+    sampler.plan(&Planner { config, sampler, steps, table, spacing, schedule, process })
+}
+
+/// What the planning of every sampler starts from.
+pub(super) struct Planner<'a> {
+    pub(super) config: &'a SchedulerConfig,
+    pub(super) sampler: Sampler,
+    pub(super) steps: usize,
+    pub(super) table: NoiseTable,
+    pub(super) spacing: TimestepSpacing,
+    pub(super) schedule: SigmaSchedule,
+    pub(super) process: Arc<dyn NoiseProcess>,
+}
+
+impl Planner<'_> {
+    /// How much noise an ancestral sampler adds.
+    pub(super) fn eta(&self) -> f64 {
+        self.config.eta.unwrap_or(self.sampler.default_eta())
+    }
+
+    pub(super) fn offset(&self) -> f64 {
+        self.config.file.steps_offset.unwrap_or(0) as f64
+    }
+
+    /// Whole timesteps, descending, inside the table (diffusers fails where an offset leaves it).
+    pub(super) fn whole_timesteps(&self) -> Vec<i64> {
+        let trained = self.table.len();
+        let spaced = spaced(self.spacing, trained, trained, self.steps, self.steps, self.offset());
+        spaced.into_iter().map(|t| (t.round_ties_even() as i64).clamp(0, trained as i64 - 1)).collect()
+    }
+
+    /// Trained timesteps to a step, rounded down: how far DDIM and PNDM look ahead whatever the spacing.
+    pub(super) fn ratio(&self) -> i64 {
+        (self.table.len() / self.steps) as i64
+    }
+
+    /// Sigma behind the last timestep of DDIM and PNDM.
+    pub(super) fn final_sigma(&self, default_to_one: bool) -> f64 {
+        if self.config.file.set_alpha_to_one.unwrap_or(default_to_one) { 0.0 } else { self.table.sigma(0.0) }
+    }
+
+    /// The run of a sampler that works in sigma space (Euler, Heun and k-diffusion's other ones), as diffusers lays it.
+    pub(super) fn sigma_space(&self, solver: Box<dyn Solver>) -> Result<Schedule> {
+        let obeys_the_ends = self.sampler.row().file_sets_the_ends;
+        let trained = self.table.len();
+        let timesteps: Vec<f64> =
+            spaced(self.spacing, trained, trained, self.steps, self.steps, self.offset()).into_iter().map(single).collect();
+        let sigmas: Vec<f64> = timesteps.iter().map(|t| self.table.sigma(*t)).collect();
+        let (mut max, mut min) = (sigmas.first().copied().unwrap_or(0.0), sigmas.last().copied().unwrap_or(0.0));
+        if obeys_the_ends {
+            (max, min) = (self.config.file.sigma_max.unwrap_or(max), self.config.file.sigma_min.unwrap_or(min));
+        }
+        let mut levels: Vec<NoiseLevel> = match self.schedule {
+            SigmaSchedule::Discrete => timesteps.iter().zip(&sigmas).map(|(t, s)| NoiseLevel::new(single(*s), *t)).collect(),
+            schedule => {
+                let told = |sigma: f64| NoiseLevel::new(single(sigma), single(self.table.timestep(sigma)));
+                schedule.sigmas(max, min, self.steps).into_iter().map(told).collect()
+            }
+        };
+        let largest = levels.iter().map(|l| l.sigma).fold(0.0, f64::max);
+        let zero = !obeys_the_ends || self.config.ends_at_zero()?;
+        levels.push(NoiseLevel::new(if zero { 0.0 } else { self.table.sigma(0.0) }, 0.0));
+        let steps = levels.windows(2).map(|pair| (pair[0], pair[1])).collect();
+        // The latents' own variance is left out where the run starts from the noisiest level.
+        let initial_scale = if self.spacing == TimestepSpacing::Leading { (largest * largest + 1.0).sqrt() } else { largest };
+        let schedule = self.assemble(steps, solver);
+        Ok(Schedule { initial_scale, final_scale: 1.0, variance_preserving: false, ..schedule })
+    }
+
+    /// The schedule of variance-preserving latents.
+    pub(super) fn assemble(&self, pairs: Vec<(NoiseLevel, NoiseLevel)>, solver: Box<dyn Solver>) -> Schedule {
+        let (initial_scale, final_scale) = ends(&pairs);
+        let (process, sampler) = (Arc::clone(&self.process), self.sampler);
+        Schedule { steps: numbered(pairs), initial_scale, final_scale, process, sampler, solver, variance_preserving: true }
+    }
+}
+
+/// The steps between pairs of levels.
+fn numbered(pairs: Vec<(NoiseLevel, NoiseLevel)>) -> Vec<Step> {
+    pairs.into_iter().enumerate().map(|(index, (from, to))| Step { index, from, to }).collect()
+}
+
+/// The scales of variance-preserving latents at both ends.
+fn ends(pairs: &[(NoiseLevel, NoiseLevel)]) -> (f64, f64) {
+    let norm = |sigma: f64| (1.0 + sigma * sigma).sqrt();
+    (pairs.first().map_or(1.0, |p| norm(p.0.sigma)), pairs.last().map_or(1.0, |p| 1.0 / norm(p.1.sigma)))
+}
+
+/// Sigmas and fractional timesteps are f32 in diffusers.
+pub(super) fn single(x: f64) -> f64 {
+    f64::from(x as f32)
+}
+
+/// The level of a whole timestep; before the first one, `end`.
+pub(super) fn level(table: &NoiseTable, timestep: i64, end: f64) -> NoiseLevel {
+    if timestep < 0 {
+        return NoiseLevel::new(end, 0.0);
+    }
+    let timestep = timestep as f64;
+    NoiseLevel::new(table.sigma(timestep), timestep)
+}
+
+impl Schedule {
+    /// A solver with no history.
+    pub fn solver(&self) -> Box<dyn Solver> {
+        self.solver.clone()
+    }
+
+    /// Whether the solver reads the estimates of the branches beside the guided one.
+    pub fn reads_branches(&self) -> bool {
+        self.solver.reads_branches()
+    }
+
+    /// Network calls that a step of [`Schedule::steps`] makes.
+    pub fn evaluations(&self, step: &Step) -> usize {
+        self.solver.evaluations(step)
+    }
+
+    /// The schedule without its first `index` steps, as diffusers' image to image pipelines cut it; steps count from 0 again.
+    ///
+    /// A run from here starts at [`NoiseProcess::mix`] of `steps[0].from.sigma`. PNDM counts network calls there, of which its first step
+    /// makes two, so that its run starts one timestep earlier.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where no step would be left.
+    pub fn starting_at(&self, index: usize) -> Result<Schedule> {
+        if index >= self.steps.len() {
+            return Err(Error::Input(format!("--strength is too low: none of the {} steps would be taken", self.steps.len())));
+        }
+        if index == 0 {
+            return Ok(self.clone());
+        }
+        let mut rest = self.clone();
+        let others = rest.solver.skip(index);
+        let pairs = others.unwrap_or_else(|| self.steps.iter().skip(index).map(|s| (s.from, s.to)).collect());
+        if self.variance_preserving {
+            (rest.initial_scale, rest.final_scale) = ends(&pairs);
+        }
+        rest.steps = numbered(pairs);
+        Ok(rest)
+    }
+}

@@ -1,0 +1,76 @@
+//! Noise levels: from betas to sigmas, and which of them a run visits.
+
+mod spacing;
+mod table;
+
+pub use spacing::TimestepSpacing;
+pub(super) use spacing::spaced;
+pub(super) use table::{BetaSchedule, NoiseTable, betas};
+
+use crate::{Error, Result};
+
+/// How sigmas are laid between the noisiest and the cleanest level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SigmaSchedule {
+    /// The sigmas of the timesteps.
+    Discrete,
+    /// Karras et al. 2022, arXiv:2206.00364, eq. 5, with rho 7.
+    Karras,
+    /// Evenly spaced in log sigma.
+    Exponential,
+    /// Lu et al. 2022, arXiv:2206.00927: even in log-SNR, which is `Exponential` with whole timesteps.
+    Lu,
+}
+
+impl SigmaSchedule {
+    /// Every schedule by its name; the aliases follow the names.
+    pub const NAMES: &[(&str, SigmaSchedule)] = &[
+        ("discrete", SigmaSchedule::Discrete),
+        ("karras", SigmaSchedule::Karras),
+        ("exponential", SigmaSchedule::Exponential),
+        ("lu", SigmaSchedule::Lu),
+        ("normal", SigmaSchedule::Discrete),
+        ("uniform", SigmaSchedule::Discrete),
+    ];
+
+    /// The canonical name.
+    pub fn name(self) -> &'static str {
+        name_of(Self::NAMES, self)
+    }
+
+    /// Reads a name as `--schedule` takes it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a schedule that is not here.
+    pub fn from_name(name: &str) -> Result<Self> {
+        by_name(Self::NAMES, name)
+    }
+
+    /// `steps` sigmas from `max` to `min`.
+    pub(super) fn sigmas(self, max: f64, min: f64, steps: usize) -> Vec<f64> {
+        let ramp = |i: usize| if steps > 1 { i as f64 / (steps - 1) as f64 } else { 0.0 };
+        let rho = 7.0;
+        let between = |a: f64, b: f64, t: f64| a + t * (b - a);
+        (0..steps)
+            .map(|i| match self {
+                SigmaSchedule::Karras => between(max.powf(1.0 / rho), min.powf(1.0 / rho), ramp(i)).powf(rho),
+                // From the f32 logarithms of the table, as in diffusers.
+                SigmaSchedule::Lu => between((max as f32).ln().into(), (min as f32).ln().into(), ramp(i)).exp(),
+                SigmaSchedule::Exponential | SigmaSchedule::Discrete => between(max.ln(), min.ln(), ramp(i)).exp(),
+            })
+            .collect()
+    }
+}
+
+/// The first name of a value.
+pub(super) fn name_of<T: Copy + PartialEq>(names: &[(&'static str, T)], value: T) -> &'static str {
+    names.iter().find(|(_, v)| *v == value).map_or("", |(n, _)| n)
+}
+
+/// The value of a name, which a flag gave.
+pub(super) fn by_name<T: Copy>(names: &[(&str, T)], name: &str) -> Result<T> {
+    names.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.trim())).map(|(_, v)| *v).ok_or_else(|| {
+        let all: Vec<&str> = names.iter().map(|(n, _)| *n).collect();
+        Error::Input(format!("`{name}` is not available; it can be {}", all.join(", ")))
+    })
+}
