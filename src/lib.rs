@@ -39,6 +39,7 @@ pub mod models;
 pub mod noise;
 pub mod ops;
 pub mod pipeline;
+pub mod prompt;
 pub mod request;
 pub mod sampling;
 pub mod sheet;

@@ -35,6 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "weights",
         ],
     ),
+    ("prompt", &["Error", "Result"]),
     ("hub", &["Error", "Result", "disk", "weights"]),
     ("weights", &["Error", "Result", "disk", "sampling", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),

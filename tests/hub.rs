@@ -486,7 +486,7 @@ fn links_in_the_cache_lead_nothing_astray() {
     std::fs::create_dir_all(&locks).expect("folder");
     symlink(&path, locks.join(format!("{}.lock", etag("model.safetensors", &content)))).expect("link");
     let sentence = trial.refused("org/model");
-    assert!(sentence.contains("is no regular file"), "{sentence}");
+    assert!(sentence.contains("is a link to another file"), "{sentence}");
     assert_eq!(std::fs::read(&path).expect("read"), b"theirs");
     // A partial file and the reference.
     let (trial, (_keep, path)) = (Trial::new(&hub), victim());

@@ -108,13 +108,13 @@ impl FromStr for Shard {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::request::RequestDraft;
     use crate::spec::ModelSpec;
     use candle_core::DType;
 
-    fn job(id: usize, model: usize, change: impl FnOnce(&mut RequestDraft)) -> Job {
+    pub(in super::super) fn job(id: usize, model: usize, change: impl FnOnce(&mut RequestDraft)) -> Job {
         let mut draft = RequestDraft { prompt: "a cat".into(), ..RequestDraft::default() };
         change(&mut draft);
         let request = draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap();

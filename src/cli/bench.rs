@@ -146,7 +146,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     let mut progress = Progress::new(args.progress, args.quiet);
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        date: jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S %:z").to_string(),
+        date: super::output::local_time(std::time::SystemTime::now()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string(),
         machine: Machine::here(),
         warmups: args.warmups,
         repeats: args.repeats,

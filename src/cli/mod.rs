@@ -44,6 +44,7 @@ static OFFLINE: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// What stopped it; [`Error::exit_code`] is the process's exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    crate::disk::survive_size_limit();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     // Before they are understood: what cannot be understood must be said to a program as it asked for.
     if asks_for_events(&arguments) {

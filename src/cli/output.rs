@@ -4,7 +4,10 @@ use crate::cli::show::steers;
 use crate::disk::{folder_of, stays_inside};
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Where images go when nobody says.
 const DEFAULT_TEMPLATE: &str = "{prompt:.40}-{seed}.png";
@@ -105,6 +108,11 @@ impl Output {
         let folder =
             if self.exact || !fixed.as_os_str().to_string_lossy().ends_with(['/', '\\']) { fixed.parent() } else { Some(fixed.as_path()) };
         make_folder(folder.filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    }
+
+    /// The image goes to standard output.
+    pub(super) fn is_standard(&self) -> bool {
+        self.template.is_none()
     }
 
     /// The user named one very file.
@@ -221,8 +229,8 @@ fn fill(piece: &Piece, image: &ImageName<'_>) -> String {
     };
     let request = image.request;
     let value = match name {
-        "date" => jiff::Zoned::now().strftime("%Y-%m-%d").to_string(),
-        "time" => jiff::Zoned::now().strftime("%H%M%S").to_string(),
+        "date" => local_time(SystemTime::now()).strftime("%Y-%m-%d").to_string(),
+        "time" => local_time(SystemTime::now()).strftime("%H%M%S").to_string(),
         "seed" => image.seed.to_string(),
         "index" => image.index.to_string(),
         "prompt" => request.prompt.clone(),
@@ -236,6 +244,11 @@ fn fill(piece: &Piece, image: &ImageName<'_>) -> String {
         _ => String::new(),
     };
     file_name_part(&value, most.unwrap_or(100))
+}
+
+/// A time as the calendar has it, or the last that it knows where a clock is beyond that.
+pub(super) fn local_time(time: SystemTime) -> Zoned {
+    Timestamp::try_from(time).unwrap_or(Timestamp::MAX).to_zoned(TimeZone::system())
 }
 
 /// Text as a part of a file name on every system: no separators, no control characters, not hidden, not too long.
@@ -269,6 +282,13 @@ mod tests {
         for (bad, word) in [("{sed}.png", "sed"), ("{seed.png", "no \"}\""), ("{seed:.x}.png", "no number")] {
             assert!(parse(bad).unwrap_err().contains(word), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_clock_beyond_the_calendar_is_no_panic() {
+        let far = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(9_000_000_000_000);
+        assert!(local_time(far).year() >= 9999);
+        assert!(local_time(SystemTime::UNIX_EPOCH).year() < 1972);
     }
 
     #[test]

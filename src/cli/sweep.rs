@@ -133,19 +133,8 @@ impl Sweep {
     }
 
     /// Combinations of all values; 1 without any sweep.
-    fn points(&self) -> usize {
+    pub(super) fn points(&self) -> usize {
         self.axes.iter().fold(1, |product, axis| product.saturating_mul(axis.labels.len()))
-    }
-
-    /// Images that the combinations of a line come to, by multiplication alone: making each of 10¹⁰ combinations would take days.
-    fn images(&self, line: &Line) -> u128 {
-        let own = |name: &str, otherwise: usize| if self.axes.iter().any(|axis| axis.name == name) { 1 } else { otherwise as u128 };
-        let of_axis = |axis: &Axis| match axis.name.as_str() {
-            "images" => axis.labels.iter().fold(0, |sum: u128, label| sum.saturating_add(label.trim().parse().unwrap_or(1))),
-            _ => axis.labels.len() as u128,
-        };
-        let first = own("prompt", line.args.prompts.len()).saturating_mul(own("images", line.args.images));
-        self.axes.iter().fold(first, |product, axis| product.saturating_mul(of_axis(axis)))
     }
 
     /// The flags of the first combination. Below a line it lets the line do without what the sweep will set, its prompt above all.
@@ -162,33 +151,11 @@ impl Sweep {
     }
 
     /// Every line once for every combination.
-    ///
-    /// The line at which they come to more than `most` images is an error, and the last one.
-    pub(super) fn over(self, lines: Lines, most: usize) -> impl Iterator<Item = Result<Line, LineError>> {
-        let mut images: u128 = 0;
-        let counted = lines.scan(false, move |ended, line| {
-            if *ended {
-                return None;
-            }
-            Some(line.and_then(|line| {
-                let of_line = self.images(&line);
-                images = images.saturating_add(of_line);
-                *ended = images > most as u128;
-                match *ended {
-                    true if self.axes.is_empty() => {
-                        Err(line.error(&format!("there are more than {most} images up to here; split the file")))
-                    }
-                    true => Err(line.error(&format!(
-                        "the sweeps make {of_line} images of this line, and at most {most} are made of a file; sweep fewer values"
-                    ))),
-                    false => Ok((self.clone(), line)),
-                }
-            }))
-        });
-        counted.flat_map(|line| -> Box<dyn Iterator<Item = Result<Line, LineError>>> {
+    pub(super) fn over(self, lines: Lines) -> impl Iterator<Item = Result<Line, LineError>> {
+        lines.flat_map(move |line| -> Box<dyn Iterator<Item = Result<Line, LineError>>> {
             match line {
-                Ok((sweep, line)) if sweep.axes.is_empty() => Box::new(std::iter::once(Ok(line))),
-                Ok((sweep, line)) => Box::new(sweep.expand(line)),
+                Ok(line) if self.axes.is_empty() => Box::new(std::iter::once(Ok(line))),
+                Ok(line) => Box::new(self.expand(line)),
                 Err(error) => Box::new(std::iter::once(Err(error))),
             }
         })

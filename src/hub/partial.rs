@@ -5,7 +5,7 @@
 //! up too.
 
 use super::client::{ContentHash, Metadata};
-use crate::disk::{folder_of, open_own};
+use crate::disk::{Owner, folder_of, open_own, owner_of, owner_tag};
 use crate::{Error, Result};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -33,7 +33,7 @@ impl Partial {
     /// Takes up what an earlier run left of the content that will be `blob`, or begins.
     pub(super) fn take(blob: &Path, size: Option<u64>) -> std::io::Result<Partial> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let own = format!("{}-{}", Owner::this().tag(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let own = format!("{}{}", owner_tag(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = with_ending(blob, &format!(".{own}{ENDING}"));
         for left in left_over(blob, size) {
             if std::fs::rename(&left, &path).is_err() {
@@ -138,7 +138,12 @@ fn left_over(blob: &Path, size: Option<u64>) -> Vec<PathBuf> {
             let idle = || there.modified().ok().and_then(|at| at.elapsed().ok()).is_some_and(|idle| idle > STALE);
             // More than the whole file is not its beginning; what has another name too is somebody's.
             let usable = there.is_file() && is_only_name(&there) && there.len() > 0 && size.is_none_or(|size| there.len() <= size);
-            let free = owner.is_empty() || Owner::of_tag(owner).is_some_and(|owner| owner.is_dead() || idle());
+            let free = owner.is_empty()
+                || owner.strip_prefix('.').is_some_and(|owner| match owner_of(owner) {
+                    Owner::Living => false,
+                    Owner::Dead => true,
+                    Owner::Unknown => idle(),
+                });
             (usable && free).then(|| (there.len(), entry.path()))
         })
         .collect();
@@ -153,60 +158,6 @@ fn is_only_name(there: &std::fs::Metadata) -> bool {
 
 #[cfg(not(unix))]
 fn is_only_name(_: &std::fs::Metadata) -> bool {
-    true
-}
-
-/// A process: where it runs, and its number there.
-#[derive(Debug, PartialEq, Eq)]
-struct Owner {
-    machine: String,
-    process: u32,
-}
-
-impl Owner {
-    fn this() -> Owner {
-        Owner { machine: machine(), process: std::process::id() }
-    }
-
-    fn tag(&self) -> String {
-        format!("{}-{}", self.machine, self.process)
-    }
-
-    /// Reads `.machine-process-count`.
-    fn of_tag(tag: &str) -> Option<Owner> {
-        let mut parts = tag.strip_prefix('.')?.split('-');
-        let (machine, process) = (parts.next()?.to_owned(), parts.next()?.parse().ok()?);
-        Some(Owner { machine, process })
-    }
-
-    /// Whether it is known to have ended.
-    fn is_dead(&self) -> bool {
-        self.machine == machine() && !is_alive(self.process)
-    }
-}
-
-/// What tells this machine, and this container on it, from others: eight digits.
-fn machine() -> String {
-    #[cfg(unix)]
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    #[cfg(not(unix))]
-    let name = std::env::var("COMPUTERNAME").unwrap_or_default();
-    // The same number is another process in another container.
-    let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    let hash = Sha256::new().chain_update(name).chain_update(space.as_os_str().as_encoded_bytes()).finalize();
-    hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
-}
-
-#[cfg(unix)]
-fn is_alive(process: u32) -> bool {
-    use rustix::process::{Pid, test_kill_process};
-    let process = i32::try_from(process).ok().and_then(Pid::from_raw);
-    process.is_some_and(|process| test_kill_process(process) != Err(rustix::io::Errno::SRCH))
-}
-
-/// Nobody can say: the file's age does.
-#[cfg(not(unix))]
-fn is_alive(_: u32) -> bool {
     true
 }
 
@@ -255,6 +206,7 @@ mod tests {
         assert_eq!(names(folder.path()).len(), 2, "{:?}", names(folder.path()));
     }
 
+    #[cfg(unix)]
     #[test]
     fn what_a_dead_process_left_is_taken_up_and_what_a_living_one_writes_is_not() {
         let folder = tempfile::tempdir().expect("folder");
@@ -264,7 +216,8 @@ mod tests {
         living.append(b"at work, longest").expect("written");
         let left = |owner: &str, text: &str| std::fs::write(folder.path().join(format!("blob{owner}.incomplete")), text).expect("write");
         // No process has the largest number.
-        left(&format!(".{}-{}-0", machine(), i32::MAX), "killed");
+        let dead = owner_tag().replace(&format!("-{}-", std::process::id()), &format!("-{}-", i32::MAX));
+        left(&format!(".{dead}0"), "killed");
         left("", "left");
         left(".0000000f-1-0", "of another machine");
         left(".nobody", "no owner");

@@ -12,11 +12,13 @@ mod estimate;
 mod finite;
 mod guided_denoiser;
 mod loading;
+mod memory;
 mod observer;
 mod prompt;
 mod vae_tiling;
 
 pub use components::SharedModel;
+pub use memory::denoising_bytes;
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
 pub use vae_tiling::{VaeTiling, decoding_bytes};
@@ -37,6 +39,7 @@ use components::{Components, Placement};
 use estimate::WithEstimate;
 use finite::{Checks, check_finite};
 use guided_denoiser::GuidedDenoiser;
+use memory::MemoryPromise;
 use std::cell::RefCell;
 use tracing::{debug_span, trace};
 
@@ -155,8 +158,10 @@ impl Pipeline {
     /// Generates the images of a batch, all at once.
     ///
     /// # Errors
-    /// The observer stops it, the images do not go together, or a value stops being finite; the message names the stage.
+    /// The observer stops it, the images do not go together, the memory is too small for them, or a value stops being finite; the
+    /// message names the stage.
     pub fn generate(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
+        let memory = MemoryPromise::for_batch(&self.spec, &self.device, (self.dtype, self.vae_dtype), self.vae_tiling, batch)?;
         let latents = self.denoise(batch, observer)?;
         let mut generated = Vec::new();
         for (i, sketch) in batch.iter().enumerate() {
@@ -166,6 +171,7 @@ impl Pipeline {
             let image = to_rgb(&self.decode_and_tell(&latents, observer)?)?;
             generated.push(GeneratedImage { seed: sketch.seed, image, latents: latents.to_device(&Device::Cpu)? });
         }
+        memory.kept();
         Ok(generated)
     }
 

@@ -66,6 +66,8 @@ pub(super) struct Resolver {
     pub(super) folders: BTreeSet<PathBuf>,
     /// Images so far, those of other shards included.
     pub(super) images: usize,
+    /// There were more, and there is no point in asking for any.
+    pub(super) is_full: bool,
     shard: Option<Shard>,
     /// The folder of `./sd-gen.toml`, where that says where images go.
     pub(super) confined_to: Option<PathBuf>,
@@ -101,6 +103,7 @@ impl Resolver {
             names: PlannedNames::default(),
             folders: BTreeSet::new(),
             images: 0,
+            is_full: false,
             shard,
             confined_to: None,
             lines_stay_in: None,
@@ -132,6 +135,7 @@ impl Resolver {
         let mut id = self.images;
         let images = args.prompts.len().saturating_mul(args.images);
         if id.saturating_add(images) > MOST_IMAGES {
+            self.is_full = true;
             return Err(Error::Input(format!("there are more than {MOST_IMAGES} images up to here; split the file")));
         }
         self.images += images;
