@@ -25,7 +25,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::info;
 
-pub(super) fn run(mut draft: Draft) -> Result<()> {
+/// Generates what the flags say; images whose place `./sd-gen.toml` says stay in the folder `confined_to`.
+pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> {
     let run = draft.run.decide(&());
     let load = draft.load.decide(&());
     // Everything that can be wrong is found before a weight is read.
@@ -34,7 +35,7 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
     }
     draft.prompts = read_prompts(&draft.prompts)?;
     draft.read_files(&mut InputReader::default())?;
-    let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?;
+    let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?.confined(confined_to);
     if output.is_standard() && is_closed(&std::io::stdout()) {
         return Err(Error::Input("--output -: standard output is closed; send it somewhere, such as > image.png".into()));
     }
@@ -58,6 +59,10 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
         .map(|prompt| draft.of_prompt(prompt, seed).resolve(model.checkpoint.spec()).map(Arc::new))
         .collect::<Result<_>>()?;
     let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.output.images));
+    let generator = model.generator();
+    for (index, request) in requests.iter().enumerate() {
+        output.checked_place(&ImageName { request, model: &generator.label, seed: request.seed, index })?;
+    }
     output.check(images)?;
     if let (Some(latents), Some(image)) = (&run.save_latents, &run.output)
         && run.output_dir.as_deref().unwrap_or(Path::new("")).join(image) == *latents
@@ -92,14 +97,7 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
     }
 
     let kept = Arc::new(Mutex::new(RunResult::default()));
-    let writer = Writer {
-        output,
-        generator: model.generator(),
-        latents: run.save_latents.is_some(),
-        index: 0,
-        written: HashSet::new(),
-        kept: kept.clone(),
-    };
+    let writer = Writer { output, generator, latents: run.save_latents.is_some(), index: 0, written: HashSet::new(), kept: kept.clone() };
     // One model, and flags that all prompts share: any images go together.
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
     let sizes = sizes(&model.footprint(first), images.div_ceil(model.devices()), first.output.batch_size.0);
