@@ -3,7 +3,7 @@
 use super::args::read_prompts;
 use super::download::DownloadStyle;
 use super::listen_for_cancellation;
-use super::model::{self, Opened};
+use super::model::{self, AdapterFinder, Opened};
 use super::output::{ImageName, Output};
 use super::progress::Progress;
 use super::watch::Watch;
@@ -25,7 +25,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::info;
 
-pub(super) fn run(mut draft: Draft) -> Result<()> {
+/// Generates what the flags say; images whose place `./sd-gen.toml` says stay in the folder `confined_to`.
+pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> {
     let run = draft.run.decide(&());
     let load = draft.load.decide(&());
     // Everything that can be wrong is found before a weight is read.
@@ -33,8 +34,7 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
         set_threads(threads)?;
     }
     draft.prompts = read_prompts(&draft.prompts)?;
-    let mut files = InputReader::default();
-    let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?;
+    let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?.confined(confined_to);
     if output.is_standard() && is_closed(&std::io::stdout()) {
         return Err(Error::Input("--output -: standard output is closed; send it somewhere, such as > image.png".into()));
     }
@@ -47,21 +47,21 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
         // 32 bits, so that it can be typed again and is a seed for every other tool too.
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
+    let (finder, mut files) = (AdapterFinder::new(&load), InputReader::default());
+    let read = |prompt: &String| {
+        let mut draft = draft.of_prompt(prompt, seed);
+        finder.find(&mut draft)?;
+        draft.read_files(&mut files)?;
+        Ok(draft)
+    };
+    let drafts = draft.prompts.iter().map(read).collect::<Result<Vec<Draft>>>()?;
     let (devices, remarks) = open_all(load.devices())?;
     let showing = DownloadStyle::of(&draft);
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
     let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing)?;
     let model = Opened::new(checkpoint, devices, &load);
-    let requests: Vec<Arc<Request>> = draft
-        .prompts
-        .iter()
-        .map(|prompt| {
-            let mut draft = draft.of_prompt(prompt, seed);
-            model.find_adapters(&mut draft)?;
-            draft.read_files(&mut files)?;
-            draft.resolve(model.checkpoint.spec()).map(Arc::new)
-        })
-        .collect::<Result<_>>()?;
+    let requests: Vec<Arc<Request>> =
+        drafts.iter().map(|draft| draft.resolve(model.checkpoint.spec()).map(Arc::new)).collect::<Result<_>>()?;
     let mut applied: Vec<String> = Vec::new();
     for line in requests.iter().map(|request| model.check_adapters(request)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
         if !applied.contains(&line) {
@@ -69,6 +69,10 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
         }
     }
     let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.output.images));
+    let generator = model.generator();
+    for (index, request) in requests.iter().enumerate() {
+        output.checked_place(&ImageName { request, model: &generator.label, seed: request.seed, index })?;
+    }
     output.check(images)?;
     if let (Some(latents), Some(image)) = (&run.save_latents, &run.output)
         && run.output_dir.as_deref().unwrap_or(Path::new("")).join(image) == *latents
@@ -106,14 +110,7 @@ pub(super) fn run(mut draft: Draft) -> Result<()> {
     }
 
     let kept = Arc::new(Mutex::new(RunResult::default()));
-    let writer = Writer {
-        output,
-        generator: model.generator(),
-        latents: run.save_latents.is_some(),
-        index: 0,
-        written: HashSet::new(),
-        kept: kept.clone(),
-    };
+    let writer = Writer { output, generator, latents: run.save_latents.is_some(), index: 0, written: HashSet::new(), kept: kept.clone() };
     // One model, and flags that all prompts share: any images go together.
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
     let sizes = sizes(&model.footprint(first), images.div_ceil(model.devices()), first.output.batch_size.0);

@@ -1,7 +1,7 @@
 //! `sd-gen inspect`: what a file or folder is, for people and for programs.
 
 use super::progress::Progress;
-use super::show::{bytes, count, facts, harmless, several};
+use super::show::{bytes, count, facts, harmless, json as json_text, several, steers};
 use super::{answer, cancelled, listen_for_cancellation, model, screen};
 use crate::adapter::{AdapterFit, Change};
 use crate::metadata::{self, Command, Field, Image};
@@ -86,7 +86,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     }
     cache.save();
     if args.json {
-        answer(&format!("{:#}", Value::Array(found)))?;
+        answer(&json_text(&Value::Array(found), true))?;
     }
     if model.is_some() && !fitted {
         screen::say("--model: none of these files is a LoRA, so none was held against it");
@@ -123,7 +123,7 @@ fn find(file: &str, args: &InspectArgs, model: Option<&Checkpoint>, cache: &mut 
 pub(super) fn hash(path: &Path, cache: &mut HashCache) -> Result<Hashes> {
     let mut progress = Progress::new(ProgressStyle::Auto, false);
     // In a live line, where nothing may move the cursor.
-    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy().replace(char::is_control, " "));
+    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy().replace(steers, " "));
     let all = path.metadata().map(|metadata| metadata.len()).ok();
     cache.hash(path, |done| {
         progress.bytes(&what, done, all);

@@ -31,7 +31,7 @@ use args::{Cli, Command};
 use clap::Parser;
 use config::Configured;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Set by the first Ctrl-C; the work stops at the next step. The second stops the process.
@@ -51,7 +51,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     if asks_for_events(&arguments) {
         screen::speak_json();
     }
-    let Configured { arguments, remarks } = config::configured(arguments)?;
+    let Configured { arguments, remarks, confined_to } = config::configured(arguments)?;
     if asks_for_events(&arguments) {
         screen::speak_json();
     }
@@ -75,8 +75,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         screen::say(remark);
     }
     match cli.command {
-        None => generate::run(cli.generate.0),
-        Some(Command::Batch(args)) => batch::run(*args),
+        None => generate::run(cli.generate.0, confined_to),
+        Some(Command::Batch(args)) => batch::run(*args, confined_to),
         Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
@@ -143,7 +143,10 @@ pub fn report(error: &Error) {
 /// # Errors
 /// It cannot be written; a reader that has gone away is no error.
 fn answer(line: &str) -> Result<()> {
-    match writeln!(std::io::stdout(), "{line}") {
+    let mut stdout = std::io::stdout();
+    // A program gets the bytes as they are; what a file made part of them cannot steer a terminal.
+    let written = if stdout.is_terminal() { writeln!(stdout, "{}", show::harmless(line)) } else { writeln!(stdout, "{line}") };
+    match written {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output")(e)),
         _ => Ok(()),
     }

@@ -62,8 +62,7 @@ pub(super) struct Opened {
     vae_tiling: VaeTiling,
     low_memory: bool,
     /// Where adapters are looked for by name, and those that are open.
-    loras: AdapterFolders,
-    embeddings: AdapterFolders,
+    pub(super) finder: AdapterFinder,
     adapters: Arc<AdapterCache>,
 }
 
@@ -80,38 +79,8 @@ impl Opened {
         let label = label(&checkpoint);
         let (vae_tiling, low_memory) = (settings.vae_tiling, settings.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
-        let folder = |named: &Option<SourcePath>| named.as_ref().map(|folder| folder.0.clone());
-        let (models, _) = models_folder(folder(&settings.models_dir).as_deref());
-        let loras = AdapterFolders::loras(folder(&settings.lora_dir).as_deref(), &models);
-        let embeddings = AdapterFolders::embeddings(folder(&settings.embeddings_dir).as_deref(), &models);
-        let adapters = Arc::default();
-        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, loras, embeddings, adapters }
-    }
-
-    /// Finds the files of adapters that a draft names, and the textual inversions whose words stand in its prompts.
-    ///
-    /// # Errors
-    /// There is no file of a name, or more than one.
-    pub(super) fn find_adapters(&self, draft: &mut Draft) -> Result<()> {
-        let find = |folders: &AdapterFolders, file: &mut InputFile| -> Result<()> {
-            let found = folders.find(&file.path().to_string_lossy())?;
-            if found != file.path() {
-                *file = InputFile::named(&found);
-            }
-            Ok(())
-        };
-        draft.adapters.lora.iter_mut().try_for_each(|lora| find(&self.loras, &mut lora.file))?;
-        draft.adapters.embedding.iter_mut().try_for_each(|file| find(&self.embeddings, file))?;
-        let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
-        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
-        for found in self.embeddings.all() {
-            let word = found.name.rsplit('/').next().unwrap_or_default().to_lowercase();
-            let is_known = draft.adapters.embedding.iter().any(|file| file.path() == found.path);
-            if !is_known && texts.iter().any(|text| text.contains(&word)) {
-                draft.adapters.embedding.push(InputFile::named(&found.path));
-            }
-        }
-        Ok(())
+        let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
+        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters }
     }
 
     /// Holds a request's adapters against the model, and says what fits.
@@ -193,6 +162,49 @@ impl Opened {
     pub(super) fn footprint(&self, request: &Request) -> Footprint {
         let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
         Footprint::new(self.checkpoint.spec(), request, self.dtype, self.vae_dtype, self.device(), weights, free_memory(self.device()))
+    }
+}
+
+/// Where adapters are looked for by the names that people write.
+pub(super) struct AdapterFinder {
+    loras: AdapterFolders,
+    embeddings: AdapterFolders,
+}
+
+impl AdapterFinder {
+    pub(super) fn new(settings: &LoadSettings) -> Self {
+        let folder = |named: &Option<SourcePath>| named.as_ref().map(|folder| folder.0.clone());
+        let (models, _) = models_folder(folder(&settings.models_dir).as_deref());
+        Self {
+            loras: AdapterFolders::loras(folder(&settings.lora_dir).as_deref(), &models),
+            embeddings: AdapterFolders::embeddings(folder(&settings.embeddings_dir).as_deref(), &models),
+        }
+    }
+
+    /// Finds the files of adapters that a draft names, and the textual inversions whose words stand in its prompts.
+    ///
+    /// # Errors
+    /// There is no file of a name, or more than one.
+    pub(super) fn find(&self, draft: &mut Draft) -> Result<()> {
+        let one = |folders: &AdapterFolders, file: &mut InputFile| -> Result<()> {
+            let found = folders.find(&file.path().to_string_lossy())?;
+            if found != file.path() {
+                *file = InputFile::named(&found);
+            }
+            Ok(())
+        };
+        draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
+        draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
+        let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
+        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
+        for found in self.embeddings.all() {
+            let word = found.name.rsplit('/').next().unwrap_or_default().to_lowercase();
+            let is_known = draft.adapters.embedding.iter().any(|file| file.path() == found.path);
+            if !is_known && texts.iter().any(|text| text.contains(&word)) {
+                draft.adapters.embedding.push(InputFile::named(&found.path));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -75,6 +75,9 @@ pub(super) struct BatchArgs {
     /// Generate one part of the file: 3/16 is the third of sixteen
     #[arg(long, value_name = "I/N", help_heading = "The batch")]
     shard: Option<Shard>,
+    /// Let the file's lines write anywhere, and replace files with --overwrite; without it they stay in the output folder
+    #[arg(long, help_heading = "The batch")]
+    allow_outside: bool,
     /// How the file is written [default: by its name, else by its first line]
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "The batch")]
     format: Option<Format>,
@@ -105,7 +108,8 @@ impl BatchArgs {
     }
 }
 
-pub(super) fn run(args: BatchArgs) -> Result<()> {
+/// Generates a file's images; those whose place `./sd-gen.toml` says stay in the folder `confined_to`.
+pub(super) fn run(args: BatchArgs, confined_to: Option<PathBuf>) -> Result<()> {
     let base = args.base()?;
     if let Some(threads) = base.run.threads {
         set_threads(threads)?;
@@ -118,6 +122,8 @@ pub(super) fn run(args: BatchArgs) -> Result<()> {
     let sheets = Sheets::new(&sweep);
     let mut resolver = Resolver::new(args.shard, base.load.decide(&()).devices().len());
     resolver.showing = DownloadStyle::of(&base);
+    resolver.confined_to = confined_to;
+    resolver.lines_stay_in = (!args.allow_outside).then(|| base.run.output_dir.clone().unwrap_or_default());
     if args.dry_run {
         resolver.absent = Some(Vec::new());
         return plan(&args, &base, sweep, resolver, sheets);
@@ -203,7 +209,7 @@ fn check(args: &BatchArgs, sweep: Sweep, resolver: &mut Resolver, sheets: &mut S
         };
         wrong = true;
         errors.push(error);
-        if resolver.is_full {
+        if resolver.is_full || errors.are_too_many() {
             break;
         }
     }

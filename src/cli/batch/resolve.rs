@@ -4,9 +4,9 @@ use crate::batch::{Job, Key, Shard, seed_of};
 use crate::cli::download::DownloadStyle;
 use crate::cli::lines::Line;
 use crate::cli::model::{self, Models, Opened};
-use crate::cli::output::{ImageName, Output};
+use crate::cli::output::{ImageName, Output, check_confined};
 use crate::device::{DeviceChoice, open_all};
-use crate::disk::{counted, folder_of};
+use crate::disk::{counted, folder_of, stays_inside};
 use crate::hub::Missing;
 use crate::inputs::InputReader;
 use crate::settings::{LoadSettings, Seed};
@@ -70,6 +70,10 @@ pub(super) struct Resolver {
     /// There were more, and there is no point in asking for any.
     pub(super) is_full: bool,
     shard: Option<Shard>,
+    /// The folder of `./sd-gen.toml`, where that says where images go.
+    pub(super) confined_to: Option<PathBuf>,
+    /// The folder that the lines of a file may write to, unless the user allows them more.
+    pub(super) lines_stay_in: Option<PathBuf>,
     /// How a download is shown.
     pub(super) showing: DownloadStyle,
     /// What was said of adapters.
@@ -104,6 +108,8 @@ impl Resolver {
             images: 0,
             is_full: false,
             shard,
+            confined_to: None,
+            lines_stay_in: None,
             showing: DownloadStyle::default(),
             applied: HashSet::new(),
             remarks: Vec::new(),
@@ -124,6 +130,10 @@ impl Resolver {
         }
         if run.output.as_deref() == Some("-") {
             return Err(Error::Input("--output -: the images of a batch go into files; give a template such as \"{seed}.png\"".into()));
+        }
+        if self.lines_stay_in.is_some() && run.overwrite && line.is_of_file() && line.sets("overwrite") {
+            let what = "--overwrite: a line of a file may not allow it; give it on the command line, or --allow-outside";
+            return Err(Error::Input(what.into()));
         }
         let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?;
         // First of all: the seeds and numbers of later lines do not depend on whether this one can be generated.
@@ -150,7 +160,7 @@ impl Resolver {
         let mut jobs = Vec::new();
         for (prompt, first) in draft.prompts.iter().zip(seeds) {
             let mut draft = draft.of_prompt(prompt, first);
-            opened.find_adapters(&mut draft)?;
+            opened.finder.find(&mut draft)?;
             draft.read_files(&mut self.files)?;
             let request = Arc::new(draft.resolve(opened.checkpoint.spec())?);
             for line in opened.check_adapters(&request)? {
@@ -173,6 +183,7 @@ impl Resolver {
                     continue;
                 }
                 if !self.folders.contains(folder_of(&path)) {
+                    self.check_inside(line, &path)?;
                     self.folders.insert(folder_of(&path).to_owned());
                 }
                 jobs.push(Job {
@@ -190,6 +201,26 @@ impl Resolver {
             }
         }
         Ok(Some(jobs))
+    }
+
+    /// That an image's path stays where its line may write, through no link.
+    fn check_inside(&self, line: &Line, path: &Path) -> Result<()> {
+        let own = line.is_of_file() && (line.sets("output") || line.sets("output-dir"));
+        if let Some(folder) = self.confined_to.as_deref().filter(|_| !own) {
+            check_confined(folder, path)?;
+        }
+        if let Some(folder) = self.lines_stay_in.as_deref().filter(|_| line.is_of_file())
+            && !stays_inside(folder, folder_of(path))
+        {
+            let flag = if line.sets("output-dir") { "--output-dir" } else { "--output" };
+            let shown = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            return Err(Error::Input(format!(
+                "{flag}: {} lies outside of the output folder {}; give another --output-dir on the command line, or --allow-outside",
+                path.display(),
+                shown.display()
+            )));
+        }
+        Ok(())
     }
 
     /// Lines before this one with the same prompt. A line that a sweep made into several has one seed for all of them.
