@@ -85,7 +85,7 @@ fn what_real_files_of_other_tools_do_is_answered_case_by_case() {
             }
             continue;
         };
-        let (found, command) = (recipe.json(), sd_gen::metadata::command(&recipe, &["plain"]));
+        let (found, command) = (recipe.json(), sd_gen::metadata::command(&recipe));
         let have = flags(&command.arguments);
         let rest = found["other"].to_string();
         for (key, wanted) in case.as_object().expect("an object") {
@@ -156,8 +156,7 @@ fn every_printed_command_is_one_that_is_taken() {
         }
     }
     assert!(recipes.len() > 500);
-    let commands =
-        recipes.iter().map(|recipe| sd_gen::metadata::command(recipe, &["plain", "a1111", "comfyui"])).filter(|c| !c.arguments.is_empty());
+    let commands = recipes.iter().map(|recipe| sd_gen::metadata::command(recipe)).filter(|c| !c.arguments.is_empty());
     let lines: Vec<String> = commands.map(|command| line_of(&command.arguments).to_string()).collect();
     let folder = tempfile::tempdir().expect("folder");
     std::fs::write(folder.path().join("lines.jsonl"), lines.join("\n")).expect("write");
@@ -365,7 +364,7 @@ proptest! {
         if let Ok(Some(image)) = read_bytes(&bytes)
             && let Some(recipe) = image.recipe
         {
-            let command = sd_gen::metadata::command(&recipe, &["plain"]);
+            let command = sd_gen::metadata::command(&recipe);
             prop_assert!(shlex::split(&command.shell()).is_some());
         }
     }
@@ -374,7 +373,7 @@ proptest! {
     fn any_text_under_any_keyword_is_read_or_not(keyword in "parameters|prompt|Dream|Comment|XMP|sd-metadata|UserComment", text: String) {
         let texts = [text_of(&keyword, &text), text_of("Description", "x")];
         if let Some(recipe) = understand(&texts) {
-            let command = sd_gen::metadata::command(&recipe, &[]);
+            let command = sd_gen::metadata::command(&recipe);
             prop_assert!(shlex::split(&command.shell()).is_some());
         }
     }

@@ -94,8 +94,8 @@ const HARMLESS: &[&str] = &[
 /// What tools write where they took what they always take.
 const DEFAULTS: &[&str] = &["", "None", "none", "false", "Default (model)", "Automatic", "[]", "{}"];
 
-/// The arguments that generate `recipe` again; `syntaxes` are the names that `--prompt-syntax` takes. Without a prompt there are none.
-pub fn command(recipe: &Recipe, syntaxes: &[&str]) -> Command {
+/// The arguments that generate `recipe` again. Without a prompt there are none.
+pub fn command(recipe: &Recipe) -> Command {
     let own = recipe.tool == "sd-gen";
     let mut command = Command::default();
     if recipe.get(Field::Prompt).is_none() {
@@ -103,7 +103,7 @@ pub fn command(recipe: &Recipe, syntaxes: &[&str]) -> Command {
         left_out(recipe, own, &mut command);
         return command;
     }
-    prompts(recipe, own, syntaxes, &mut command);
+    prompts(recipe, own, &mut command);
     model(recipe, own, &mut command);
     size(recipe, &mut command);
     counts(recipe, &mut command);
@@ -139,11 +139,12 @@ pub fn command(recipe: &Recipe, syntaxes: &[&str]) -> Command {
             None => {}
         }
     }
+    settings(recipe, &mut command);
     left_out(recipe, own, &mut command);
     command
 }
 
-fn prompts(recipe: &Recipe, own: bool, syntaxes: &[&str], command: &mut Command) {
+fn prompts(recipe: &Recipe, own: bool, command: &mut Command) {
     let prompt = recipe.get(Field::Prompt).unwrap_or_default();
     if prompt == "-" {
         command.note("the prompt is \"-\", which --prompt takes for standard input: write it there");
@@ -155,16 +156,7 @@ fn prompts(recipe: &Recipe, own: bool, syntaxes: &[&str], command: &mut Command)
     }
     let has_syntax =
         [Some(prompt), negative].into_iter().flatten().any(|text| text.contains(['(', '[', '<', '{']) || text.contains("BREAK"));
-    let syntax = match recipe.tool.as_str() {
-        _ if recipe.engine() == Some(Engine::Comfy) => "comfyui",
-        _ if own => recipe.get(Field::PromptSyntax).unwrap_or("plain"),
-        _ => "a1111",
-    };
-    if syntaxes.contains(&syntax) {
-        if own && recipe.get(Field::PromptSyntax).is_some() || !own && has_syntax {
-            command.flag("--prompt-syntax", syntax);
-        }
-    } else if has_syntax {
+    if has_syntax && !own {
         command
             .note(format!("the prompt may be written in the syntax of {} (emphasis, add-ons); it is generated as it stands", recipe.tool));
     }
@@ -320,6 +312,23 @@ fn generator(recipe: &Recipe, own: bool, command: &mut Command) {
     }
 }
 
+/// The settings that need no translation.
+fn settings(recipe: &Recipe, command: &mut Command) {
+    for (name, value) in recipe.settings() {
+        let Some(row) = crate::settings::find(name) else { continue };
+        let flag = format!("--{name}");
+        let values: Vec<&str> = if row.many { value.lines().collect() } else { vec![value] };
+        for value in values {
+            match row.check(&[row.kind.tidied(value).into()]) {
+                Ok(()) if row.kind.is_switch() && row.kind.tidied(value) == "true" => command.arguments.push(flag.clone()),
+                Ok(()) if row.kind.is_switch() => {}
+                Ok(()) => command.flag(&flag, value),
+                Err((_, what)) => command.note(format!("{flag} {value:?}: {what}")),
+            }
+        }
+    }
+}
+
 fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
     if let Some(config) = recipe.get(Field::SchedulerConfig) {
         command
@@ -330,11 +339,11 @@ fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
     if let Some(strength) = recipe.get(Field::Strength).filter(|text| number(text) != Some(1.0) && !is_second_pass) {
         command.note(format!("the image was generated over another one (strength {strength}), which is not in the file"));
     }
-    if !recipe.loras.is_empty() {
+    if !recipe.loras.is_empty() && !own {
         let weighed =
             |lora: &NamedLora| lora.weight.as_ref().map_or_else(|| lora.name.clone(), |weight| format!("{} ({weight})", lora.name));
         let loras: Vec<String> = recipe.loras.iter().map(weighed).collect();
-        command.note(format!("with LoRA: {}", loras.join(", ")));
+        command.note(format!("with LoRA, which --lora takes: {}", loras.join(", ")));
     }
     // Defaults of more than one tool are written out as Python's word for nothing.
     let others = recipe.other.iter().filter(|(name, value)| !HARMLESS.contains(&name.as_str()) && !DEFAULTS.contains(&value.trim()));
@@ -374,7 +383,7 @@ mod tests {
     use super::*;
 
     fn of(keyword: &str, text: &str) -> Command {
-        command(&understand(&[Text::new("PNG tEXt", keyword, text)]).expect("a recipe"), &["plain"])
+        command(&understand(&[Text::new("PNG tEXt", keyword, text)]).expect("a recipe"))
     }
 
     #[test]
@@ -388,11 +397,11 @@ mod tests {
         ] {
             let mut recipe = Recipe::of("sd-gen");
             recipe.set(Field::Prompt, prompt);
-            assert_eq!(command(&recipe, &["plain"]).shell(), wanted);
+            assert_eq!(command(&recipe).shell(), wanted);
         }
         let mut recipe = Recipe::of("sd-gen");
         recipe.set(Field::Prompt, "it's \"$HOME\" `ls` \0 ü");
-        let words = shlex::split(&command(&recipe, &["plain"]).shell()).expect("a line that a shell reads");
+        let words = shlex::split(&command(&recipe).shell()).expect("a line that a shell reads");
         assert_eq!(words, ["sd-gen", "--prompt", "it's \"$HOME\" `ls`  ü"]);
     }
 

@@ -10,6 +10,7 @@
 use super::{Text, text, texts_under};
 use crate::metadata::json::plain;
 use crate::metadata::recipe::{Field, Recipe, is_nothing};
+use crate::settings::of_infotext;
 use serde_json::Value;
 
 /// The keys of the last line that fields stand for, in any case.
@@ -34,7 +35,6 @@ pub(super) const KEYS: &[(&str, Field)] = &[
     ("Scheduler config", Field::SchedulerConfig),
     ("Precision", Field::Precision),
     ("VAE precision", Field::VaePrecision),
-    ("Prompt syntax", Field::PromptSyntax),
     ("Version", Field::Version),
 ];
 
@@ -76,7 +76,10 @@ fn recipe(text: &str) -> Option<Recipe> {
             Some(Field::Eta) if value.parse().is_ok_and(f64::is_infinite) => {}
             Some(field) => recipe.set(field, value),
             None if key.eq_ignore_ascii_case("Size") && recipe.set_size(&value) => {}
-            None => recipe.other.push((key, value)),
+            None => match of_infotext(&key) {
+                Some(row) => recipe.set_setting(row, &value),
+                None => recipe.other.push((key, value)),
+            },
         }
     }
     let rest = lines[at + 1..].join("\n");
