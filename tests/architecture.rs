@@ -299,7 +299,7 @@ fn the_paths_of_the_sources_are_found() {
     for (path, wanted) in [
         ("models/mod.rs", "weights::TensorSource"),
         ("models/mod.rs", "ops::Linear"),
-        ("pipeline/guided_denoiser.rs", "pipeline::prompt::Conditioning"),
+        ("pipeline/guided_denoiser.rs", "pipeline::prompt::BatchConditioning"),
         ("text/encoder.rs", "models::ClipTextModel"),
         ("main.rs", "cli::run"),
         ("ops/cpu/linear.rs", "ops::Epilogue"),

@@ -31,9 +31,11 @@ mod sigmas;
 mod solver;
 mod table;
 #[cfg(test)]
+mod oracle_tests;
+#[cfg(test)]
 mod tests;
 
-pub use config::{SchedulerConfig, SchedulerFile};
+pub use config::{Levels, SchedulerConfig, SchedulerFile};
 pub use denoised::{Branch, Branches, Denoised};
 pub use plan::{Schedule, plan};
 pub use prediction::PredictionType;
