@@ -2,6 +2,7 @@
 //!
 //! Every message is one sentence that says what is wrong, where (flag, file, key) and what to try.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// What went wrong; the kind decides the exit code.
@@ -16,6 +17,9 @@ pub enum Error {
     /// An image failed although the request and the model were accepted. Exit code 1.
     #[error("{0}")]
     Image(String),
+    /// The memory that is free now is too small. Exit code 1.
+    #[error("{0}")]
+    Memory(String),
     /// A file could not be written or read while work was under way. Exit code 1.
     #[error("{path}: {source}", path = path.display())]
     Io {
@@ -38,19 +42,37 @@ impl Error {
         match self {
             Error::Input(_) => 2,
             Error::Model(_) => 3,
-            Error::Image(_) | Error::Io { .. } | Error::Tensor(_) => 1,
+            Error::Image(_) | Error::Memory(_) | Error::Io { .. } | Error::Tensor(_) => 1,
             Error::Cancelled => 130,
         }
     }
 
-    /// The device has too little memory left: the same in smaller pieces may work.
+    /// There is too little memory: the same in smaller pieces may work.
     pub fn is_out_of_memory(&self) -> bool {
-        let Error::Tensor(error) = self else { return false };
+        let error = match self {
+            Error::Memory(_) => return true,
+            Error::Tensor(error) => error,
+            _ => return false,
+        };
         let text = error.to_string().to_lowercase();
         // The last is what a GPU's kernels say of more numbers than they count.
-        ["out of memory", "out_of_memory", "failed to allocate", "alloc_failed", "too many for one kernel"]
+        ["out of memory", "out_of_memory", "no memory for", "failed to allocate", "alloc_failed", "too many for one kernel"]
             .iter()
             .any(|words| text.contains(words))
+    }
+
+    /// The machine is too small, full or broken, and nothing is wrong with what was asked for: another time or on another machine the
+    /// same may succeed.
+    pub fn is_of_machine(&self) -> bool {
+        match self {
+            // These are about the file's name, which another machine would not like better.
+            Error::Io { source, .. } => !matches!(
+                source.kind(),
+                ErrorKind::AlreadyExists | ErrorKind::InvalidFilename | ErrorKind::IsADirectory | ErrorKind::NotADirectory
+            ),
+            Error::Tensor(error) => self.is_out_of_memory() || is_of_device(error),
+            error => error.is_out_of_memory(),
+        }
     }
 
     /// Wraps a system error with the path that it is about.
@@ -60,5 +82,62 @@ impl Error {
     }
 }
 
+/// A GPU's driver failed, whatever the tensors were.
+fn is_of_device(error: &candle_core::Error) -> bool {
+    use candle_core::Error as Candle;
+    match error {
+        Candle::Cuda(_) | Candle::Metal(_) | Candle::Io(_) => true,
+        Candle::WithBacktrace { inner, .. } | Candle::Context { inner, .. } | Candle::WithPath { inner, .. } => is_of_device(inner),
+        _ => false,
+    }
+}
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// "`file` `what`." as a reason why a model cannot be loaded.
+pub(crate) fn model_error(file: impl std::fmt::Display, what: impl std::fmt::Display) -> Error {
+    Error::Model(format!("{file} {what}"))
+}
+
+/// A name from a file as it may be shown: escaped, in quotes, and not endless.
+pub(crate) fn quoted(name: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    format!("\"{shown}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_told_from_what_was_asked_for() {
+        let io = |kind: ErrorKind| Error::io("x")(kind.into());
+        let system = |code| Error::io("x")(std::io::Error::from_raw_os_error(code));
+        for error in [
+            io(ErrorKind::StorageFull),
+            io(ErrorKind::FileTooLarge),
+            io(ErrorKind::PermissionDenied),
+            // Too many open files: here, and anywhere.
+            system(24),
+            system(23),
+            Error::Memory("too small".into()),
+            Error::Tensor(candle_core::Error::Msg("no memory for 268 MB of weights".into())),
+            Error::Tensor(candle_core::Error::Cuda("the device is gone".into()).bt()),
+        ] {
+            assert!(error.is_of_machine(), "{error}");
+        }
+        for error in [
+            io(ErrorKind::AlreadyExists),
+            io(ErrorKind::InvalidFilename),
+            Error::Image("not numbers".into()),
+            Error::Tensor(candle_core::Error::Msg("shape mismatch".into())),
+        ] {
+            assert!(!error.is_of_machine(), "{error}");
+        }
+    }
+}

@@ -51,8 +51,7 @@ fn images(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         if name.ends_with(".png") {
             image::open(entry.path()).unwrap_or_else(|e| panic!("{name} is no image: {e}"));
             found.insert(name, std::fs::read(entry.path()).expect("read"));
-        } else if !(name.ends_with(".part") && entry.metadata().is_ok_and(|metadata| metadata.len() == 0)) {
-            // A file that was killed before its first byte may be another process's, and goes when it is older.
+        } else {
             assert!(name.ends_with(".jsonl"), "{name} was left behind");
         }
     }
@@ -412,4 +411,180 @@ fn a_read_only_folder_is_bad_input() {
     let output = sd_gen(folder.path(), &batch(&[]));
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     assert!(said(&output).contains("cannot be written to"), "{}", said(&output));
+}
+
+#[cfg(unix)]
+#[test]
+fn the_lines_of_a_file_stay_in_the_output_folder_unless_they_are_let_out() {
+    let (folder, outside) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    std::fs::create_dir(folder.path().join("out")).expect("folder");
+    std::os::unix::fs::symlink(outside.path(), folder.path().join("out/link")).expect("link");
+    std::fs::write(outside.path().join("theirs.png"), "theirs").expect("write");
+    let run = |lines: &str, arguments: &[&str]| {
+        std::fs::write(folder.path().join("lines.txt"), lines).expect("write");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+        command.args(["batch", "lines.txt", "--no-config", "--steps", "1", "--seed", "1"]).args(arguments);
+        let output = command.current_dir(folder.path()).env_remove("SD_GEN_MODELS").output().expect("sd-gen starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let absolute = outside.path().join("new").display().to_string();
+    for (lines, arguments) in [
+        ("a cat --output ../x.png".to_owned(), &["--output-dir", "out"][..]),
+        (format!("a cat --output {absolute}.png"), &[]),
+        (format!("a cat --output-dir {absolute}"), &["--output-dir", "out"]),
+        ("a cat --output link/x.png".to_owned(), &["--output-dir", "out"]),
+        ("--prompt link --output {prompt}/x.png".to_owned(), &["--output-dir", "out"]),
+        ("a cat --output new/../../x.png".to_owned(), &["--output-dir", "out"]),
+    ] {
+        let (code, said) = run(&lines, arguments);
+        assert_eq!(code, Some(2), "{lines}: {said}");
+        assert!(said.contains("outside of the output folder") && said.contains("--allow-outside"), "{lines}: {said}");
+        assert_eq!(std::fs::read_dir(outside.path()).expect("folder").count(), 1, "{lines}");
+    }
+    let (code, said) = run("a cat --output theirs.png --overwrite", &["--output-dir", "out"]);
+    assert!(code == Some(2) && said.contains("--overwrite: a line of a file may not allow it"), "{said}");
+    // Inside it a line may write where it likes, and the command line anywhere.
+    let (code, said) = run("a cat --output new/x.png\na dog --output-dir out/more", &["--output-dir", "out"]);
+    assert!(code == Some(0) && folder.path().join("out/new/x.png").is_file(), "{said}");
+    assert!(folder.path().join("out/more/a-dog-1.png").is_file());
+    let elsewhere = outside.path().join("o").display().to_string();
+    assert_eq!(run("a cat", &["--output-dir", &elsewhere]).0, Some(0));
+    let line = format!("a pig --output {}/theirs.png --overwrite", outside.path().display());
+    let (code, said) = run(&line, &["--allow-outside"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_ne!(std::fs::read(outside.path().join("theirs.png")).expect("read"), b"theirs");
+}
+
+#[test]
+fn an_output_that_would_steer_a_terminal_is_refused() {
+    let folder = tempfile::tempdir().expect("folder");
+    for escape in ["\\u001b]0;PWNED\\u0007", "\\u009b2J", "\\u202e", "\\n"] {
+        std::fs::write(folder.path().join("lines.jsonl"), format!("{{\"prompt\":\"x\",\"output\":\"x{escape}.png\"}}\n")).expect("write");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+        command.args(["batch", "lines.jsonl", "--no-config", "--steps", "1"]).current_dir(folder.path());
+        let output = command.env_remove("SD_GEN_MODELS").output().expect("sd-gen starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains("holds a control character"), "{said}");
+        assert!(!said.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{said:?}");
+    }
+}
+
+/// A run under limits of the system, given as a shell says them.
+#[cfg(unix)]
+fn limited(folder: &Path, limits: &str, arguments: &[&str]) -> Output {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{limits}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_sd-gen")]).args(arguments);
+    shell.current_dir(folder).env_remove("SD_GEN_MODELS").output().expect("a shell")
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_image_that_the_memory_does_not_hold_costs_no_other_and_is_tried_again() {
+    let folder = folder("a cat --seed 1\na dog --size 1024x1024 --vae-tiling off --seed 2\na bird --seed 3 --size 64x64\n");
+    let flags = batch(&["--threads", "1"]);
+    let output = limited(folder.path(), "ulimit -v 900000", &flags);
+    assert_eq!((output.status.code(), generated(&output)), (Some(1), 2), "{}", said(&output));
+    assert!(
+        said(&output).contains("an image of 1024x1024 would take about") && said(&output).contains("tries them again"),
+        "{}",
+        said(&output)
+    );
+    let manifest = folder.path().join("out/sd-gen.manifest.jsonl");
+    assert_eq!(records(&manifest).len(), 2, "nothing is wrong with the line");
+    assert_eq!(generated(&done(folder.path(), &flags)), 1);
+    assert_eq!(records(&manifest).len(), 3);
+    let alone = ["-p", "a dog", "--size", "1024x1024", "--vae-tiling", "off", "--steps", "1", "--output-dir", "one"];
+    let output = limited(folder.path(), "ulimit -v 900000", &alone);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("error: an image of 1024x1024 would take about"), "{}", said(&output));
+}
+
+#[cfg(unix)]
+#[test]
+fn what_the_machine_refuses_is_recorded_as_no_images_failure() {
+    let folder = folder(&many(20));
+    let manifest = folder.path().join("out/sd-gen.manifest.jsonl");
+    let run = |limits: &str, code: i32, sentence: &str| {
+        let output = limited(folder.path(), limits, &batch(&[]));
+        assert_eq!(output.status.code(), Some(code), "{limits}: {}", said(&output));
+        assert!(said(&output).contains(sentence), "{limits}: {}", said(&output));
+        let failed = |record: &serde_json::Value| record["status"] == "failed";
+        assert!(!manifest.exists() || !records(&manifest).iter().any(failed), "{limits}");
+    };
+    // Instructions that are not there, too few files, too small ones.
+    run("export SD_GEN_CPU_ISA=nonsense", 2, "SD_GEN_CPU_ISA=nonsense");
+    run("ulimit -n 8", 1, "Too many open files");
+    run("ulimit -f 1", 1, "too large");
+    let there = images(&folder.path().join("out")).len();
+    assert_eq!(generated(&done(folder.path(), &batch(&[]))), 20 - there);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_is_heard_while_images_are_verified() {
+    let folder = folder("a cat --seed 1\n");
+    done(folder.path(), &batch(&[]));
+    // Stands for some hundred thousand images; it takes no room.
+    let large = folder.path().join("out/large.png");
+    std::fs::File::create(&large).and_then(|file| file.set_len(200 << 30)).expect("a sparse file");
+    let manifest = folder.path().join("out/sd-gen.manifest.jsonl");
+    let mut record = records(&manifest).remove(0);
+    record["path"] = "large.png".into();
+    record["size"] = (200u64 << 30).into();
+    std::fs::write(&manifest, format!("{record}\n")).expect("write");
+    let mut child = spawn(folder.path(), &batch(&["--verify"]));
+    // From when it claims, it listens.
+    let (claims, start) = (folder.path().join("out/sd-gen.manifest.jsonl.claims"), Instant::now());
+    while !claims.exists() && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+    let start = Instant::now();
+    while child.try_wait().expect("alive").is_none() {
+        assert!(start.elapsed() < Duration::from_secs(20), "it is not heard");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(child.wait_with_output().expect("output").status.code(), Some(130));
+}
+
+#[test]
+fn a_sweep_beyond_measure_is_refused_at_once() {
+    let folder = folder("");
+    let output = sd_gen(folder.path(), &["batch", "-p", "x", "--sweep", "seed=1..100000", "--sweep", "steps=1..100000", "--dry-run"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("10000000000 combinations"), "{}", said(&output));
+    let lines = many(2000);
+    std::fs::write(folder.path().join("lines.txt"), lines).expect("write");
+    let output = sd_gen(folder.path(), &["batch", "lines.txt", "--sweep", "steps=1..1000", "--dry-run"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert_eq!(said(&output).matches("split the file").count(), 1, "{}", said(&output));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_image_for_an_output_that_is_closed_is_an_error() {
+    let folder = folder("");
+    let flags = ["-p", "x", "--steps", "1", "-o", "-"];
+    let output = limited(folder.path(), "exec >&-", &flags);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("standard output is closed"), "{}", said(&output));
+    assert!(limited(folder.path(), "exec >/dev/null", &flags).status.success());
+    #[cfg(target_os = "linux")]
+    assert_eq!(limited(folder.path(), "exec >/dev/full", &flags).status.code(), Some(1));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn locks_that_keep_nobody_out_are_told() {
+    let folder = folder("a cat\n");
+    let source = folder.path().join("noop.c");
+    std::fs::write(&source, "int flock(int fd, int op) { (void)fd; (void)op; return 0; }\n").expect("write");
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o", "noop.so", "noop.c"]).current_dir(folder.path()).status();
+    if !compiled.is_ok_and(|status| status.success()) {
+        return;
+    }
+    let output = limited(folder.path(), "export LD_PRELOAD=$PWD/noop.so", &batch(&[]));
+    assert!(output.status.success() && said(&output).contains("has no locks"), "{}", said(&output));
+    assert!(!said(&done(folder.path(), &batch(&[]))).contains("locks"));
 }

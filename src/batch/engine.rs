@@ -222,7 +222,7 @@ struct Preparer<M> {
     /// With the model's number.
     loaded: Option<(usize, DevicePipelines)>,
     /// The model that could not be loaded last, and why.
-    unloadable: Option<(usize, Error)>,
+    unloadable: Option<(usize, String)>,
     events: EventSender,
     prepared: SyncSender<PreparedBatch>,
     generated: SyncSender<SequencedImages>,
@@ -247,11 +247,8 @@ impl<M: Load> Preparer<M> {
     fn prepare(&mut self, batch: Batch) -> Result<()> {
         let Batch { tasks, at_once } = batch;
         let Some(model) = tasks.first().map(|task| task.model) else { return Ok(()) };
-        if let Err(error) = self.load(model) {
-            if matches!(error, Error::Cancelled) {
-                return Err(error);
-            }
-            let failed = |task| Finished { task, result: Err(same(&error)), seconds: 0.0 };
+        if let Some(why) = self.load(model)? {
+            let failed = |task| Finished { task, result: Err(Error::Model(why.clone())), seconds: 0.0 };
             return self.pass(tasks.into_iter().map(failed).collect());
         }
         let Some((_, everywhere)) = &mut self.loaded else { return Ok(()) };
@@ -295,13 +292,16 @@ impl<M: Load> Preparer<M> {
         self.generated.send((sequence, failed)).map_err(|_| Error::Cancelled)
     }
 
-    /// Makes `model` the loaded one.
-    fn load(&mut self, model: usize) -> Result<()> {
+    /// Makes `model` the loaded one; gives why it cannot be loaded. Whatever that is, it is not the fault of an image.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] alone.
+    fn load(&mut self, model: usize) -> Result<Option<String>> {
         if self.loaded.as_ref().is_some_and(|(loaded, _)| *loaded == model) {
-            return Ok(());
+            return Ok(None);
         }
-        if let Some((_, error)) = self.unloadable.as_ref().filter(|(unloadable, _)| *unloadable == model) {
-            return Err(same(error));
+        if let Some((_, why)) = self.unloadable.as_ref().filter(|(unloadable, _)| *unloadable == model) {
+            return Ok(Some(why.clone()));
         }
         if let Some((_, everywhere)) = self.loaded.take()
             && !self.models.fits_beside(model)
@@ -320,11 +320,13 @@ impl<M: Load> Preparer<M> {
         match (0..devices).map(on).collect::<Result<DevicePipelines>>() {
             Ok(everywhere) => {
                 self.loaded = Some((model, everywhere));
-                Ok(())
+                Ok(None)
             }
+            Err(Error::Cancelled) => Err(Error::Cancelled),
             Err(error) => {
-                self.unloadable = Some((model, same(&error)));
-                Err(error)
+                let why = error.to_string();
+                self.unloadable = Some((model, why.clone()));
+                Ok(Some(why))
             }
         }
     }
@@ -437,7 +439,12 @@ impl GeneratedBy {
         };
         let no_memory = error.is_out_of_memory();
         if let [(task, _)] = tasks {
-            let error = if no_memory { does_not_fit(&task.request) } else { error };
+            let error = match error {
+                // It names the numbers.
+                Error::Memory(_) => error,
+                _ if no_memory => does_not_fit(&task.request),
+                error => error,
+            };
             finished.push(Finished { task: task.clone(), result: Err(error), seconds });
             return Ok(());
         }
@@ -460,20 +467,10 @@ fn pixels(tasks: &[(Task, Conditioning)]) -> usize {
 
 fn does_not_fit(request: &GenerationRequest) -> Error {
     let (width, height) = (request.width, request.height);
-    Error::Image(format!(
+    Error::Memory(format!(
         "one image of {width}x{height} does not fit into the device's memory; \
          try a smaller --size, --dtype f16 or bf16, or --device cpu"
     ))
-}
-
-/// The error again, for another image that failed by it.
-fn same(error: &Error) -> Error {
-    match error {
-        Error::Input(what) => Error::Input(what.clone()),
-        Error::Model(what) => Error::Model(what.clone()),
-        Error::Cancelled => Error::Cancelled,
-        other => Error::Image(other.to_string()),
-    }
 }
 
 /// Gives the sink what was generated, in order.

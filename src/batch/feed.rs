@@ -28,7 +28,7 @@ impl JobTable {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
     }
 
-    fn add(&self, job: Job) {
+    pub(super) fn add(&self, job: Job) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(job.id, job);
     }
 }

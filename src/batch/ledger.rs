@@ -3,8 +3,9 @@
 use super::claims::Claims;
 use super::key::Key;
 use super::manifest::{History, Manifest, Record, State};
-use crate::Result;
-use crate::disk::{folder_of, sha256_of};
+use crate::disk::{Locks, folder_of, reach, sha256_of};
+use crate::{Error, Result};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Whether an image is to be generated.
@@ -20,26 +21,44 @@ pub enum JobState {
     ClaimedElsewhere,
 }
 
+/// How a manifest is looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct LedgerOptions {
+    /// What failed so far is tried again.
+    pub retry: bool,
+    /// An image is there only if its bytes are those that were recorded.
+    pub verify: bool,
+    /// The user wants to stop: nothing is waited for or read to its end any more.
+    pub stop: fn() -> bool,
+}
+
+impl Default for LedgerOptions {
+    fn default() -> Self {
+        Self { retry: false, verify: false, stop: || false }
+    }
+}
+
 /// The one who knows, for one process.
 #[derive(Debug)]
 pub struct Ledger {
     manifest: Manifest,
+    options: LedgerOptions,
+    locks: Locks,
     /// `None` where nothing is generated, or where files cannot be locked.
     claims: Option<Claims>,
-    /// An image is there only if its bytes are those that were recorded.
-    verify: bool,
 }
 
 impl Ledger {
-    /// For a run that generates. With `retry`, what failed so far is tried again; with `verify`, every file's bytes are compared.
+    /// For a run that generates.
     ///
     /// # Errors
     /// The manifest cannot be opened or written, or is no manifest.
-    pub fn open(manifest: &Path, retry: bool, verify: bool) -> Result<Self> {
-        let mut ledger = Self::read(manifest, retry, verify)?;
+    pub fn open(manifest: &Path, options: LedgerOptions) -> Result<Self> {
+        let mut ledger = Self::read(manifest, options)?;
         if ledger.manifest.has_locks() {
-            ledger.claims = Some(ledger.manifest.locked(|manifest| Claims::open(manifest.path()))?);
+            ledger.claims = ledger.manifest.locked(|manifest| Claims::open(manifest.path()))?;
         }
+        ledger.locks = if ledger.claims.is_some() { reach(folder_of(manifest)) } else { Locks::Missing };
         Ok(ledger)
     }
 
@@ -47,12 +66,17 @@ impl Ledger {
     ///
     /// # Errors
     /// The manifest cannot be opened, or is no manifest.
-    pub fn read(manifest: &Path, retry: bool, verify: bool) -> Result<Self> {
-        let mut manifest = Manifest::open(manifest)?;
-        if retry {
+    pub fn read(manifest: &Path, options: LedgerOptions) -> Result<Self> {
+        let mut manifest = Manifest::open_until(manifest, options.stop)?;
+        if options.retry {
             manifest.forgive();
         }
-        Ok(Self { manifest, claims: None, verify })
+        Ok(Self { manifest, options, locks: Locks::Missing, claims: None })
+    }
+
+    /// What keeps this process and others apart.
+    pub fn locks(&self) -> &Locks {
+        &self.locks
     }
 
     /// The manifest.
@@ -66,8 +90,19 @@ impl Ledger {
     }
 
     /// How an image stands by what was read last; nothing is claimed.
-    pub fn look(&self, key: Key) -> JobState {
-        standing(&self.manifest, self.verify, key)
+    ///
+    /// # Errors
+    /// Its file cannot be looked at, or the user wants to stop.
+    pub fn look(&self, key: Key) -> Result<JobState> {
+        standing(&self.manifest, &self.options, key)
+    }
+
+    /// The file of an image that is there, whose bytes are not compared any more.
+    pub fn file(&self, key: Key) -> Option<PathBuf> {
+        match standing(&self.manifest, &LedgerOptions { verify: false, ..self.options }, key) {
+            Ok(JobState::Generated(path)) => Some(path),
+            _ => None,
+        }
     }
 
     /// How images stand now; those that are open are this process's from here on.
@@ -75,14 +110,14 @@ impl Ledger {
     /// # Errors
     /// The manifest has vanished, or cannot be read or locked.
     pub fn claim(&mut self, keys: &[Key]) -> Result<Vec<JobState>> {
-        let (claims, verify) = (&mut self.claims, self.verify);
+        let (claims, options) = (&mut self.claims, &self.options);
         self.manifest.locked(|manifest| {
-            let others = claims.as_ref().map(Claims::of_others).unwrap_or_default();
-            let of = |key: &Key| match standing(manifest, verify, *key) {
-                JobState::Open if others.contains(key) => JobState::ClaimedElsewhere,
+            let others = claims.as_ref().map(Claims::of_others).transpose()?.unwrap_or_default();
+            let of = |key: &Key| match standing(manifest, options, *key) {
+                Ok(JobState::Open) if others.contains(key) => Ok(JobState::ClaimedElsewhere),
                 standing => standing,
             };
-            let standings: Vec<JobState> = keys.iter().map(of).collect();
+            let standings: Vec<JobState> = keys.iter().map(of).collect::<Result<_>>()?;
             let open = keys.iter().zip(&standings).filter(|(_, standing)| **standing == JobState::Open).map(|(key, _)| *key);
             if let Some(claims) = claims {
                 claims.add(open)?;
@@ -91,13 +126,13 @@ impl Ledger {
         })
     }
 
-    /// Gives back claims on images that will not be generated by this process.
+    /// Gives back claims on images that are in their files, or will not be generated by this process.
     ///
     /// # Errors
     /// As [`Ledger::claim`].
     pub fn release(&mut self, keys: &[Key]) -> Result<()> {
-        let claims = &mut self.claims;
-        self.manifest.locked(|_| claims.as_mut().map_or(Ok(()), |claims| claims.remove(keys)))
+        let Some(claims) = &mut self.claims else { return Ok(()) };
+        self.manifest.locked(|_| claims.remove(keys))
     }
 
     /// Gives back all claims: nothing will be generated any more.
@@ -105,34 +140,42 @@ impl Ledger {
         self.claims = None;
     }
 
-    /// Records how images ended, and gives back the claims on them.
+    /// Records how images ended. Those that were generated get their names afterwards: until then another process finds a record without
+    /// its file, and only the claim, which stays, tells it that the file will come.
     ///
     /// # Errors
     /// The disk is full or the manifest has vanished.
     pub fn record(&mut self, records: &[Record]) -> Result<()> {
-        let claims = &mut self.claims;
-        self.manifest.locked(|manifest| {
-            manifest.append(records)?;
-            match claims {
-                Some(claims) => claims.remove(records.iter().map(|record| &record.key)),
-                None => Ok(()),
-            }
-        })
+        self.manifest.locked(|manifest| manifest.append(records))
     }
 }
 
-fn standing(manifest: &Manifest, verify: bool, key: Key) -> JobState {
+fn standing(manifest: &Manifest, options: &LedgerOptions, key: Key) -> Result<JobState> {
     let (path, size, sha256) = match manifest.state(key) {
-        None => return JobState::Open,
-        Some(State::Failed(reason)) => return JobState::Failed(reason.clone()),
+        None => return Ok(JobState::Open),
+        Some(State::Failed(reason)) => return Ok(JobState::Failed(reason.clone())),
         Some(State::GeneratedImage { path, size, sha256 }) => (folder_of(manifest.path()).join(path), *size, *sha256),
     };
-    let there = match verify {
-        true => sha256_of(&path).is_ok_and(|found| found == (size, sha256)),
-        // A file got its name when its bytes were on the disk, so only somebody's hand could make them others.
-        false => std::fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() == size),
+    // A file got its name when its bytes were on the disk, so only somebody's hand could make them others.
+    let is_there = || match std::fs::metadata(&path)? {
+        file if !file.is_file() || file.len() != size => Ok(Some(false)),
+        _ if !options.verify => Ok(Some(true)),
+        _ => Ok(sha256_of(&path, &options.stop)?.map(|found| found == (size, sha256))),
     };
-    if there { JobState::Generated(path) } else { JobState::Open }
+    match is_there() {
+        Ok(None) => Err(Error::Cancelled),
+        Ok(Some(true)) => Ok(JobState::Generated(path)),
+        Ok(Some(false)) => Ok(JobState::Open),
+        Err(e) if is_missing(&e) => Ok(JobState::Open),
+        // To generate it again, because too many files are open, would be wrong.
+        Err(e) => Err(Error::io(path)(e)),
+    }
+}
+
+/// Nobody can read such a file; where it cannot be written either, that is said when it is.
+fn is_missing(error: &std::io::Error) -> bool {
+    use ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound, Other, PermissionDenied};
+    matches!(error.kind(), NotFound | NotADirectory | PermissionDenied | InvalidInput | InvalidFilename | Other)
 }
 
 #[cfg(test)]
@@ -144,14 +187,16 @@ mod tests {
     fn two_processes_generate_each_image_once_and_take_over_from_the_dead() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.jsonl");
-        let open = || Ledger::open(&path, false, false).unwrap();
+        let open = || Ledger::open(&path, LedgerOptions::default()).unwrap();
         let (mut one, mut two) = (open(), open());
         let records: Vec<Record> = (0..4).map(|n| record(n, Status::Ok)).collect();
         let keys: Vec<Key> = records.iter().map(|record| record.key).collect();
         assert_eq!(one.claim(&keys[..2]).unwrap(), [JobState::Open, JobState::Open]);
         assert_eq!(two.claim(&keys[..3]).unwrap(), [JobState::ClaimedElsewhere, JobState::ClaimedElsewhere, JobState::Open]);
-        std::fs::write(folder.path().join("a.png"), b"7 bytes").unwrap();
         one.record(&records[..1]).unwrap();
+        assert_eq!(two.claim(&keys[..1]).unwrap(), [JobState::ClaimedElsewhere], "it is about to get its name");
+        std::fs::write(folder.path().join("a.png"), b"7 bytes").unwrap();
+        one.release(&keys[..1]).unwrap();
         let there = JobState::Generated(folder.path().join("a.png"));
         assert_eq!(two.claim(&keys).unwrap(), [there.clone(), JobState::ClaimedElsewhere, JobState::Open, JobState::Open]);
         // The lock of a killed process goes with it, and its file stays.
@@ -169,15 +214,25 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.jsonl");
         let (generated, failed) = (record(1, Status::Ok), record(2, Status::Failed));
-        Ledger::open(&path, false, false).unwrap().record(&[generated.clone(), failed.clone()]).unwrap();
+        Ledger::open(&path, LedgerOptions::default()).unwrap().record(&[generated.clone(), failed.clone()]).unwrap();
         let look = |retry, verify| {
-            let ledger = Ledger::open(&path, retry, verify).unwrap();
-            [generated.key, failed.key].map(|key| ledger.look(key))
+            let ledger = Ledger::open(&path, LedgerOptions { retry, verify, ..LedgerOptions::default() }).unwrap();
+            [generated.key, failed.key].map(|key| ledger.look(key).unwrap())
         };
         let (there, why) = (JobState::Generated(folder.path().join("a.png")), JobState::Failed("why".into()));
         assert_eq!(look(false, false), [JobState::Open, why.clone()]);
         std::fs::write(folder.path().join("a.png"), b"7 bytes").unwrap();
         assert_eq!(look(true, false), [there, JobState::Open]);
         assert_eq!(look(false, true), [JobState::Open, why], "the bytes are others");
+        let stopped = Ledger::open(&path, LedgerOptions { verify: true, stop: || true, ..LedgerOptions::default() }).unwrap();
+        assert!(matches!(stopped.look(generated.key), Err(Error::Cancelled)));
+        #[cfg(unix)]
+        {
+            // Opening a pipe would wait for its writer.
+            std::fs::remove_file(folder.path().join("a.png")).unwrap();
+            let pipe = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, folder.path().join("a.png"), pipe, 0o600.into(), 0).unwrap();
+            assert_eq!(look(true, true), [JobState::Open, JobState::Open]);
+        }
     }
 }

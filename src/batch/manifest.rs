@@ -5,15 +5,25 @@
 //! at the end (which is cut off by whoever appends next), but never an image that nobody knows of.
 
 use super::key::{Key, from_hex, to_hex};
+use crate::disk::open_own;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// What every record begins with, by which half a record is known.
 const BEGIN: &str = "{\"key\":\"";
+
+/// Bytes of a line: more than a record of the longest prompt has.
+const LONGEST_LINE: u64 = 16 << 20;
+
+/// How long another process may hold the lock, which it does for a few writes.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The same when the user wants to stop.
+const LITTLE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How an image ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +107,8 @@ pub struct Manifest {
     path: PathBuf,
     file: File,
     locks: bool,
+    /// The user wants to stop.
+    stop: fn() -> bool,
     /// Bytes that were read.
     read: u64,
     states: HashMap<Key, State>,
@@ -111,16 +123,21 @@ impl Manifest {
     /// # Errors
     /// The file cannot be opened, or is something else.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_until(path, || false)
+    }
+
+    /// As [`Manifest::open`]; what waits for other processes ends when `stop` says so.
+    ///
+    /// # Errors
+    /// As [`Manifest::open`].
+    pub fn open_until(path: &Path, stop: fn() -> bool) -> Result<Self> {
         let failed = |e| Error::Input(format!("the manifest {} cannot be opened: {e}", path.display()));
-        // Waiting for the writer of a pipe, or reading a device without end, would help nobody.
-        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-            return Err(failed(std::io::Error::other("it is not a regular file")));
-        }
-        let file = File::options().read(true).append(true).create(true).open(path).map_err(failed)?;
+        // What the next record is written behind may be cut off, so it must be the file that has this name.
+        let file = open_own(path, File::options().read(true).append(true).create(true)).map_err(failed)?;
         let locks = !matches!(file.try_lock_shared(), Err(TryLockError::Error(_)));
         let _ = file.unlock();
         let (states, history) = (HashMap::new(), HashMap::new());
-        let mut manifest = Self { path: path.to_owned(), file, locks, read: 0, states, history, strange: 0 };
+        let mut manifest = Self { path: path.to_owned(), file, locks, stop, read: 0, states, history, strange: 0 };
         manifest.locked(|_| Ok(()))?;
         Ok(manifest)
     }
@@ -158,10 +175,10 @@ impl Manifest {
     /// Does something while no other process does, after reading what others have appended.
     ///
     /// # Errors
-    /// The lock is refused, or the file is not there any more, or is another one.
+    /// The lock is refused or not to be had, or the file is not there any more, or is another one.
     pub fn locked<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.locks {
-            self.file.lock().map_err(|e| self.error("cannot be locked", &e))?;
+            self.lock()?;
         }
         let done = self.check_place().and_then(|()| self.refresh()).and_then(|()| work(self));
         if self.locks {
@@ -169,6 +186,23 @@ impl Manifest {
             let _ = self.file.unlock();
         }
         done
+    }
+
+    /// Waits for the lock. A process that was halted while it had it would keep it for ever.
+    fn lock(&self) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.file.try_lock() {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::Error(e)) => return Err(self.error("cannot be locked", &e)),
+                Err(TryLockError::WouldBlock) if (self.stop)() && began.elapsed() > LITTLE_PATIENCE => return Err(Error::Cancelled),
+                Err(TryLockError::WouldBlock) if began.elapsed() > PATIENCE => {
+                    let e = std::io::Error::new(ErrorKind::TimedOut, "another process has kept it for two minutes; end that one");
+                    return Err(self.error("cannot be locked", &e));
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
     }
 
     /// Appends records and waits until the disk has them. To be called inside of [`Manifest::locked`].
@@ -199,7 +233,7 @@ impl Manifest {
 
     /// An open file goes on taking records when its folder is deleted, but nobody would find them.
     fn check_place(&self) -> Result<()> {
-        let there = std::fs::metadata(&self.path).map_err(|e| self.error("is not there any more", &e))?;
+        let there = std::fs::symlink_metadata(&self.path).map_err(|e| self.error("is not there any more", &e))?;
         let ours = self.file.metadata().map_err(|e| self.error("cannot be read", &e))?;
         if is_same(&there, &ours) {
             return Ok(());
@@ -221,13 +255,17 @@ impl Manifest {
         let mut reader = BufReader::new(self.file.try_clone().map_err(|e| failed(self, e))?.take(end - self.read));
         let mut line = Vec::new();
         let mut last_line_ends = true;
-        while reader.read_until(b'\n', &mut line).map_err(|e| failed(self, e))? > 0 {
-            let record = serde_json::from_slice::<Record>(&line).ok();
-            if self.read == 0 && record.is_none() && !line.starts_with(BEGIN.as_bytes()) && !BEGIN.as_bytes().starts_with(&line) {
-                let path = self.path.display();
-                return Err(Error::Input(format!(
-                    "{path} is not a manifest of sd-gen, and is left as it is; give another name with --manifest"
-                )));
+        loop {
+            match read_line(&mut reader, &mut line) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(e) if self.read == 0 && e.kind() == ErrorKind::InvalidData => return Err(not_a_manifest(&self.path)),
+                Err(e) => return Err(failed(self, e)),
+            }
+            let text = without_zeros(&line);
+            let record = serde_json::from_slice::<Record>(text).ok();
+            if self.read == 0 && record.is_none() && !text.starts_with(BEGIN.as_bytes()) && !BEGIN.as_bytes().starts_with(text) {
+                return Err(not_a_manifest(&self.path));
             }
             if !line.ends_with(b"\n") {
                 // A record that was cut may still read as JSON only when nothing but its line's end is missing.
@@ -237,10 +275,9 @@ impl Manifest {
             self.read += line.len() as u64;
             match record {
                 Some(record) => self.note(&record),
-                None if line.iter().all(u8::is_ascii_whitespace) => {}
+                None if text.iter().all(u8::is_ascii_whitespace) => {}
                 None => self.strange += 1,
             }
-            line.clear();
         }
         if !last_line_ends {
             self.file.set_len(self.read).map_err(|e| self.error("cannot be repaired", &e))?;
@@ -267,7 +304,12 @@ impl Record {
         match self.status {
             Status::Failed => Some(State::Failed(self.reason.clone().unwrap_or_default())),
             Status::Ok => Some(State::GeneratedImage {
-                path: PathBuf::from(self.path.as_ref()?),
+                // No other file is an image, whoever says so.
+                path: self
+                    .path
+                    .as_ref()
+                    .map(PathBuf::from)
+                    .filter(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")))?,
                 size: self.size?,
                 sha256: self.sha256.as_deref().and_then(from_hex)?,
             }),
@@ -287,6 +329,28 @@ impl Record {
         self.size = Some(size);
         self.sha256 = Some(to_hex(sha256));
     }
+}
+
+/// Reads the next line, its end included; gives its length.
+///
+/// # Errors
+/// The file cannot be read, or the line is longer than any record ([`ErrorKind::InvalidData`]).
+pub(super) fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<usize> {
+    line.clear();
+    let read = reader.take(LONGEST_LINE).read_until(b'\n', line)?;
+    if read as u64 == LONGEST_LINE && !line.ends_with(b"\n") {
+        return Err(std::io::Error::new(ErrorKind::InvalidData, "a line is longer than 16 MiB, which no record is"));
+    }
+    Ok(read)
+}
+
+/// A line without what the disk had room for, and did not get before a power cut.
+pub(super) fn without_zeros(line: &[u8]) -> &[u8] {
+    &line[line.iter().take_while(|byte| **byte == 0).count()..]
+}
+
+fn not_a_manifest(path: &Path) -> Error {
+    Error::Input(format!("{} is not a manifest of sd-gen, and is left as it is; give another name with --manifest", path.display()))
 }
 
 #[cfg(unix)]
@@ -378,6 +442,60 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn zeros_of_a_power_cut_are_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.jsonl");
+        let mut line = serde_json::to_vec(&record(1, Status::Ok)).unwrap();
+        line.push(b'\n');
+        for (before, after) in [(&[][..], 0), (&line[..], 1)] {
+            std::fs::write(&path, [before, &[0; 5000]].concat()).unwrap();
+            let mut manifest = Manifest::open(&path).unwrap();
+            assert_eq!((manifest.states.len(), std::fs::metadata(&path).unwrap().len()), (after, before.len() as u64));
+            // Another program may have written behind them.
+            std::fs::write(&path, [before, &[0; 5000], &line, &line].concat()).unwrap();
+            append(&mut manifest, &record(2, Status::Ok));
+            assert_eq!((manifest.states.len(), manifest.strange_lines()), (2, 0));
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_not_read_to_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.jsonl");
+        let sparse = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        };
+        sparse(b"");
+        assert!(Manifest::open(&path).unwrap_err().to_string().contains("not a manifest"));
+        let mut line = serde_json::to_vec(&record(1, Status::Ok)).unwrap();
+        line.push(b'\n');
+        sparse(&line);
+        assert!(Manifest::open(&path).unwrap_err().to_string().contains("longer than 16 MiB"));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 40);
+    }
+
+    #[test]
+    fn a_lock_that_is_never_given_back_is_not_waited_for_by_one_who_wants_to_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.jsonl");
+        let halted = Manifest::open(&path).unwrap();
+        halted.file.lock().unwrap();
+        assert!(matches!(Manifest::open_until(&path, || true), Err(Error::Cancelled)));
+        drop(halted);
+        assert!(Manifest::open(&path).is_ok());
+    }
+
+    #[test]
+    fn no_other_file_passes_for_an_image() {
+        let mut record = record(1, Status::Ok);
+        for (path, is_image) in [("a.png", true), ("b/A.PNG", true), ("/etc/passwd", false), ("png", false), ("", false)] {
+            record.path = Some(path.into());
+            assert_eq!(record.state().is_some(), is_image, "{path}");
+        }
+    }
+
+    #[test]
     fn another_file_is_not_touched() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("prompts.txt");
@@ -387,6 +505,20 @@ pub(super) mod tests {
             assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
         }
         assert_eq!(Manifest::open(folder.path()).unwrap_err().exit_code(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, victim) = (folder.path().join("m.jsonl"), folder.path().join("victim"));
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        for made in [false, true] {
+            let refused = Manifest::open(&path).unwrap_err();
+            assert!(refused.exit_code() == 2 && refused.to_string().contains("is a link"), "{refused}");
+            assert_eq!(victim.exists(), made);
+            std::fs::write(&victim, "").unwrap();
+        }
     }
 
     #[test]

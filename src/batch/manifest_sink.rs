@@ -5,7 +5,7 @@ use super::feed::JobTable;
 use super::ledger::Ledger;
 use super::manifest::{Record, Status};
 use super::plan::Job;
-use crate::disk::{Staged, counted, folder_of, seen_from, stage, stops_all, sync_folder};
+use crate::disk::{Staged, counted, folder_of, seen_from, stage, sync_folder};
 use crate::image::write_png;
 use crate::metadata::{KEYWORD, parameters};
 use crate::pipeline::GeneratedImage;
@@ -28,6 +28,8 @@ pub struct BatchSummary {
     pub unloaded: usize,
     /// Why it could not.
     pub model: Option<String>,
+    /// Images that this machine is too small or too broken for. They are not recorded, so that another time they are tried again.
+    pub beyond: usize,
 }
 
 /// Puts images under their names, and tells the ledger.
@@ -53,10 +55,12 @@ struct Ready {
 
 impl Sink for ManifestSink {
     fn take(&mut self, finished: Vec<Finished>, events: &EventSender) -> Result<()> {
-        let (mut ready, mut failed, mut untried) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ready, mut failed, mut done) = (Vec::new(), Vec::new(), Vec::new());
+        let mut beyond = Vec::new();
         let mut stopped = Ok(());
         for Finished { task, result, seconds } in finished {
             let Some(job) = self.book.take(task.id) else { continue };
+            done.push(job.key);
             let mut record = record_of(&job, seconds);
             match result.and_then(|generated| Ok((self.stage(&job, &generated)?, generated.image))) {
                 Ok(((staged, path), image)) => {
@@ -71,29 +75,28 @@ impl Sink for ManifestSink {
                         events.tell(ImageEvent::Remark(format!("warning: {reason}")));
                         tally.model = Some(reason);
                     }
-                    untried.push(job.key);
                 }
                 // Nothing more can be written; what is ready may be the last that fits.
-                Err(error @ Error::Io { .. }) if stops_all(&error) => {
+                Err(error @ Error::Io { .. }) if error.is_of_machine() => {
                     stopped = Err(error);
                     break;
                 }
+                Err(error) if error.is_of_machine() => beyond.push((job.request.prompt.clone(), error.to_string())),
                 Err(error) => {
                     record.reason = Some(error.to_string());
                     failed.push(record);
                 }
             }
         }
-        if !untried.is_empty() {
-            self.ledger().release(&untried)?;
-        }
         let records: Vec<Record> = ready.iter().map(|r| &r.record).chain(&failed).cloned().collect();
         if !records.is_empty() {
             self.ledger().record(&records)?;
         }
-        for Record { prompt, reason, .. } in failed {
-            self.tally().failed += 1;
-            events.tell(ImageEvent::Failed { prompt, reason: reason.unwrap_or_default() });
+        self.tally().failed += failed.len();
+        self.tally().beyond += beyond.len();
+        let reasons = failed.into_iter().map(|Record { prompt, reason, .. }| (prompt, reason.unwrap_or_default()));
+        for (prompt, reason) in reasons.chain(beyond) {
+            events.tell(ImageEvent::Failed { prompt, reason });
         }
         let folders: BTreeSet<PathBuf> = ready.iter().map(|r| folder_of(&r.path).to_owned()).collect();
         for image in ready {
@@ -102,6 +105,7 @@ impl Sink for ManifestSink {
         for folder in folders {
             sync_folder(&folder).map_err(Error::io(&folder))?;
         }
+        self.ledger().release(&done)?;
         stopped
     }
 }
@@ -164,7 +168,7 @@ impl ManifestSink {
             };
             match failed {
                 Ok(()) => record.generated(&self.seen(&path), staged.size, &staged.sha256),
-                Err(error) if stops_all(&error) => return Err(error),
+                Err(error) if error.is_of_machine() => return Err(error),
                 Err(error) => {
                     record = Record { reason: Some(error.to_string()), ..record_of(&job, record.seconds) };
                     self.tally().failed += 1;
@@ -198,5 +202,88 @@ fn record_of(job: &Job, seconds: f64) -> Record {
         steps: job.request.steps,
         // Milliseconds say enough.
         seconds: (seconds * 1000.0).round() / 1000.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::engine::Task;
+    use super::super::key::Key;
+    use super::super::ledger::{JobState, LedgerOptions};
+    use super::super::plan::tests::job;
+    use super::*;
+    use candle_core::{DType, Device, Tensor};
+
+    fn sink(folder: &Path) -> ManifestSink {
+        ManifestSink {
+            book: JobTable::default(),
+            ledger: Arc::new(Mutex::new(Ledger::open(&folder.join("m.jsonl"), LedgerOptions::default()).unwrap())),
+            tally: Arc::default(),
+            is_planned: Box::new(|_| false),
+        }
+    }
+
+    /// A job whose file is in a folder, on its way to a sink.
+    fn added(sink: &ManifestSink, folder: &Path, id: usize) -> (Job, Task) {
+        let mut job = job(id, 0, |draft| draft.seed = id as u64);
+        job.path = folder.join(format!("{id}.png"));
+        sink.book.add(job.clone());
+        let task = Task { id, model: 0, request: job.request.clone(), seed: job.seed };
+        (job, task)
+    }
+
+    fn generated(task: Task) -> Finished {
+        let latents = Tensor::zeros((1, 4, 1, 1), DType::F32, &Device::Cpu).unwrap();
+        let image = GeneratedImage { seed: task.seed, image: RgbImage::new(8, 8), latents };
+        Finished { task, result: Ok(image), seconds: 1.0 }
+    }
+
+    #[test]
+    fn an_image_is_claimed_until_it_has_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sink = sink(folder.path());
+        let (jobs, tasks): (Vec<Job>, Vec<Task>) = (0..2).map(|id| added(&sink, folder.path(), id)).unzip();
+        let keys: Vec<Key> = jobs.iter().map(|job| job.key).collect();
+        sink.ledger().claim(&keys).unwrap();
+        let (events, heard) = EventSender::unbuffered();
+        let mut other = Ledger::open(&folder.path().join("m.jsonl"), LedgerOptions::default()).unwrap();
+        let writer = std::thread::spawn(move || sink.take(tasks.into_iter().map(generated).collect(), &events));
+        // It waits now for the news of the first to be heard, and the second has no name.
+        while !jobs[0].path.exists() {
+            std::thread::yield_now();
+        }
+        assert!(!jobs[1].path.exists());
+        let there = |at: usize| JobState::Generated(jobs[at].path.clone());
+        assert_eq!(other.claim(&keys).unwrap(), [there(0), JobState::ClaimedElsewhere]);
+        assert_eq!(heard.count(), 2);
+        writer.join().unwrap().unwrap();
+        assert_eq!(other.claim(&keys).unwrap(), [there(0), there(1)]);
+    }
+
+    #[test]
+    fn what_the_machine_is_too_small_for_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sink = sink(folder.path());
+        let (jobs, tasks): (Vec<Job>, Vec<Task>) = (0..4).map(|id| added(&sink, folder.path(), id)).unzip();
+        let keys: Vec<Key> = jobs.iter().map(|job| job.key).collect();
+        sink.ledger().claim(&keys).unwrap();
+        let (events, heard) = EventSender::unbuffered();
+        let listener = std::thread::spawn(move || heard.count());
+        let failures = [
+            Error::Memory("too large".into()),
+            Error::Image("not numbers".into()),
+            Error::Tensor(candle_core::Error::Cuda("the device is gone".into())),
+            // Too many open files.
+            Error::io(&jobs[3].path)(std::io::Error::from_raw_os_error(24)),
+        ];
+        let finished = tasks.into_iter().zip(failures).map(|(task, error)| Finished { task, result: Err(error), seconds: 0.0 });
+        let stopped = sink.take(finished.collect(), &events).unwrap_err();
+        assert!(matches!(stopped, Error::Io { .. }), "every other image would meet the same");
+        drop(events);
+        assert_eq!(listener.join().unwrap(), 3);
+        let mut standings = Ledger::open(&folder.path().join("m.jsonl"), LedgerOptions::default()).unwrap().claim(&keys).unwrap();
+        assert_eq!(standings.remove(1), JobState::Failed("not numbers".into()));
+        assert_eq!(standings, [JobState::Open, JobState::Open, JobState::Open]);
+        assert_eq!((sink.tally().failed, sink.tally().beyond), (1, 2));
     }
 }

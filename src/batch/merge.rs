@@ -1,11 +1,11 @@
 //! Joins manifests, such as those of shards, into one.
 
 use super::key::Key;
-use super::manifest::{Manifest, Record, Status};
-use crate::disk::{folder_of, seen_from, write_whole};
+use super::manifest::{Manifest, Record, Status, read_line, without_zeros};
+use crate::disk::{folder_of, open_regular, seen_from, write_whole};
 use crate::{Error, Result};
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 /// What a joined manifest holds.
@@ -52,11 +52,11 @@ fn join(out: &Path, manifests: &[&PathBuf]) -> Result<Merged> {
     let mut records: HashMap<Key, Record> = HashMap::new();
     let out_folder = folder_of(out);
     for path in manifests {
-        let file = std::fs::File::open(path).map_err(Error::io(*path))?;
+        let mut reader = BufReader::new(open_regular(path).map_err(Error::io(*path))?);
         let mut own: HashMap<Key, Record> = HashMap::new();
-        for line in BufReader::new(file).split(b'\n') {
-            let line = line.map_err(Error::io(*path))?;
-            let Ok(mut record) = serde_json::from_slice::<Record>(&line) else { continue };
+        let mut line = Vec::new();
+        while read_line(&mut reader, &mut line).map_err(Error::io(*path))? > 0 {
+            let Ok(mut record) = serde_json::from_slice::<Record>(without_zeros(&line)) else { continue };
             if let Some(seen) = &record.path {
                 record.path = Some(seen_from(out_folder, &folder_of(path).join(seen)).to_string_lossy().into_owned());
             }

@@ -21,7 +21,7 @@ mod texts;
 pub use engine::{Batch, EventSender, Finished, ImageEvent, Load, RunObserver, Sink, Task, run};
 pub use feed::{JobFeed, JobTable};
 pub use key::{Key, seed_of};
-pub use ledger::{JobState, Ledger};
+pub use ledger::{JobState, Ledger, LedgerOptions};
 pub use manifest::{History, Manifest, Record, State, Status};
 pub use manifest_sink::{BatchSummary, ManifestSink};
 pub use merge::{Merged, merge};

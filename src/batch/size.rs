@@ -1,6 +1,6 @@
 //! How many images are generated at once: by what is fastest, and by what the memory holds.
 
-use crate::pipeline::decoding_bytes;
+use crate::pipeline::{decoding_bytes, denoising_bytes};
 use crate::request::GenerationRequest;
 use crate::spec::ModelSpec;
 use crate::weights::{Checkpoint, Component};
@@ -41,9 +41,9 @@ pub struct Sizes {
 impl Footprint {
     /// The bytes of a model's weights.
     pub fn weights(checkpoint: &Checkpoint, dtype: DType, vae_dtype: DType) -> u64 {
-        let texts = (0..checkpoint.spec().text_encoders.len()).map(Component::TextEncoder);
-        let numbers: u64 = texts.chain([Component::UNet]).map(|component| checkpoint.parameters(component)).sum();
-        numbers * dtype.size_in_bytes() as u64 + checkpoint.parameters(Component::Vae) * vae_dtype.size_in_bytes() as u64
+        let texts = (0..checkpoint.spec().text_encoders.len()).map(Component::text_encoder);
+        let numbers: u64 = texts.chain([Component::UNET]).map(|component| checkpoint.parameters(component)).sum();
+        numbers * dtype.size_in_bytes() as u64 + checkpoint.parameters(Component::VAE) * vae_dtype.size_in_bytes() as u64
     }
 
     /// What images of a request take, by the largest layers of the networks.
@@ -58,18 +58,9 @@ impl Footprint {
     ) -> Self {
         let factor = spec.vae.factor().max(1);
         let pixels = (request.height / factor) * (request.width / factor);
-        let rows = if request.is_guided() { 2 } else { 1 };
-        let first = spec.unet.down.first();
-        let channels = first.map_or(0, |level| level.channels);
-        // Skip connections of the finest level (three of them, and a third of that below it), the joined input of the way up,
-        // and a feed-forward layer's eightfold width.
-        let mut row = pixels * channels * 16 * dtype.size_in_bytes();
-        if device.is_metal() && first.is_some_and(|level| level.depths.iter().any(|depth| *depth > 0)) {
-            // The portable attention writes its scores down.
-            row += pixels * pixels * first.map_or(0, |level| level.heads) * (dtype.size_in_bytes() + 4);
-        }
+        let image = denoising_bytes(spec, request, dtype, device);
         let decoding = decoding_bytes(&spec.vae, request.height, request.width, vae_dtype);
-        Self { weights, image: (rows * row) as u64, decoding, free, pixels, cpu: device.is_cpu() }
+        Self { weights, image, decoding, free, pixels, cpu: device.is_cpu() }
     }
 
     /// Bytes of a run with these sizes.

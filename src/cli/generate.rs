@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::watch::Watch;
 use crate::batch::{Batch, EventSender, Finished, ImageEvent, Sink, Sizes, Task, sizes};
 use crate::device::open_all;
-use crate::disk::{counted, folder_of, stage, stops_all, write_whole};
+use crate::disk::{counted, folder_of, stage, write_whole};
 use crate::image::write_png;
 use crate::metadata::{GeneratedBy, KEYWORD, parameters};
 use crate::pipeline::{GeneratedImage, Observer};
@@ -23,14 +23,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::info;
 
-pub(super) fn run(args: GenerateArgs) -> Result<()> {
+/// Generates what the flags say; images whose place `./sd-gen.toml` says stay in the folder `confined_to`.
+pub(super) fn run(args: GenerateArgs, confined_to: Option<PathBuf>) -> Result<()> {
     // Everything that can be wrong is found before a weight is read.
     if let Some(threads) = args.threads {
         set_threads(threads)?;
     }
     let prompts = args.read_prompts()?;
     let scheduler_config = args.read_scheduler_config()?;
-    let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?;
+    let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?.confined(confined_to);
+    if output.is_standard() && is_closed(&std::io::stdout()) {
+        return Err(Error::Input("--output -: standard output is closed; send it somewhere, such as > image.png".into()));
+    }
     if let Some(path) = &args.save_latents {
         check_latents_path(path, args.overwrite)?;
     }
@@ -49,6 +53,10 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(model.checkpoint.spec()).map(Arc::new))
         .collect::<Result<_>>()?;
     let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.images));
+    let generator = model.generator();
+    for (index, request) in requests.iter().enumerate() {
+        output.checked_place(&ImageName { request, model: &generator.label, seed: request.seed, index })?;
+    }
     output.check(images)?;
     if let (Some(latents), Some(image)) = (&args.save_latents, &args.output)
         && args.output_dir.as_deref().unwrap_or(Path::new("")).join(image) == *latents
@@ -82,14 +90,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     }
 
     let kept = Arc::new(Mutex::new(RunResult::default()));
-    let writer = Writer {
-        output,
-        generator: model.generator(),
-        latents: args.save_latents.is_some(),
-        index: 0,
-        written: HashSet::new(),
-        kept: kept.clone(),
-    };
+    let writer = Writer { output, generator, latents: args.save_latents.is_some(), index: 0, written: HashSet::new(), kept: kept.clone() };
     // One model, and flags that all prompts share: any images go together.
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
     let sizes = sizes(&model.footprint(first), images.div_ceil(model.devices()), first.batch_size);
@@ -109,7 +110,10 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     match (failed, last) {
         (0, _) => Ok(()),
         (_, Some(error)) if images == 1 => Err(error),
-        _ => Err(Error::Image(format!("{failed} of {images} images failed; the others were written"))),
+        (_, last) => {
+            let why = last.map(|error| format!("; the last failed by this: {error}")).unwrap_or_default();
+            Err(Error::Image(format!("{failed} of {images} images failed, the others were written{why}")))
+        }
     }
 }
 
@@ -168,7 +172,7 @@ impl Sink for Writer {
                 }
                 // These would stop every other image too.
                 Err(error @ (Error::Cancelled | Error::Input(_) | Error::Model(_))) => return Err(error),
-                Err(error) if stops_all(&error) => return Err(error),
+                Err(error @ Error::Io { .. }) if error.is_of_machine() => return Err(error),
                 Err(error) => {
                     kept.failed += 1;
                     events.tell(ImageEvent::Failed { prompt: request.prompt.clone(), reason: error.to_string() });
@@ -189,7 +193,8 @@ impl Writer {
         let Some(path) = self.output.path(&name)? else {
             let mut bytes = Vec::new();
             write_png(&generated.image, &texts, &mut bytes).map_err(Error::io("the PNG"))?;
-            std::io::stdout().write_all(&bytes).map_err(Error::io("standard output"))?;
+            let mut stdout = std::io::stdout().lock();
+            stdout.write_all(&bytes).and_then(|()| stdout.flush()).map_err(Error::io("standard output"))?;
             return Ok(None);
         };
         self.write_file(path, |to| write_png(&generated.image, &texts, to)).map(Some)
@@ -211,6 +216,22 @@ impl Writer {
         self.written.insert(name.clone());
         Ok(name)
     }
+}
+
+/// Whether an output was closed when the program began. The standard library then puts a device in its place that swallows everything,
+/// open for reading too, as nobody opens it who wants to throw something away.
+#[cfg(unix)]
+fn is_closed(output: &impl std::os::fd::AsFd) -> bool {
+    use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, stat};
+    let (Ok(output_is), Ok(null), Ok(flags)) = (fstat(output), stat("/dev/null"), fcntl_getfl(output)) else { return false };
+    FileType::from_raw_mode(output_is.st_mode) == FileType::CharacterDevice
+        && output_is.st_rdev == null.st_rdev
+        && flags.contains(OFlags::RDWR)
+}
+
+#[cfg(not(unix))]
+fn is_closed<T>(_: &T) -> bool {
+    false
 }
 
 fn check_latents_path(path: &Path, overwrite: bool) -> Result<()> {

@@ -3,10 +3,12 @@
 use super::args::ProgressStyle;
 use super::args::PromptSyntax;
 use super::progress::Progress;
-use super::show::{bytes, count, facts, harmless, several};
+use super::show::{bytes, count, facts, harmless, json as json_text, several, steers};
 use super::{answer, cancelled, listen_for_cancellation, model, screen};
+use crate::adapter::{AdapterFit, Change};
 use crate::metadata::{self, Command, Field, Image};
-use crate::weights::{AdapterFit, Checkpoint, HashCache, Hashes, Kind, Survey, trained_words};
+use crate::survey::{ComponentSummary, Kind, Survey};
+use crate::weights::{Checkpoint, HashCache, Hashes, trained_words};
 use crate::{Error, Result};
 use clap::{Args, ValueEnum};
 use etcetera::BaseStrategy;
@@ -85,7 +87,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     }
     cache.save();
     if args.json {
-        answer(&format!("{:#}", Value::Array(found)))?;
+        answer(&json_text(&Value::Array(found), true))?;
     }
     if model.is_some() && !fitted {
         screen::say("--model: none of these files is a LoRA, so none was held against it");
@@ -122,7 +124,7 @@ fn find(file: &str, args: &InspectArgs, model: Option<&Checkpoint>, cache: &mut 
 pub(super) fn hash(path: &Path, cache: &mut HashCache) -> Result<Hashes> {
     let mut progress = Progress::new(ProgressStyle::Auto, false);
     // In a live line, where nothing may move the cursor.
-    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy().replace(char::is_control, " "));
+    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy().replace(steers, " "));
     let all = path.metadata().map(|metadata| metadata.len()).ok();
     cache.hash(path, |done| {
         progress.bytes(&what, done, all);
@@ -184,7 +186,7 @@ fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Adap
     if let Some((prediction, why)) = &survey.prediction {
         add("predicts", vec![format!("{prediction} ({})", why.trim_end_matches('.'))]);
     }
-    let stored = |component: &crate::weights::ComponentSummary| {
+    let stored = |component: &ComponentSummary| {
         let types: Vec<String> =
             component.stored.iter().map(|row| format!("{} {} {}", several(row.tensors, "tensor"), row.dtype, bytes(row.bytes))).collect();
         format!("{}: {} parameters, {}", component.title, count(component.parameters()), types.join(", "))
@@ -306,7 +308,7 @@ fn weights_json(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Adap
         }
     };
     if let Some(adapter) = &survey.adapter {
-        let changes: Vec<&str> = adapter.changes().into_iter().map(crate::weights::Change::name).collect();
+        let changes: Vec<&str> = adapter.changes().into_iter().map(Change::name).collect();
         let sites: serde_json::Map<String, Value> = adapter.sites().into_iter().map(|(site, layers)| (site, layers.into())).collect();
         add(
             "lora",

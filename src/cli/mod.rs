@@ -30,7 +30,7 @@ use args::{Cli, Command};
 use clap::Parser;
 use config::Configured;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Set by the first Ctrl-C; the work stops at the next step. The second stops the process.
@@ -44,12 +44,13 @@ static OFFLINE: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// What stopped it; [`Error::exit_code`] is the process's exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    crate::disk::survive_size_limit();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     // Before they are understood: what cannot be understood must be said to a program as it asked for.
     if asks_for_events(&arguments) {
         screen::speak_json();
     }
-    let Configured { arguments, remarks } = config::configured(arguments)?;
+    let Configured { arguments, remarks, confined_to } = config::configured(arguments)?;
     if asks_for_events(&arguments) {
         screen::speak_json();
     }
@@ -73,8 +74,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         screen::say(remark);
     }
     match cli.command {
-        None => generate::run(cli.generate),
-        Some(Command::Batch(args)) => batch::run(*args),
+        None => generate::run(cli.generate, confined_to),
+        Some(Command::Batch(args)) => batch::run(*args, confined_to),
         Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
@@ -134,7 +135,10 @@ pub fn report(error: &Error) {
 /// # Errors
 /// It cannot be written; a reader that has gone away is no error.
 fn answer(line: &str) -> Result<()> {
-    match writeln!(std::io::stdout(), "{line}") {
+    let mut stdout = std::io::stdout();
+    // A program gets the bytes as they are; what a file made part of them cannot steer a terminal.
+    let written = if stdout.is_terminal() { writeln!(stdout, "{}", show::harmless(line)) } else { writeln!(stdout, "{line}") };
+    match written {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output")(e)),
         _ => Ok(()),
     }

@@ -1,8 +1,13 @@
 //! Where an image goes: file names from templates, and never over an existing file.
 
+use crate::cli::show::steers;
+use crate::disk::{folder_of, stays_inside};
 use crate::request::GenerationRequest;
 use crate::{Error, Result};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Where images go when nobody says.
 const DEFAULT_TEMPLATE: &str = "{prompt:.40}-{seed}.png";
@@ -26,6 +31,7 @@ pub(super) struct Output {
     /// The user named one very file, so a taken name is an error and not a reason to count on.
     exact: bool,
     overwrite: bool,
+    confined_to: Option<PathBuf>,
 }
 
 /// What distinguishes one image of a request.
@@ -49,10 +55,13 @@ impl Output {
         }
         let folder = folder.map_or_else(PathBuf::new, Path::to_owned);
         if output == Some("-") {
-            return Ok(Self { template: None, folder, exact: true, overwrite });
+            return Ok(Self { template: None, folder, exact: true, overwrite, confined_to: None });
         }
         let text = output.unwrap_or(DEFAULT_TEMPLATE);
         let wrong = |what: String| Error::Input(format!("--output {text}: {what}"));
+        if text.chars().any(steers) {
+            return Err(wrong("holds a control character, which would steer the terminal that shows the path; leave it out".into()));
+        }
         if text.ends_with(['/', '\\']) || Path::new(text).is_dir() {
             return Err(wrong("is a folder; name a folder with --output-dir".into()));
         }
@@ -62,7 +71,13 @@ impl Output {
         }
         let pieces = parse(text).map_err(wrong)?;
         let exact = pieces.iter().all(|piece| matches!(piece, Piece::Text(_)));
-        Ok(Self { template: Some(pieces), folder, exact, overwrite })
+        Ok(Self { template: Some(pieces), folder, exact, overwrite, confined_to: None })
+    }
+
+    /// Images stay in a folder: that of `./sd-gen.toml`, where that says where they go.
+    pub(super) fn confined(mut self, to: Option<PathBuf>) -> Self {
+        self.confined_to = to;
+        self
     }
 
     /// Checks before any work that the images can be written.
@@ -95,6 +110,11 @@ impl Output {
         make_folder(folder.filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new(".")))
     }
 
+    /// The image goes to standard output.
+    pub(super) fn is_standard(&self) -> bool {
+        self.template.is_none()
+    }
+
     /// The user named one very file.
     pub(super) fn is_exact(&self) -> bool {
         self.exact
@@ -106,12 +126,24 @@ impl Output {
         Some(shortened(self.folder.join(name)))
     }
 
+    /// As [`place`](Self::place), for an image that must be confined.
+    ///
+    /// # Errors
+    /// The finished path leaves the folder.
+    pub(super) fn checked_place(&self, image: &ImageName<'_>) -> Result<Option<PathBuf>> {
+        let place = self.place(image);
+        if let (Some(folder), Some(path)) = (&self.confined_to, &place) {
+            check_confined(folder, path)?;
+        }
+        Ok(place)
+    }
+
     /// The path of an image, whose folder is made; `None` is standard output.
     ///
     /// # Errors
     /// Its folder cannot be made.
     pub(super) fn path(&self, image: &ImageName<'_>) -> Result<Option<PathBuf>> {
-        let Some(path) = self.place(image) else { return Ok(None) };
+        let Some(path) = self.checked_place(image)? else { return Ok(None) };
         if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }
@@ -126,6 +158,21 @@ impl Output {
     /// Existing files are replaced.
     pub(super) fn overwrites(&self) -> bool {
         self.overwrite
+    }
+}
+
+/// That a path which `./sd-gen.toml` decided on stays in the folder of that file, through no link, now that its template is filled in.
+///
+/// # Errors
+/// It leaves it.
+pub(super) fn check_confined(folder: &Path, path: &Path) -> Result<()> {
+    match stays_inside(folder, folder_of(path)) {
+        true => Ok(()),
+        false => Err(Error::Input(format!(
+            "{}: leaves the folder of ./sd-gen.toml, which says where images go and may have come with a downloaded folder; \
+             give --output and --output-dir on the command line",
+            path.display()
+        ))),
     }
 }
 
@@ -182,8 +229,8 @@ fn fill(piece: &Piece, image: &ImageName<'_>) -> String {
     };
     let request = image.request;
     let value = match name {
-        "date" => jiff::Zoned::now().strftime("%Y-%m-%d").to_string(),
-        "time" => jiff::Zoned::now().strftime("%H%M%S").to_string(),
+        "date" => local_time(SystemTime::now()).strftime("%Y-%m-%d").to_string(),
+        "time" => local_time(SystemTime::now()).strftime("%H%M%S").to_string(),
         "seed" => image.seed.to_string(),
         "index" => image.index.to_string(),
         "prompt" => request.prompt.clone(),
@@ -199,9 +246,14 @@ fn fill(piece: &Piece, image: &ImageName<'_>) -> String {
     file_name_part(&value, most.unwrap_or(100))
 }
 
+/// A time as the calendar has it, or the last that it knows where a clock is beyond that.
+pub(super) fn local_time(time: SystemTime) -> Zoned {
+    Timestamp::try_from(time).unwrap_or(Timestamp::MAX).to_zoned(TimeZone::system())
+}
+
 /// Text as a part of a file name on every system: no separators, no control characters, not hidden, not too long.
 fn file_name_part(text: &str, most: usize) -> String {
-    let allowed = |c: char| if c.is_control() || "/\\:*?\"<>|".contains(c) { ' ' } else { c };
+    let allowed = |c: char| if steers(c) || "/\\:*?\"<>|".contains(c) { ' ' } else { c };
     let cleaned: String = text.chars().map(allowed).collect();
     let words = cleaned.split_whitespace().collect::<Vec<_>>().join("-");
     // A name may have 255 bytes on common file systems; a letter may take four.
@@ -230,6 +282,13 @@ mod tests {
         for (bad, word) in [("{sed}.png", "sed"), ("{seed.png", "no \"}\""), ("{seed:.x}.png", "no number")] {
             assert!(parse(bad).unwrap_err().contains(word), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_clock_beyond_the_calendar_is_no_panic() {
+        let far = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(9_000_000_000_000);
+        assert!(local_time(far).year() >= 9999);
+        assert!(local_time(SystemTime::UNIX_EPOCH).year() < 1972);
     }
 
     #[test]

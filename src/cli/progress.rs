@@ -4,6 +4,7 @@ use super::args::ProgressStyle;
 use super::graphics::Graphics;
 use super::pace::StepPace;
 use super::preview::Preview;
+use super::show::steers;
 use super::{answer, cancelled, screen};
 use crate::pipeline::{Observer, Stage};
 use crate::{Error, Result};
@@ -401,7 +402,7 @@ fn size(bytes: u64) -> String {
 
 /// A text of anybody's as a part of a line: nothing in it moves the cursor or changes the terminal.
 fn one_line(text: &str) -> String {
-    let harmless: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let harmless: String = text.chars().map(|c| if steers(c) { ' ' } else { c }).collect();
     harmless.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

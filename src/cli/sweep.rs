@@ -33,14 +33,14 @@ impl Axis {
         varies(flag)?;
         let known = &GENERATION.flags[flag];
         let labels = match list.strip_prefix('@') {
-            Some(path) => values_of(Path::new(path)).map_err(|e| e.to_string())?,
+            Some(path) => values_of(Path::new(path), MOST_VALUES).map_err(|e| e.to_string())?,
             None => listed(list, known.kind)?,
         };
         if labels.is_empty() {
             return Err(format!("{} has no values; give some, such as steps=10,20,30", known.long));
         }
         if labels.len() > MOST_VALUES {
-            return Err(format!("{} has {} values; at most {MOST_VALUES} are taken", known.long, labels.len()));
+            return Err(format!("{} has more than {MOST_VALUES} values; give fewer", known.long));
         }
         let read = |label: &String| match label.as_str() {
             // Without any: `lora=,style.safetensors` compares with and without.
@@ -133,7 +133,7 @@ impl Sweep {
     }
 
     /// Combinations of all values; 1 without any sweep.
-    fn points(&self) -> usize {
+    pub(super) fn points(&self) -> usize {
         self.axes.iter().fold(1, |product, axis| product.saturating_mul(axis.labels.len()))
     }
 

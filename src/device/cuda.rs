@@ -195,7 +195,8 @@ pub(super) fn memory(device: &CudaDevice) -> Option<Memory> {
             (pool.get(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?, pool.get(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?);
         Some(held.saturating_sub(used))
     });
-    Some(Memory { free: free as u64 + idle.unwrap_or(0), total: total as u64 })
+    let free = free as u64 + idle.unwrap_or(0);
+    Some(Memory { free, limit: free, total: total as u64 })
 }
 
 /// Bytes of tensors at their most since [`reset_peak`]; those of recorded calls are counted beside the others, which they may not have been.

@@ -7,12 +7,14 @@ mod backends;
 mod cuda;
 #[cfg(feature = "cuda")]
 mod library;
+mod memory;
 
 pub use backends::{Backend, backends};
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::{Queue, undisturbed};
 #[cfg(feature = "cuda")]
 pub(crate) use library::Library;
+pub use memory::{Memory, free_memory, memory};
 
 use crate::{Error, Result, ops};
 use candle_core::{DType, Device, DeviceLocation};
@@ -53,7 +55,7 @@ impl FromStr for DeviceChoice {
 /// The backend is not compiled in, or there is no such device.
 pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
     match choice {
-        DeviceChoice::Cpu => Ok((Device::Cpu, None)),
+        DeviceChoice::Cpu => cpu(),
         DeviceChoice::Cuda(number) => {
             if !cfg!(feature = "cuda") {
                 return Err(Error::Input(
@@ -78,11 +80,17 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
         DeviceChoice::Auto => {
             let compiled_in = [(cfg!(feature = "cuda"), DeviceChoice::Cuda(0)), (cfg!(feature = "metal"), DeviceChoice::Metal)];
             match compiled_in.into_iter().find(|(there, _)| *there) {
-                None => Ok((Device::Cpu, None)),
-                Some((_, gpu)) => open(gpu).or_else(|e| Ok((Device::Cpu, Some(format!("no GPU in use, the CPU generates: {e}"))))),
+                None => cpu(),
+                Some((_, gpu)) => open(gpu).or_else(|e| Ok((cpu()?.0, Some(format!("no GPU in use, the CPU generates: {e}"))))),
             }
         }
     }
+}
+
+/// The processor, with the instructions that were asked for.
+fn cpu() -> Result<(Device, Option<String>)> {
+    ops::cpu_instructions().map_err(|e| Error::Input(e.to_string()))?;
+    Ok((Device::Cpu, None))
 }
 
 /// Opens every device of a list once, with the remarks for the user.
@@ -110,40 +118,6 @@ fn open_cuda(number: usize) -> Result<Device, String> {
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_: usize) -> Result<Device, String> {
     Err("this program was built without CUDA".into())
-}
-
-/// A device's memory, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
-    /// What a new tensor may take.
-    pub free: u64,
-    /// All that there is.
-    pub total: u64,
-}
-
-/// A device's memory, where the system tells.
-pub fn memory(device: &Device) -> Option<Memory> {
-    match device {
-        Device::Cpu => host_memory(),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(device) => cuda::memory(device),
-        _ => None,
-    }
-}
-
-/// Bytes of memory that are free on `device`, where the system tells.
-pub fn free_memory(device: &Device) -> Option<u64> {
-    memory(device).map(|memory| memory.free)
-}
-
-fn host_memory() -> Option<Memory> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kilobytes = |name: &str| text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse::<u64>().ok();
-    let (free, total) = (kilobytes("MemAvailable:")? * 1024, kilobytes("MemTotal:")? * 1024);
-    // A container or a cluster's job may have less than the machine.
-    let number = |file| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
-    let limit = number("memory.max").zip(number("memory.current")).map(|(most, used)| most.saturating_sub(used));
-    Some(Memory { free: free.min(limit.unwrap_or(u64::MAX)), total })
 }
 
 /// The most bytes that tensors took on a GPU since [`reset_peak`], where the backend counts them.

@@ -46,6 +46,12 @@ pub fn decoding_bytes(spec: &VaeSpec, height: usize, width: usize, dtype: DType)
     (height * width * widest * 4 * dtype.size_in_bytes()) as u64
 }
 
+/// The same of one tile.
+pub(super) fn tile_bytes(spec: &VaeSpec, dtype: DType) -> u64 {
+    let side = TILE * spec.factor();
+    decoding_bytes(spec, side, side, dtype)
+}
+
 /// Decodes latents by `decode`, as the choice and the memory say; `tell` hears of a choice that was made.
 pub(super) fn decode(
     spec: &VaeSpec,
@@ -157,7 +163,7 @@ mod tests {
     use std::cell::{Cell, RefCell};
 
     fn spec() -> VaeSpec {
-        crate::spec::ModelSpec::well_known("sd15").expect("known").vae
+        crate::family::well_known("sd15").expect("known").vae
     }
 
     fn latents(height: usize, width: usize) -> Tensor {

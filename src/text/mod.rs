@@ -8,5 +8,5 @@ mod tidy;
 mod tokenizer;
 
 pub use clip_vocabulary::{clip_merges, clip_vocab_json};
-pub use encoder::{PromptEmbeds, TextEncoder};
+pub use encoder::{LearnedWord, PromptEmbeds, TextEncoder};
 pub use tokenizer::{ClipTokenizer, Tokens};

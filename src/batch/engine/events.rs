@@ -107,6 +107,13 @@ pub struct EventSender {
 }
 
 impl EventSender {
+    /// One whose caller reads each event before the next is sent.
+    #[cfg(test)]
+    pub(in super::super) fn unbuffered() -> (Self, impl Iterator<Item = ()>) {
+        let (events, heard) = std::sync::mpsc::sync_channel(0);
+        (Self { events, stop: Arc::default(), look: Arc::default() }, heard.into_iter().map(drop))
+    }
+
     fn send(&self, event: EngineEvent) -> Result<()> {
         // A caller that has gone has stopped the run.
         match self.stop.load(Ordering::Relaxed) || self.events.send(event).is_err() {

@@ -14,14 +14,14 @@ use super::output::make_folder;
 use super::progress::Progress;
 use super::sweep::{Axis, Sweep};
 use super::watch::Watch;
-use super::{listen_for_cancellation, screen};
+use super::{cancelled, listen_for_cancellation, screen};
 use crate::batch::{
-    BatchSummary, EventSender, ImageEvent, Job, JobFeed, JobState, JobTable, Key, Ledger, ManifestSink, Shard, Sizes, sizes,
+    BatchSummary, EventSender, ImageEvent, Job, JobFeed, JobState, JobTable, Ledger, LedgerOptions, ManifestSink, Shard, Sizes, sizes,
 };
-use crate::disk::{folder_of, sweep};
+use crate::disk::{Locks, folder_of, sweep};
 use crate::{Error, Result};
 use clap::Args;
-use resolve::{PlannedNames, Resolver};
+use resolve::{MOST_IMAGES, PlannedNames, Resolver};
 use sheets::Sheets;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -74,6 +74,9 @@ pub(super) struct BatchArgs {
     /// Generate one part of the file: 3/16 is the third of sixteen
     #[arg(long, value_name = "I/N", help_heading = "The batch")]
     shard: Option<Shard>,
+    /// Let the file's lines write anywhere, and replace files with --overwrite; without it they stay in the output folder
+    #[arg(long, help_heading = "The batch")]
+    allow_outside: bool,
     /// How the file is written [default: by its name, else by its first line]
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "The batch")]
     format: Option<Format>,
@@ -104,15 +107,22 @@ impl BatchArgs {
     }
 }
 
-pub(super) fn run(args: BatchArgs) -> Result<()> {
+/// Generates a file's images; those whose place `./sd-gen.toml` says stay in the folder `confined_to`.
+pub(super) fn run(args: BatchArgs, confined_to: Option<PathBuf>) -> Result<()> {
     let base = args.base()?;
     if let Some(threads) = base.threads {
         set_threads(threads)?;
     }
     let sweep = Sweep::new(args.sweep.clone())?;
+    // Said now: the lines are not laid out that many times to find out.
+    if sweep.points() > MOST_IMAGES {
+        return Err(Error::Input(format!("--sweep: these are {} combinations; at most {MOST_IMAGES} images are taken", sweep.points())));
+    }
     let sheets = Sheets::new(&sweep);
     let mut resolver = Resolver::new(args.shard, base.device.len());
     resolver.showing = DownloadStyle { style: base.progress, quiet: base.quiet };
+    resolver.confined_to = confined_to;
+    resolver.lines_stay_in = (!args.allow_outside).then(|| base.output_dir.clone().unwrap_or_default());
     if args.dry_run {
         resolver.absent = Some(Vec::new());
         return plan(&args, &base, sweep, resolver, sheets);
@@ -138,9 +148,9 @@ fn progress(base: &GenerateArgs, models: &mut Models) -> Result<Progress> {
 fn plan(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, mut sheets: Sheets) -> Result<()> {
     let jobs = check(args, sweep, &mut resolver, &mut sheets)?;
     let manifest = args.manifest_path(base);
-    let ledger = if manifest.exists() { Some(Ledger::read(&manifest, args.retry_failed, args.verify)?) } else { None };
-    let look = |job: &Job| ledger.as_ref().map_or(JobState::Open, |ledger| ledger.look(job.key));
-    let Sorted { open, there, failed } = Sorted::new(jobs, look);
+    let ledger = if manifest.exists() { Some(Ledger::read(&manifest, args.ledger_options())?) } else { None };
+    let look = |job: &Job| ledger.as_ref().map_or(Ok(JobState::Open), |ledger| ledger.look(job.key));
+    let Sorted { open, there, failed } = Sorted::new(jobs, look)?;
     let absent = resolver.absent.unwrap_or_default();
     dry_run::say(open, &resolver.models, &absent, ledger.as_ref(), there, failed)
 }
@@ -150,7 +160,7 @@ fn generate_file(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolv
     let mut progress = progress(base, &mut resolver.models)?;
     let manifest = args.manifest_path(base);
     let run = Run::begin(args, &manifest, &resolver.folders)?;
-    let Sorted { open, there, failed } = Sorted::new(jobs, |job| run.look(job));
+    let Sorted { open, there, failed } = Sorted::new(jobs, |job| run.look(job))?;
     check_names(&open, args.file.as_deref().unwrap_or(Path::new("the command line")))?;
     for remark in &resolver.remarks {
         progress.say(remark);
@@ -197,6 +207,9 @@ fn check(args: &BatchArgs, sweep: Sweep, resolver: &mut Resolver, sheets: &mut S
         };
         wrong = true;
         errors.push(error);
+        if resolver.is_full || errors.are_too_many() {
+            break;
+        }
     }
     errors.finish().map_err(|error| match error {
         Error::Input(what) if only_models => Error::Model(what),
@@ -224,16 +237,19 @@ struct Sorted {
 }
 
 impl Sorted {
-    fn new(jobs: Vec<Job>, look: impl Fn(&Job) -> JobState) -> Self {
+    fn new(jobs: Vec<Job>, look: impl Fn(&Job) -> Result<JobState>) -> Result<Self> {
         let mut sorted = Self { open: Vec::new(), there: 0, failed: 0 };
         for job in jobs {
-            match look(&job) {
+            if cancelled() {
+                return Err(Error::Cancelled);
+            }
+            match look(&job)? {
                 JobState::Open | JobState::ClaimedElsewhere => sorted.open.push(job),
                 JobState::Generated(_) => sorted.there += 1,
                 JobState::Failed(_) => sorted.failed += 1,
             }
         }
-        sorted
+        Ok(sorted)
     }
 }
 
@@ -292,7 +308,7 @@ fn read_stream(
                 sender.send(Err(format!("error: {}", LineError::to_string(&error)))).map_err(drop)
             }
         };
-        if sent.is_err() {
+        if sent.is_err() || resolver.is_full {
             return;
         }
     }
@@ -331,6 +347,10 @@ impl BatchArgs {
         Ok(sweep.over(lines))
     }
 
+    fn ledger_options(&self) -> LedgerOptions {
+        LedgerOptions { retry: self.retry_failed, verify: self.verify, stop: cancelled }
+    }
+
     fn manifest_path(&self, base: &GenerateArgs) -> PathBuf {
         self.manifest.clone().unwrap_or_else(|| {
             let folder = base.output_dir.clone().unwrap_or_default();
@@ -354,27 +374,23 @@ impl Run {
             make_folder(folder)?;
             sweep(folder);
         }
-        let ledger = Ledger::open(manifest, args.retry_failed, args.verify)?;
-        if !ledger.manifest().has_locks() {
-            screen::say("warning: this file system has no locks; do not run two processes on this folder");
+        listen_for_cancellation()?;
+        let ledger = Ledger::open(manifest, args.ledger_options())?;
+        match ledger.locks() {
+            Locks::Shared => {}
+            Locks::ThisMachine(kind) => screen::say(&format!(
+                "warning: the locks of this file system ({kind}) may not reach other machines; of several machines, give each its --shard"
+            )),
+            Locks::Missing => screen::say("warning: this file system has no locks; do not run two processes on this folder"),
         }
         if ledger.manifest().strange_lines() > 0 {
             let (lines, path) = (ledger.manifest().strange_lines(), manifest.display());
             screen::say(&format!("warning: {lines} lines of {path} are no records, and are passed over"));
         }
-        listen_for_cancellation()?;
         Ok(Self { ledger: Arc::new(Mutex::new(ledger)), tally: Arc::default(), manifest: manifest.to_owned() })
     }
 
-    /// The file of an image that is there.
-    fn path(&self, key: Key) -> Option<PathBuf> {
-        match self.ledger.lock().unwrap_or_else(PoisonError::into_inner).look(key) {
-            JobState::Generated(path) => Some(path),
-            _ => None,
-        }
-    }
-
-    fn look(&self, job: &Job) -> JobState {
+    fn look(&self, job: &Job) -> Result<JobState> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner).look(job.key)
     }
 
@@ -414,7 +430,12 @@ impl Run {
 
     /// Draws the sheets of a sweep. However the run ended: what there is so far is worth a look.
     fn draw(&self, sheets: Sheets, base: &GenerateArgs, shard: Option<Shard>, progress: &Progress) -> Result<()> {
-        sheets.write(base.output_dir.as_deref().unwrap_or(Path::new("")), shard, |key| self.path(key), progress)
+        sheets.write(
+            base.output_dir.as_deref().unwrap_or(Path::new("")),
+            shard,
+            |key| self.ledger.lock().unwrap_or_else(PoisonError::into_inner).file(key),
+            progress,
+        )
     }
 
     /// What the run came to, as a sentence and as an exit code.
@@ -441,6 +462,10 @@ impl Run {
         let mut wrongs = Vec::new();
         wrongs.extend((wrong > 0).then(|| format!("{wrong} lines were wrong")));
         let manifest = self.manifest.display();
+        wrongs.extend((tally.beyond > 0).then(|| {
+            let beyond = images(tally.beyond);
+            format!("{beyond} were too much for this machine as it is now; the same command tries them again")
+        }));
         wrongs.extend((failed > 0).then(|| format!("{} failed, as {manifest} records; --retry-failed tries again", images(failed))));
         if wrongs.is_empty() { Ok(()) } else { Err(Error::Image(wrongs.join("; "))) }
     }
@@ -455,6 +480,7 @@ fn stopped(error: Error, kept: usize) -> Error {
     let Error::Io { path, source } = error else { return error };
     let what = match source.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "the disk is full",
+        ErrorKind::NotFound if folder_of(&path).is_dir() => "another program removed its temporary file",
         ErrorKind::NotFound => "the folder is not there any more",
         ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => "the folder cannot be written any more",
         _ => "it cannot be written",

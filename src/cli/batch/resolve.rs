@@ -5,9 +5,9 @@ use crate::cli::args::{ModelFlags, Seed};
 use crate::cli::download::DownloadStyle;
 use crate::cli::lines::Line;
 use crate::cli::model::{self, Models, Opened};
-use crate::cli::output::{ImageName, Output};
+use crate::cli::output::{ImageName, Output, check_confined};
 use crate::device::{DeviceChoice, open_all};
-use crate::disk::{counted, folder_of};
+use crate::disk::{counted, folder_of, stays_inside};
 use crate::hub::Missing;
 use crate::sampling::SchedulerConfig;
 use crate::{Error, Result};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Images of one file: more than anybody looks at, and what a list of them takes in memory is bounded.
-const MOST_PICTURES: usize = 1_000_000;
+pub(super) const MOST_IMAGES: usize = 1_000_000;
 
 /// The paths that are given to images, and how many wanted each.
 #[derive(Clone, Default)]
@@ -66,7 +66,13 @@ pub(super) struct Resolver {
     pub(super) folders: BTreeSet<PathBuf>,
     /// Images so far, those of other shards included.
     pub(super) images: usize,
+    /// There were more, and there is no point in asking for any.
+    pub(super) is_full: bool,
     shard: Option<Shard>,
+    /// The folder of `./sd-gen.toml`, where that says where images go.
+    pub(super) confined_to: Option<PathBuf>,
+    /// The folder that the lines of a file may write to, unless the user allows them more.
+    pub(super) lines_stay_in: Option<PathBuf>,
     /// How a download is shown.
     pub(super) showing: DownloadStyle,
     /// What the user should know.
@@ -97,7 +103,10 @@ impl Resolver {
             names: PlannedNames::default(),
             folders: BTreeSet::new(),
             images: 0,
+            is_full: false,
             shard,
+            confined_to: None,
+            lines_stay_in: None,
             showing: DownloadStyle::default(),
             remarks: Vec::new(),
             absent: None,
@@ -117,12 +126,17 @@ impl Resolver {
         if args.output.as_deref() == Some("-") {
             return Err(Error::Input("--output -: the images of a batch go into files; give a template such as \"{seed}.png\"".into()));
         }
+        if self.lines_stay_in.is_some() && args.overwrite && line.is_of_file() && line.sets("overwrite") {
+            let what = "--overwrite: a line of a file may not allow it; give it on the command line, or --allow-outside";
+            return Err(Error::Input(what.into()));
+        }
         let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?;
         // First of all: the seeds and numbers of later lines do not depend on whether this one can be generated.
         let mut id = self.images;
         let images = args.prompts.len().saturating_mul(args.images);
-        if id.saturating_add(images) > MOST_PICTURES {
-            return Err(Error::Input(format!("there are more than {MOST_PICTURES} images up to here; split the file")));
+        if id.saturating_add(images) > MOST_IMAGES {
+            self.is_full = true;
+            return Err(Error::Input(format!("there are more than {MOST_IMAGES} images up to here; split the file")));
         }
         self.images += images;
         let mut seed_for = |prompt: &String| match args.seed {
@@ -165,6 +179,7 @@ impl Resolver {
                     continue;
                 }
                 if !self.folders.contains(folder_of(&path)) {
+                    self.check_inside(line, &path)?;
                     self.folders.insert(folder_of(&path).to_owned());
                 }
                 jobs.push(Job {
@@ -182,6 +197,26 @@ impl Resolver {
             }
         }
         Ok(Some(jobs))
+    }
+
+    /// That an image's path stays where its line may write, through no link.
+    fn check_inside(&self, line: &Line, path: &Path) -> Result<()> {
+        let own = line.is_of_file() && (line.sets("output") || line.sets("output-dir"));
+        if let Some(folder) = self.confined_to.as_deref().filter(|_| !own) {
+            check_confined(folder, path)?;
+        }
+        if let Some(folder) = self.lines_stay_in.as_deref().filter(|_| line.is_of_file())
+            && !stays_inside(folder, folder_of(path))
+        {
+            let flag = if line.sets("output-dir") { "--output-dir" } else { "--output" };
+            let shown = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            return Err(Error::Input(format!(
+                "{flag}: {} lies outside of the output folder {}; give another --output-dir on the command line, or --allow-outside",
+                path.display(),
+                shown.display()
+            )));
+        }
+        Ok(())
     }
 
     /// Lines before this one with the same prompt. A line that a sweep made into several has one seed for all of them.

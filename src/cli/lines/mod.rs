@@ -12,6 +12,7 @@ mod tests;
 mod text;
 mod yaml;
 
+use error::SHOWN;
 pub(super) use error::{LineError, LineErrors, Record};
 pub(super) use table::cells_of;
 pub(super) use text::values_of;
@@ -55,6 +56,7 @@ pub(super) struct Line {
     /// The sweeps' flags and those values as they were written.
     pub(super) labels: Vec<(String, String)>,
     record: Record,
+    of_file: bool,
     /// Where the line's own flags stand in its text.
     parts: Vec<(usize, Range<usize>)>,
 }
@@ -65,6 +67,17 @@ impl Line {
         let swept: Vec<String> = self.labels.iter().map(|(name, label)| format!("{name}={label}")).collect();
         let swept = if swept.is_empty() { String::new() } else { format!(" (with --sweep {})", swept.join(", ")) };
         self.record.error(part_of(&self.record, &self.parts, GENERATION.said(sentence)), format!("{sentence}{swept}"))
+    }
+
+    /// Whether the line's own text sets a flag, and no sweep sets it again.
+    pub(super) fn sets(&self, long: &str) -> bool {
+        let flag = GENERATION.find(long).ok();
+        self.parts.iter().any(|(set, _)| Some(*set) == flag) && !self.labels.iter().any(|(name, _)| name == long)
+    }
+
+    /// Whether the line was read from a file, which somebody else may have written.
+    pub(super) fn is_of_file(&self) -> bool {
+        self.of_file
     }
 
     /// The line with a sweep's values over its own.
@@ -104,6 +117,7 @@ struct Pair {
 pub(super) struct Lines {
     rows: Box<dyn Iterator<Item = Result<Row, LineError>>>,
     base: Flags,
+    of_file: bool,
     /// More errors of the line before.
     wrong: VecDeque<LineError>,
 }
@@ -121,7 +135,12 @@ pub(super) fn read(path: &Path, format: Option<Format>, base: &Flags) -> Result<
 /// The one line that the flags of the command line are by themselves.
 pub(super) fn of_flags(base: &Flags) -> Lines {
     let record = Record::line(&"the command line".into(), 1, String::new());
-    Lines { rows: Box::new(std::iter::once(Ok(Row { record, pairs: Vec::new() }))), base: base.clone(), wrong: VecDeque::new() }
+    Lines {
+        rows: Box::new(std::iter::once(Ok(Row { record, pairs: Vec::new() }))),
+        base: base.clone(),
+        of_file: false,
+        wrong: VecDeque::new(),
+    }
 }
 
 fn lines(source: Source, format: Format, base: &Flags) -> Lines {
@@ -132,7 +151,7 @@ fn lines(source: Source, format: Format, base: &Flags) -> Lines {
         Format::Tsv => Box::new(table::rows(source, Some(b'\t'))),
         Format::Yaml => Box::new(yaml::rows(source)),
     };
-    Lines { rows, base: base.clone(), wrong: VecDeque::new() }
+    Lines { rows, base: base.clone(), of_file: true, wrong: VecDeque::new() }
 }
 
 fn of_name(path: &Path) -> Option<Format> {
@@ -215,6 +234,10 @@ fn merged(row: &Row) -> Merged {
     let mut given: Vec<(usize, &Pair, Vec<Value>)> = Vec::new();
     let mut wrong = Vec::new();
     for pair in &row.pairs {
+        // Each error is looked for in the text: a line of ten thousand of them would take minutes.
+        if wrong.len() >= SHOWN {
+            break;
+        }
         if let Some(neutral) = without_effect(&pair.name) {
             let value = pair.values.iter().flatten().next();
             if let Some((value, part)) = value.filter(|(value, _)| !neutral.is_empty() && !neutral.contains(&value.to_lowercase().as_str()))
@@ -287,11 +310,11 @@ impl Lines {
         let args = if errors.is_empty() { flags.args() } else { Err(Vec::new()) };
         match args {
             Ok(args) if !args.prompts.is_empty() => {
-                Ok(Line { number: record.first, flags, args, at: Vec::new(), labels: Vec::new(), record, parts })
+                Ok(Line { number: record.first, flags, args, at: Vec::new(), labels: Vec::new(), record, of_file: self.of_file, parts })
             }
             Ok(_) => Err(record.error(0..record.text.len(), "the line has no prompt, and no --prompt was given for all lines")),
             Err(wrong) => {
-                errors.extend(wrong.into_iter().map(|Wrong { flag, what }| record.error(part_of(&record, &parts, flag), what)));
+                errors.extend(wrong.into_iter().take(SHOWN).map(|Wrong { flag, what }| record.error(part_of(&record, &parts, flag), what)));
                 let first = errors.pop_front();
                 self.wrong = errors;
                 Err(first.unwrap_or_else(|| record.error(0..record.text.len(), "the line cannot be read")))

@@ -474,3 +474,47 @@ fn the_documented_files_say_the_same() {
     let said = over("", Format::Text, b"a cat\na dog --stpes 20").find_map(Result::err).unwrap().to_string();
     assert_eq!(block("console").trim_end(), said.replace("lines:", "prompts.txt:"));
 }
+
+#[test]
+fn a_line_of_many_mistakes_is_judged_in_no_time() {
+    let keys: Vec<String> = (0..60_000).map(|key| format!("\"k{key}\":1")).collect();
+    let started = std::time::Instant::now();
+    let said = errors(Format::Jsonl, format!("{{{},\"prompt\":\"a\"}}", keys.join(",")).as_bytes());
+    assert_eq!(said.len(), 50);
+    assert!(said[49].contains("\"k49\""), "{}", said[49]);
+    let said = errors(Format::Csv, format!("prompt{}\na\n", ",steps".repeat(150_000)).as_bytes());
+    assert!(said.len() == 50 && said[0].contains("the column \"steps\" is there twice"), "{}", said[0]);
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_without_an_end_is_no_file_of_lines() {
+    use super::super::sweep::Axis;
+    for device in ["/dev/zero", "/dev/urandom"] {
+        let error = read(Path::new(device), None, &Flags::default()).err().unwrap().to_string();
+        assert!(error.contains("is neither a file nor a pipe"), "{error}");
+        assert!(Axis::parse(&format!("prompt=@{device}")).unwrap_err().contains("is neither a file nor a pipe"));
+    }
+    // Through a pipe there is no telling but by reading.
+    let lines: Vec<_> = over_reader(std::io::BufReader::new(std::io::repeat(b'a'))).collect();
+    assert_eq!(lines.len(), 1);
+    assert!(lines[0].as_ref().unwrap_err().to_string().contains("longer than a megabyte"));
+}
+
+fn over_reader(reader: impl std::io::BufRead + 'static) -> Lines {
+    lines(Source::new("lines", reader), Format::Text, &Flags::default())
+}
+
+#[test]
+fn a_line_says_what_it_sets_itself() {
+    let line = over("a --output base.png --steps 3", Format::Text, b"a cat --output-dir out").next().unwrap().unwrap();
+    assert!(line.is_of_file() && line.sets("output-dir") && !line.sets("output") && !line.sets("steps"));
+    assert!(!of_flags(&line.flags).next().unwrap().unwrap().is_of_file());
+}
+
+#[test]
+fn what_is_shown_of_a_line_cannot_steer_the_terminal() {
+    let said = errors(Format::Text, "a \u{1b}[31m \u{9b}2J \u{202e}cat --stpes 3".as_bytes()).remove(0);
+    assert!(!said.chars().any(|c| c != '\n' && super::super::show::steers(c)), "{said:?}");
+}

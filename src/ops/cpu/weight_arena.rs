@@ -36,7 +36,8 @@ impl WeightArena {
         let (mapping, first) = match current.0.upgrade() {
             Some(mapping) if mapping.len() / size_of::<Line>() - current.1 >= len => (mapping, current.1),
             _ => {
-                let mapping = Arc::new(map(len.max(LINES))?);
+                // Where a limit is too small for a whole mapping, the layer's own part may fit.
+                let mapping = Arc::new(map(len.max(LINES)).or_else(|_| map(len))?);
                 current.0 = Arc::downgrade(&mapping);
                 (mapping, 0)
             }
