@@ -8,8 +8,8 @@ mod brownian;
 
 use crate::sampling::NoiseSource;
 use crate::{Error, Result};
-use candle_core::{Device, Shape, Tensor};
 use brownian::BrownianTree;
+use candle_core::{Device, Shape, Tensor};
 use std::f32::consts::PI;
 
 /// Whose random numbers.

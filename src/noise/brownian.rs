@@ -67,8 +67,7 @@ impl BrownianTree {
         let deviation = (left * right * reciprocal).sqrt() as f32;
         let seed = SeedSequence::new(self.seed, Some((at.key, at.depth))).first_word();
         let noise = normals(self.rng, seed, at.increment.len());
-        let first: Vec<f32> =
-            at.increment.iter().zip(noise).map(|(w, n)| left as f32 * w * reciprocal as f32 + deviation * n).collect();
+        let first: Vec<f32> = at.increment.iter().zip(noise).map(|(w, n)| left as f32 * w * reciprocal as f32 + deviation * n).collect();
         let half = |from, to, key, increment| Interval { from, to, key, depth: at.depth + 1, increment };
         if a < middle {
             self.collect(&half(at.from, middle, 2 * at.key, &first), a, b.min(middle), sum);

@@ -223,12 +223,17 @@ impl Pipeline {
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
             return Err(Error::Image("images of different size, steps or sampler cannot be generated at once".into()));
         }
+        if batch.len() > 1 && request.scheduler.sampler()?.adapts() {
+            // Its steps are as long as the latents allow, and another image's must not matter.
+            let alone = |item| self.denoise_with(std::slice::from_ref(item), adapters, observer);
+            return Ok(Tensor::cat(&batch.iter().map(alone).collect::<Result<Vec<_>>>()?, 0)?);
+        }
         let _span = debug_span!("denoise", images = batch.len(), width = request.width, height = request.height).entered();
         let schedule = plan(&request.scheduler, request.steps)?;
         let factor = self.spec.vae.factor();
         let shape = (batch.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
         let seeds: Vec<u64> = batch.iter().map(|sketch| sketch.seed).collect();
-        let mut noise = SeededNoise::new(request.rng, &seeds);
+        let mut noise = SeededNoise::new(request.rng, &seeds).with_brownian(schedule.brownian);
         let latents = noise.fresh(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
         self.components.with_unet(adapters, observer, |unet, observer| {

@@ -354,7 +354,9 @@ impl SchedulerConfig {
             return Err(Error::Input(format!("{flag} {wrong} is out of range; it goes from 0 to {}", range.end())));
         }
         if levels.is_empty() || levels.windows(2).any(|pair| pair[0] <= pair[1]) {
-            return Err(Error::Input(format!("{flag}: the numbers must fall from the noisiest level to the cleanest, as in {flag} {example}")));
+            return Err(Error::Input(format!(
+                "{flag}: the numbers must fall from the noisiest level to the cleanest, as in {flag} {example}"
+            )));
         }
         Ok(Some(levels))
     }

@@ -22,6 +22,8 @@
 
 mod config;
 mod denoised;
+#[cfg(test)]
+mod oracle_tests;
 mod plan;
 mod prediction;
 mod process;
@@ -30,8 +32,6 @@ mod run;
 mod sigmas;
 mod solver;
 mod table;
-#[cfg(test)]
-mod oracle_tests;
 #[cfg(test)]
 mod tests;
 

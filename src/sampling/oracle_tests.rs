@@ -155,7 +155,8 @@ impl Oracle {
         };
         // Where a tool shows the latents in another form between the steps (variance-preserving, predicted, churned), their end is compared.
         let all = states == path.len() && run["space"].is_null() && !name.starts_with("sa_solver") && !name.ends_with("+churn");
-        let compared = if all { (0..states).map(|i| distance(&path[i], i)).fold(0.0, f64::max) } else { distance(&path[path.len() - 1], states - 1) };
+        let compared =
+            if all { (0..states).map(|i| distance(&path[i], i)).fold(0.0, f64::max) } else { distance(&path[path.len() - 1], states - 1) };
         Ok(compared)
     }
 }

@@ -3,8 +3,8 @@
 use super::plan::Planner;
 use super::solver::churn::Churn;
 use super::solver::{
-    cfg_pp, deis, dpm_single, dpm_singlestep, dpm_solver, dpm2, dpmpp_2s, dpmpp_sde, er_sde, euler, gradient_estimation, heun, heunpp2, ipndm,
-    lcm, lms, pndm, res_multistep, restart, sa_solver, seeds, unipc,
+    cfg_pp, deis, dpm_single, dpm_singlestep, dpm_solver, dpm2, dpmpp_2s, dpmpp_sde, er_sde, euler, gradient_estimation, heun, heunpp2,
+    ipndm, lcm, lms, pndm, res_multistep, restart, sa_solver, seeds, unipc,
 };
 use super::{Schedule, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::{Error, Result};
@@ -39,6 +39,8 @@ pub(super) struct SamplerRow {
     pub(super) brownian: bool,
     /// It reads the unguided estimate too (CFG++), which is computed for it whatever the guidance scale.
     pub(super) unguided: bool,
+    /// The length of its steps depends on the latents.
+    pub(super) adapts: bool,
     /// The class ends at the smallest trained sigma.
     pub(super) ends_at_trained: bool,
     /// The class obeys `use_karras_sigmas` and its kin.
@@ -74,6 +76,7 @@ const BASE: SamplerRow = SamplerRow {
     discards: false,
     brownian: false,
     unguided: false,
+    adapts: false,
     ends_at_trained: false,
     file_names_a_schedule: true,
     rounds_karras: false,
@@ -129,7 +132,7 @@ const TABLE: &[SamplerRow] = &[
     SamplerRow { name: "dpm-fast", a1111: "DPM fast", aliases: &["kdpmfast"], options: &[("eta", 0.0), ("s_noise", 1.0)],
         plan: dpm_single::plan_fast, ..BASE },
     SamplerRow { name: "dpm-adaptive", a1111: "DPM adaptive", aliases: &["kdpmad", "kdpmadaptive"],
-        options: &[("eta", 0.0), ("s_noise", 1.0), ("rtol", 0.05), ("atol", 0.0078)], plan: dpm_single::plan_adaptive, ..BASE },
+        adapts: true, options: &[("eta", 0.0), ("s_noise", 1.0), ("rtol", 0.05), ("atol", 0.0078)], plan: dpm_single::plan_adaptive, ..BASE },
     SamplerRow { name: "dpm++2s", class: "DPMSolverSinglestepScheduler", aliases: &["dpmpp2s"], steps: 25, file_knows_lambdas: true,
         check: dpm_singlestep::check, plan: dpm_singlestep::plan, ..BASE },
     SamplerRow { name: "dpm++2s-a", a1111: "DPM++ 2S a", aliases: &["dpmpp2sa", "kdpmpp2sa", "dpmpp2sancestral"], steps: 25, options: NOISE,
@@ -150,7 +153,8 @@ const TABLE: &[SamplerRow] = &[
         options: NOISE, brownian: true, automatic: Some(SigmaSchedule::Exponential), plan: dpm_solver::plan_sde_heun, ..BASE },
     SamplerRow { name: "dpm++3m-sde", a1111: "DPM++ 3M SDE", aliases: &["dpmpp3msde", "kdpmpp3msde", "dpmpp3msdegpu"], options: NOISE,
         brownian: true, automatic: Some(SigmaSchedule::Exponential), discards: true, plan: dpm_solver::plan_3m_sde, ..BASE },
-    SamplerRow { name: "dpm", algorithms: &["dpmsolver"], aliases: &["dpmsolver"], plan: dpm_solver::plan_noise, ..DPM },
+    SamplerRow { name: "dpm", algorithms: &["dpmsolver"], aliases: &["dpmsolver"], ends_at_trained: true,
+        check: dpm_solver::check_noise, plan: dpm_solver::plan_noise, ..DPM },
     SamplerRow { name: "unipc", a1111: "UniPC", aliases: &["unipcmultistep"], class: "UniPCMultistepScheduler", steps: 20,
         file_knows_lambdas: true, check: unipc::check, plan: unipc::plan, ..BASE },
     SamplerRow { name: "uni-pc-bh1", aliases: &["unipcbh1"], steps: 20, options: &[("bh", 1.0)], discards: true,
@@ -268,6 +272,11 @@ impl Sampler {
     /// Whether it reads the unguided estimate, which is then computed whatever the guidance scale is.
     pub fn reads_unguided(self) -> bool {
         self.0.unguided
+    }
+
+    /// Whether the length of its steps depends on the latents, so that images are generated one by one.
+    pub fn adapts(self) -> bool {
+        self.0.adapts
     }
 
     /// Whether a `scheduler_config.json` says the same as its name.

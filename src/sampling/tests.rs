@@ -218,7 +218,13 @@ fn every_sampler_takes_any_number_of_steps() {
             // These spend the steps in their own way.
             let own = matches!(sampler.name(), "dpm-fast" | "dpm-adaptive" | "restart");
             assert!(own || schedule.steps.len() == steps, "{sampler:?} {steps}");
-            assert!(own || schedule.steps.iter().enumerate().all(|(i, s)| s.index == i && s.to.sigma <= s.from.sigma && s.from.sigma.is_finite()));
+            assert!(
+                own || schedule
+                    .steps
+                    .iter()
+                    .enumerate()
+                    .all(|(i, s)| s.index == i && s.to.sigma <= s.from.sigma && s.from.sigma.is_finite())
+            );
             let mut noise = SeededNoise::new(Rng::TorchCpu, &[0]);
             let latents = noise.randn(SHAPE, &Device::Cpu).unwrap().affine(schedule.initial_scale, 0.0).unwrap();
             let mut network = Formula { process: Arc::clone(&schedule.process), told: vec![] };

@@ -20,7 +20,8 @@ pub(in crate::sampling) struct Churn {
 
 impl Churn {
     /// The options that [`super::super::table`] gives the samplers that take them.
-    pub(in crate::sampling) const OPTIONS: [(&str, f64); 4] = [("s_churn", 0.0), ("s_tmin", 0.0), ("s_tmax", f64::INFINITY), ("s_noise", 1.0)];
+    pub(in crate::sampling) const OPTIONS: [(&str, f64); 4] =
+        [("s_churn", 0.0), ("s_tmin", 0.0), ("s_tmax", f64::INFINITY), ("s_noise", 1.0)];
 
     pub(super) fn of(planner: &Planner<'_>) -> Self {
         let [churn, least, most, noise] = Self::OPTIONS.map(|(name, _)| planner.option(name));

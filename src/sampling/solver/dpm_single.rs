@@ -96,7 +96,8 @@ pub(in crate::sampling) fn plan_fast(planner: &Planner<'_>) -> Result<Schedule> 
         1 => &[1],
         _ => &[2],
     });
-    let solver = DpmFast { process: Arc::clone(&planner.process), eta: planner.eta(), s_noise: planner.option("s_noise"), orders, last: 0.0 };
+    let solver =
+        DpmFast { process: Arc::clone(&planner.process), eta: planner.eta(), s_noise: planner.option("s_noise"), orders, last: 0.0 };
     let count = solver.orders.len();
     let (start, end) = planner.time_ends()?;
     let at = |i: usize| (-(start + (end - start) * i as f64 / count as f64)).exp();

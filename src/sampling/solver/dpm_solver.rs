@@ -49,6 +49,13 @@ pub(in super::super) struct DpmSolver {
     pub(in super::super) history: Vec<(f64, Tensor)>,
 }
 
+/// Judges the keys of `DPMSolverMultistepScheduler` for its noise form, which cannot reach sigma 0.
+pub(in crate::sampling) fn check_noise(config: &SchedulerConfig) -> Result<()> {
+    check(config)?;
+    let ends = &config.file.final_sigmas_type;
+    config.choice("final_sigmas_type", ends, (), &[("sigma_min", ())])
+}
+
 /// Judges the keys of `DPMSolverMultistepScheduler`.
 pub(in crate::sampling) fn check(config: &SchedulerConfig) -> Result<()> {
     solver_order(config)?;
@@ -85,9 +92,6 @@ pub(in crate::sampling) fn plan_averaged(planner: &Planner<'_>) -> Result<Schedu
 
 /// Plans a run of the ordinary equation's noise form.
 pub(in crate::sampling) fn plan_noise(planner: &Planner<'_>) -> Result<Schedule> {
-    if planner.config.ends_at_zero()? {
-        return Err(planner.config.refuse("final_sigmas_type", "zero", "sigma_min with `algorithm_type` dpmsolver"));
-    }
     planner.lambda_space(Box::new(solver(planner, Algorithm::Noise, 0.0)?))
 }
 
@@ -121,7 +125,12 @@ fn solver(planner: &Planner<'_>, algorithm: Algorithm, eta: f64) -> Result<DpmSo
         order_limits: vec![],
         history: vec![],
     }
-    .limited(planner.steps, file.lower_order_final.unwrap_or(true), planner.config.ends_at_zero()?, file.euler_at_final.unwrap_or(false)))
+    .limited(
+        planner.steps,
+        file.lower_order_final.unwrap_or(true),
+        planner.config.ends_at_zero()?,
+        file.euler_at_final.unwrap_or(false),
+    ))
 }
 
 impl Solver for DpmSolver {

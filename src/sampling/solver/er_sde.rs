@@ -45,8 +45,7 @@ impl Solver for ErSde {
             let found = ((&denoised - last)? / (from - earlier))?;
             let integral = positions.clone().map(|at| 1.0 / scale(at)).sum::<f64>() * width;
             next = sum(1.0, &next, &[(length + integral * scale(to), &found)])?;
-            if let (Some((_, _, Some(before))), Some((earliest, ..)), true) =
-                (self.history.first(), self.history.get(1), self.stages >= 3)
+            if let (Some((_, _, Some(before))), Some((earliest, ..)), true) = (self.history.first(), self.history.get(1), self.stages >= 3)
             {
                 let curvature = ((&found - before)? / ((from - earliest) / 2.0))?;
                 let integral = positions.map(|at| (at - from) / scale(at)).sum::<f64>() * width;

@@ -86,8 +86,7 @@ pub(in crate::sampling) fn plan_ddim_trailing(planner: &Planner<'_>) -> Result<S
 /// Plans a run of DDPM: from each timestep to the next.
 pub(in crate::sampling) fn plan_ddpm(planner: &Planner<'_>) -> Result<Schedule> {
     let large_variance = large_variance(planner.config)?;
-    let euler =
-        Euler { clip: planner.config.clip_range()?, clip_direction: true, large_variance, ..Euler::new(planner, 1.0) };
+    let euler = Euler { clip: planner.config.clip_range()?, clip_direction: true, large_variance, ..Euler::new(planner, 1.0) };
     let timesteps = planner.whole_timesteps();
     let next = timesteps.iter().copied().skip(1).chain([-1]);
     let at = |timestep: i64| level(&planner.table, timestep, 0.0);

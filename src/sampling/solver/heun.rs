@@ -3,8 +3,8 @@
 use super::churn::Churn;
 use super::{Denoiser, NoiseLevel, NoiseSource, Solver, Step, clip};
 use crate::Result;
-use crate::sampling::{NoiseProcess, blend};
 use crate::sampling::plan::{Planner, Schedule};
+use crate::sampling::{NoiseProcess, blend};
 use candle_core::Tensor;
 use std::sync::Arc;
 

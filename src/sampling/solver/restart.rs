@@ -4,8 +4,8 @@ use super::heun::Heun;
 use super::{Denoiser, NoiseSource, Solver, Step};
 use crate::Result;
 use crate::sampling::SigmaSchedule;
-use crate::sampling::plan::{Planner, Schedule};
 use crate::sampling::blend;
+use crate::sampling::plan::{Planner, Schedule};
 use candle_core::Tensor;
 
 /// # Source
