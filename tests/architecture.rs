@@ -15,8 +15,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
-    ("batch", &["Error", "Result", "adapter", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
-    ("bench", &["Error", "Result", "device", "family", "ops", "pipeline", "request", "sampling", "spec", "weights"]),
+    ("batch", &["Error", "Result", "adapter", "disk", "image::write_png", "metadata", "pipeline", "settings", "spec", "weights"]),
+    ("bench", &["Error", "Result", "device", "family", "ops", "pipeline", "settings", "sampling", "spec", "weights"]),
     (
         "pipeline",
         &[
@@ -30,7 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "image::to_rgb",
             "models",
             "noise",
-            "request",
+            "settings",
             "sampling",
             "spec",
             "text",
@@ -50,8 +50,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("extension", &["Error", "Result", "models", "ops", "sampling"]),
     ("ops", &["device"]),
     ("spec", &["sampling"]),
-    ("request", &["Error", "Result", "noise", "sampling", "spec"]),
-    ("metadata", &["Error", "Result", "noise", "request", "sampling"]),
+    ("settings", &["Error", "Result", "device", "inputs", "noise", "sampling", "spec"]),
+    ("inputs", &[]),
+    ("metadata", &["Error", "Result", "noise", "settings", "sampling"]),
     ("noise", &["Error", "Result", "sampling::NoiseSource"]),
     ("image", &["Error", "Result"]),
     ("sheet", &["Error", "Result"]),

@@ -339,7 +339,7 @@ impl SchedulerConfig {
     ///
     /// # Errors
     /// [`Error::Input`] where they are not descending positive numbers, or timesteps that the model was not trained on.
-    pub(super) fn levels(&self) -> Result<Option<Vec<f64>>> {
+    pub fn levels(&self) -> Result<Option<Vec<f64>>> {
         let most = self.file.num_train_timesteps.unwrap_or(1000) as f64 - 1.0;
         let (flag, levels, range, example) = match &self.levels {
             None => return Ok(None),

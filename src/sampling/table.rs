@@ -237,9 +237,9 @@ impl Sampler {
         self.0.name
     }
 
-    /// The name in A1111's metadata.
+    /// The name in A1111's metadata; its own where A1111 has no such sampler.
     pub fn a1111_name(self) -> &'static str {
-        self.0.a1111
+        if self.0.a1111.is_empty() { self.0.name } else { self.0.a1111 }
     }
 
     /// What A1111's schedule "Automatic" is for it; `None` is the model's own.
