@@ -80,7 +80,8 @@ mod tests {
 
     #[test]
     fn only_the_disturbed_rows_of_the_named_layers_change() {
-        let numbers = |n: usize| Tensor::arange(0f32, n as f32, &Device::Cpu).unwrap().reshape((3, 2, 4)).unwrap().affine(0.1, 0.0).unwrap();
+        let numbers =
+            |n: usize| Tensor::arange(0f32, n as f32, &Device::Cpu).unwrap().reshape((3, 2, 4)).unwrap().affine(0.1, 0.0).unwrap();
         let (q, k, v) = (numbers(24), numbers(24), numbers(24));
         let patch = IdentityAttention { layers: vec!["mid".into(), "up_blocks.1".into()], rows: 1..2 };
         let site = |name| AttentionSite { name, heads: 2, grid: (1, 2) };

@@ -130,7 +130,10 @@ impl Draft {
         if let Some(levels) = request.scheduler.levels()? {
             // Levels that were given are the steps.
             if let Some(steps) = self.sampling.steps.filter(|steps| *steps != levels.len()) {
-                return Err(Error::setting("steps", format!("{steps}: the levels that were given make {} steps; leave it out", levels.len())));
+                return Err(Error::setting(
+                    "steps",
+                    format!("{steps}: the levels that were given make {} steps; leave it out", levels.len()),
+                ));
             }
             request.sampling.steps = levels.len();
         }

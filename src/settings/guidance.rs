@@ -65,7 +65,8 @@ impl Value for FreeUFactors {
 
     fn parse(text: &str) -> Result<Self, String> {
         let mut parts = Parts::read(text)?;
-        let mut take = |key: &str| parts.take_number(key, 0.0..=10.0)?.ok_or_else(|| format!("{key} is missing, as in b1=1.4,b2=1.6,s1=0.9,s2=0.2"));
+        let mut take =
+            |key: &str| parts.take_number(key, 0.0..=10.0)?.ok_or_else(|| format!("{key} is missing, as in b1=1.4,b2=1.6,s1=0.9,s2=0.2"));
         let factors = Self { backbone: [take("b1")?, take("b2")?], skip: [take("s1")?, take("s2")?] };
         match (parts.head, parts.pairs.first()) {
             (None, None) => Ok(factors),

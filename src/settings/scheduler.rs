@@ -114,7 +114,8 @@ impl Value for SamplerOption {
 
     fn parse(text: &str) -> Result<Self, String> {
         let (name, value) = text.split_once('=').ok_or("give a name and a number, such as s_churn=12")?;
-        let value = value.trim().parse().ok().filter(|value: &f64| !value.is_nan()).ok_or("give a number after the =, such as s_churn=12")?;
+        let value =
+            value.trim().parse().ok().filter(|value: &f64| !value.is_nan()).ok_or("give a number after the =, such as s_churn=12")?;
         Ok(Self { name: name.trim().to_lowercase().replace('-', "_"), value })
     }
 
