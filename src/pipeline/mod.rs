@@ -237,7 +237,7 @@ impl Pipeline {
         }
         if batch.len() > 1 && request.scheduler.sampler()?.adapts() {
             // Its steps are as long as the latents allow, and another image's must not matter.
-            let alone = |item| self.denoise_with(std::slice::from_ref(item), adapters, observer);
+            let alone = |item| self.denoise(std::slice::from_ref(item), observer);
             return Ok(Tensor::cat(&batch.iter().map(alone).collect::<Result<Vec<_>>>()?, 0)?);
         }
         let _span = debug_span!("denoise", images = batch.len(), width = request.canvas.width, height = request.canvas.height).entered();
