@@ -2,8 +2,9 @@
 
 use super::recipe::{Field, NamedLora, Recipe, file_stem, is_nothing};
 use super::tool::Engine;
+use crate::Result;
 use crate::noise::Rng;
-use crate::sampling::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing};
+use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing, plan};
 
 /// A command, and what it leaves out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,16 +44,9 @@ impl Command {
     }
 }
 
-/// Schedules that other tools name by what is one schedule and one spacing here, folded.
-const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] = &[
-    ("sgmuniform", SigmaSchedule::Discrete, Some(TimestepSpacing::Trailing)),
-    ("simple", SigmaSchedule::Discrete, Some(TimestepSpacing::Trailing)),
-    ("trailing", SigmaSchedule::Discrete, Some(TimestepSpacing::Trailing)),
-    ("ddim", SigmaSchedule::Discrete, Some(TimestepSpacing::Leading)),
-    ("ddimuniform", SigmaSchedule::Discrete, Some(TimestepSpacing::Leading)),
-    ("native", SigmaSchedule::Discrete, None),
-    ("default", SigmaSchedule::Discrete, None),
-];
+/// Words for noise levels that are one schedule and one spacing here, folded.
+const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] =
+    &[("trailing", SigmaSchedule::Discrete, Some(TimestepSpacing::Trailing)), ("native", SigmaSchedule::Discrete, None)];
 
 /// What other tools write beside their settings and what changes no image.
 const HARMLESS: &[&str] = &[
@@ -108,18 +102,11 @@ pub fn command(recipe: &Recipe) -> Command {
     size(recipe, &mut command);
     counts(recipe, &mut command);
     clip_skip(recipe, own, &mut command);
-    let sampler = sampling(recipe, own, &mut command);
+    sampling(recipe, own, &mut command);
     if let Some(rescale) = in_range(recipe, Field::GuidanceRescale, "--guidance-rescale", 1.0, &mut command) {
         // No rescaling is what everybody does who does not say so.
         if rescale != 0.0 || own {
             command.flag("--guidance-rescale", rescale.to_string());
-        }
-    }
-    if let Some(eta) = in_range(recipe, Field::Eta, "--eta", 1.0, &mut command).filter(|eta| *eta != 0.0 || own) {
-        match sampler {
-            Some(sampler) if sampler.takes_eta() => command.flag("--eta", eta.to_string()),
-            Some(sampler) => command.note(format!("eta {eta} does not go with {} here", sampler.name())),
-            None => command.note(format!("eta {eta} goes with the image's own sampler only")),
         }
     }
     if let Some(text) = recipe.get(Field::Prediction) {
@@ -241,59 +228,106 @@ fn clip_skip(recipe: &Recipe, own: bool, command: &mut Command) {
     }
 }
 
-/// The sampler and its noise levels. A schedule goes with a named sampler only: whether it goes with the model's own is not known.
-fn sampling(recipe: &Recipe, own: bool, command: &mut Command) -> Option<Sampler> {
+/// The sampler and its noise levels. What cannot be planned together is said, and left out: first the eta, then the spacing, then the
+/// schedule. All of them go with a named sampler only: whether they go with the model's own is not known.
+fn sampling(recipe: &Recipe, own: bool, command: &mut Command) {
     let name = recipe.get(Field::Sampler);
     // A schedule may stand behind the name: "euler_a karras". ComfyUI once had a prefix before it.
     let known = name.and_then(|name| Sampler::from_name(name.strip_prefix("sample_").unwrap_or(name)).ok());
-    if let (Some(name), None) = (name, known) {
-        command.note(format!("the sampler {name:?} is not available; the model's own is taken, which generates another image"));
-    }
-    if let Some((sampler, _)) = known {
-        command.flag("--sampler", sampler.name());
-    }
+    let (mut schedule, mut spacing) = (known.and_then(|(_, fused)| fused), None);
     let sampler = known.map(|(sampler, _)| sampler);
-    let mut schedule = known.and_then(|(_, fused)| fused);
-    let mut spacing = None;
     if let Some(name) = recipe.get(Field::Schedule) {
         let folded: String = name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
         if let Some((_, known, spaced)) = SCHEDULES.iter().find(|(tool, ..)| *tool == folded) {
             (schedule, spacing) = (Some(*known), *spaced);
         } else if folded == "automatic" {
             schedule = sampler.and_then(Sampler::automatic_schedule);
-        } else if let Ok(known) = SigmaSchedule::from_name(&folded) {
+        } else if let Ok(known) = SigmaSchedule::from_name(name) {
             schedule = Some(known);
         } else {
             command.note(format!("the schedule {name:?} is not available"));
         }
     }
-    match (schedule, sampler) {
-        (Some(SigmaSchedule::Discrete), None) | (None, _) => {}
-        (Some(schedule), None) => command.note(format!("the schedule {} goes with the image's own sampler only", schedule.name())),
-        (Some(schedule), Some(sampler)) if schedule != SigmaSchedule::Discrete && !sampler.takes_sigma_schedule() => {
-            command.note(format!("the schedule {} does not go with {}", schedule.name(), sampler.name()));
-        }
-        (Some(schedule), Some(_)) => command.flag("--schedule", schedule.name()),
-    }
+    let eta = in_range(recipe, Field::Eta, "--eta", 1.0, command).filter(|eta| *eta != 0.0 || own);
     let said = recipe.get(Field::TimestepSpacing).and_then(|name| TimestepSpacing::from_name(name).ok());
-    let whole_range = || (!own && starts_at_the_largest(recipe, sampler?, schedule)).then_some(TimestepSpacing::Linspace);
-    if let Some(spacing) = said.or(spacing).or_else(whole_range) {
+    let Some(sampler) = sampler else {
+        if let Some(name) = name {
+            command.note(format!("the sampler {name:?} is not available; the model's own is taken, which generates another image"));
+        }
+        let lost = [eta.map(|eta| format!("eta {eta}")), schedule.map(|schedule| format!("the schedule {}", schedule.name()))];
+        lost.into_iter().flatten().for_each(|lost| command.note(format!("{lost} goes with the image's own sampler only")));
+        return;
+    };
+    let whole_range = || (!own && starts_at_the_largest(recipe, sampler, schedule)).then_some(TimestepSpacing::Linspace);
+    let mut levels = Levels { schedule, spacing: said.or(spacing).or_else(whole_range), eta };
+    let steps = recipe.get(Field::Steps).and_then(whole).map_or(sampler.default_steps(), |steps| (steps as usize).clamp(1, MOST_STEPS));
+    while let Err(why) = levels.plan(sampler, steps) {
+        // Whatever is wrong with it, a name alone is always taken.
+        let Some(lost) = levels.give_up() else { break };
+        command.note(format!("{lost} does not go with {} here ({why})", sampler.name()));
+    }
+    command.flag("--sampler", sampler.name());
+    if let Some(schedule) = levels.schedule {
+        command.flag("--schedule", schedule.name());
+    }
+    if let Some(spacing) = levels.spacing {
         command.flag("--timestep-spacing", spacing.name());
     }
-    sampler
+    if let Some(eta) = levels.eta {
+        command.flag("--eta", eta.to_string());
+    }
 }
 
-/// k-diffusion and ComfyUI begin at the largest sigma that was trained, whichever schedule lays the others, where a model's own
-/// configuration may begin below. The samplers that walk whole timesteps are left to it, as they are there; DPM-Solver lays a schedule over
-/// the whole range whatever the spacing.
+/// Steps that are planned to find out whether settings go together; more make no difference.
+const MOST_STEPS: usize = 200;
+
+/// What goes with a sampler or not.
+struct Levels {
+    schedule: Option<SigmaSchedule>,
+    spacing: Option<TimestepSpacing>,
+    eta: Option<f64>,
+}
+
+impl Levels {
+    /// Plans a run, as every request is before it is generated.
+    fn plan(&self, sampler: Sampler, steps: usize) -> Result<()> {
+        let mut config = SchedulerConfig::default().with_sampler(sampler.name())?;
+        if let Some(schedule) = self.schedule {
+            config = config.with_schedule(schedule);
+        }
+        if let Some(spacing) = self.spacing {
+            config = config.with_spacing(spacing);
+        }
+        if let Some(eta) = self.eta {
+            config = config.with_eta(eta);
+        }
+        config.check()?;
+        plan(&config, steps).map(drop)
+    }
+
+    /// Leaves one out, the least important first.
+    fn give_up(&mut self) -> Option<String> {
+        let eta = self.eta.take().map(|eta| format!("eta {eta}"));
+        let spacing = || self.spacing.take().map(|spacing| format!("the timestep spacing {}", spacing.name()));
+        eta.or_else(spacing).or_else(|| self.schedule.take().map(|schedule| format!("the schedule {}", schedule.name())))
+    }
+}
+
+/// k-diffusion and ComfyUI begin at the largest sigma that was trained, also where a schedule lays the others, and a model's own
+/// configuration may begin below. Other schedules and the samplers that walk whole timesteps say themselves where they begin; DPM-Solver
+/// lays a schedule over the whole range whatever the spacing.
 ///
 /// # Source
 /// ComfyUI@a125cd8:comfy/samplers.py `normal_scheduler`; k-diffusion: external.py `get_sigmas`; stable-diffusion.cpp: denoiser.hpp.
 fn starts_at_the_largest(recipe: &Recipe, sampler: Sampler, schedule: Option<SigmaSchedule>) -> bool {
-    let by_timesteps = schedule.is_none_or(|schedule| schedule == SigmaSchedule::Discrete);
-    matches!(recipe.engine(), Some(Engine::KDiffusion | Engine::Comfy | Engine::Cpp))
-        && sampler.takes_sigma_schedule()
-        && (by_timesteps || !sampler.class_name().starts_with("DPMSolver"))
+    use SigmaSchedule::{Discrete, Exponential, Karras, Normal, Polyexponential};
+    let by_spacing = match schedule {
+        None | Some(Discrete | Normal) => true,
+        Some(Karras | Exponential | Polyexponential) => !sampler.class_name().starts_with("DPMSolver"),
+        Some(_) => false,
+    };
+    let engine = matches!(recipe.engine(), Some(Engine::KDiffusion | Engine::Comfy | Engine::Cpp));
+    engine && sampler.takes_sigma_schedule() && by_spacing
 }
 
 fn generator(recipe: &Recipe, own: bool, command: &mut Command) {

@@ -27,7 +27,8 @@ pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError
 /// An empty line, or a comment: a `#` and a space. `#1 dad mug` is a prompt.
 fn is_passed_over(line: &str) -> bool {
     let line = line.trim();
-    line.is_empty() || line.strip_prefix('#').is_some_and(|rest| rest.is_empty() || rest.starts_with(|c: char| c.is_whitespace() || c == '#'))
+    line.is_empty()
+        || line.strip_prefix('#').is_some_and(|rest| rest.is_empty() || rest.starts_with(|c: char| c.is_whitespace() || c == '#'))
 }
 
 /// The lines of a file as values of one flag, at most one more than `most`; empty lines and comments are passed over.
@@ -61,8 +62,14 @@ struct Word {
 type TextError = (Range<usize>, String);
 
 /// kohya-ss/sd-scripts' letters, which it writes with two dashes: `gen_img.py`. None of them means anything else here.
-const KOHYA: &[(&str, &str)] =
-    &[("--n", "--negative-prompt"), ("--w", "--width"), ("--h", "--height"), ("--d", "--seed"), ("--l", "--guidance-scale"), ("--s", "--steps")];
+const KOHYA: &[(&str, &str)] = &[
+    ("--n", "--negative-prompt"),
+    ("--w", "--width"),
+    ("--h", "--height"),
+    ("--d", "--seed"),
+    ("--l", "--guidance-scale"),
+    ("--s", "--steps"),
+];
 
 /// InvokeAI's flags, of which some are letters of others here: the place of one that shows that a line is InvokeAI's.
 fn of_invoke(line: &str) -> Option<Range<usize>> {
