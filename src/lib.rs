@@ -32,6 +32,8 @@ pub mod disk;
 mod error;
 pub mod extension;
 pub mod family;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod guidance;
 pub mod hub;
 pub mod image;

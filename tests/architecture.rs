@@ -59,6 +59,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("device", &["Error", "Result", "ops"]),
     ("disk", &["Error", "Result"]),
     ("error", &[]),
+    // What a fuzzer drives.
+    ("fuzz", &["batch::Manifest", "cli::fuzz", "image::decode", "metadata", "survey", "text", "weights"]),
 ];
 
 /// Words that stand in certain places only.

@@ -270,6 +270,19 @@ fn confined(list: &FlagList, flag: usize, (value, read): (&str, &OsString), fold
     Ok(())
 }
 
+/// Any bytes are a configuration file from elsewhere, or errors that can be shown.
+pub fn fuzz(bytes: &[u8]) {
+    thread_local! {
+        static MATCHES: Option<&'static ArgMatches> = typed_matches(&["sd-gen".into()]).map(|matches| &*Box::leak(Box::new(matches)));
+        static COMMANDS: Option<Commands<'static>> = MATCHES.with(|matches| matches.map(Commands::new));
+    }
+    let Ok(text) = String::from_utf8(bytes.to_vec()) else { return };
+    let file = File { record: Record::line(&HERE.into(), 1, text), confined_to: Some(Path::new(".")) };
+    let mut errors = LineErrors::default();
+    COMMANDS.with(|commands| commands.as_ref().map(|commands| file.settings(commands, &mut errors)));
+    drop(errors.finish().map_err(|error| error.to_string()));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

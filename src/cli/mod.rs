@@ -9,6 +9,8 @@ mod convert;
 mod devices;
 mod download;
 mod flags;
+#[doc(hidden)]
+pub mod fuzz;
 mod generate;
 mod graphics;
 mod inspect;

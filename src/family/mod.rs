@@ -13,6 +13,7 @@ pub(crate) mod json;
 pub(crate) mod keys;
 pub(crate) mod kinds;
 mod latent_diffusion;
+pub(crate) mod lean_json;
 mod refiner;
 pub(crate) mod schedule;
 mod sd1;
@@ -21,7 +22,7 @@ mod sdxl;
 
 use files::CarriedFiles;
 pub use files::TokenizerFiles;
-pub(crate) use files::{ConfigFiles, Description, Exported, TensorNames, names_in};
+pub(crate) use files::{ConfigFiles, Description, Exported, MAX_TEXT, TensorNames, names_in, too_long};
 
 use crate::Result;
 use crate::spec::{Family, ModelSpec};

@@ -132,6 +132,13 @@ pub(super) fn read(path: &Path, format: Option<Format>, base: &Flags) -> Result<
     Ok(lines(source, format, base))
 }
 
+/// Reads the lines of a text, as [`read`] does those of a file.
+pub(super) fn of_bytes(text: Vec<u8>, format: Option<Format>, base: &Flags) -> Lines {
+    let mut source = Source::new("lines", std::io::Cursor::new(text));
+    let format = format.unwrap_or_else(|| sniffed(&mut source));
+    lines(source, format, base)
+}
+
 /// The one line that the flags of the command line are by themselves.
 pub(super) fn of_flags(base: &Flags) -> Lines {
     let record = Record::line(&"the command line".into(), 1, String::new());
