@@ -20,6 +20,8 @@ mod output;
 mod pace;
 mod preview;
 mod progress;
+#[cfg(test)]
+mod round_trip;
 mod screen;
 mod show;
 mod sweep;

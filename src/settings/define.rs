@@ -30,7 +30,7 @@ macro_rules! settings {
             const GROUP: fn(&crate::settings::Request) -> Option<&$Group> = $get;
             crate::settings::Setting {
                 access: crate::settings::Access {
-                    decided: |request| GROUP(request).map_or(Vec::new(), |group| crate::settings::value::Slot::<$T>::typed(&group.$field)),
+                    decided: |request| GROUP(request).map_or(Vec::new(), |group| crate::settings::value::Slot::<$T>::public(&group.$field)),
                     json: |request| GROUP(request).map_or(serde_json::Value::Null, |group| crate::settings::value::Slot::<$T>::json(&group.$field)),
                     ..settings!(@access $at.$field $mode $T)
                 },
