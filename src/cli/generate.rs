@@ -3,7 +3,7 @@
 use super::args::read_prompts;
 use super::download::DownloadStyle;
 use super::listen_for_cancellation;
-use super::model::{self, Opened};
+use super::model::{self, AdapterFinder, Opened};
 use super::output::{ImageName, Output};
 use super::progress::Progress;
 use super::watch::Watch;
@@ -34,7 +34,6 @@ pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> 
         set_threads(threads)?;
     }
     draft.prompts = read_prompts(&draft.prompts)?;
-    draft.read_files(&mut InputReader::default())?;
     let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?.confined(confined_to);
     if output.is_standard() && is_closed(&std::io::stdout()) {
         return Err(Error::Input("--output -: standard output is closed; send it somewhere, such as > image.png".into()));
@@ -48,16 +47,27 @@ pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> 
         // 32 bits, so that it can be typed again and is a seed for every other tool too.
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
+    let (finder, mut files) = (AdapterFinder::new(&load), InputReader::default());
+    let read = |prompt: &String| {
+        let mut draft = draft.of_prompt(prompt, seed);
+        finder.find(&mut draft)?;
+        draft.read_files(&mut files)?;
+        Ok(draft)
+    };
+    let drafts = draft.prompts.iter().map(read).collect::<Result<Vec<Draft>>>()?;
     let (devices, remarks) = open_all(load.devices())?;
     let showing = DownloadStyle::of(&draft);
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
     let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing)?;
     let model = Opened::new(checkpoint, devices, &load);
-    let requests: Vec<Arc<Request>> = draft
-        .prompts
-        .iter()
-        .map(|prompt| draft.of_prompt(prompt, seed).resolve(model.checkpoint.spec()).map(Arc::new))
-        .collect::<Result<_>>()?;
+    let requests: Vec<Arc<Request>> =
+        drafts.iter().map(|draft| draft.resolve(model.checkpoint.spec()).map(Arc::new)).collect::<Result<_>>()?;
+    let mut applied: Vec<String> = Vec::new();
+    for line in requests.iter().map(|request| model.check_adapters(request)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+        if !applied.contains(&line) {
+            applied.push(line);
+        }
+    }
     let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.output.images));
     let generator = model.generator();
     for (index, request) in requests.iter().enumerate() {
@@ -81,6 +91,9 @@ pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> 
     }
     if let Some(remark) = model.remark() {
         progress.say(remark);
+    }
+    for line in &applied {
+        progress.say(line);
     }
     model.describe();
     for request in &requests {

@@ -36,6 +36,7 @@ mod define;
 #[macro_use]
 mod value;
 
+mod adapters;
 mod canvas;
 mod docs;
 mod draft;
@@ -49,6 +50,7 @@ mod sampling;
 mod scheduler;
 mod text;
 
+pub use adapters::{AdapterDraft, AdapterSettings};
 pub use canvas::{CanvasDraft, CanvasSettings, parse_size};
 pub use docs::flag_table;
 pub use draft::Draft;
@@ -274,6 +276,7 @@ pub fn table() -> &'static [Setting] {
             sampling::ROWS,
             scheduler::ROWS,
             guidance::ROWS,
+            adapters::ROWS,
             output::ROWS,
             load::ROWS,
             run::ROWS,

@@ -1,6 +1,6 @@
 //! What is generated, everything decided and checked.
 
-use super::{CanvasSettings, Effect, GuidanceSettings, OutputSettings, SamplingSettings, TextSettings, Together, table};
+use super::{AdapterSettings, CanvasSettings, Effect, GuidanceSettings, OutputSettings, SamplingSettings, TextSettings, Together, table};
 use crate::sampling::SchedulerConfig;
 use serde_json::{Map, Value as Json, json};
 
@@ -24,6 +24,8 @@ pub struct Request {
     pub scheduler_is_named: bool,
     /// Classifier-free guidance.
     pub guidance: GuidanceSettings,
+    /// LoRAs and textual inversions.
+    pub adapters: AdapterSettings,
     /// How many images.
     pub output: OutputSettings,
 }

@@ -12,7 +12,7 @@ use crate::inputs::InputReader;
 use crate::settings::{LoadSettings, Seed};
 use crate::{Error, Result};
 use candle_core::Device;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -76,6 +76,8 @@ pub(super) struct Resolver {
     pub(super) lines_stay_in: Option<PathBuf>,
     /// How a download is shown.
     pub(super) showing: DownloadStyle,
+    /// What was said of adapters.
+    applied: HashSet<String>,
     /// What the user should know.
     pub(super) remarks: Vec<String>,
     /// Where there is a list, models that are not here are noted in it and not fetched.
@@ -109,6 +111,7 @@ impl Resolver {
             confined_to: None,
             lines_stay_in: None,
             showing: DownloadStyle::default(),
+            applied: HashSet::new(),
             remarks: Vec::new(),
             absent: None,
         }
@@ -155,10 +158,16 @@ impl Resolver {
         };
         let opened = self.models.get(number).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let mut jobs = Vec::new();
-        let mut draft = draft.clone();
-        draft.read_files(&mut self.files)?;
         for (prompt, first) in draft.prompts.iter().zip(seeds) {
-            let request = Arc::new(draft.of_prompt(prompt, first).resolve(opened.checkpoint.spec())?);
+            let mut draft = draft.of_prompt(prompt, first);
+            opened.finder.find(&mut draft)?;
+            draft.read_files(&mut self.files)?;
+            let request = Arc::new(draft.resolve(opened.checkpoint.spec())?);
+            for line in opened.check_adapters(&request)? {
+                if self.applied.insert(line.clone()) {
+                    self.remarks.push(line);
+                }
+            }
             for seed in request.seeds() {
                 let this = id;
                 id += 1;
