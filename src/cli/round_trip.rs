@@ -1,6 +1,6 @@
 //! A setting's way through an image: flags → request → the text in the PNG → `inspect` → the printed command → flags → the same request.
 
-use super::args::Cli;
+use super::commands::Cli;
 use crate::batch::Key;
 use crate::inputs::{InputFile, InputReader};
 use crate::metadata::{GeneratedBy, KEYWORD, Text, command, parameters, understand};
@@ -41,14 +41,19 @@ fn value(row: &Setting, number: f64, text: &str, folder: &Path) -> String {
             std::fs::write(folder.join("input"), number.to_le_bytes()).unwrap();
             folder.join("input").display().to_string()
         }
-        _ => words.get((number * words.len() as f64) as usize).copied().unwrap_or_else(|| panic!("--{}: give its row an example", row.name)).to_owned(),
+        _ => words
+            .get((number * words.len() as f64) as usize)
+            .copied()
+            .unwrap_or_else(|| panic!("--{}: give its row an example", row.name))
+            .to_owned(),
     }
 }
 
 /// The request that is made of what `inspect` prints for an image of `request`.
 fn again(request: &Request, spec: &ModelSpec, folder: &Path) -> crate::Result<Request> {
     let text = parameters(request, request.seed, &generator())?;
-    let recipe = understand(&[Text::new("PNG tEXt", KEYWORD, &text)]).unwrap_or_else(|| panic!("not understood: {text}"));
+    let recipe = understand(&[Text { place: "PNG tEXt", keyword: KEYWORD.into(), text: text.clone() }])
+        .unwrap_or_else(|| panic!("not understood: {text}"));
     let command = command(&recipe);
     assert!(command.notes.is_empty(), "{text}\n{:?}", command.notes);
     let arguments = std::iter::once("sd-gen".to_owned()).chain(command.arguments.clone());
@@ -123,7 +128,7 @@ proptest! {
     ) {
         let folder = tempfile::tempdir().unwrap();
         let names: Vec<_> = crate::family::well_known_names().into_iter().collect();
-        let spec = crate::family::well_known(family.get(&names)).unwrap();
+        let spec = crate::family::well_known(*family.get(names.as_slice())).unwrap();
         let mut draft = Draft::new(prompt.trim()).with(|d| d.seed = Some(crate::settings::Seed::Is(u64::MAX)));
         for (at, number) in chosen.into_iter().zip(numbers) {
             let row = rows()[at];

@@ -20,8 +20,8 @@ mod vae_tiling;
 
 pub use components::SharedModel;
 pub use memory::denoising_bytes;
-pub use open::PipelineBuilder;
 pub use observer::{Estimate, Observer, Silent, Stage};
+pub use open::PipelineBuilder;
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
 pub use vae_tiling::decoding_bytes;
 

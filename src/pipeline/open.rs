@@ -3,14 +3,13 @@
 use super::{BatchItem, GeneratedImage, Pipeline, SharedModel, Silent};
 use crate::device::{self, DTypeChoice, DeviceChoice};
 use crate::settings::{Draft, VaeTiling};
-use crate::weights::{Checkpoint, ModelSource};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 use candle_core::DType;
 use std::path::Path;
 use std::sync::Arc;
 
 /// A model that was opened and is not loaded yet. Nothing but its description was read.
-#[derive(Debug)]
 pub struct PipelineBuilder {
     model: SharedModel,
     device: DeviceChoice,
