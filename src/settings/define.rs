@@ -87,7 +87,7 @@ macro_rules! settings {
     (@row $mode:ident $T:ty, $row:expr, $help:literal $($more:literal)*) => {
         crate::settings::Setting {
             help: $help.trim_ascii(),
-            kind: <$T as crate::settings::SettingValue>::KIND,
+            kind: <$T as crate::settings::Value>::KIND,
             many: settings!(@many $mode),
             ..$row
         }

@@ -1,6 +1,6 @@
 //! What is loaded, where, and how it computes. Requests hold nothing of it: it is decided before a model is known.
 
-use super::{Heading, Setting, SettingValue, SourcePath, ValueKind};
+use super::{Heading, Setting, SourcePath, Value, ValueKind};
 use crate::device::{DTypeChoice, DeviceChoice};
 use candle_core::DType;
 
@@ -94,7 +94,7 @@ impl VaeTiling {
 
 words!(VaeTiling, VaeTiling::from_name, VaeTiling::name);
 
-impl SettingValue for DTypeChoice {
+impl Value for DTypeChoice {
     const KIND: ValueKind = ValueKind::Word;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -110,7 +110,7 @@ impl SettingValue for DTypeChoice {
     }
 }
 
-impl SettingValue for DeviceChoice {
+impl Value for DeviceChoice {
     const KIND: ValueKind = ValueKind::Word;
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -15,7 +15,7 @@
 //!    ```
 //!
 //!    The comment is the help. `one T = default` is always there in a request, `maybe T` is an `Option<T>`, `many T` a `Vec<T>` (a flag
-//!    that may be repeated). `T` is anything that is a [`SettingValue`]: numbers, `bool` (a switch), `String`, a [`PathBuf`](std::path::PathBuf)
+//!    that may be repeated). `T` is anything that is a [`Value`]: numbers, `bool` (a switch), `String`, a [`PathBuf`](std::path::PathBuf)
 //!    that is written to, an [`InputFile`](crate::inputs::InputFile) that is read (hashed into the key), [`WeightedFile`] for
 //!    `FILE[:weight[:weight]]`, [`NumberList`], [`Parts`] for `HEAD,key=value,…`, or an enum with its words (`words!`).
 //! 2. **Where its value is read**: `request.guidance.rescale`.
@@ -63,7 +63,7 @@ pub use run::{Graphics, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verb
 pub use sampling::{SamplingDraft, SamplingSettings, Seed};
 pub use scheduler::{SamplerOption, SchedulerDraft};
 pub use text::{TextDraft, TextSettings};
-pub use value::{SettingValue, SourcePath, ValueKind};
+pub use value::{SourcePath, Value, ValueKind};
 
 use crate::inputs::InputFile;
 use crate::sampling::Sampler;

@@ -1,6 +1,6 @@
 //! How many images, and how many at once.
 
-use super::{By, Request, Setting, SettingValue, ValueKind};
+use super::{By, Request, Setting, Value, ValueKind};
 
 settings! {
     /// How many images a request is.
@@ -25,7 +25,7 @@ settings! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BatchSize(pub Option<usize>);
 
-impl SettingValue for BatchSize {
+impl Value for BatchSize {
     const KIND: ValueKind = ValueKind::Whole;
 
     fn parse(text: &str) -> Result<Self, String> {

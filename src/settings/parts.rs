@@ -1,6 +1,6 @@
 //! Values of several parts: a file with weights, a list of numbers, `HEAD,key=value,…`.
 
-use super::{SettingValue, ValueKind};
+use super::{Value, ValueKind};
 use crate::inputs::InputFile;
 use serde_json::{Value as Json, json};
 
@@ -29,7 +29,7 @@ impl WeightedFile {
     }
 }
 
-impl SettingValue for WeightedFile {
+impl Value for WeightedFile {
     const KIND: ValueKind = ValueKind::File;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -76,7 +76,7 @@ pub struct NumberList(pub Vec<f64>);
 /// More is no list that a person means.
 const MOST_NUMBERS: usize = 100_000;
 
-impl SettingValue for NumberList {
+impl Value for NumberList {
     const KIND: ValueKind = ValueKind::Word;
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -1,6 +1,6 @@
 //! The process: where its files go, and what it shows. Only the command line has a use for these.
 
-use super::{Heading, Setting, SettingValue, SourcePath, ValueKind};
+use super::{Heading, Setting, SourcePath, Value, ValueKind};
 use std::path::PathBuf;
 
 settings! {
@@ -110,7 +110,7 @@ fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> &'static str
 
 words!(ProgressStyle, |text| named(ProgressStyle::NAMES, text), |style| name_of(ProgressStyle::NAMES, style));
 
-impl SettingValue for PreviewStyle {
+impl Value for PreviewStyle {
     const KIND: ValueKind = ValueKind::Word;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -125,7 +125,7 @@ impl SettingValue for PreviewStyle {
     }
 }
 
-impl SettingValue for Verbosity {
+impl Value for Verbosity {
     const KIND: ValueKind = ValueKind::Count;
 
     fn parse(text: &str) -> Result<Self, String> {

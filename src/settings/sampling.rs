@@ -1,7 +1,7 @@
 //! How many steps, and whose noise.
 
 use super::value::{Said, ValueSlot, not_whole};
-use super::{By, Heading, Request, Setting, SettingValue, Together, ValueKind};
+use super::{By, Heading, Request, Setting, Together, Value, ValueKind};
 use crate::noise::Rng;
 use crate::sampling::Sampler;
 
@@ -52,7 +52,7 @@ pub enum Seed {
     Is(u64),
 }
 
-impl SettingValue for Seed {
+impl Value for Seed {
     const KIND: ValueKind = ValueKind::Whole;
 
     fn parse(text: &str) -> Result<Self, String> {

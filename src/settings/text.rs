@@ -1,7 +1,7 @@
 //! What the texts are, and how they are encoded.
 
 use super::value::{Said, ValueSlot};
-use super::{By, Heading, Request, Setting, SettingValue, Together, ValueKind};
+use super::{By, Heading, Request, Setting, Together, Value, ValueKind};
 
 /// A draft may have several prompts, each of which becomes a request.
 pub(super) const PROMPT: &[Setting] = &[Setting {
@@ -16,7 +16,7 @@ pub(super) const PROMPT: &[Setting] = &[Setting {
         read: |draft, values| draft.prompts.read(values),
         given: |draft| draft.prompts.typed(),
         decided: |request| vec![request.prompt.clone()],
-        json: |request| SettingValue::json(&request.prompt),
+        json: |request| Value::json(&request.prompt),
         ..Setting::IMAGE.access
     },
     ..Setting::IMAGE

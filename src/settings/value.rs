@@ -57,7 +57,7 @@ impl ValueKind {
 }
 
 /// A value of a setting.
-pub trait SettingValue: Sized + Clone {
+pub trait Value: Sized + Clone {
     /// How it is spelled.
     const KIND: ValueKind;
 
@@ -75,7 +75,7 @@ pub trait SettingValue: Sized + Clone {
         Self::parse(value.to_str().ok_or("is not UTF-8 text")?)
     }
 
-    /// As it would be typed; [`SettingValue::parse`] reads it back.
+    /// As it would be typed; [`Value::parse`] reads it back.
     fn typed(&self) -> String;
 
     /// As it is told to others: what is typed, but for the folders of files.
@@ -100,7 +100,7 @@ pub trait SettingValue: Sized + Clone {
 }
 
 /// Where values are kept.
-pub(super) trait ValueSlot<T: SettingValue> {
+pub(super) trait ValueSlot<T: Value> {
     fn all(&self) -> Vec<&T>;
 
     fn typed(&self) -> Vec<String> {
@@ -121,19 +121,19 @@ pub(super) trait ValueSlot<T: SettingValue> {
     }
 }
 
-impl<T: SettingValue> ValueSlot<T> for T {
+impl<T: Value> ValueSlot<T> for T {
     fn all(&self) -> Vec<&T> {
         vec![self]
     }
 }
 
-impl<T: SettingValue> ValueSlot<T> for Option<T> {
+impl<T: Value> ValueSlot<T> for Option<T> {
     fn all(&self) -> Vec<&T> {
         self.iter().collect()
     }
 }
 
-impl<T: SettingValue> ValueSlot<T> for Vec<T> {
+impl<T: Value> ValueSlot<T> for Vec<T> {
     fn all(&self) -> Vec<&T> {
         self.iter().collect()
     }
@@ -145,12 +145,12 @@ impl<T: SettingValue> ValueSlot<T> for Vec<T> {
 }
 
 /// Where the values of a draft are kept.
-pub(super) trait Said<T: SettingValue> {
+pub(super) trait Said<T: Value> {
     fn read(&mut self, values: &[OsString]) -> Result<(), (usize, String)>;
     fn files(&mut self) -> Vec<&mut InputFile>;
 }
 
-impl<T: SettingValue> Said<T> for Option<T> {
+impl<T: Value> Said<T> for Option<T> {
     fn read(&mut self, values: &[OsString]) -> Result<(), (usize, String)> {
         *self = match (T::KIND, values) {
             // How often it stands there is its value.
@@ -170,7 +170,7 @@ impl<T: SettingValue> Said<T> for Option<T> {
     }
 }
 
-impl<T: SettingValue> Said<T> for Vec<T> {
+impl<T: Value> Said<T> for Vec<T> {
     fn read(&mut self, values: &[OsString]) -> Result<(), (usize, String)> {
         let each = |(at, value): (usize, &OsString)| T::parse_os(value).map_err(|what| (at, what));
         *self = values.iter().enumerate().map(each).collect::<Result<_, _>>()?;
@@ -182,7 +182,7 @@ impl<T: SettingValue> Said<T> for Vec<T> {
     }
 }
 
-impl SettingValue for bool {
+impl Value for bool {
     const KIND: ValueKind = ValueKind::Switch;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -210,7 +210,7 @@ pub(super) fn not_whole(text: &str) -> String {
     }
 }
 
-impl SettingValue for usize {
+impl Value for usize {
     const KIND: ValueKind = ValueKind::Whole;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -230,7 +230,7 @@ impl SettingValue for usize {
     }
 }
 
-impl SettingValue for f64 {
+impl Value for f64 {
     const KIND: ValueKind = ValueKind::Number;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -250,7 +250,7 @@ impl SettingValue for f64 {
     }
 }
 
-impl SettingValue for String {
+impl Value for String {
     const KIND: ValueKind = ValueKind::Text;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -262,7 +262,7 @@ impl SettingValue for String {
     }
 }
 
-impl SettingValue for PathBuf {
+impl Value for PathBuf {
     const KIND: ValueKind = ValueKind::Path;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -291,7 +291,7 @@ impl AsRef<Path> for SourcePath {
     }
 }
 
-impl SettingValue for SourcePath {
+impl Value for SourcePath {
     const KIND: ValueKind = ValueKind::File;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -307,7 +307,7 @@ impl SettingValue for SourcePath {
     }
 }
 
-impl SettingValue for InputFile {
+impl Value for InputFile {
     const KIND: ValueKind = ValueKind::File;
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -342,7 +342,7 @@ impl SettingValue for InputFile {
 /// Makes an enum a value: `words!(Type, Type::from_name, Type::name)`, the reader's error being what to give instead.
 macro_rules! words {
     ($T:ty, $read:expr, $name:expr) => {
-        impl crate::settings::SettingValue for $T {
+        impl crate::settings::Value for $T {
             const KIND: crate::settings::ValueKind = crate::settings::ValueKind::Word;
 
             fn parse(text: &str) -> Result<Self, String> {

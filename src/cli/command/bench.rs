@@ -16,7 +16,7 @@ use crate::disk::write_whole;
 use crate::family;
 use crate::ops::cuda_profile;
 use crate::pipeline::Observer;
-use crate::settings::{ProgressStyle, SettingValue, parse_size};
+use crate::settings::{ProgressStyle, Value, parse_size};
 use crate::weights::{Checkpoint, ModelSource};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};

@@ -9,7 +9,7 @@ use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::screen::say;
 use crate::device::DTypeChoice;
 use crate::settings::ProgressStyle;
-use crate::settings::{SettingValue, WeightedFile};
+use crate::settings::{Value, WeightedFile};
 use crate::spec::TextEncoderSpec;
 use crate::text::{clip_merges, clip_vocab_json};
 use crate::weights::{Layout, TokenizerFiles, convert_observed};

@@ -1,11 +1,7 @@
 //! Which model `--model` names.
 
-pub(in crate::cli) mod download;
-
 use crate::adapter::{AdapterCache, AdapterFolders};
 use crate::batch::{Footprint, Load};
-pub(in crate::cli) mod download;
-
 use crate::device::{DTypeChoice, free_memory, release};
 use crate::hub::{HubId, Missing, name_in_cache};
 use crate::inputs::InputFile;
@@ -17,7 +13,6 @@ use crate::survey::{Kind, Survey};
 use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_models, is_model_folder};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
-use download::DownloadStyle;
 use download::DownloadStyle;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -104,13 +104,13 @@ struct Row {
 }
 
 /// A value and where it stands.
-type Value = (String, Range<usize>);
+type PlacedValue = (String, Range<usize>);
 
 /// A name and what it was given; no values where the name stands alone, as a switch does.
 struct Pair {
     name: String,
     part: Range<usize>,
-    values: Option<Vec<Value>>,
+    values: Option<Vec<PlacedValue>>,
 }
 
 /// The lines of a file, with everything that is wrong in it in their place.
@@ -234,7 +234,7 @@ struct Merged {
 }
 
 fn merged(row: &Row) -> Merged {
-    let mut given: Vec<(usize, &Pair, Vec<Value>)> = Vec::new();
+    let mut given: Vec<(usize, &Pair, Vec<PlacedValue>)> = Vec::new();
     let mut wrong = Vec::new();
     for pair in &row.pairs {
         // Each error is looked for in the text: a line of ten thousand of them would take minutes.
