@@ -1,5 +1,7 @@
 //! Which model `--model` names.
 
+pub(in crate::cli) mod download;
+
 use crate::adapter::{AdapterCache, AdapterFolders};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, release};

@@ -467,10 +467,10 @@ impl Run {
         let mut wrongs = Vec::new();
         wrongs.extend((wrong > 0).then(|| format!("{wrong} lines were wrong")));
         let manifest = self.manifest.display();
-        wrongs.extend((tally.beyond > 0).then(|| {
-            let beyond = images(tally.beyond);
-            format!("{beyond} were too much for this machine as it is now; the same command tries them again")
-        }));
+        wrongs.extend(
+            (tally.beyond > 0)
+                .then(|| format!("{} failed for want of what this machine has now; the same command tries again", images(tally.beyond))),
+        );
         wrongs.extend((failed > 0).then(|| format!("{} failed, as {manifest} records; --retry-failed tries again", images(failed))));
         if wrongs.is_empty() { Ok(()) } else { Err(Error::Image(wrongs.join("; "))) }
     }
