@@ -12,7 +12,7 @@ mod resnet;
 mod transformer_2d;
 mod unet_2d_condition;
 
-pub use autoencoder_kl::{AutoencoderKLDecoder, AutoencoderKLEncoder};
+pub use autoencoder_kl::{AutoencoderKLDecoder, AutoencoderKLEncoder, LatentDistribution};
 pub use autoencoder_tiny::AutoencoderTinyDecoder;
 pub use call::{AttentionSite, Backbone, ModelCall, ModelOutput, Patch, Residuals};
 pub use clip_text_model::{ClipTextModel, ClipTextOutput};
