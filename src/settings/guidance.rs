@@ -52,13 +52,13 @@ settings! {
 
     /// Where attention is disturbed: parts of the UNet's names, such as mid,up_blocks.0
     pag_layers: one String = |_| "mid".to_owned() => Setting {
-        name: "pag-layers", value: "LIST", default: "mid", heading: Heading::Sampling, infotext: Some("PAG layers"), off: Some("mid"),
+        name: "pag-layers", value: "LIST", example: "mid", default: "mid", heading: Heading::Sampling, infotext: Some("PAG layers"), off: Some("mid"),
         ..Setting::IMAGE
     };
 
     /// FreeU's factors for backbone and skip connections, such as b1=1.4,b2=1.6,s1=0.9,s2=0.2
     freeu: maybe FreeUFactors => Setting {
-        name: "freeu", value: "FACTORS", heading: Heading::Sampling, infotext: Some("FreeU"), ..Setting::IMAGE
+        name: "freeu", value: "FACTORS", example: "b1=1.4,b2=1.6,s1=0.9,s2=0.2", heading: Heading::Sampling, infotext: Some("FreeU"), ..Setting::IMAGE
     };
 }
 

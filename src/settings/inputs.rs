@@ -69,7 +69,7 @@ settings! {
 
     /// Pixels of new canvas: left=128,right=128,top=64,bottom=64, or all=128
     outpaint: maybe Growth => Setting {
-        name: "outpaint", value: "SIDES", heading: Heading::Inputs, infotext: Some("Outpaint"), requires: Some("init-image"),
+        name: "outpaint", value: "SIDES", example: "all=64", heading: Heading::Inputs, infotext: Some("Outpaint"), requires: Some("init-image"),
         ..Setting::IMAGE
     };
 

@@ -36,15 +36,15 @@ settings! {
 
     /// The noise levels themselves, such as 14.6,5.2,1.8,0.6,0
     sigmas: maybe NumberList => Setting {
-        name: "sigmas", value: "LIST", infotext: Some("Sigmas"), conflicts: &["timesteps"], ..Setting::SCHEDULER
+        name: "sigmas", value: "LIST", example: "14.6,7.1,1.5,0", infotext: Some("Sigmas"), conflicts: &["timesteps"], ..Setting::SCHEDULER
     };
 
     /// The timesteps themselves, such as 999,749,499,249
-    timesteps: maybe NumberList => Setting { name: "timesteps", value: "LIST", infotext: Some("Timesteps"), ..Setting::SCHEDULER };
+    timesteps: maybe NumberList => Setting { name: "timesteps", value: "LIST", example: "999,749,499,249", infotext: Some("Timesteps"), ..Setting::SCHEDULER };
 
     /// An option of the sampler's own, such as s_churn=12 or order=2; may be repeated
     options: many SamplerOption => Setting {
-        name: "sampler-option", value: "NAME=X", infotext: Some("Sampler option"), ..Setting::SCHEDULER
+        name: "sampler-option", value: "NAME=X", example: "s_noise=0.9", infotext: Some("Sampler option"), ..Setting::SCHEDULER
     };
 
     /// What the UNet predicts: epsilon or v
