@@ -95,6 +95,21 @@ fn is_of_device(error: &candle_core::Error) -> bool {
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// "`file` `what`." as a reason why a model cannot be loaded.
+pub(crate) fn model_error(file: impl std::fmt::Display, what: impl std::fmt::Display) -> Error {
+    Error::Model(format!("{file} {what}"))
+}
+
+/// A name from a file as it may be shown: escaped, in quotes, and not endless.
+pub(crate) fn quoted(name: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    format!("\"{shown}\"")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

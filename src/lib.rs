@@ -23,6 +23,7 @@
 //!   └→ hub → weights
 //! ```
 
+pub mod adapter;
 pub mod allocator;
 pub mod batch;
 pub mod bench;
@@ -31,6 +32,7 @@ pub mod device;
 pub mod disk;
 mod error;
 pub mod extension;
+pub mod family;
 pub mod guidance;
 pub mod hub;
 pub mod image;
@@ -44,6 +46,7 @@ pub mod request;
 pub mod sampling;
 pub mod sheet;
 pub mod spec;
+pub mod survey;
 pub mod text;
 pub mod weights;
 

@@ -1,37 +1,89 @@
 //! What a model is: every number that shapes its networks and every choice that its family makes.
 //!
 //! A spec is plain data. It is read from a folder's configuration files or concluded from a single file's
-//! tensors (`weights`), and obeyed by `models`, `text` and `pipeline`. Nobody else asks for the family.
+//! tensors (`family`), and obeyed by `models`, `text` and `pipeline`. Nobody else asks for the family.
 
-mod families;
 mod latent_rgb;
 
 pub use latent_rgb::LatentRgb;
 
 use crate::sampling::SchedulerConfig;
 
-/// A line of Stable Diffusion models that share their text encoders and conditioning.
+/// A line of models that share their text encoders and conditioning, by its row in `family`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// Stable Diffusion 1.x: CLIP-L.
-    Sd1,
-    /// Stable Diffusion 2.x: OpenCLIP-H.
-    Sd2,
-    /// Stable Diffusion XL base: CLIP-L and OpenCLIP-G.
-    Sdxl,
-    /// Stable Diffusion XL refiner: OpenCLIP-G and an aesthetic score.
-    SdxlRefiner,
+pub struct Family {
+    id: &'static str,
+    name: &'static str,
 }
 
 impl Family {
+    pub(crate) const fn new(id: &'static str, name: &'static str) -> Self {
+        Self { id, name }
+    }
+
+    /// A word for programs: "sdxl".
+    pub fn id(self) -> &'static str {
+        self.id
+    }
+
     /// The name that people use.
     pub fn name(self) -> &'static str {
-        match self {
-            Family::Sd1 => "Stable Diffusion 1.x",
-            Family::Sd2 => "Stable Diffusion 2.x",
-            Family::Sdxl => "Stable Diffusion XL",
-            Family::SdxlRefiner => "Stable Diffusion XL refiner",
+        self.name
+    }
+}
+
+/// One network of a model, by the name that diffusers gives its folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Component(&'static str);
+
+/// Every component that a model can have, and what people call it.
+const COMPONENTS: &[(&str, &str)] = &[
+    ("unet", "UNet"),
+    ("vae", "VAE"),
+    ("text_encoder", "text encoder"),
+    ("text_encoder_2", "text encoder"),
+    ("text_encoder_3", "text encoder"),
+];
+
+impl Component {
+    /// Every component that a model can have.
+    pub const ALL: [Self; COMPONENTS.len()] = {
+        let mut all = [Self(""); COMPONENTS.len()];
+        let mut i = 0;
+        while i < all.len() {
+            all[i] = Self(COMPONENTS[i].0);
+            i += 1;
         }
+        all
+    };
+    /// The denoiser.
+    pub const UNET: Self = Self("unet");
+    /// The autoencoder.
+    pub const VAE: Self = Self("vae");
+
+    /// The text encoder of this index in [`ModelSpec::text_encoders`].
+    pub fn text_encoder(index: usize) -> Self {
+        Self(COMPONENTS.iter().filter(|(name, _)| name.starts_with("text_encoder")).nth(index).map_or("", |(name, _)| name))
+    }
+
+    /// The name of its folder.
+    pub fn name(self) -> &'static str {
+        self.0
+    }
+
+    /// What people call it.
+    pub fn title(self) -> &'static str {
+        COMPONENTS.iter().find(|(name, _)| *name == self.0).map_or("network", |(_, title)| title)
+    }
+
+    /// Whether it reads the prompt.
+    pub fn is_text(self) -> bool {
+        self.0.starts_with("text_encoder")
+    }
+
+    /// Its place among all components that a model can have.
+    pub fn position(self) -> usize {
+        COMPONENTS.iter().position(|(name, _)| *name == self.0).unwrap_or(COMPONENTS.len())
     }
 }
 

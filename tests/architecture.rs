@@ -15,19 +15,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
-    ("batch", &["Error", "Result", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
-    ("bench", &["Error", "Result", "device", "ops", "pipeline", "request", "sampling", "spec", "weights"]),
+    ("batch", &["Error", "Result", "adapter", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
+    ("bench", &["Error", "Result", "device", "family", "ops", "pipeline", "request", "sampling", "spec", "weights"]),
     (
         "pipeline",
         &[
             "Error",
             "Result",
             "device",
+            "adapter",
             "extension",
+            "family::time_ids",
             "guidance",
             "image::to_rgb",
             "models",
             "noise",
+            "prompt",
             "request",
             "sampling",
             "spec",
@@ -36,10 +39,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("prompt", &["Error", "Result"]),
-    ("hub", &["Error", "Result", "weights"]),
-    ("weights", &["Error", "Result", "disk", "sampling", "spec"]),
+    ("hub", &["Error", "Result", "family", "weights"]),
+    ("weights", &["Error", "Result", "disk", "error", "family", "sampling", "spec"]),
+    ("adapter", &["Error", "Result", "error", "family", "spec", "text::LearnedWord", "weights"]),
+    ("survey", &["Error", "Result", "adapter", "family", "spec", "weights"]),
+    ("family", &["Error", "Result", "error", "sampling", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),
-    ("text", &["Error", "Result", "models", "spec", "weights::TensorSource"]),
+    ("text", &["Error", "Result", "models", "prompt", "spec", "weights::TensorSource"]),
     ("sampling", &["Error", "Result"]),
     ("guidance", &["Error", "Result", "sampling"]),
     ("extension", &["Error", "Result", "models", "sampling"]),
@@ -63,7 +69,11 @@ const CONFINED: &[(&[&str], &[&str], &str)] = &[
         &["device", "ops"],
         "which backend and which processor is decided below `ops` and in `device`",
     ),
-    (&["Family::"], &["spec", "weights"], "a family is matched in `spec` and where it is detected; others read the spec's fields"),
+    (
+        &["SD1", "SD2", "SDXL", "SDXL_REFINER"],
+        &["family", "weights", "adapter"],
+        "what a family is is its row in `family`; others read the spec's fields",
+    ),
 ];
 
 /// Lines of a file, its tests apart.
@@ -333,7 +343,7 @@ fn what_breaks_a_rule_is_found() {
         ("models/a.rs", "#[cfg(feature = \"cuda\")]\nfn f() {}", "cuda"),
         ("models/a.rs", "fn f() { if is_x86_feature_detected!(\"avx2\") {} }", "feature_detected"),
         ("noise.rs", "#[target_feature(enable = \"fma\")]\nfn f() {}", "target_feature"),
-        ("pipeline/a.rs", "fn f(x: Family) -> bool { x == Family::Sdxl }", "Family::"),
+        ("pipeline/a.rs", "fn f(x: Family) -> bool { x == SDXL }", "SDXL"),
         ("cli/utils.rs", "", "name it"),
         ("rest.rs", "", "no row"),
     ] {

@@ -4,7 +4,8 @@
 
 mod weights_models;
 
-use sd_gen::weights::{Change, Kind, Survey};
+use sd_gen::adapter::Change;
+use sd_gen::survey::{Kind, Survey};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -139,7 +140,7 @@ fn loras_of_every_kind_are_named() {
         (renamed(&ends, &[".hada_w1_b", ".hada_w1_a"]), Change::LoHa, "LyCORIS LoHa (kohya keys) for Stable Diffusion 1.x"),
         (renamed(&ends, &[".lokr_w2_b", ".lokr_w1"]), Change::LoKr, "LyCORIS LoKr (kohya keys)"),
         (renamed(&ends, &[".oft_blocks", ".rescale"]), Change::Oft, "LyCORIS OFT (kohya keys)"),
-        (renamed(&ends, &[".a1.weight", ".b1.weight"]), Change::GLora, "LyCORIS GLoRA (kohya keys)"),
+        (renamed(&ends, &[".a1.weight", ".b1.weight"]), Change::GLora, "LyCORIS GLoRA (kohya keys) for Stable Diffusion 1.x"),
         (
             kohya("lora_unet_double_blocks_0_img_attn_qkv", 3072, &[]),
             Change::Lora,

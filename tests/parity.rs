@@ -103,13 +103,13 @@ impl Model {
     }
 
     fn text_encoder(&self, i: usize, dtype: DType) -> TextEncoder {
-        let source = self.checkpoint.component(Component::TextEncoder(i));
+        let source = self.checkpoint.component(Component::text_encoder(i));
         let spec = &self.checkpoint.spec().text_encoders[i];
         TextEncoder::load(&Scope::root(&source, dtype, test_device()), spec, self.tokenizer(i)).expect("a text encoder")
     }
 
     fn unet(&self, dtype: DType) -> UNet2DCondition {
-        let source = self.checkpoint.component(Component::UNet);
+        let source = self.checkpoint.component(Component::UNET);
         UNet2DCondition::load(&Scope::root(&source, dtype, test_device()), &self.checkpoint.spec().unet).expect("a UNet")
     }
 
@@ -132,12 +132,12 @@ impl Model {
     }
 
     fn decoder(&self, dtype: DType) -> AutoencoderKLDecoder {
-        let source = self.checkpoint.component(Component::Vae);
+        let source = self.checkpoint.component(Component::VAE);
         AutoencoderKLDecoder::load(&Scope::root(&source, dtype, test_device()), &self.checkpoint.spec().vae).expect("a decoder")
     }
 
     fn encoder(&self, dtype: DType) -> AutoencoderKLEncoder {
-        let source = self.checkpoint.component(Component::Vae);
+        let source = self.checkpoint.component(Component::VAE);
         AutoencoderKLEncoder::load(&Scope::root(&source, dtype, test_device()), &self.checkpoint.spec().vae).expect("an encoder")
     }
 

@@ -218,7 +218,7 @@ fn models_that_do_not_fit_together_are_refused() {
 fn what_is_missing_or_misshapen_inside_a_network_is_named_when_it_is_loaded() {
     let load = |bytes: Vec<u8>, name: &str, shape: &[usize]| {
         let model = Checkpoint::from_bytes("file.safetensors", bytes).unwrap();
-        let error = model.component(Component::UNet).tensor(name, shape, DType::F32, &Device::Cpu).unwrap_err();
+        let error = model.component(Component::UNET).tensor(name, shape, DType::F32, &Device::Cpu).unwrap_err();
         assert_eq!(error.exit_code(), 3);
         error.to_string()
     };
@@ -231,9 +231,9 @@ fn what_is_missing_or_misshapen_inside_a_network_is_named_when_it_is_loaded() {
         assert!(error.contains(word), "{error}");
     }
     let model = Checkpoint::from_bytes("file.safetensors", file(&original(&sd1()), &[])).unwrap();
-    assert!(model.component(Component::UNet).tensor("conv_in.weight", &[32, 4, 3, 3], DType::U8, &Device::Cpu).is_err());
-    assert!(model.component(Component::TextEncoder(7)).tensor("x", &[1], DType::F32, &Device::Cpu).is_err());
-    assert_eq!(model.component(Component::TextEncoder(7)).shape("x"), None);
+    assert!(model.component(Component::UNET).tensor("conv_in.weight", &[32, 4, 3, 3], DType::U8, &Device::Cpu).is_err());
+    assert!(model.component(Component::text_encoder(7)).tensor("x", &[1], DType::F32, &Device::Cpu).is_err());
+    assert_eq!(model.component(Component::text_encoder(7)).shape("x"), None);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn integer_weights_are_refused_by_name() {
     let start = bytes.windows(entry.len()).position(|window| window == entry).unwrap() + entry.len();
     bytes[start..start + 3].copy_from_slice(b"I16");
     let model = Checkpoint::from_bytes("file.safetensors", bytes).unwrap();
-    let error = model.component(Component::UNet).tensor("conv_out.bias", &[4], DType::F32, &Device::Cpu).unwrap_err().to_string();
+    let error = model.component(Component::UNET).tensor("conv_out.bias", &[4], DType::F32, &Device::Cpu).unwrap_err().to_string();
     assert!(error.contains("out.2.bias") && error.contains("I16"), "{error}");
 }
 
@@ -459,7 +459,7 @@ fn a_truncated_file_is_refused_wherever_it_ends() {
 fn exercise(bytes: Vec<u8>) {
     let Ok(model) = Checkpoint::from_bytes("any", bytes) else { return };
     let _ = (model.unknown(), model.unused());
-    for component in [Component::UNet, Component::Vae, Component::TextEncoder(0), Component::TextEncoder(1)] {
+    for component in [Component::UNET, Component::VAE, Component::text_encoder(0), Component::text_encoder(1)] {
         let source = model.component(component);
         for name in ["conv_in.weight", "decoder.conv_in.weight", "text_model.final_layer_norm.weight", "text_projection.weight"] {
             if let Some(shape) = source.shape(name) {

@@ -6,6 +6,7 @@ mod weights_models;
 
 use candle_core::{DType, Device};
 use safetensors::SafeTensors;
+use sd_gen::family::{SD1, SD2, SDXL, SDXL_REFINER};
 use sd_gen::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, ClipTextModel, Scope, UNet2DCondition};
 use sd_gen::spec::{Activation, Family, ModelSpec};
 use sd_gen::weights::{Checkpoint, Component, Layout, OpenOptions, TensorSource, TokenizerFiles, convert, convert_observed};
@@ -38,12 +39,12 @@ fn stored_in(folder: &Path) -> Stored {
 /// Loads all networks with the program's own models, which checks every shape.
 fn load_everything(model: &Checkpoint) {
     let spec = model.spec();
-    let (unet, vae) = (model.component(Component::UNet), model.component(Component::Vae));
+    let (unet, vae) = (model.component(Component::UNET), model.component(Component::VAE));
     UNet2DCondition::load(&Scope::root(&unet, DType::F32, &Device::Cpu), &spec.unet).unwrap();
     AutoencoderKLEncoder::load(&Scope::root(&vae, DType::F32, &Device::Cpu), &spec.vae).unwrap();
     AutoencoderKLDecoder::load(&Scope::root(&vae, DType::F32, &Device::Cpu), &spec.vae).unwrap();
     for (i, text) in spec.text_encoders.iter().enumerate() {
-        let source = model.component(Component::TextEncoder(i));
+        let source = model.component(Component::text_encoder(i));
         ClipTextModel::load(&Scope::root(&source, DType::F32, &Device::Cpu), &text.clip).unwrap();
     }
 }
@@ -67,8 +68,7 @@ fn evidence(model: &Checkpoint, part: &str) -> bool {
     model.spec().evidence.iter().any(|sentence| sentence.contains(part))
 }
 
-const FAMILIES: [(Family, fn() -> Plan); 4] =
-    [(Family::Sd1, sd1), (Family::Sd2, sd2), (Family::Sdxl, sdxl), (Family::SdxlRefiner, refiner)];
+const FAMILIES: [(Family, fn() -> Plan); 4] = [(SD1, sd1), (SD2, sd2), (SDXL, sdxl), (SDXL_REFINER, refiner)];
 
 #[test]
 fn every_family_is_recognised_and_every_key_of_it_is_used() {
@@ -175,7 +175,7 @@ fn a_turbo_file_has_sd2_behind_xl_prefixes() {
     let mut plan = sd2();
     plan.text[0].prefix = "conditioner.embedders.0.model.";
     let model = open(&plan, &[]);
-    assert_eq!(model.spec().family, Family::Sd2);
+    assert_eq!(model.spec().family, SD2);
     load_everything(&model);
     assert_eq!(model.unused(), Vec::<String>::new());
 }
@@ -267,7 +267,7 @@ fn no_bit_is_lost_between_the_layouts() {
             assert!(before[key] == *tensor, "{family:?} {key}");
         }
         let lost: Vec<&String> = before.keys().filter(|key| !after.contains_key(*key)).collect();
-        if family == Family::Sd2 {
+        if family == SD2 {
             // diffusers has no use for the last layer and the projection.
             assert!(lost.iter().all(|key| key.contains("resblocks.2") || key.ends_with("text_projection") || key.ends_with("logit_scale")));
             assert!(report.notes.iter().any(|note| note.contains("layers were left out")));
@@ -282,7 +282,7 @@ fn no_bit_is_lost_between_the_layouts() {
         let bare = Checkpoint::from_bytes("bare", file(&shapes, &metadata)).unwrap();
         let text = |model: &Checkpoint| model.spec().text_encoders.clone();
         assert_eq!((bare.spec().unet.clone(), &bare.spec().vae), (first.spec().unet.clone(), &first.spec().vae));
-        assert_eq!(text(&bare), text(if family == Family::Sd2 { &second } else { &first }));
+        assert_eq!(text(&bare), text(if family == SD2 { &second } else { &first }));
     }
 }
 
@@ -317,7 +317,7 @@ fn a_conversion_never_overwrites_and_leaves_nothing_behind() {
     // Whoever takes the name meanwhile keeps it.
     for (layout, name) in [(Layout::Original, "c.safetensors"), (Layout::Diffusers, "c")] {
         let to = dir.path().join(name);
-        let taken = convert_observed(&model, &to, layout, None, &[], &mut |_| {
+        let taken = convert_observed(&model, &to, layout, None, &[], None, &mut |_| {
             std::fs::write(&to, "theirs").unwrap();
             Ok(())
         });
@@ -421,7 +421,7 @@ fn full_precision_is_taken_unless_a_variant_is_asked_for() {
     std::fs::rename(folder.join(format!("unet/{name}.safetensors")), folder.join(format!("unet/{name}.fp16.safetensors"))).unwrap();
     let file_of = |options: &OpenOptions| {
         let model = Checkpoint::open_with(&folder, options).unwrap();
-        let error = model.component(Component::UNet).tensor("none", &[1], DType::F32, &Device::Cpu).unwrap_err();
+        let error = model.component(Component::UNET).tensor("none", &[1], DType::F32, &Device::Cpu).unwrap_err();
         error.to_string()
     };
     assert!(file_of(&OpenOptions::default()).contains("fp16"));
@@ -436,7 +436,7 @@ fn stored_types_become_the_type_that_is_asked_for() {
     let model = open(&sd1(), &[]);
     let name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
     let read = |model: &Checkpoint, dtype| {
-        let tensor = model.component(Component::UNet).tensor(name, &[32, 768], dtype, &Device::Cpu).unwrap();
+        let tensor = model.component(Component::UNET).tensor(name, &[32, 768], dtype, &Device::Cpu).unwrap();
         assert_eq!(tensor.dtype(), dtype);
         tensor.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap()
     };
@@ -599,7 +599,7 @@ fn a_folders_index_and_configurations_are_obeyed() {
     assert_eq!(spec().text_encoders[0].pad_token, "x");
     // Without an index the folder says enough.
     std::fs::remove_file(root.join("model_index.json")).unwrap();
-    assert_eq!(spec().family, Family::Sdxl);
+    assert_eq!(spec().family, SDXL);
     edit(&root.join("text_encoder_2/config.json"), "architectures", Some(serde_json::json!(["CLIPTextModel"])));
     assert!(Checkpoint::open(&root).unwrap_err().to_string().contains("text_projection"));
 }

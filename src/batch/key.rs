@@ -135,7 +135,6 @@ mod tests {
     use crate::noise::Rng;
     use crate::request::RequestDraft;
     use crate::sampling::{PredictionType, SigmaSchedule, TimestepSpacing};
-    use crate::spec::ModelSpec;
     use candle_core::DType;
 
     fn generator() -> GeneratedBy {
@@ -149,7 +148,7 @@ mod tests {
     fn request(change: impl FnOnce(&mut RequestDraft)) -> GenerationRequest {
         let mut draft = draft();
         change(&mut draft);
-        draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap()
+        draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap()
     }
 
     #[test]

@@ -111,13 +111,12 @@ impl FromStr for Shard {
 pub(super) mod tests {
     use super::*;
     use crate::request::RequestDraft;
-    use crate::spec::ModelSpec;
     use candle_core::DType;
 
     pub(in super::super) fn job(id: usize, model: usize, change: impl FnOnce(&mut RequestDraft)) -> Job {
         let mut draft = RequestDraft { prompt: "a cat".into(), ..RequestDraft::default() };
         change(&mut draft);
-        let request = draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap();
+        let request = draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap();
         let generator = GeneratedBy { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32 };
         let key = Key::of(&model.to_string(), &generator, &request, draft.seed).unwrap();
         let seed = draft.seed;

@@ -1,6 +1,7 @@
 //! Encoded texts, kept while their model is loaded: equal prompts are encoded once, and so is the negative prompt of a thousand.
 
 use crate::Result;
+use crate::adapter::AdapterSet;
 use crate::pipeline::{Conditioning, EncodedText, Observer, Pipeline, Stage, prompt_texts};
 use crate::request::GenerationRequest;
 use std::collections::{HashMap, VecDeque};
@@ -43,7 +44,7 @@ impl Texts {
                 observer.stage(Stage::EncodePrompt)?;
                 said = true;
             }
-            let new = Arc::new(pipeline.encode_text(&text, observer)?);
+            let new = Arc::new(pipeline.encode_text(&text, &AdapterSet::default(), observer)?);
             self.bytes += new.bytes();
             encoded.push(new.clone());
             self.known.insert(key.clone(), new);

@@ -109,11 +109,10 @@ fn transformer(spec: &UNetSpec, pixels: usize, channels: usize, depth: usize, to
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::ModelSpec;
 
     #[test]
     fn the_counts_are_those_of_the_reference_measurements() {
-        let spec = |name| ModelSpec::well_known(name).unwrap_or_else(|| unreachable!("{name} is well known"));
+        let spec = |name| crate::family::well_known(name).unwrap_or_else(|| unreachable!("{name} is well known"));
         let (sd15, sdxl) = (spec("sd15"), spec("sdxl"));
         let counts = [
             (2.0 * unet_row(&sd15.unet, 64, 64, 77), 1.607e12),

@@ -40,11 +40,7 @@ impl ModelSource for RandomModel {
     }
 
     fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_> {
-        let seed = match component {
-            Component::UNet => 1,
-            Component::Vae => 2,
-            Component::TextEncoder(i) => 3 + i as u64,
-        };
+        let seed = component.position() as u64 + 1;
         Box::new(RandomTensors { seed: mix(self.seed ^ mix(seed)) })
     }
 }
@@ -122,13 +118,14 @@ fn mix(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family;
     use crate::pipeline::{BatchItem, Observer, Pipeline, Silent, Stage};
     use crate::request::RequestDraft;
     use crate::spec::UNetLevel;
 
     /// A family's model made small enough for a test: narrow, and shallow.
     fn tiny(name: &str) -> Option<ModelSpec> {
-        let mut spec = ModelSpec::well_known(name)?;
+        let mut spec = family::well_known(name)?;
         let narrow = |level: &mut UNetLevel| {
             level.channels /= 10;
             level.heads = 4;
@@ -156,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_family_generates_finite_images_and_the_same_ones_again() -> Result<()> {
-        for name in ModelSpec::WELL_KNOWN {
+        for name in family::well_known_names() {
             let spec = tiny(name).ok_or_else(|| Error::Input(name.to_owned()))?;
             let generate = |seed| {
                 let model = RandomModel::new(name, spec.clone(), seed);
@@ -203,7 +200,7 @@ mod tests {
     #[test]
     fn weights_have_the_size_that_keeps_what_goes_through_them() -> Result<()> {
         let tensors = RandomModel::new("x", sd15()?, 0);
-        let tensors = tensors.tensors(Component::UNet);
+        let tensors = tensors.tensors(Component::UNET);
         let values = tensors.tensor("a.weight", &[64, 32, 3, 3], DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
         let variance = values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32 * (32.0 * 9.0);
         assert!((variance - 1.0).abs() < 0.05, "{variance}");
@@ -213,6 +210,6 @@ mod tests {
     }
 
     fn sd15() -> Result<ModelSpec> {
-        ModelSpec::well_known("sd15").ok_or_else(|| Error::Input("sd15".to_owned()))
+        family::well_known("sd15").ok_or_else(|| Error::Input("sd15".to_owned()))
     }
 }

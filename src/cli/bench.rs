@@ -12,9 +12,9 @@ use crate::bench::{
 };
 use crate::device::{DTypeChoice, DeviceChoice, open};
 use crate::disk::write_whole;
+use crate::family;
 use crate::ops::cuda_profile;
 use crate::pipeline::Observer;
-use crate::spec::ModelSpec;
 use crate::weights::{Checkpoint, ModelSource};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -42,7 +42,7 @@ pub(super) struct BenchArgs {
     #[arg(short, long, visible_alias = "model", value_name = "WHAT,…", value_delimiter = ',', help_heading = "What to measure")]
     models: Vec<String>,
     /// Full-size models with random weights, no file needed; their "load" is the making of the weights
-    #[arg(long, value_name = "FAMILY,…", value_delimiter = ',', value_parser = ModelSpec::WELL_KNOWN, help_heading = "What to measure")]
+    #[arg(long, value_name = "FAMILY,…", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(family::well_known_names()), help_heading = "What to measure")]
     random: Vec<String>,
     /// Where models are looked for by name [default: ./models]
     #[arg(long, value_name = "DIR", help_heading = "What to measure")]
@@ -178,7 +178,7 @@ impl BenchArgs {
             let open = {
                 let name = name.clone();
                 move || -> Result<Box<dyn ModelSource>> {
-                    let spec = ModelSpec::well_known(family).ok_or_else(|| Error::Input(format!("--random {family}: not known")))?;
+                    let spec = family::well_known(family).ok_or_else(|| Error::Input(format!("--random {family}: not known")))?;
                     Ok(Box::new(RandomModel::new(name.clone(), spec, WEIGHTS_SEED)))
                 }
             };

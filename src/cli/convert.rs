@@ -40,7 +40,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let tokenizers: Vec<_> = folders.into_iter().filter_map(|(folder, encoder)| Some((folder, tokenizer(encoder?)))).collect();
     listen_for_cancellation()?;
     let mut progress = Progress::new(ProgressStyle::Auto, false);
-    let report = convert_observed(&from, &args.to, layout, args.dtype, &tokenizers, &mut |bytes| {
+    let report = convert_observed(&from, &args.to, layout, args.dtype, &tokenizers, None, &mut |bytes| {
         progress.bytes("writing", bytes, None);
         if cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     });

@@ -5,8 +5,10 @@ use super::args::PromptSyntax;
 use super::progress::Progress;
 use super::show::{bytes, count, facts, harmless, several};
 use super::{answer, cancelled, listen_for_cancellation, model, screen};
+use crate::adapter::{AdapterFit, Change};
 use crate::metadata::{self, Command, Field, Image};
-use crate::weights::{AdapterFit, Checkpoint, HashCache, Hashes, Kind, Survey, trained_words};
+use crate::survey::{ComponentSummary, Kind, Survey};
+use crate::weights::{Checkpoint, HashCache, Hashes, trained_words};
 use crate::{Error, Result};
 use clap::{Args, ValueEnum};
 use etcetera::BaseStrategy;
@@ -184,7 +186,7 @@ fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Adap
     if let Some((prediction, why)) = &survey.prediction {
         add("predicts", vec![format!("{prediction} ({})", why.trim_end_matches('.'))]);
     }
-    let stored = |component: &crate::weights::ComponentSummary| {
+    let stored = |component: &ComponentSummary| {
         let types: Vec<String> =
             component.stored.iter().map(|row| format!("{} {} {}", several(row.tensors, "tensor"), row.dtype, bytes(row.bytes))).collect();
         format!("{}: {} parameters, {}", component.title, count(component.parameters()), types.join(", "))
@@ -306,7 +308,7 @@ fn weights_json(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Adap
         }
     };
     if let Some(adapter) = &survey.adapter {
-        let changes: Vec<&str> = adapter.changes().into_iter().map(crate::weights::Change::name).collect();
+        let changes: Vec<&str> = adapter.changes().into_iter().map(Change::name).collect();
         let sites: serde_json::Map<String, Value> = adapter.sites().into_iter().map(|(site, layers)| (site, layers.into())).collect();
         add(
             "lora",

@@ -3,7 +3,8 @@
 use super::inspect::{hash, hash_cache};
 use super::show::{bytes, columns, harmless};
 use super::{answer, listen_for_cancellation, model};
-use crate::weights::{CatalogKind, Found, Hashes, Kind, Survey, find_models, is_model_folder};
+use crate::survey::{Kind, Survey};
+use crate::weights::{CatalogKind, Found, Hashes, find_models, is_model_folder};
 use crate::{Error, Result};
 use clap::Args;
 use rayon::prelude::*;

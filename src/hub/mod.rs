@@ -37,7 +37,8 @@ pub use id::HubId;
 pub use settings::{Settings, Token};
 
 #[cfg(feature = "hub")]
-use crate::weights::{Folder, describe, texts};
+use crate::family::{describe, texts};
+use crate::weights::Folder;
 use crate::{Error, Result};
 #[cfg(feature = "hub")]
 use client::{Client, Failure, Listed};
@@ -209,10 +210,12 @@ fn gather(
         need(text)?;
     }
     let folder = Folder::Disk(snapshot.clone());
-    let mut networks = vec!["unet", "vae"];
-    networks.extend(describe(&folder)?.text_folders);
+    let networks = describe(&folder)?.networks;
     // All are chosen before one is fetched: it would be for nothing where another has only a pickle.
-    let chosen = networks.iter().map(|dir| Ok((*dir, selection::weights(id, files, dir, prefer)?))).collect::<Result<Vec<_>>>()?;
+    let chosen = networks
+        .iter()
+        .map(|network| Ok((network.folder, selection::weights(id, files, network.folder, prefer)?)))
+        .collect::<Result<Vec<_>>>()?;
     for (dir, path) in chosen {
         need(&path)?;
         if path.ends_with(".json") {

@@ -4,7 +4,7 @@ use super::Scope;
 use crate::Result;
 use crate::ops::{Epilogue, LayerNorm, Linear, attention, gelu, quick_gelu};
 use crate::spec::{Activation, ClipTextSpec};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 #[derive(Debug)]
 struct EncoderLayer {
@@ -64,6 +64,8 @@ pub struct ClipTextModel {
     spec: ClipTextSpec,
     token_embedding: Tensor,
     position_embedding: Tensor,
+    /// Vectors of words that were learned later; their ids follow the vocabulary's.
+    learned: Option<Tensor>,
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
@@ -76,17 +78,52 @@ impl ClipTextModel {
     /// A tensor is missing or has another shape.
     pub fn load(root: &Scope<'_>, spec: &ClipTextSpec) -> Result<Self> {
         let scope = root.at("text_model");
-        let embedding = |name: &str, rows| scope.at("embeddings").at(name).tensor("weight", &[rows, spec.hidden_size]);
+        let embedding = |name: &str, rows| scope.at("embeddings").at(name).table(rows, spec.hidden_size);
         let layers = (0..spec.layers).map(|i| EncoderLayer::load(&scope.at("encoder.layers").at(i), spec));
         let projection = spec.projection_dim.map(|output| root.at("text_projection").linear_without_bias(spec.hidden_size, output));
         Ok(Self {
             token_embedding: embedding("token_embedding", spec.vocab_size)?,
             position_embedding: embedding("position_embedding", spec.max_positions)?,
+            learned: None,
             layers: layers.collect::<Result<_>>()?,
             final_layer_norm: scope.at("final_layer_norm").layer_norm(spec.hidden_size, spec.layer_norm_eps)?,
             text_projection: projection.transpose()?,
             spec: spec.clone(),
         })
+    }
+
+    /// Learns vectors beside the vocabulary's, `(vectors, width)`, and gives their ids.
+    ///
+    /// # Errors
+    /// They are of another width.
+    pub fn learn(&mut self, vectors: &Tensor) -> Result<Vec<u32>> {
+        let (count, _) = vectors.dims2()?;
+        let vectors = vectors.to_dtype(self.token_embedding.dtype())?.to_device(self.token_embedding.device())?;
+        let known = self.learned.as_ref().map_or(Ok(0), |learned| learned.dim(0))?;
+        self.learned = Some(match self.learned.take() {
+            Some(learned) => Tensor::cat(&[&learned, &vectors], 0)?,
+            None => vectors,
+        });
+        let first = (self.spec.vocab_size + known) as u32;
+        Ok((first..first + count as u32).collect())
+    }
+
+    /// The vectors of tokens, `(tokens, width)`.
+    fn embed(&self, ids: &[u32], device: &Device) -> Result<Tensor> {
+        let vocabulary = self.spec.vocab_size as u32;
+        let known = |table: &Tensor, ids: &[u32], first: u32| -> Result<Tensor> {
+            let rows: Vec<u32> = ids.iter().map(|id| id - first).collect();
+            Ok(table.index_select(&Tensor::new(rows, device)?, 0)?)
+        };
+        let Some(learned) = self.learned.as_ref().filter(|_| ids.iter().any(|id| *id >= vocabulary)) else {
+            return known(&self.token_embedding, ids, 0);
+        };
+        let runs = ids.chunk_by(|one, next| (*one >= vocabulary) == (*next >= vocabulary));
+        let parts = runs.map(|run| match run.first() {
+            Some(id) if *id >= vocabulary => known(learned, run, vocabulary),
+            _ => known(&self.token_embedding, run, 0),
+        });
+        Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// Encodes token rows of equal length.
@@ -97,7 +134,7 @@ impl ClipTextModel {
         let device = self.token_embedding.device();
         let tokens = ids.first().map_or(0, Vec::len);
         let flat: Vec<u32> = ids.iter().flatten().copied().collect();
-        let embedded = self.token_embedding.index_select(&Tensor::new(flat, device)?, 0)?;
+        let embedded = self.embed(&flat, device)?;
         let embedded = embedded.reshape((ids.len(), tokens, self.spec.hidden_size))?;
         let mut x = embedded.broadcast_add(&self.position_embedding.narrow(0, 0, tokens)?)?;
         let taken = self.layers.len().saturating_sub(skip_layers);
@@ -128,7 +165,11 @@ impl ClipTextModel {
 
     fn end_of_text(&self, row: &[u32]) -> usize {
         // Configurations from before transformers 4.24 say 2 and mean the largest id of the vocabulary.
-        let wanted = if self.spec.eos_token_id == 2 { row.iter().copied().max().unwrap_or(0) } else { self.spec.eos_token_id };
+        let wanted = if self.spec.eos_token_id == 2 {
+            row.iter().copied().filter(|id| (*id as usize) < self.spec.vocab_size).max().unwrap_or(0)
+        } else {
+            self.spec.eos_token_id
+        };
         row.iter().position(|&id| id == wanted).unwrap_or(0)
     }
 

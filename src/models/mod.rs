@@ -7,6 +7,7 @@ mod autoencoder_tiny;
 mod call;
 mod clip_text_model;
 mod embeddings;
+mod layer_store;
 mod resnet;
 mod transformer_2d;
 mod unet_2d_condition;
@@ -16,12 +17,14 @@ pub use autoencoder_tiny::AutoencoderTinyDecoder;
 pub use call::{AttentionSite, Backbone, ModelCall, ModelOutput, Patch, Residuals};
 pub use clip_text_model::{ClipTextModel, ClipTextOutput};
 pub use embeddings::sinusoidal_embedding;
+pub use layer_store::LayerStore;
 pub use unet_2d_condition::UNet2DCondition;
 
 use crate::Result;
-use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, Padding, UpsamplingConv2d, Weight};
+use crate::ops::{Conv2d, GraphCache, GroupNorm, LayerNorm, Linear, Padding, UpsamplingConv2d, Weight};
 use crate::weights::TensorSource;
 use candle_core::{DType, Device, Tensor};
+use layer_store::Stored;
 
 /// A place in a network's tree of names, and how its tensors are wanted.
 #[derive(Clone)]
@@ -30,12 +33,36 @@ pub struct Scope<'a> {
     prefix: String,
     dtype: DType,
     device: &'a Device,
+    layers: Option<&'a LayerStore>,
 }
 
 impl<'a> Scope<'a> {
     /// The root of a network.
     pub fn root(source: &'a dyn TensorSource, dtype: DType, device: &'a Device) -> Self {
-        Self { source, prefix: String::new(), dtype, device }
+        Self { source, prefix: String::new(), dtype, device, layers: None }
+    }
+
+    /// The same place, whose layers are kept in `layers`, and taken from there where they are there.
+    pub fn with_layers(self, layers: &'a LayerStore) -> Self {
+        Self { layers: Some(layers), ..self }
+    }
+
+    /// What is kept of a network's calls, on the device of the layers that are there already.
+    fn graph_cache(&self) -> Result<GraphCache> {
+        let kept = self.layers.and_then(LayerStore::take_graph_cache);
+        kept.map_or_else(|| Ok(GraphCache::new(self.device)?), Ok)
+    }
+
+    /// The layer of this place: the one that is there, or the one that `make` makes.
+    fn layer<T: Stored>(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(layers) = self.layers else { return make() };
+        let name = self.prefix.trim_end_matches('.');
+        if let Some(layer) = layers.get(name) {
+            return Ok(layer);
+        }
+        let layer = make()?;
+        layers.put(name, layer.clone());
+        Ok(layer)
     }
 
     /// The same place, for tensors on another device.
@@ -70,40 +97,53 @@ impl<'a> Scope<'a> {
         make(self.source.tensor(&name, shape, self.dtype, self.device)?.into())
     }
 
+    /// The bias that an adapter adds to a layer that has none.
+    fn added_bias(&self, output: usize) -> Result<Option<Tensor>> {
+        self.source.adds(&format!("{}bias", self.prefix)).then(|| self.tensor("bias", &[output])).transpose()
+    }
+
+    /// Rows of numbers that are looked up.
+    fn table(&self, rows: usize, width: usize) -> Result<Tensor> {
+        self.layer(|| self.tensor("weight", &[rows, width]))
+    }
+
     fn linear(&self, input: usize, output: usize) -> Result<Linear> {
-        self.weight("weight", &[output, input], |weight| Ok(Linear::new(weight, Some(self.tensor("bias", &[output])?))?))
+        let make = |weight: Weight<'_>| Ok(Linear::new(weight, Some(self.tensor("bias", &[output])?))?);
+        self.layer(|| self.weight("weight", &[output, input], make))
     }
 
     fn linear_without_bias(&self, input: usize, output: usize) -> Result<Linear> {
-        self.weight("weight", &[output, input], |weight| Ok(Linear::new(weight, None)?))
+        let make = |weight: Weight<'_>| Ok(Linear::new(weight, self.added_bias(output)?)?);
+        self.layer(|| self.weight("weight", &[output, input], make))
     }
 
     /// A 1×1 convolution, which on channels-last data is a linear layer.
     fn pointwise(&self, input: usize, output: usize) -> Result<Linear> {
-        self.weight("weight", &[output, input, 1, 1], |weight| {
-            Ok(Linear::new(weight.reshape(&[output, input])?, Some(self.tensor("bias", &[output])?))?)
-        })
+        let make = |weight: Weight<'_>| Ok(Linear::new(weight.reshape(&[output, input])?, Some(self.tensor("bias", &[output])?))?);
+        self.layer(|| self.weight("weight", &[output, input, 1, 1], make))
     }
 
     fn conv3x3(&self, input: usize, output: usize, stride: usize, padding: Padding) -> Result<Conv2d> {
-        self.weight("weight", &[output, input, 3, 3], |weight| {
-            Ok(Conv2d::new(weight, Some(self.tensor("bias", &[output])?), stride, padding)?)
-        })
+        let make = |weight: Weight<'_>| Ok(Conv2d::new(weight, Some(self.tensor("bias", &[output])?), stride, padding)?);
+        self.layer(|| self.weight("weight", &[output, input, 3, 3], make))
     }
 
     fn upsampling_conv3x3(&self, input: usize, output: usize) -> Result<UpsamplingConv2d> {
-        self.weight("weight", &[output, input, 3, 3], |weight| Ok(UpsamplingConv2d::new(weight, Some(self.tensor("bias", &[output])?))?))
+        let make = |weight: Weight<'_>| Ok(UpsamplingConv2d::new(weight, Some(self.tensor("bias", &[output])?))?);
+        self.layer(|| self.weight("weight", &[output, input, 3, 3], make))
     }
 
     fn conv3x3_without_bias(&self, input: usize, output: usize, stride: usize, padding: Padding) -> Result<Conv2d> {
-        Ok(Conv2d::new(self.tensor("weight", &[output, input, 3, 3])?, None, stride, padding)?)
+        self.layer(|| Ok(Conv2d::new(self.tensor("weight", &[output, input, 3, 3])?, self.added_bias(output)?, stride, padding)?))
     }
 
     fn group_norm(&self, channels: usize, groups: usize, eps: f64) -> Result<GroupNorm> {
-        Ok(GroupNorm::new(self.tensor("weight", &[channels])?, self.tensor("bias", &[channels])?, groups, eps)?)
+        let tensor = |name| self.tensor(name, &[channels]);
+        self.layer(|| Ok(GroupNorm::new(tensor("weight")?, tensor("bias")?, groups, eps)?))
     }
 
     fn layer_norm(&self, channels: usize, eps: f64) -> Result<LayerNorm> {
-        Ok(LayerNorm::new(self.tensor("weight", &[channels])?, self.tensor("bias", &[channels])?, eps)?)
+        let tensor = |name| self.tensor(name, &[channels]);
+        self.layer(|| Ok(LayerNorm::new(tensor("weight")?, tensor("bias")?, eps)?))
     }
 }

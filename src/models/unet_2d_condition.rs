@@ -1,10 +1,10 @@
 //! The denoiser: diffusers' `UNet2DConditionModel`.
 
-use super::Scope;
 use super::call::{Backbone, LayerInputs, ModelCall, ModelOutput};
 use super::embeddings::{TimestepEmbedding, sinusoidal_embedding};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D, activated};
 use super::transformer_2d::{Transformer2D, TransformerConfig};
+use super::{LayerStore, Scope};
 use crate::ops::{Conv2d, GraphCache, GroupNorm, NamedTensors, Padding, on_workers};
 use crate::spec::{UNetLevel, UNetSpec};
 use crate::{Error, Result};
@@ -68,7 +68,7 @@ impl UNet2DCondition {
     /// # Errors
     /// A tensor is missing or has another shape, or the spec contradicts itself.
     pub fn load(scope: &Scope<'_>, spec: &UNetSpec) -> Result<Self> {
-        let graph_cache = GraphCache::new(scope.device)?;
+        let graph_cache = scope.graph_cache()?;
         let scope = &scope.on(graph_cache.device());
         let first = spec.down.first().ok_or_else(|| Error::Model("the UNet has no levels".into()))?.channels;
         let deepest = spec.down.last().map_or(first, |level| level.channels);
@@ -152,6 +152,12 @@ impl UNet2DCondition {
             spec: spec.clone(),
             graph_cache,
         })
+    }
+
+    /// Drops the network but for the layers that `layers` has, and keeps the place where their weights are.
+    pub fn dismantle(self, layers: &LayerStore) {
+        let Self { graph_cache, .. } = self;
+        layers.keep_graph_cache(graph_cache);
     }
 
     /// The inputs of a call, by name. What is made of numbers on the host is made here: the rest is the same work for every call.

@@ -1,15 +1,17 @@
-//! The networks of a model: all on the device from the start, or only the one at work.
+//! The networks of a model: all on the device from the start, or only the one at work; each with the adapters of the image at work.
 
 use super::loading::read;
 use super::observer::Observer;
+use crate::adapter::{AdapterSet, Deltas, ModelWithDeltas};
 use crate::device;
-use crate::models::{AutoencoderKLDecoder, Scope, UNet2DCondition};
-use crate::spec::ModelSpec;
+use crate::models::{AutoencoderKLDecoder, LayerStore, Scope, UNet2DCondition};
+use crate::spec::{ModelSpec, TextEncoderSpec};
 use crate::text::{ClipTokenizer, TextEncoder};
-use crate::weights::{Component, ModelSource, TensorSource};
+use crate::weights::{Checkpoint, Component, ModelSource, TensorSource};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// A model that can be read again.
 pub type SharedModel = Arc<dyn ModelSource + Send + Sync>;
@@ -23,78 +25,102 @@ pub(super) struct Placement {
 }
 
 /// The networks.
-pub(super) enum Components {
-    /// All of them.
-    All { text_encoders: Vec<TextEncoder>, unet: Box<UNet2DCondition>, vae: Box<AutoencoderKLDecoder> },
-    /// One after the other; who works with one keeps the others waiting.
-    InTurn { model: SharedModel, place: Placement, loaded: Mutex<LoadedNetwork> },
+pub(super) struct Components {
+    place: Placement,
+    /// What networks are read from again; `None` where they were read from a model that is gone.
+    model: Option<SharedModel>,
+    /// Only one network is on the device; who works with it keeps the others waiting.
+    turn: Option<Mutex<()>>,
+    text_encoders: RwLock<Slot<Vec<AdaptedText>>>,
+    unet: RwLock<Slot<AdaptedUNet>>,
+    vae: RwLock<Slot<Box<AutoencoderKLDecoder>>>,
 }
 
-/// What is on the device.
-pub(super) enum LoadedNetwork {
-    Nothing,
-    TextEncoders(Vec<TextEncoder>),
-    UNet(Box<UNet2DCondition>),
-    Vae(Box<AutoencoderKLDecoder>),
+/// A place for a network.
+struct Slot<T> {
+    network: Option<T>,
+    /// [`AdapterSet::signature`] of what was made of it.
+    signature: String,
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self { network: None, signature: String::new() }
+    }
+}
+
+/// A network whose layers can be given other weights.
+struct AdaptedUNet {
+    /// Dropped before the network, which holds the place where the weights are.
+    layers: LayerStore,
+    changed: BTreeSet<String>,
+    network: Box<UNet2DCondition>,
+}
+
+/// The same of a text encoder.
+struct AdaptedText {
+    layers: LayerStore,
+    changed: BTreeSet<String>,
+    network: TextEncoder,
 }
 
 impl std::fmt::Debug for Components {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Components::All { .. } => "Components::All",
-            Components::InTurn { .. } => "Components::InTurn",
-        })
+        f.write_str(if self.turn.is_some() { "Components(in turn)" } else { "Components(all)" })
     }
-}
-
-/// Takes the network out of what is loaded, or loads it after the others were dropped.
-macro_rules! with {
-    ($components:expr, $observer:expr, $work:expr, $variant:ident, $all:ident, $load:ident) => {
-        match $components {
-            Components::All { $all, .. } => $work($all, $observer),
-            Components::InTurn { model, place, loaded } => {
-                let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
-                if !matches!(*loaded, LoadedNetwork::$variant(_)) {
-                    *loaded = LoadedNetwork::Nothing;
-                    device::release(&place.device);
-                    *loaded = LoadedNetwork::$variant($load(&**model, place, $observer)?);
-                }
-                match &*loaded {
-                    LoadedNetwork::$variant(network) => $work(network, $observer),
-                    _ => Err(Error::Image("a network that was loaded is gone".into())),
-                }
-            }
-        }
-    };
 }
 
 impl Components {
-    pub(super) fn all(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Self> {
-        Ok(Components::All {
-            text_encoders: load_text_encoders(model, place, observer)?,
-            unet: load_unet(model, place, observer)?,
-            vae: load_vae(model, place, observer)?,
-        })
+    /// All networks of `model`, which is read once; `again` is the same model where it can be read again.
+    pub(super) fn all(model: &dyn ModelSource, again: Option<SharedModel>, place: &Placement, observer: &mut dyn Observer) -> Result<Self> {
+        let components = Self::empty(again, place.clone(), None);
+        let none = AdapterSet::default();
+        let text_encoders = load_text_encoders(model, place, &none, None, observer)?;
+        let unet = load_unet(model, place, none.deltas(), None, observer)?;
+        let vae = load_vae(model, place, observer)?;
+        fill(&components.text_encoders, text_encoders);
+        fill(&components.unet, unet);
+        fill(&components.vae, vae);
+        Ok(components)
+    }
+
+    /// The model's files, where it can be read again.
+    pub(super) fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.model.as_ref()?.checkpoint()
     }
 
     pub(super) fn in_turn(model: SharedModel, place: Placement) -> Self {
-        Components::InTurn { model, place, loaded: Mutex::new(LoadedNetwork::Nothing) }
+        Self::empty(Some(model), place, Some(Mutex::default()))
+    }
+
+    fn empty(model: Option<SharedModel>, place: Placement, turn: Option<Mutex<()>>) -> Self {
+        Self { place, model, turn, text_encoders: RwLock::default(), unet: RwLock::default(), vae: RwLock::default() }
     }
 
     pub(super) fn with_text_encoders<T>(
         &self,
+        adapters: &AdapterSet,
         observer: &mut dyn Observer,
-        work: impl FnOnce(&[TextEncoder], &mut dyn Observer) -> Result<T>,
+        work: impl FnOnce(&[&TextEncoder], &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
-        with!(self, observer, work, TextEncoders, text_encoders, load_text_encoders)
+        let signature = adapters.text_signature();
+        let load =
+            |old, model: &dyn ModelSource, observer: &mut dyn Observer| load_text_encoders(model, &self.place, adapters, old, observer);
+        self.with(&self.text_encoders, &signature, observer, load, |texts: &Vec<AdaptedText>, observer| {
+            work(&texts.iter().map(|text| &text.network).collect::<Vec<_>>(), observer)
+        })
     }
 
     pub(super) fn with_unet<T>(
         &self,
+        adapters: &AdapterSet,
         observer: &mut dyn Observer,
         work: impl FnOnce(&UNet2DCondition, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
-        with!(self, observer, work, UNet, unet, load_unet)
+        let signature = adapters.signature(Component::UNET);
+        let load =
+            |old, model: &dyn ModelSource, observer: &mut dyn Observer| load_unet(model, &self.place, adapters.deltas(), old, observer);
+        self.with(&self.unet, &signature, observer, load, |unet: &AdaptedUNet, observer| work(&unet.network, observer))
     }
 
     pub(super) fn with_vae<T>(
@@ -102,8 +128,60 @@ impl Components {
         observer: &mut dyn Observer,
         work: impl FnOnce(&AutoencoderKLDecoder, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
-        with!(self, observer, work, Vae, vae, load_vae)
+        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_vae(model, &self.place, observer);
+        self.with(&self.vae, "", observer, load, |vae: &Box<AutoencoderKLDecoder>, observer| work(vae, observer))
     }
+
+    /// Works with a network as `signature` wants it; `load` makes it so, of the one that is there or of none.
+    fn with<N, T>(
+        &self,
+        slot: &RwLock<Slot<N>>,
+        signature: &str,
+        observer: &mut dyn Observer,
+        load: impl Fn(Option<N>, &dyn ModelSource, &mut dyn Observer) -> Result<N>,
+        work: impl FnOnce(&N, &mut dyn Observer) -> Result<T>,
+    ) -> Result<T> {
+        let _turn = self.turn.as_ref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
+        loop {
+            {
+                let slot = slot.read().unwrap_or_else(PoisonError::into_inner);
+                if let Some(network) = slot.network.as_ref().filter(|_| slot.signature == signature) {
+                    return work(network, observer);
+                }
+            }
+            // Whoever works with the network as it is ends first.
+            let is_empty = slot.read().unwrap_or_else(PoisonError::into_inner).network.is_none();
+            if self.turn.is_some() && is_empty {
+                self.clear();
+            }
+            let mut slot = slot.write().unwrap_or_else(PoisonError::into_inner);
+            if slot.network.is_none() || slot.signature != signature {
+                let Some(model) = &self.model else {
+                    return Err(Error::Model("a network that was loaded is gone, and its model cannot be read again".into()));
+                };
+                // What fails half-way leaves nothing, and is read as a whole the next time.
+                let old = slot.network.take();
+                slot.network = Some(load(old, &**model, observer)?);
+                slot.signature = signature.to_owned();
+            }
+        }
+    }
+
+    /// Drops every network.
+    fn clear(&self) {
+        empty(&self.text_encoders);
+        empty(&self.unet);
+        empty(&self.vae);
+        device::release(&self.place.device);
+    }
+}
+
+fn fill<T>(slot: &RwLock<Slot<T>>, network: T) {
+    slot.write().unwrap_or_else(PoisonError::into_inner).network = Some(network);
+}
+
+fn empty<T>(slot: &RwLock<Slot<T>>) {
+    *slot.write().unwrap_or_else(PoisonError::into_inner) = Slot::default();
 }
 
 /// Refuses models that the pipeline cannot generate with.
@@ -117,30 +195,73 @@ pub(super) fn check(name: &str, spec: &ModelSpec) -> Result<()> {
     )))
 }
 
-fn load_text_encoders(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Vec<TextEncoder>> {
-    let load = |(i, encoder): (usize, &crate::spec::TextEncoderSpec)| {
-        let length = encoder.clip.max_positions;
-        let tokenizer = match model.tokenizer(i) {
-            Some(files) => {
-                let length = files.model_max_length.unwrap_or(length).min(length);
-                ClipTokenizer::from_files(model.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)?
+fn load_text_encoders(
+    model: &dyn ModelSource,
+    place: &Placement,
+    adapters: &AdapterSet,
+    old: Option<Vec<AdaptedText>>,
+    observer: &mut dyn Observer,
+) -> Result<Vec<AdaptedText>> {
+    let mut old = old.unwrap_or_default().into_iter();
+    let load = |(i, encoder): (usize, &TextEncoderSpec)| {
+        let component = Component::text_encoder(i);
+        let changed = adapters.deltas().layers(component);
+        let (layers, tokenizer) = match old.next() {
+            None => (LayerStore::default(), tokenizer(model, i, encoder)?),
+            Some(AdaptedText { layers, changed: before, network }) => {
+                let mut tokenizer = network.into_tokenizer();
+                tokenizer.unlearn();
+                layers.forget(before.union(&changed).map(String::as_str));
+                (layers, tokenizer)
             }
-            None => ClipTokenizer::clip(&encoder.pad_token, length)?,
         };
-        read(model, Component::TextEncoder(i), place.dtype, observer, |source| {
-            TextEncoder::load(&Scope::root(source, place.dtype, &place.device), encoder, tokenizer)
-        })
+        let source = ModelWithDeltas::new(model, adapters.deltas().clone());
+        let mut network = read(&source, component, place.dtype, observer, |source| {
+            TextEncoder::load(&Scope::root(source, place.dtype, &place.device).with_layers(&layers), encoder, tokenizer)
+        })?;
+        network.learn(adapters.words(i))?;
+        Ok(AdaptedText { layers, changed, network })
     };
     model.spec().text_encoders.iter().enumerate().map(load).collect()
 }
 
-fn load_unet(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Box<UNet2DCondition>> {
-    let load = |source: &dyn TensorSource| UNet2DCondition::load(&Scope::root(source, place.dtype, &place.device), &model.spec().unet);
-    read(model, Component::UNet, place.dtype, observer, load).map(Box::new)
+fn tokenizer(model: &dyn ModelSource, index: usize, encoder: &TextEncoderSpec) -> Result<ClipTokenizer> {
+    let length = encoder.clip.max_positions;
+    match model.tokenizer(index) {
+        Some(files) => {
+            let length = files.model_max_length.unwrap_or(length).min(length);
+            ClipTokenizer::from_files(model.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)
+        }
+        None => ClipTokenizer::clip(&encoder.pad_token, length),
+    }
+}
+
+fn load_unet(
+    model: &dyn ModelSource,
+    place: &Placement,
+    deltas: &Arc<Deltas>,
+    old: Option<AdaptedUNet>,
+    observer: &mut dyn Observer,
+) -> Result<AdaptedUNet> {
+    let changed = deltas.layers(Component::UNET);
+    let layers = match old {
+        None => LayerStore::default(),
+        Some(AdaptedUNet { layers, changed: before, network }) => {
+            network.dismantle(&layers);
+            layers.forget(before.union(&changed).map(String::as_str));
+            layers
+        }
+    };
+    let source = ModelWithDeltas::new(model, deltas.clone());
+    let load = |source: &dyn TensorSource| {
+        UNet2DCondition::load(&Scope::root(source, place.dtype, &place.device).with_layers(&layers), &model.spec().unet)
+    };
+    let network = read(&source, Component::UNET, place.dtype, observer, load).map(Box::new)?;
+    Ok(AdaptedUNet { layers, changed, network })
 }
 
 fn load_vae(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Box<AutoencoderKLDecoder>> {
     let load =
         |source: &dyn TensorSource| AutoencoderKLDecoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
-    read(model, Component::Vae, place.vae_dtype, observer, load).map(Box::new)
+    read(model, Component::VAE, place.vae_dtype, observer, load).map(Box::new)
 }

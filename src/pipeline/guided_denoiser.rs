@@ -118,7 +118,6 @@ mod tests {
     use crate::pipeline::prompt::{Conditioning, ConditioningRow, Timeline};
     use crate::request::{GenerationRequest, RequestDraft};
     use crate::sampling::{Branch, NoiseSource, plan, sample};
-    use crate::spec::ModelSpec;
     use std::sync::Mutex;
 
     /// Predicts its context's first number for every row, and remembers its calls.
@@ -152,7 +151,7 @@ mod tests {
     fn request(guidance_scale: f64) -> GenerationRequest {
         let draft =
             RequestDraft { guidance_scale: Some(guidance_scale), sampler: Some("euler".into()), steps: Some(4), ..RequestDraft::default() };
-        draft.resolve(&ModelSpec::well_known("sd15").unwrap()).unwrap()
+        draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap()
     }
 
     fn run(backbone: &Echo, batch: &[BatchItem<'_>], extensions: Vec<Box<dyn Extension>>) -> Result<Tensor> {

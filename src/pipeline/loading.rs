@@ -62,6 +62,10 @@ impl TensorSource for WithProgress<'_> {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.source.shape(name)
     }
+
+    fn adds(&self, name: &str) -> bool {
+        self.source.adds(name)
+    }
 }
 
 /// Reads one network of `model`; the observer follows.
@@ -72,11 +76,7 @@ pub(super) fn read<T>(
     observer: &mut dyn Observer,
     load: impl FnOnce(&dyn TensorSource) -> Result<T>,
 ) -> Result<T> {
-    let name = match component {
-        Component::UNet => "UNet",
-        Component::Vae => "VAE",
-        Component::TextEncoder(_) => "text encoder",
-    };
+    let name = component.title();
     let started = Instant::now();
     let source = model.tensors(component);
     let followed = WithProgress::new(name, &*source, model.parameters(component), dtype, observer)?;

@@ -23,6 +23,7 @@ pub use observer::{Estimate, Observer, Silent, Stage};
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
 pub use vae_tiling::{VaeTiling, decoding_bytes};
 
+use crate::adapter::{AdapterCache, AdapterChoice, AdapterSet};
 use crate::device::Pace;
 use crate::extension::{Extension, RunContext};
 use crate::image::to_rgb;
@@ -41,6 +42,7 @@ use finite::{Checks, check_finite};
 use guided_denoiser::GuidedDenoiser;
 use memory::MemoryPromise;
 use std::cell::RefCell;
+use std::sync::Arc;
 use tracing::{debug_span, trace};
 
 /// Counts the changes of this program after which a request gives other pixels.
@@ -60,6 +62,7 @@ pub struct Pipeline {
     vae_tiling: VaeTiling,
     /// Quick images of latents that are still forming.
     tiny: Option<AutoencoderTinyDecoder>,
+    adapters: AdapterCache,
 }
 
 /// One image of a batch that is yet to be generated.
@@ -99,7 +102,18 @@ impl Pipeline {
     pub fn load(model: &dyn ModelSource, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
         components::check(model.name(), model.spec())?;
         let place = Placement { device: device.clone(), dtype, vae_dtype };
-        let components = Components::all(model, &place, observer)?;
+        let components = Components::all(model, None, &place, observer)?;
+        Ok(Self::of(model.spec().clone(), place, components))
+    }
+
+    /// [`Pipeline::load`] of a model that can be read again, as adapters need it.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load`].
+    pub fn load_shared(model: SharedModel, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
+        components::check(model.name(), model.spec())?;
+        let place = Placement { device: device.clone(), dtype, vae_dtype };
+        let components = Components::all(&*model, Some(model.clone()), &place, observer)?;
         Ok(Self::of(model.spec().clone(), place, components))
     }
 
@@ -114,7 +128,7 @@ impl Pipeline {
     }
 
     fn of(spec: ModelSpec, Placement { device, dtype, vae_dtype }: Placement, components: Components) -> Self {
-        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None }
+        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None, adapters: AdapterCache::default() }
     }
 
     /// Decides whether images are decoded in tiles.
@@ -135,16 +149,30 @@ impl Pipeline {
         let _span = debug_span!("encode_prompt").entered();
         observer.stage(Stage::EncodePrompt)?;
         let texts = prompt::texts(request);
-        let encoded: Vec<EncodedText> = texts.iter().map(|text| self.encode_text(text, observer)).collect::<Result<_>>()?;
+        let adapters = AdapterSet::default();
+        let encoded: Vec<EncodedText> = texts.iter().map(|text| self.encode_text(text, &adapters, observer)).collect::<Result<_>>()?;
         self.condition(request, &encoded.iter().collect::<Vec<_>>())
     }
 
-    /// Encodes one of the texts that [`prompt_texts`] names; equal texts of several requests need it once.
+    /// Adapters, held against the model and ready to be used. The networks get them when they are used next.
+    ///
+    /// # Errors
+    /// A file cannot be read or does not fit, or the model cannot be read again.
+    pub fn adapters(&self, choice: &AdapterChoice) -> Result<Arc<AdapterSet>> {
+        match self.components.checkpoint() {
+            _ if choice.is_empty() => Ok(Arc::default()),
+            Some(model) => self.adapters.prepare(model, choice),
+            None => Err(Error::Model("adapters need a model that can be read again: load the pipeline with Pipeline::load_shared".into())),
+        }
+    }
+
+    /// Encodes one of the texts that [`prompt_texts`] names; equal texts of several requests with equal
+    /// [`AdapterSet::text_signature`]s need it once.
     ///
     /// # Errors
     /// As [`Pipeline::encode_prompt`].
-    pub fn encode_text(&self, text: &PromptText<'_>, observer: &mut dyn Observer) -> Result<EncodedText> {
-        prompt::encode(self, text, observer)
+    pub fn encode_text(&self, text: &PromptText<'_>, adapters: &AdapterSet, observer: &mut dyn Observer) -> Result<EncodedText> {
+        prompt::encode(self, text, adapters, observer)
     }
 
     /// What the UNet is told, from the encodings of [`prompt_texts`] in their order.
@@ -183,6 +211,14 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::generate`].
     pub fn denoise(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Tensor> {
+        self.denoise_with(batch, &AdapterSet::default(), observer)
+    }
+
+    /// [`Pipeline::denoise`] with adapters.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate`].
+    pub fn denoise_with(&self, batch: &[BatchItem<'_>], adapters: &AdapterSet, observer: &mut dyn Observer) -> Result<Tensor> {
         let Some(BatchItem { request, .. }) = batch.first() else { return Err(Error::Image("a batch without images".into())) };
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
             return Err(Error::Image("images of different size, steps or sampler cannot be generated at once".into()));
@@ -195,7 +231,7 @@ impl Pipeline {
         let mut noise = SeededNoise::new(request.rng, &seeds);
         let latents = noise.fresh(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
-        self.components.with_unet(observer, |unet, observer| {
+        self.components.with_unet(adapters, observer, |unet, observer| {
             let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
             let run = RunContext { schedule: &schedule, latents: &latents, dtype: self.dtype };
             let extensions: Vec<Box<dyn Extension>> = vec![];

@@ -2,6 +2,8 @@
 
 use super::finite::check_finite;
 use super::{Observer, Pipeline};
+use crate::adapter::AdapterSet;
+use crate::family::time_ids;
 use crate::models::ModelCall;
 use crate::request::GenerationRequest;
 use crate::sampling::{Branch, CallPoint};
@@ -9,13 +11,6 @@ use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
 use std::sync::Arc;
-
-/// Aesthetic scores that SDXL's refiner is told: for the prompt, and for the negative prompt.
-///
-/// # Source
-/// `aesthetic_score` and `negative_aesthetic_score` in
-/// diffusers@v0.36:src/diffusers/pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl_img2img.py.
-const AESTHETIC_SCORES: (f64, f64) = (6.0, 2.5);
 
 /// A text that an image needs encoded. Equal ones have equal encodings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -166,9 +161,14 @@ pub fn texts(request: &GenerationRequest) -> Vec<PromptText<'_>> {
 }
 
 /// Encodes a text with all text encoders.
-pub(super) fn encode(pipeline: &Pipeline, text: &PromptText<'_>, observer: &mut dyn Observer) -> Result<EncodedText> {
+pub(super) fn encode(
+    pipeline: &Pipeline,
+    text: &PromptText<'_>,
+    adapters: &AdapterSet,
+    observer: &mut dyn Observer,
+) -> Result<EncodedText> {
     let dtype = pipeline.dtype;
-    pipeline.components.with_text_encoders(observer, |encoders, observer| {
+    pipeline.components.with_text_encoders(adapters, observer, |encoders, observer| {
         let mut hidden = Vec::new();
         let mut pooled = None;
         for (i, encoder) in encoders.iter().enumerate() {
@@ -198,17 +198,11 @@ pub(super) fn condition(spec: &ModelSpec, request: &GenerationRequest, texts: &[
     }
     // The reference zeroes the embeddings only where no negative prompt was given at all.
     let zero_negative = guided && request.negative_prompt.is_none() && spec.zero_missing_negative;
-    let (height, width) = (request.height as f64, request.width as f64);
-    let time_ids = |score: f64| match spec.aesthetic_score {
-        // Original size, crop corner, then a score or the target size.
-        true => vec![height, width, 0.0, 0.0, score],
-        false => vec![height, width, 0.0, 0.0, height, width],
-    };
+    let size = (request.height as f64, request.width as f64);
     let row = |branch: Branch, text: &EncodedText| -> Result<(Branch, Timeline)> {
         let zero = |x: &Tensor| if zero_negative && branch == Branch::Negative { x.zeros_like() } else { Ok(x.clone()) };
-        let score = if branch == Branch::Negative { AESTHETIC_SCORES.1 } else { AESTHETIC_SCORES.0 };
         let pooled = text.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(zero).transpose()?;
-        let time_ids = if pooled.is_some() { time_ids(score) } else { vec![] };
+        let time_ids = if pooled.is_some() { time_ids(spec, size, branch == Branch::Negative) } else { vec![] };
         Ok((branch, Timeline::constant(ConditioningRow { context: zero(&text.hidden)?, pooled, time_ids })))
     };
     let branches: &[Branch] = if guided { &[Branch::Negative, Branch::Prompt] } else { &[Branch::Prompt] };

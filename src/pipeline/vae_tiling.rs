@@ -163,7 +163,7 @@ mod tests {
     use std::cell::{Cell, RefCell};
 
     fn spec() -> VaeSpec {
-        crate::spec::ModelSpec::well_known("sd15").expect("known").vae
+        crate::family::well_known("sd15").expect("known").vae
     }
 
     fn latents(height: usize, width: usize) -> Tensor {

@@ -15,6 +15,15 @@ pub struct PromptEmbeds {
     pub pooled: Option<Tensor>,
 }
 
+/// A word that a text encoder did not know when it was trained (textual inversion).
+#[derive(Debug, Clone)]
+pub struct LearnedWord {
+    /// As it is written in a prompt.
+    pub word: String,
+    /// `(vectors, width)`
+    pub vectors: Tensor,
+}
+
 /// One text encoder.
 #[derive(Debug)]
 pub struct TextEncoder {
@@ -38,6 +47,27 @@ impl TextEncoder {
             )));
         }
         Ok(Self { tokenizer, model: ClipTextModel::load(scope, &spec.clip)?, spec: spec.clone() })
+    }
+
+    /// Drops the weights and keeps the tokenizer.
+    pub fn into_tokenizer(self) -> ClipTokenizer {
+        self.tokenizer
+    }
+
+    /// Learns words beside its own. Their vectors stand in the place of the tokens that they are written with.
+    ///
+    /// # Errors
+    /// The vectors are of another width, or a word has no tokens.
+    pub fn learn(&mut self, words: &[LearnedWord]) -> Result<()> {
+        for word in words {
+            let ids = self.model.learn(&word.vectors)?;
+            self.tokenizer.learn(&word.word, ids)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn tokenizer(&self) -> &ClipTokenizer {
+        &self.tokenizer
     }
 
     /// The token row of a text.

@@ -22,13 +22,28 @@ pub struct Tokens {
     pub left_out: Option<String>,
 }
 
+/// What stands around the tokens of a text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SpecialTokens {
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) pad: u32,
+    /// Of a row, with start and end.
+    pub(super) length: usize,
+}
+
 /// Texts to token rows of one length.
 pub struct ClipTokenizer {
     inner: Tokenizer,
+    /// The same without the padding token as a word of its own, where the two differ: only transformers' tokenizers look for it in texts.
+    without_pad: Option<Tokenizer>,
     start: u32,
     end: u32,
     pad: u32,
     length: usize,
+    /// Words that a text encoder learnt beside its own: the tokens that they are written with, and the ids in their place. The words of
+    /// most tokens come first.
+    learned: Vec<(Vec<u32>, Vec<u32>)>,
 }
 
 impl std::fmt::Debug for ClipTokenizer {
@@ -69,18 +84,109 @@ impl ClipTokenizer {
             .collect();
         let unusable = |e: tokenizers::Error| wrong(format!("the byte-pair merges cannot be used ({e})"));
         let model = BPE::builder().vocab_and_merges(vocab, pairs?).unk_token(END_OF_TEXT.into()).end_of_word_suffix("</w>".into()).build();
-        let mut inner = Tokenizer::new(model.map_err(unusable)?);
-        inner.with_normalizer(Some(NFC)).map_err(unusable)?;
-        let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true).map_err(unusable)?;
-        inner.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), ByteLevel::new(false, false, false).into()])));
+        let model = model.map_err(unusable)?;
+        let tokenizer = |model: BPE, special: &[&str]| -> tokenizers::Result<Tokenizer> {
+            let mut tokenizer = Tokenizer::new(model);
+            tokenizer.with_normalizer(Some(NFC))?;
+            let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)?;
+            tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), ByteLevel::new(false, false, false).into()])));
+            tokenizer.add_special_tokens(special.iter().map(|token| AddedToken::from(*token, true)))?;
+            Ok(tokenizer)
+        };
+        let without_pad = (pad != end).then(|| tokenizer(model.clone(), &[START_OF_TEXT, END_OF_TEXT])).transpose().map_err(unusable)?;
         // transformers takes the padding token out of the text before it splits words, so that with "!" as padding
         // every exclamation mark is a token of its own.
-        let special = [START_OF_TEXT, END_OF_TEXT, pad_token].map(|token| AddedToken::from(token, true));
-        inner.add_special_tokens(special).map_err(unusable)?;
+        let inner = tokenizer(model, &[START_OF_TEXT, END_OF_TEXT, pad_token]).map_err(unusable)?;
         if length < 3 {
             return Err(wrong(format!("a text encoder with {length} positions has no room for a text")));
         }
-        Ok(Self { inner, start, end, pad, length })
+        Ok(Self { inner, without_pad, start, end, pad, length, learned: Vec::new() })
+    }
+
+    /// Forgets all learned words.
+    pub fn unlearn(&mut self) {
+        self.learned.clear();
+    }
+
+    /// Takes `ids` in the place of the tokens that `word` is written with, wherever they stand in a text.
+    ///
+    /// # Errors
+    /// The word has no tokens.
+    pub fn learn(&mut self, word: &str, ids: Vec<u32>) -> Result<()> {
+        let encoding = self.inner.encode(tidy(word).as_str(), false);
+        let tokens = encoding.map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default();
+        if tokens.is_empty() {
+            return Err(Error::Input(format!("the embedding {word:?} has a name without letters; rename its file")));
+        }
+        self.learned.retain(|(known, _)| *known != tokens);
+        self.learned.push((tokens, ids));
+        self.learned.sort_by_key(|(tokens, _)| std::cmp::Reverse(tokens.len()));
+        Ok(())
+    }
+
+    /// The learned word that the tokens begin with: how many tokens it is written with, and its ids.
+    fn learned_at(&self, tokens: &[u32]) -> Option<(usize, &[u32])> {
+        self.learned.iter().find(|(word, _)| tokens.starts_with(word)).map(|(word, ids)| (word.len(), ids.as_slice()))
+    }
+
+    pub(super) fn special(&self) -> SpecialTokens {
+        SpecialTokens { start: self.start, end: self.end, pad: self.pad, length: self.length }
+    }
+
+    /// The token of a comma that stands by itself.
+    pub(super) fn comma(&self) -> Option<u32> {
+        self.inner.token_to_id(",</w>")
+    }
+
+    /// The tokens of a text alone, however many, as A1111 and ComfyUI split it.
+    ///
+    /// # Errors
+    /// The text cannot be tokenized at all.
+    pub(super) fn raw(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.without_pad.as_ref().unwrap_or(&self.inner).encode(tidy(text).as_str(), false);
+        Ok(encoding.map_err(|e| Error::Input(format!("the prompt cannot be split into tokens: {e}")))?.get_ids().to_vec())
+    }
+
+    /// The same, each token or learned word by itself.
+    ///
+    /// # Errors
+    /// As [`ClipTokenizer::raw`].
+    pub(super) fn groups(&self, text: &str) -> Result<Vec<Vec<u32>>> {
+        let tokens = self.raw(text)?;
+        let mut groups = Vec::with_capacity(tokens.len());
+        let mut rest = tokens.as_slice();
+        while let Some(&first) = rest.first() {
+            let (taken, ids) = self.learned_at(rest).map_or_else(|| (1, vec![first]), |(taken, ids)| (taken, ids.to_vec()));
+            groups.push(ids);
+            rest = &rest[taken..];
+        }
+        Ok(groups)
+    }
+
+    /// The ids of a learned word by its name.
+    pub(super) fn learned(&self, name: &str) -> Option<&[u32]> {
+        let tokens = self.raw(name).ok()?;
+        self.learned.iter().find(|(word, _)| *word == tokens).map(|(_, ids)| ids.as_slice())
+    }
+
+    /// Tokens and where each begins in the text, with the learned words' ids in the place of their tokens.
+    fn with_learned(&self, tokens: &[u32], begins: impl Iterator<Item = usize>) -> Vec<(u32, usize)> {
+        let begins: Vec<usize> = begins.collect();
+        let mut words = Vec::with_capacity(tokens.len());
+        let mut at = 0;
+        while let (Some(rest), Some(&begin)) = (tokens.get(at..).filter(|rest| !rest.is_empty()), begins.get(at)) {
+            match self.learned_at(rest) {
+                Some((taken, ids)) => {
+                    words.extend(ids.iter().map(|id| (*id, begin)));
+                    at += taken;
+                }
+                None => {
+                    words.extend(rest.first().map(|id| (*id, begin)));
+                    at += 1;
+                }
+            }
+        }
+        words
     }
 
     /// One row for one text.
@@ -92,15 +198,15 @@ impl ClipTokenizer {
         let encoding = self.inner.encode(tidied.as_str(), false);
         let encoding = encoding.map_err(|e| Error::Input(format!("the prompt cannot be split into tokens: {e}")))?;
         let room = self.length - 2;
-        let words = encoding.get_ids();
-        let left_out = encoding.get_offsets().get(room).map(|&(from, _)| {
+        let words = self.with_learned(encoding.get_ids(), encoding.get_offsets().iter().map(|(from, _)| *from));
+        let left_out = words.get(room).map(|&(_, from)| {
             // A word that lost its end lost its meaning: it is named whole.
             let word = tidied.get(..from).and_then(|before| before.rfind(' ')).map_or(0, |blank| blank + 1);
             tidied.get(word..).unwrap_or_default().to_owned()
         });
         let mut ids = Vec::with_capacity(self.length);
         ids.push(self.start);
-        ids.extend(words.iter().take(room));
+        ids.extend(words.iter().take(room).map(|(id, _)| *id));
         ids.push(self.end);
         ids.resize(self.length, self.pad);
         Ok(Tokens { ids, left_out })
@@ -140,6 +246,23 @@ mod tests {
         let cut = clip.encode(&format!("{} antidisestablishmentarianism", "a ".repeat(73))).unwrap();
         assert_eq!(cut.left_out.as_deref(), Some("antidisestablishmentarianism"));
         assert_eq!(clip.encode("short").unwrap().left_out, None);
+    }
+
+    #[test]
+    fn learned_words_stand_in_the_place_of_their_tokens() {
+        let mut clip = ClipTokenizer::clip("<|endoftext|>", 77).unwrap();
+        let plain = |clip: &ClipTokenizer, text: &str| -> Vec<u32> {
+            clip.encode(text).unwrap().ids.into_iter().skip(1).take_while(|id| *id != 49407).collect()
+        };
+        let (a, cat, toys) = (plain(&clip, "a")[0], plain(&clip, "cat")[0], plain(&clip, "cat-toys"));
+        clip.learn("cat-toy", vec![49408, 49409]).unwrap();
+        clip.learn("cat", vec![49410]).unwrap();
+        assert_eq!(plain(&clip, "a Cat - toy a"), [a, 49408, 49409, a]);
+        assert_eq!(plain(&clip, "cat-toys")[0], 49410, "a word that only begins so is another");
+        assert_eq!(plain(&clip, "cat-toys")[1..], toys[1..]);
+        assert_ne!(plain(&clip, "cats"), [cat]);
+        assert_eq!(plain(&clip, &"cat-toy ".repeat(60)).len(), 75);
+        assert!(clip.learn(" ", vec![1]).is_err());
     }
 
     #[test]

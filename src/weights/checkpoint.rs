@@ -1,46 +1,21 @@
 //! A model that was found, understood and mapped, and is ready to be read.
 
 use super::component::{ComponentTensors, Part};
-use super::describe::{self, Description};
 use super::file::{Blob, WeightFile};
 use super::folder::{Folder, PICKLE, is_pickle};
-use super::single::{self, Single};
-use super::{ignorable, keys, model_error};
+use super::{ignorable, model_error};
 use crate::Result;
-use crate::spec::ModelSpec;
+use crate::family::{self, ConfigFiles, Description, Exported, TokenizerFiles};
+use crate::spec::{Component, ModelSpec};
 use std::path::Path;
 use std::sync::Arc;
 use tracing::{debug, info};
-
-/// One network of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Component {
-    /// The denoiser.
-    UNet,
-    /// The autoencoder.
-    Vae,
-    /// The text encoder of this index in [`ModelSpec::text_encoders`].
-    TextEncoder(usize),
-}
 
 /// How to choose between the weight files of a folder.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     /// A variant to take where there is one, such as `fp16`; otherwise full precision is taken where there is one.
     pub prefer_variant: Option<String>,
-}
-
-/// The files of a text encoder's tokenizer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenizerFiles {
-    /// Tokens and their ids: `vocab.json`.
-    pub vocab_json: String,
-    /// Pairs in the order in which they are merged: `merges.txt`.
-    pub merges: String,
-    /// The token after the end of a text.
-    pub pad_token: Option<String>,
-    /// Tokens of one text, with start and end.
-    pub model_max_length: Option<usize>,
 }
 
 /// An opened model. See the module's documentation for what must not happen to its files meanwhile.
@@ -109,19 +84,9 @@ impl Checkpoint {
             };
             return Err(model_error(name, format!("is not a diffusers folder: it has no model_index.json and no unet folder{hint}")));
         }
-        let description = describe::describe(&folder)?;
+        let description = family::describe(&folder)?;
         let prefer = options.prefer_variant.as_deref();
-        let spec = &description.spec;
-        let mut parts = Vec::new();
-        let unet = Part::new("the UNet", folder.weights("unet", prefer)?, keys::diffusers_unet(&spec.unet))?;
-        parts.push((Component::UNet, unet));
-        parts.push((Component::Vae, Part::new("the autoencoder", folder.weights("vae", prefer)?, keys::diffusers_vae(&spec.vae))?));
-        for (i, (dir, text)) in description.text_folders.iter().zip(&spec.text_encoders).enumerate() {
-            let part = Part::new(format!("the {dir}"), folder.weights(dir, prefer)?, keys::diffusers_text(&text.clip))?;
-            parts.push((Component::TextEncoder(i), part));
-        }
-        let files = parts.iter().flat_map(|(_, part)| part.files.iter().cloned()).collect();
-        Ok(Checkpoint::assemble(name, description, files, parts, "as its configuration files say".to_owned()))
+        Checkpoint::assemble(name, description, "as its configuration files say".to_owned(), |dir| folder.weights(dir, prefer))
     }
 
     fn from_file(file: WeightFile) -> Result<Checkpoint> {
@@ -130,18 +95,22 @@ impl Checkpoint {
 
     /// As [`Checkpoint::open`], of a file whose header was read already.
     pub(crate) fn from_shared(file: Arc<WeightFile>) -> Result<Checkpoint> {
-        let Single { description, parts, concluded } = single::read(&file)?;
-        Ok(Checkpoint::assemble(file.name.clone(), description, vec![file], parts, concluded))
+        let (description, concluded) = family::detect(&*file)?;
+        let mut checkpoint = Checkpoint::assemble(file.name.clone(), description, concluded, |_| Ok(vec![file.clone()]))?;
+        checkpoint.files = vec![file];
+        Ok(checkpoint)
     }
 
+    /// Finds the tensors of every network in the files that `files` gives for its folder.
     fn assemble(
         name: String,
         description: Description,
-        files: Vec<Arc<WeightFile>>,
-        parts: Vec<(Component, Part)>,
         concluded: String,
-    ) -> Checkpoint {
-        let Description { spec, tokenizers, scheduler, .. } = description;
+        files: impl Fn(&str) -> Result<Vec<Arc<WeightFile>>>,
+    ) -> Result<Checkpoint> {
+        let Description { spec, networks, tokenizers, scheduler } = description;
+        let parts = networks.into_iter().map(|plan| Ok((plan.component, Part::new(plan.title, files(plan.folder)?, plan.pairs)?)));
+        let parts = parts.collect::<Result<Vec<(Component, Part)>>>()?;
         info!("{name}: {}", spec.family.name());
         for sentence in &spec.evidence {
             info!("  {sentence}");
@@ -149,8 +118,9 @@ impl Checkpoint {
         for (component, part) in &parts {
             debug!(?component, parameters = part.parameters(), files = part.files.len(), "found {}", part.title);
         }
+        let files: Vec<Arc<WeightFile>> = parts.iter().flat_map(|(_, part)| part.files.iter().cloned()).collect();
         let nothing = Part::empty("a network that the model does not have", files.clone());
-        Checkpoint { name, spec, files, parts, tokenizers, scheduler, concluded, nothing }
+        Ok(Checkpoint { name, spec, files, parts, tokenizers, scheduler, concluded, nothing })
     }
 
     /// What people call the model: its path, or its name inside the program.
@@ -170,6 +140,11 @@ impl Checkpoint {
 
     pub(crate) fn part(&self, component: Component) -> Option<&Part> {
         self.parts.iter().find(|(c, _)| *c == component).map(|(_, part)| part)
+    }
+
+    /// What its configuration files are written from.
+    pub(crate) fn exported(&self) -> Exported<'_> {
+        Exported { name: &self.name, spec: &self.spec, tokenizers: &self.tokenizers, scheduler: &self.scheduler }
     }
 
     /// The tokenizer of the text encoder `index`; `None` where the model brings none and CLIP's own is meant.

@@ -2,8 +2,8 @@
 
 use super::file::WeightFile;
 use super::header::Entry;
-use super::keys::{Form, Pair};
 use super::{TensorSource, decode, model_error, quoted};
+use crate::family::keys::{Form, Pair};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::borrow::Cow;

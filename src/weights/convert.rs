@@ -3,19 +3,19 @@
 //! Tensors go from the map to the file one after the other; nothing else of the weights is in memory. An existing file or
 //! folder is never touched: the result grows under a temporary name beside its own and is renamed when it is complete.
 
-use super::checkpoint::{Checkpoint, Component, TokenizerFiles};
+use super::checkpoint::Checkpoint;
 use super::component::{Part, Raw};
-use super::json::Fields;
-use super::keys::{self, Form, Pair, TextLayout};
-use super::single::{self, CONFIGURATION};
-use super::{decode, export, model_error, quoted};
+use super::{decode, model_error, quoted};
 use crate::disk;
-use crate::spec::{Family, ModelSpec};
+use crate::family::json::Fields;
+use crate::family::keys::{Form, Pair};
+use crate::family::{self, CONFIGURATION, FolderNames, Marks, TokenizerFiles};
+use crate::spec::{Component, ModelSpec};
 use crate::{Error, Result};
 use candle_core::DType;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -42,16 +42,40 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
+/// What is changed of a model's tensors on their way into another file: adapters that are merged in.
+pub trait TensorChanges {
+    /// Whether the tensor `name`, in diffusers' names, is changed.
+    fn changes(&self, component: Component, name: &str) -> bool;
+
+    /// The numbers of a tensor, changed.
+    ///
+    /// # Errors
+    /// They are no numbers any more.
+    fn changed(&self, component: Component, name: &str, shape: &[usize], values: Vec<f32>) -> Result<Vec<f32>>;
+
+    /// The names of all tensors that are changed.
+    fn names(&self) -> Vec<(Component, String)>;
+}
+
+/// Changes nothing.
+struct Unchanged;
+
+impl TensorChanges for Unchanged {
+    fn changes(&self, _: Component, _: &str) -> bool {
+        false
+    }
+
+    fn changed(&self, _: Component, _: &str, _: &[usize], values: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(values)
+    }
+
+    fn names(&self) -> Vec<(Component, String)> {
+        Vec::new()
+    }
+}
+
 /// Bytes that wait for the disk at most. Else they would all be waited for at the end, where nothing can stop the work.
 const UNSYNCED: u64 = 64 << 20;
-
-/// Where the text encoders of a family are in the original layout.
-const TEXT: &[(Family, &[(&str, TextLayout)])] = &[
-    (Family::Sd1, &[("cond_stage_model.transformer.", TextLayout::Clip)]),
-    (Family::Sd2, &[("cond_stage_model.model.", TextLayout::OpenClip)]),
-    (Family::Sdxl, &[("conditioner.embedders.0.transformer.", TextLayout::Clip), ("conditioner.embedders.1.model.", TextLayout::OpenClip)]),
-    (Family::SdxlRefiner, &[("conditioner.embedders.0.model.", TextLayout::OpenClip)]),
-];
 
 /// Writes `from` as `to`, which must not exist, with weights of type `dtype` or as they are.
 ///
@@ -67,10 +91,10 @@ pub fn convert(
     dtype: Option<DType>,
     tokenizers: &[(&str, TokenizerFiles)],
 ) -> Result<Report> {
-    convert_observed(from, to, layout, dtype, tokenizers, &mut |_| Ok(()))
+    convert_observed(from, to, layout, dtype, tokenizers, None, &mut |_| Ok(()))
 }
 
-/// [`convert`], where `written` hears of every tensor the bytes that were written so far, and may stop the work by an error.
+/// [`convert`], where `changes` are merged in, and `written` hears of every tensor the bytes that were written so far, and may stop the work by an error.
 ///
 /// # Errors
 /// As [`convert`], and what `written` returns; nothing is left behind then.
@@ -80,8 +104,15 @@ pub fn convert_observed(
     layout: Layout,
     dtype: Option<DType>,
     tokenizers: &[(&str, TokenizerFiles)],
+    changes: Option<&dyn TensorChanges>,
     written: Written<'_>,
 ) -> Result<Report> {
+    let changes = changes.unwrap_or(&Unchanged);
+    for (component, name) in changes.names() {
+        if from.part(component).is_none_or(|part| part.shape(&name).is_none()) {
+            return Err(model_error(from.name(), format!("has no {}, which an adapter adds; no layout has a place for it", quoted(&name))));
+        }
+    }
     let dtype = match dtype {
         None => None,
         Some(dtype) => Some(decode::stored_as(dtype).ok_or_else(|| Error::Input(format!("weights cannot be written as {dtype:?}")))?),
@@ -91,8 +122,8 @@ pub fn convert_observed(
     }
     let mut report = Report { path: to.to_owned(), ..Report::default() };
     match layout {
-        Layout::Original => original(from, to, dtype, &mut report, written)?,
-        Layout::Diffusers => diffusers(from, to, dtype, tokenizers, &mut report, written)?,
+        Layout::Original => original(from, to, dtype, changes, &mut report, written)?,
+        Layout::Diffusers => diffusers(from, to, dtype, tokenizers, changes, &mut report, written)?,
     }
     let left_out = from.unknown();
     if !left_out.is_empty() {
@@ -110,35 +141,36 @@ struct Item<'a> {
     /// The tensors of `part` that it is made of. None: it is a mark, which says something by its name and holds no number.
     names: Vec<String>,
     part: &'a Part,
+    component: Component,
+    changes: &'a dyn TensorChanges,
 }
 
 /// Hears how many bytes were written.
 type Written<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
 
-fn original(from: &Checkpoint, to: &Path, dtype: Option<Dtype>, report: &mut Report, written: Written<'_>) -> Result<()> {
+fn original(
+    from: &Checkpoint,
+    to: &Path,
+    dtype: Option<Dtype>,
+    changes: &dyn TensorChanges,
+    report: &mut Report,
+    written: Written<'_>,
+) -> Result<()> {
     let spec = from.spec();
+    let format = family::row(spec.family).format;
     let mut items = Vec::new();
-    let slots = TEXT.iter().find(|(family, _)| *family == spec.family).map_or(&[][..], |(_, slots)| slots);
-    for (component, part) in &from.parts {
-        let pairs = match component {
-            Component::UNet => keys::unet(&spec.unet, single::UNET),
-            Component::Vae => keys::vae(&spec.vae, single::VAE[0]),
-            Component::TextEncoder(i) => match (spec.text_encoders.get(*i), slots.get(*i)) {
-                (Some(text), Some((prefix, layout))) => keys::text(&text.clip, *layout, prefix),
-                _ => return Err(model_error(from.name(), format!("has a text encoder {i}, for which the original layout has no place"))),
-            },
-        };
-        items.extend(backwards(part, pairs));
+    for ((component, part), pairs) in from.parts.iter().zip((format.original)(spec)?) {
+        items.extend(backwards(*component, part, pairs, changes));
     }
-    let texts = export::carried(from)?;
+    let texts = (format.carried)(&from.exported())?;
     let scheduler = Fields::parse("the scheduler's configuration", from.scheduler.as_bytes())?;
     let v = scheduler.word("prediction_type")? == Some("v_prediction");
     let zero_snr = scheduler.flag("rescale_betas_zero_snr", false)?;
-    let mut metadata = metadata(spec, v, to);
-    if let (Family::Sdxl | Family::SdxlRefiner, Some((_, part))) = (spec.family, from.parts.first()) {
-        // Other programs look for these tensors in XL models.
-        let marks = [("v_pred", v), ("ztsnr", v && zero_snr)].into_iter().filter(|(_, is)| *is);
-        items.extend(marks.map(|(key, _)| Item { key: key.to_owned(), form: Form::Same, names: Vec::new(), part }));
+    let (architecture, marks) = (format.marks)(spec, Marks { v, zero_snr });
+    let mut metadata = metadata(spec, architecture, v, to);
+    if let Some((component, part)) = from.parts.first() {
+        let mark = |mark: &str| Item { key: mark.to_owned(), form: Form::Same, names: Vec::new(), part, component: *component, changes };
+        items.extend(marks.into_iter().map(mark));
     }
     metadata.insert(CONFIGURATION.into(), json!(serde_json::to_string(&texts).map_err(|e| unexpected(&e))?));
 
@@ -152,11 +184,13 @@ fn diffusers(
     to: &Path,
     dtype: Option<Dtype>,
     tokenizers: &[(&str, TokenizerFiles)],
+    changes: &dyn TensorChanges,
     report: &mut Report,
     written: Written<'_>,
 ) -> Result<()> {
     let spec = from.spec();
-    let texts = export::texts(from, tokenizers)?;
+    let format = family::row(spec.family).format;
+    let texts = (format.export)(&from.exported(), tokenizers)?;
     let partial = disk::temporary_folder(disk::folder_of(to)).map_err(Error::io(to))?;
     // Every network has a configuration, so that this makes all folders.
     for (path, text) in &texts {
@@ -164,23 +198,16 @@ fn diffusers(
         path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(Error::io(&path))?;
         std::fs::write(&path, text).map_err(Error::io(&path))?;
     }
-    let folders = export::text_folders(spec);
-    for (component, part) in &from.parts {
-        let (folder, file, clip) = match component {
-            Component::UNet => ("unet", "diffusion_pytorch_model.safetensors", None),
-            Component::Vae => ("vae", "diffusion_pytorch_model.safetensors", None),
-            Component::TextEncoder(i) => match folders.get(*i) {
-                Some(text) => (text.folder, "model.safetensors", Some(text)),
-                None => return Err(model_error(from.name(), format!("has a text encoder {i}, for which diffusers has no folder"))),
-            },
-        };
-        let kept: Option<std::collections::HashSet<String>> =
-            clip.map(|text| keys::diffusers_text(&text.clip).into_iter().map(|pair| pair.name).collect());
-        let projected = clip.is_none_or(|text| text.clip.projection_dim.is_some());
-        let wanted = |name: &str| kept.as_ref().is_none_or(|kept| kept.contains(name)) && (projected || name != "text_projection.weight");
+    let folders = (format.folders)(spec);
+    for ((component, part), FolderNames { folder, file, kept, .. }) in from.parts.iter().zip(&folders) {
+        let kept: Option<HashSet<&str>> = kept.as_ref().map(|kept| kept.iter().map(String::as_str).collect());
+        let wanted = |name: &str| kept.as_ref().is_none_or(|kept| kept.contains(name));
         let names = part.names().into_iter().filter(|name| wanted(name));
-        let items: Vec<Item> =
-            names.map(|name| Item { key: name.to_owned(), form: Form::Same, names: vec![name.to_owned()], part }).collect();
+        let item = |name: &str| {
+            let (key, names) = (name.to_owned(), vec![name.to_owned()]);
+            Item { key, form: Form::Same, names, part, component: *component, changes }
+        };
+        let items: Vec<Item> = names.map(item).collect();
         let mut metadata = Map::new();
         // transformers refuses files that do not say so.
         metadata.insert("format".into(), json!("pt"));
@@ -188,16 +215,13 @@ fn diffusers(
         let file = File::create_new(&path).map_err(Error::io(&path))?;
         write(&file, &path, metadata, &items, dtype, report, written)?;
     }
-    for ((i, text), folder) in spec.text_encoders.iter().enumerate().zip(&folders) {
-        if folder.clip.layers < text.clip.layers {
-            report.notes.push(format!(
-                "the last {} of text encoder {}'s layers were left out: nothing uses them",
-                text.clip.layers - folder.clip.layers,
-                i + 1
-            ));
+    for (i, (folder, tokenizer)) in folders.iter().filter_map(|folder| Some((folder, folder.tokenizer?))).enumerate() {
+        if folder.left_out > 0 {
+            let (number, layers) = (i + 1, folder.left_out);
+            report.notes.push(format!("the last {layers} of text encoder {number}'s layers were left out: nothing uses them"));
         }
-        if !texts.contains_key(&format!("{}/vocab.json", folder.tokenizer)) {
-            report.notes.push(format!("{} has no vocabulary: diffusers needs vocab.json and merges.txt there", folder.tokenizer));
+        if !texts.contains_key(&format!("{tokenizer}/vocab.json")) {
+            report.notes.push(format!("{tokenizer} has no vocabulary: diffusers needs vocab.json and merges.txt there"));
         }
     }
     std::fs::rename(partial.path(), to).map_err(Error::io(to))?;
@@ -207,10 +231,10 @@ fn diffusers(
 }
 
 /// The stored tensors that `pairs` make of those of `part`: the table, read from right to left.
-fn backwards(part: &Part, pairs: Vec<Pair>) -> Vec<Item<'_>> {
+fn backwards<'a>(component: Component, part: &'a Part, pairs: Vec<Pair>, changes: &'a dyn TensorChanges) -> Vec<Item<'a>> {
     let mut items: Vec<Item> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
-    let mut written = std::collections::HashSet::new();
+    let mut written = HashSet::new();
     for Pair { stored, name, form } in pairs {
         // Of several spellings the first is today's.
         if part.shape(&name).is_none() || !written.insert(name.clone()) {
@@ -220,7 +244,7 @@ fn backwards(part: &Part, pairs: Vec<Pair>) -> Vec<Item<'_>> {
             Some(item) => item.names.push(name),
             None => {
                 places.insert(stored.clone(), items.len());
-                items.push(Item { key: stored, form, names: vec![name], part });
+                items.push(Item { key: stored, form, names: vec![name], part, component, changes });
             }
         }
     }
@@ -228,24 +252,12 @@ fn backwards(part: &Part, pairs: Vec<Pair>) -> Vec<Item<'_>> {
 }
 
 /// What other programs look for in a single file.
-fn metadata(spec: &ModelSpec, v: bool, to: &Path) -> Map<String, Value> {
-    let architecture = match spec.family {
-        Family::Sd1 => "stable-diffusion-v1",
-        Family::Sd2 if v => "stable-diffusion-v2-768-v",
-        Family::Sd2 => "stable-diffusion-v2-512",
-        Family::Sdxl => "stable-diffusion-xl-v1-base",
-        Family::SdxlRefiner => "stable-diffusion-xl-v1-refiner",
-    };
-    let kind = match spec.unet.in_channels {
-        n if n == spec.vae.latent_channels => "",
-        n if n == 2 * spec.vae.latent_channels => "/instruct-pix2pix",
-        _ => "/inpainting",
-    };
+fn metadata(spec: &ModelSpec, architecture: String, v: bool, to: &Path) -> Map<String, Value> {
     let mut metadata = Map::new();
     for (key, value) in [
         ("format", "pt".to_owned()),
         ("modelspec.sai_model_spec", "1.0.0".to_owned()),
-        ("modelspec.architecture", format!("{architecture}{kind}")),
+        ("modelspec.architecture", architecture),
         ("modelspec.prediction_type", if v { "v" } else { "epsilon" }.to_owned()),
         ("modelspec.resolution", format!("{0}x{0}", spec.default_size)),
         ("modelspec.title", to.file_stem().unwrap_or_default().to_string_lossy().into_owned()),
@@ -323,7 +335,12 @@ fn plan<'a>(items: &'a [Item<'a>], wanted: Option<Dtype>) -> Result<Vec<Planned<
         let shape = item.form.stored_shape(&shapes).ok_or_else(cannot)?;
         let dtype = match wanted {
             Some(dtype) => dtype,
-            None => item.names.first().and_then(|name| item.part.dtype(name)).ok_or_else(cannot)?,
+            None => {
+                let stored = item.names.first().and_then(|name| item.part.dtype(name)).ok_or_else(cannot)?;
+                // A changed number is not one of the few that eight bits hold.
+                let is_changed = item.names.iter().any(|name| item.changes.changes(item.component, name));
+                if is_changed && decode::computed_as(stored).is_none() { Dtype::F16 } else { stored }
+            }
         };
         let bytes = shape.iter().product::<usize>() * (dtype.bitsize() / 8);
         plan.push(Planned { item, dtype, shape, bytes });
@@ -337,13 +354,23 @@ impl Item<'_> {
         if self.names.is_empty() {
             return Ok(Raw { dtype, shape: vec![0], bytes: [].as_slice().into() });
         }
+        let no_way = |stored: Dtype| unexpected(&format!("{} has no way from {stored} to {dtype}", self.key));
         let read = |name: &String| -> Result<Raw<'_>> {
             let raw = self.part.raw(name)?;
+            if self.changes.changes(self.component, name) {
+                let values = decode::numbers::<f32>(&raw.bytes, raw.dtype);
+                let values = self.changes.changed(self.component, name, &raw.shape, values)?;
+                return Ok(Raw {
+                    dtype,
+                    bytes: decode::bytes_of(&values, dtype).ok_or_else(|| no_way(Dtype::F32))?.into(),
+                    shape: raw.shape,
+                });
+            }
             if raw.dtype == dtype {
                 return Ok(raw);
             }
             let bytes = decode::bytes_as(&raw.bytes, raw.dtype, dtype);
-            let bytes = bytes.ok_or_else(|| unexpected(&format!("{} has no way from {} to {dtype}", self.key, raw.dtype)))?;
+            let bytes = bytes.ok_or_else(|| no_way(raw.dtype))?;
             Ok(Raw { dtype, shape: raw.shape, bytes: bytes.into() })
         };
         let parts = self.names.iter().map(read).collect::<Result<Vec<_>>>()?;

@@ -19,6 +19,12 @@ pub(crate) fn readable(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2)
 }
 
+/// Whether all numbers in `bytes` are finite.
+pub(crate) fn are_finite(bytes: &[u8], stored: Dtype) -> bool {
+    let share = SHARE * stored.bitsize().div_ceil(8);
+    bytes.par_chunks(share.max(1)).all(|bytes| numbers::<f32>(bytes, stored).iter().all(|x| x.is_finite()))
+}
+
 /// Types of numbers that are computed with, and the stored types that are the same.
 const SAME: [(DType, Dtype); 4] =
     [(DType::F32, Dtype::F32), (DType::F16, Dtype::F16), (DType::BF16, Dtype::BF16), (DType::F64, Dtype::F64)];
@@ -62,6 +68,11 @@ pub(crate) fn bytes_as(bytes: &[u8], stored: Dtype, wanted: Dtype) -> Option<Vec
         Dtype::F64 => written(&numbers::<f64>(bytes, stored)),
         _ => return None,
     })
+}
+
+/// Numbers as the bytes of a type; `None` where it is not converted to.
+pub(crate) fn bytes_of(values: &[f32], wanted: Dtype) -> Option<Vec<u8>> {
+    bytes_as(&written(values), Dtype::F32, wanted)
 }
 
 /// The numbers as they stand in a file.

@@ -1,8 +1,9 @@
 //! One weight file: its bytes, where they come from, and which tensors were asked for.
 
 use super::header::{self, Entry, Header};
-use super::{model_error, quoted};
+use super::{decode, model_error, quoted};
 use crate::Result;
+use crate::family::TensorNames;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
@@ -127,6 +128,29 @@ impl WeightFile {
     /// Whether somebody asked for the tensor.
     pub(crate) fn is_used(&self, index: usize) -> bool {
         self.used.get(index).is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+}
+
+impl TensorNames for WeightFile {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn shape(&self, key: &str) -> Option<&[usize]> {
+        WeightFile::shape(self, key)
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.entries().iter().map(|entry| entry.name.as_str()))
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        WeightFile::metadata(self)
+    }
+
+    fn numbers(&self, key: &str) -> Result<Option<Vec<f32>>> {
+        let entry = self.entry(key).filter(|entry| decode::readable(entry.dtype));
+        entry.map(|entry| Ok(decode::numbers::<f32>(self.bytes(entry)?, entry.dtype))).transpose()
     }
 }
 

@@ -1,10 +1,9 @@
 //! Where the files of a diffusers folder come from, and which of several weight files is the right one.
 
 use super::file::{Blob, WeightFile};
-use super::json::Fields;
 use super::{model_error, quoted};
 use crate::Result;
-use std::collections::BTreeMap;
+use crate::family::{ConfigFiles, names_in};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,46 +27,31 @@ pub(crate) enum Folder {
     Disk(PathBuf),
     /// Compiled into the program, under a name.
     Embedded(String, &'static [(&'static str, &'static [u8])]),
-    /// Only its texts, carried by a single file of the name.
-    Texts(String, BTreeMap<String, String>),
 }
 
-impl Folder {
-    /// What people call the file `path` of this folder.
-    pub(crate) fn shown(&self, path: &str) -> String {
+impl ConfigFiles for Folder {
+    fn shown(&self, path: &str) -> String {
         match self {
             Folder::Disk(root) => root.join(path).display().to_string(),
-            Folder::Embedded(name, _) | Folder::Texts(name, _) => format!("{name}:{path}"),
+            Folder::Embedded(name, _) => format!("{name}:{path}"),
         }
     }
 
-    /// The names of the files and folders in `dir`, sorted; none where there is no such folder.
-    pub(crate) fn names(&self, dir: &str) -> Vec<String> {
-        let inside = |path: &str| {
-            let rest = if dir.is_empty() { Some(path) } else { path.strip_prefix(dir).and_then(|rest| rest.strip_prefix('/')) };
-            rest.and_then(|rest| rest.split('/').next()).map(str::to_owned)
-        };
-        let mut names: Vec<String> = match self {
+    fn names(&self, dir: &str) -> Vec<String> {
+        match self {
             Folder::Disk(root) => {
                 let entries = std::fs::read_dir(root.join(dir)).into_iter().flatten();
-                entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+                let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+                names.sort_unstable();
+                names
             }
-            Folder::Embedded(_, files) => files.iter().filter_map(|(path, _)| inside(path)).collect(),
-            Folder::Texts(_, texts) => texts.keys().filter_map(|path| inside(path)).collect(),
-        };
-        names.sort_unstable();
-        names.dedup();
-        names
+            Folder::Embedded(_, files) => names_in(dir, files.iter().map(|(path, _)| *path)),
+        }
     }
 
-    /// The whole file `path`, or `None` where there is none.
-    ///
-    /// # Errors
-    /// A file that cannot be read or is far too long for a text.
-    pub(crate) fn text(&self, path: &str) -> Result<Option<Vec<u8>>> {
+    fn text(&self, path: &str) -> Result<Option<Vec<u8>>> {
         let root = match self {
             Folder::Embedded(_, files) => return Ok(files.iter().find(|(p, _)| *p == path).map(|(_, bytes)| bytes.to_vec())),
-            Folder::Texts(_, texts) => return Ok(texts.get(path).map(|text| text.clone().into_bytes())),
             Folder::Disk(root) => root,
         };
         let file = root.join(path);
@@ -86,17 +70,9 @@ impl Folder {
         std::fs::File::open(&file).map_err(failed)?.take(MAX_TEXT).read_to_end(&mut text).map_err(failed)?;
         Ok(Some(text))
     }
+}
 
-    /// The JSON object in the file `path`, or `None` where there is none.
-    pub(crate) fn json(&self, path: &str) -> Result<Option<Fields>> {
-        self.text(path)?.map(|text| Fields::parse(self.shown(path), &text)).transpose()
-    }
-
-    /// The JSON object in the file `path`, which must be there.
-    pub(crate) fn required_json(&self, path: &str) -> Result<Fields> {
-        self.json(path)?.ok_or_else(|| model_error(self.shown(path), "is missing"))
-    }
-
+impl Folder {
     fn weight_file(&self, path: &str) -> Result<Arc<WeightFile>> {
         let blob = match self {
             Folder::Disk(root) => Blob::map(&root.join(path))?,
@@ -104,7 +80,6 @@ impl Folder {
                 Some((_, bytes)) => Blob::Static(bytes),
                 None => return Err(model_error(self.shown(path), "is missing")),
             },
-            Folder::Texts(..) => return Err(model_error(self.shown(path), "is missing")),
         };
         WeightFile::new(self.shown(path), blob).map(Arc::new)
     }
@@ -131,7 +106,7 @@ impl Folder {
 
     /// The files that an index of shards names, sorted.
     pub(crate) fn shards(&self, path: &str) -> Result<Vec<String>> {
-        let index = self.required_json(path)?;
+        let index = (self as &dyn ConfigFiles).required_json(path)?;
         let map = index.object("weight_map").ok_or_else(|| index.wrong("weight_map", "is missing or not an object"))?.value();
         let mut shards = Vec::new();
         for (key, file) in map.as_object().into_iter().flatten() {

@@ -1,7 +1,8 @@
 //! What a model is by its content: the same wherever it lies and whatever it is called.
 
-use super::checkpoint::{Checkpoint, Component};
+use super::checkpoint::Checkpoint;
 use crate::Result;
+use crate::spec::Component;
 use sha2::{Digest, Sha256};
 
 /// Models up to this many bytes are hashed whole.

@@ -15,52 +15,46 @@
 //! a file by renaming another one over it is safe.
 //!
 //! # Names
-//! `keys` holds one table for each network and layout. A table is read in both directions, so that what is loaded from the
+//! `family::keys` holds one table for each network and layout. A table is read in both directions, so that what is loaded from the
 //! original layout and what [`convert`] writes in it cannot disagree.
 
-mod adapter;
 mod catalog;
 mod checkpoint;
 mod component;
-mod config;
 mod convert;
-mod decode;
-mod describe;
-mod detect;
-mod export;
+pub(crate) mod decode;
 mod file;
 mod folder;
 mod hash;
 mod header;
 mod identity;
 mod ignorable;
-mod json;
-mod keys;
-mod kinds;
-mod schedule;
-mod single;
-mod survey;
+
 mod tiny;
 mod training;
 
-pub use adapter::{Adapter, AdapterFit, Change, Embedding, Target};
 pub use catalog::{CatalogKind, Found, find_models, is_model_folder};
-pub use checkpoint::{Checkpoint, Component, OpenOptions, TokenizerFiles};
+pub use checkpoint::{Checkpoint, OpenOptions};
+pub(crate) use component::Part;
 pub use component::{ComponentTensors, InPlace};
-pub use convert::{Layout, Report, convert, convert_observed};
+pub use convert::{Layout, Report, TensorChanges, convert, convert_observed};
+pub(crate) use file::{Blob, WeightFile};
+pub(crate) use folder::{PICKLE, is_pickle};
 pub use hash::{HashCache, Hashes, hash};
-pub use survey::{ComponentSummary, Kind, Stored, Survey};
+pub(crate) use header::Entry;
 pub use tiny::TinyAutoencoder;
 pub use training::trained_words;
 
 // What a diffusers folder is read from, for whoever has to fetch it first.
 #[cfg(feature = "hub")]
-pub(crate) use describe::{describe, texts};
-#[cfg(feature = "hub")]
-pub(crate) use folder::{Folder, PICKLE, choose, is_pickle};
+pub(crate) use folder::{Folder, choose};
 
+pub use crate::family::TokenizerFiles;
+pub use crate::spec::Component;
+
+use crate::Result;
+pub(crate) use crate::error::{model_error, quoted};
 use crate::spec::ModelSpec;
-use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 /// Serves the tensors of one network under the names that diffusers gives them.
@@ -83,6 +77,11 @@ pub trait TensorSource {
 
     /// The shape of `name`, if there is such a tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
+
+    /// Whether `name` is a bias that the network does not have and is given all the same.
+    fn adds(&self, _name: &str) -> bool {
+        false
+    }
 }
 
 /// What a pipeline is loaded from: a spec and the tensors for it. A [`Checkpoint`] is one.
@@ -103,6 +102,11 @@ pub trait ModelSource {
 
     /// The tensors of one network.
     fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_>;
+
+    /// The files that it is read from, against which adapters are held; `None` where there are none.
+    fn checkpoint(&self) -> Option<&Checkpoint> {
+        None
+    }
 }
 
 impl ModelSource for Checkpoint {
@@ -125,19 +129,8 @@ impl ModelSource for Checkpoint {
     fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_> {
         Box::new(self.component(component))
     }
-}
 
-/// "`file` `what`." as a reason why a model cannot be loaded.
-pub(crate) fn model_error(file: impl std::fmt::Display, what: impl std::fmt::Display) -> Error {
-    Error::Model(format!("{file} {what}"))
-}
-
-/// A name from a file as it may be shown: escaped, in quotes, and not endless.
-pub(crate) fn quoted(name: &str) -> String {
-    const LONGEST: usize = 200;
-    let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
-    if name.chars().nth(LONGEST).is_some() {
-        shown.push('…');
+    fn checkpoint(&self) -> Option<&Checkpoint> {
+        Some(self)
     }
-    format!("\"{shown}\"")
 }

@@ -3,9 +3,9 @@
 use super::component::{ComponentTensors, Part};
 use super::file::{Blob, WeightFile};
 use super::folder::{PICKLE, is_pickle};
-use super::keys::{self, TinyLayout};
 use super::{TensorSource, model_error};
 use crate::Result;
+use crate::family::keys::{self, TinyLayout};
 use crate::spec::AutoencoderTinySpec;
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;

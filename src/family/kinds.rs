@@ -1,6 +1,6 @@
 //! What a file of tensors is that is not a whole model: other families, add-ons, and single networks, told by their tensors' names.
 
-use super::file::WeightFile;
+use super::TensorNames;
 
 /// A part of keys that only one kind of file has.
 pub(crate) struct ForeignKind {
@@ -66,8 +66,8 @@ const FOREIGN_KINDS: &[ForeignKind] = &[
 ];
 
 /// What the file is by a key that no model of the implemented families has.
-pub(crate) fn foreign(file: &WeightFile) -> Option<&'static ForeignKind> {
-    FOREIGN_KINDS.iter().find(|row| file.entries().iter().any(|entry| entry.name.contains(row.part)))
+pub(crate) fn foreign(file: &dyn TensorNames) -> Option<&'static ForeignKind> {
+    FOREIGN_KINDS.iter().find(|row| file.names().any(|name| name.contains(row.part)))
 }
 
 /// Which network a file holds that holds one.
@@ -101,6 +101,6 @@ const SINGLE_NETWORKS: &[SingleNetwork] = &[
 ];
 
 /// The network that the file holds, if it is one that is known.
-pub(crate) fn lone(file: &WeightFile) -> Option<&'static SingleNetwork> {
-    SINGLE_NETWORKS.iter().find(|row| file.find(row.key).is_some())
+pub(crate) fn lone(file: &dyn TensorNames) -> Option<&'static SingleNetwork> {
+    SINGLE_NETWORKS.iter().find(|row| file.shape(row.key).is_some())
 }

@@ -2,12 +2,12 @@
 //!
 //! What is written is read back and compared, so that a network that diffusers' configuration cannot express is an error.
 
-use super::checkpoint::{Checkpoint, TokenizerFiles};
-use super::describe::TEXT_ENCODERS;
-use super::json::Fields;
-use super::{config, model_error, schedule};
+use super::super::files::{Exported, TokenizerFiles};
+use super::super::json::Fields;
+use super::super::{config, row, schedule};
+use super::{Input, PAD_CLIP, TEXT_ENCODERS, TextFolder, facts, text_folders};
 use crate::Result;
-use crate::spec::{Activation, ClipTextSpec, Family, LatentRgb, ModelSpec, TextEncoderSpec, UNetLevel, UNetSpec, VaeSpec};
+use crate::spec::{Activation, ClipTextSpec, LatentRgb, UNetLevel, UNetSpec, VaeSpec};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -16,57 +16,17 @@ const DIFFUSERS: &str = "0.36.0";
 /// Entries of CLIP's own vocabulary, which nobody has to be given.
 const CLIP_VOCABULARY: usize = 49408;
 
-/// Pipelines by whether the UNet is an XL's, by the family's being the refiner, and by the kind of the UNet's input.
-const PIPELINES: &[(&str, bool, bool, Input)] = &[
-    ("StableDiffusionPipeline", false, false, Input::Latents),
-    ("StableDiffusionInpaintPipeline", false, false, Input::MaskAndImage),
-    ("StableDiffusionInstructPix2PixPipeline", false, false, Input::Image),
-    ("StableDiffusionXLPipeline", true, false, Input::Latents),
-    ("StableDiffusionXLInpaintPipeline", true, false, Input::MaskAndImage),
-    ("StableDiffusionXLInstructPix2PixPipeline", true, false, Input::Image),
-    ("StableDiffusionXLImg2ImgPipeline", true, true, Input::Latents),
-];
-
-/// What the UNet sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Input {
-    Latents,
-    Image,
-    MaskAndImage,
-}
-
-/// A text encoder's folder, its tokenizer's, and the spec as the folder has it.
-pub(crate) struct TextFolder {
-    pub(crate) folder: &'static str,
-    pub(crate) tokenizer: &'static str,
-    pub(crate) clip: ClipTextSpec,
-}
-
-/// The folders of a model's text encoders.
-pub(crate) fn text_folders(spec: &ModelSpec) -> Vec<TextFolder> {
-    // The refiner has only the second one.
-    let first = usize::from(spec.family == Family::SdxlRefiner);
-    let folders = TEXT_ENCODERS.into_iter().skip(first).zip(&spec.text_encoders);
-    folders.map(|((folder, tokenizer), text)| TextFolder { folder, tokenizer, clip: in_folder(text) }).collect()
-}
-
-/// As a folder has it: SD 2.x's folders leave out the layers that are never used.
-fn in_folder(text: &TextEncoderSpec) -> ClipTextSpec {
-    let unused = if text.final_norm { text.skip_layers } else { 0 };
-    ClipTextSpec { layers: text.clip.layers.saturating_sub(unused), ..text.clip.clone() }
-}
-
 /// All texts of the folder of `model`, by path; `usual` are tokenizers by folder for encoders that bring none.
-pub(crate) fn texts(model: &Checkpoint, usual: &[(&str, TokenizerFiles)]) -> Result<BTreeMap<String, String>> {
-    let spec = model.spec();
+pub(super) fn texts(model: &Exported<'_>, usual: &[(&str, TokenizerFiles)]) -> Result<BTreeMap<String, String>> {
+    let spec = model.spec;
     let mut texts = BTreeMap::new();
     let mut put = |path: String, value: &Value| texts.insert(path, format!("{value:#}\n"));
     put("model_index.json".into(), &model_index(model)?);
-    put("unet/config.json".into(), &unet(model.name(), &spec.unet, spec.default_size / spec.vae.factor())?);
+    put("unet/config.json".into(), &unet(model, &spec.unet, spec.default_size / spec.vae.factor())?);
     put("vae/config.json".into(), &vae(&spec.vae, spec.default_size));
     for (i, TextFolder { folder, tokenizer, clip }) in text_folders(spec).iter().enumerate() {
         put(format!("{folder}/config.json"), &clip_text(clip));
-        let pad = spec.text_encoders.get(i).map_or(super::describe::PAD_CLIP, |text| &text.pad_token);
+        let pad = spec.text_encoders.get(i).map_or(PAD_CLIP, |text| &text.pad_token);
         let longest = model.tokenizer(i).and_then(|files| files.model_max_length).unwrap_or(clip.max_positions);
         let words = json!({ "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": pad, "unk_token": "<|endoftext|>" });
         put(format!("{tokenizer}/special_tokens_map.json"), &words);
@@ -76,9 +36,9 @@ pub(crate) fn texts(model: &Checkpoint, usual: &[(&str, TokenizerFiles)]) -> Res
         }
         put(format!("{tokenizer}/tokenizer_config.json"), &config);
     }
-    texts.insert("scheduler/scheduler_config.json".into(), model.scheduler.clone());
+    texts.insert("scheduler/scheduler_config.json".into(), model.scheduler.to_owned());
     // Only what the scheduler and the family do not say already.
-    let (implied, _) = schedule::defaults(spec.family, &Fields::parse(model.name(), model.scheduler.as_bytes())?)?;
+    let (implied, _) = schedule::defaults(row(spec.family), &model.scheduler()?)?;
     let latent_rgb =
         spec.vae.latent_rgb.clone().filter(|own| LatentRgb::known(spec.vae.scaling_factor, own.factors.len()).as_ref() != Some(own));
     if implied != spec.defaults || latent_rgb.is_some() {
@@ -103,9 +63,9 @@ pub(crate) fn texts(model: &Checkpoint, usual: &[(&str, TokenizerFiles)]) -> Res
 }
 
 /// Those of [`texts`] that a single file has to carry: all but CLIP's own vocabulary.
-pub(crate) fn carried(model: &Checkpoint) -> Result<BTreeMap<String, String>> {
+pub(super) fn carried(model: &Exported<'_>) -> Result<BTreeMap<String, String>> {
     let mut texts = texts(model, &[])?;
-    for TextFolder { tokenizer, clip, .. } in text_folders(model.spec()) {
+    for TextFolder { tokenizer, clip, .. } in text_folders(model.spec) {
         if clip.vocab_size == CLIP_VOCABULARY {
             texts.remove(&format!("{tokenizer}/vocab.json"));
             texts.remove(&format!("{tokenizer}/merges.txt"));
@@ -114,24 +74,18 @@ pub(crate) fn carried(model: &Checkpoint) -> Result<BTreeMap<String, String>> {
     Ok(texts)
 }
 
-fn model_index(model: &Checkpoint) -> Result<Value> {
-    let spec = model.spec();
-    let latents = spec.vae.latent_channels;
-    let input = match spec.unet.in_channels {
-        n if n == latents => Input::Latents,
-        n if n == 2 * latents => Input::Image,
-        _ => Input::MaskAndImage,
-    };
+fn model_index(model: &Exported<'_>) -> Result<Value> {
+    let spec = model.spec;
     let xl = spec.unet.text_time.is_some();
-    let refiner = spec.family == Family::SdxlRefiner;
-    let row = PIPELINES.iter().find(|(_, x, r, i)| (*x, *r, *i) == (xl, refiner, input));
-    let (class, ..) = row.ok_or_else(|| model_error(model.name(), "is a kind of model for which diffusers has no pipeline"))?;
+    let (facts, input) = (facts(spec)?, Input::of(spec));
+    let row = facts.pipelines.iter().find(|(sees, _)| *sees == input);
+    let (_, class) = row.ok_or_else(|| model.wrong("is a kind of model for which diffusers has no pipeline"))?;
     let mut index = Map::new();
     index.insert("_class_name".into(), json!(class));
     index.insert("_diffusers_version".into(), json!(DIFFUSERS));
     if xl {
         index.insert("force_zeros_for_empty_prompt".into(), json!(spec.zero_missing_negative));
-        if refiner {
+        if facts.aesthetic_score {
             index.insert("requires_aesthetics_score".into(), json!(spec.aesthetic_score));
         }
     } else {
@@ -141,7 +95,7 @@ fn model_index(model: &Checkpoint) -> Result<Value> {
     for absent in ["feature_extractor", "image_encoder"] {
         index.insert(absent.into(), json!([null, null]));
     }
-    let scheduler: Value = Fields::parse(model.name(), model.scheduler.as_bytes())?.value();
+    let scheduler: Value = model.scheduler()?.value();
     let scheduler = scheduler.get("_class_name").cloned().unwrap_or_else(|| json!("PNDMScheduler"));
     index.insert("scheduler".into(), json!(["diffusers", scheduler]));
     let folders = text_folders(spec);
@@ -157,7 +111,7 @@ fn model_index(model: &Checkpoint) -> Result<Value> {
 }
 
 /// `unet/config.json`.
-fn unet(model: &str, spec: &UNetSpec, sample_size: usize) -> Result<Value> {
+fn unet(model: &Exported<'_>, spec: &UNetSpec, sample_size: usize) -> Result<Value> {
     let attention = |level: &UNetLevel| level.depths.iter().any(|depth| *depth > 0);
     let types = |levels: &[UNetLevel], side: &str| -> Vec<String> {
         levels.iter().map(|level| format!("{}{side}Block2D", if attention(level) { "CrossAttn" } else { "" })).collect()
@@ -228,10 +182,10 @@ fn unet(model: &str, spec: &UNetSpec, sample_size: usize) -> Result<Value> {
             *value = first.clone();
         }
     }
-    let read = config::unet(&Fields::parse(format!("{model}'s UNet"), config.to_string().as_bytes())?)?;
+    let read = config::unet(&Fields::parse(format!("{}'s UNet", model.name), config.to_string().as_bytes())?)?;
     match without_idle_heads(read) == without_idle_heads(spec.clone()) {
         true => Ok(config),
-        false => Err(model_error(model, "has a UNet whose shape diffusers' configuration cannot express")),
+        false => Err(model.wrong("has a UNet whose shape diffusers' configuration cannot express")),
     }
 }
 

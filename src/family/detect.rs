@@ -3,11 +3,11 @@
 //! Only what shapes cannot say follows from the family: the number of attention heads, epsilons, and what is done with a
 //! text encoder's output.
 
+use super::TensorNames;
 use super::config::limit;
-use super::file::WeightFile;
 use super::keys::TextLayout;
-use super::{model_error, quoted};
 use crate::Result;
+use crate::error::{model_error, quoted};
 use crate::spec::{Activation, ClipTextSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
 
 /// Groups of every group norm; nothing in a file says it.
@@ -20,7 +20,7 @@ const SD1_HEADS: usize = 8;
 /// The tensors of one network in a file, by their names behind `prefix`.
 #[derive(Clone, Copy)]
 pub(crate) struct Probe<'a> {
-    pub(crate) file: &'a WeightFile,
+    pub(crate) file: &'a dyn TensorNames,
     pub(crate) prefix: &'static str,
 }
 
@@ -39,7 +39,7 @@ impl<'a> Probe<'a> {
     }
 
     fn wrong(&self, key: &str, what: impl std::fmt::Display) -> crate::Error {
-        model_error(&self.file.name, format!("tensor {} {what}", quoted(&format!("{}{key}", self.prefix))))
+        model_error(self.file.name(), format!("tensor {} {what}", quoted(&format!("{}{key}", self.prefix))))
     }
 
     /// The shape of a tensor that must be there with `N` dimensions, none of them absurd.

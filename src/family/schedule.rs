@@ -1,10 +1,14 @@
 //! The scheduler that a model asks for, and what each family has where nothing says so.
 
+use super::FamilyRow;
 use super::json::Fields;
 use crate::Result;
 use crate::sampling::SchedulerConfig;
-use crate::spec::{Defaults, Family, LatentRgb};
+use crate::spec::{Defaults, LatentRgb};
 use serde_json::{Value, json};
+
+/// What messages call a scheduler configuration that no file has.
+pub(crate) const USUAL: &str = "the family's usual scheduler";
 
 /// Parses the text of a `scheduler_config.json`. The only place that knows how.
 pub(crate) fn parse(file: &str, text: &str) -> Result<SchedulerConfig> {
@@ -21,7 +25,7 @@ pub(crate) struct Prediction {
 }
 
 /// The `scheduler_config.json` that the family's first model has in diffusers.
-pub(crate) fn of_family(family: Family, prediction: Prediction) -> String {
+pub(crate) fn of_family(row: &FamilyRow, prediction: Prediction) -> String {
     let mut config = json!({
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
@@ -32,18 +36,14 @@ pub(crate) fn of_family(family: Family, prediction: Prediction) -> String {
         "timestep_spacing": "leading",
         "trained_betas": null,
     });
-    let own = match family {
-        Family::Sd1 => json!({ "_class_name": "PNDMScheduler", "set_alpha_to_one": false, "skip_prk_steps": true }),
-        Family::Sd2 => json!({ "_class_name": "DDIMScheduler", "set_alpha_to_one": false, "clip_sample": false }),
-        Family::Sdxl | Family::SdxlRefiner => json!({ "_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": false }),
-    };
+    let own = (row.scheduler)();
     if let (Value::Object(config), Value::Object(own)) = (&mut config, own) {
         config.extend(own);
         if prediction.zero_snr {
             config.insert("rescale_betas_zero_snr".into(), Value::Bool(true));
             // Leading timesteps never visit the last one, which is the one that the rescaling is about.
             config.insert("timestep_spacing".into(), "trailing".into());
-            if matches!(family, Family::Sd1) {
+            if config.get("_class_name").is_some_and(|class| class == "PNDMScheduler") {
                 // PNDM has no such option.
                 config.remove("skip_prk_steps");
                 config.insert("_class_name".into(), "DDIMScheduler".into());
@@ -87,17 +87,16 @@ const DISTILLED: &[(&str, Option<&str>, usize, f64)] = &[
 ];
 
 /// The guidance that diffusers takes for the family, or those of a distilled model with the reason.
-pub(crate) fn defaults(family: Family, fields: &Fields) -> Result<(Defaults, Option<String>)> {
+pub(crate) fn defaults(row: &FamilyRow, fields: &Fields) -> Result<(Defaults, Option<String>)> {
     let class = fields.word("_class_name")?.unwrap_or_default();
     let spacing = fields.word("timestep_spacing")?;
     // Zero-terminal-SNR models use trailing timesteps too, and are not distilled.
     let plain = fields.word("prediction_type")?.is_none_or(|p| p == "epsilon") && !fields.flag("rescale_betas_zero_snr", false)?;
-    let row = DISTILLED.iter().find(|(name, only, ..)| *name == class && (only.is_none() || *only == spacing)).filter(|_| plain);
-    if let Some((_, _, steps, guidance_scale)) = row {
+    let distilled = DISTILLED.iter().find(|(name, only, ..)| *name == class && (only.is_none() || *only == spacing)).filter(|_| plain);
+    if let Some((_, _, steps, guidance_scale)) = distilled {
         let spacing = spacing.map_or(String::new(), |spacing| format!(" with {spacing} timesteps"));
         let reason = format!("{} asks for {class}{spacing}, as distilled models do.", fields.file);
         return Ok((Defaults { steps: Some(*steps), guidance_scale: *guidance_scale }, Some(reason)));
     }
-    let guidance_scale = if matches!(family, Family::Sdxl | Family::SdxlRefiner) { 5.0 } else { 7.5 };
-    Ok((Defaults { steps: None, guidance_scale }, None))
+    Ok((Defaults { steps: None, guidance_scale: row.guidance_scale }, None))
 }

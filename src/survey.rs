@@ -1,13 +1,10 @@
 //! What a file or folder of weights is, read from headers: nothing is loaded.
 
-use super::adapter::{Adapter, Embedding, family_of_context};
-use super::component::Part;
-use super::file::{Blob, WeightFile};
-use super::folder::{PICKLE, is_pickle};
-use super::header::Entry;
-use super::kinds::{self, Network, SingleNetwork};
-use super::{Checkpoint, model_error};
+use crate::adapter::{Adapter, Change, Embedding};
+use crate::family::kinds::{self, Network, SingleNetwork};
+use crate::family::of_context;
 use crate::spec::Family;
+use crate::weights::{Blob, Checkpoint, Entry, PICKLE, Part, WeightFile, is_pickle, model_error, quoted};
 use crate::{Error, Result};
 use safetensors::Dtype;
 use std::collections::{BTreeMap, HashSet};
@@ -191,29 +188,38 @@ impl Survey {
 
     fn take_file(&mut self, file: WeightFile) {
         self.metadata = file.metadata().clone();
-        if let Some(adapter) = Adapter::read(&file) {
-            self.take_adapter(&file, adapter);
-        } else if let Some(embedding) = Embedding::read(&file) {
+        let file = Arc::new(file);
+        match Adapter::read(&file) {
+            Ok(None) => {}
+            Ok(Some(adapter)) => return self.take_adapter(&file, adapter),
+            Err(error) => {
+                self.kind = Kind::Adapter;
+                self.what = "a LoRA that cannot be applied".into();
+                self.components = vec![summary("tensors", file.entries())];
+                self.problem = Some(error.to_string());
+                return;
+            }
+        }
+        if let Some(embedding) = Embedding::read(&file) {
             self.kind = Kind::Embedding;
             self.family = Some(embedding.family.name());
             self.does = "adds a word";
             self.what = format!("a textual inversion for {}", embedding.family.name());
             self.components = vec![summary("words", file.entries())];
             self.embedding = Some(embedding);
-        } else if let Some(row) = kinds::foreign(&file) {
+        } else if let Some(row) = kinds::foreign(&*file) {
             self.kind = if row.is_model { Kind::OtherModel } else { Kind::AddOn };
             self.what = row.what.to_owned();
             self.evidence.push(format!("A tensor's name contains \"{}\".", row.part));
             self.components = vec![summary("tensors", file.entries())];
             self.problem = row.is_model.then(|| format!("{} is {}, {}", file.name, row.what, row.why));
         } else {
-            let lone = kinds::lone(&file);
+            let lone = kinds::lone(&*file);
             let context =
                 file.entries().iter().find(|entry| entry.name.ends_with("attn2.to_k.weight")).and_then(|e| e.shape.get(1).copied());
             let shape = ["model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight"];
             let channels = shape.iter().find_map(|key| file.shape(key)?.get(1).copied());
             let all = summary("tensors", file.entries());
-            let file = Arc::new(file);
             match Checkpoint::from_shared(file.clone()) {
                 Ok(model) => self.take_model(Ok(model)),
                 Err(error) => {
@@ -285,7 +291,7 @@ impl Survey {
     fn take_adapter(&mut self, file: &WeightFile, adapter: Adapter) {
         self.kind = Kind::Adapter;
         self.does = "changes a model";
-        let changes: Vec<&str> = adapter.changes().into_iter().map(super::Change::name).collect();
+        let changes: Vec<&str> = adapter.changes().into_iter().map(Change::name).collect();
         let dora = if adapter.is_dora() { " with DoRA" } else { "" };
         let base = adapter.base();
         let base_name = match &base {
@@ -308,7 +314,7 @@ impl Survey {
 
     fn take_network(&mut self, file: &WeightFile, lone: Option<&SingleNetwork>, context: Option<usize>, channels: Option<usize>) {
         let Some(SingleNetwork { key, what, network }) = lone else {
-            let first = file.entries().first().map(|entry| super::quoted(&entry.name));
+            let first = file.entries().first().map(|entry| quoted(&entry.name));
             self.what = "tensors of nothing that is known".into();
             self.evidence.extend(first.map(|name| format!("Its tensors have names like {name}.")));
             return;
@@ -325,7 +331,7 @@ impl Survey {
                     Some(9) => "inpaints",
                     _ => "generates",
                 };
-                context.and_then(family_of_context).map(Family::name)
+                context.and_then(of_context).map(Family::name)
             }
             Network::Vae => {
                 self.kind = Kind::Vae;

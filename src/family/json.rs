@@ -1,6 +1,6 @@
 //! Reads the fields of a configuration file, each checked, with errors that name the file and the field.
 
-use super::{model_error, quoted};
+use crate::error::{model_error, quoted};
 use crate::sampling::without_infinities;
 use crate::{Error, Result};
 use serde_json::{Map, Value};

@@ -1,25 +1,15 @@
-//! The configuration files of a diffusers folder → [`ModelSpec`].
+//! The configuration files of a diffusers folder → a spec.
 
-use super::checkpoint::TokenizerFiles;
-use super::folder::Folder;
-use super::json::Fields;
-use super::schedule::{self, Prediction};
-use super::{config, model_error, quoted};
+use super::super::files::{ConfigFiles, Description, NetworkPlan, TokenizerFiles, present};
+use super::super::json::Fields;
+use super::super::schedule::{self, Prediction};
+use super::super::{config, keys};
+use super::{PAD_CLIP, PAD_OPEN_CLIP, TEXT_ENCODERS};
 use crate::Result;
-use crate::spec::{Activation, Family, ModelSpec, TextEncoderSpec, UNetSpec, VaeSpec};
-use serde_json::Value;
-
-/// The folders of the text encoders and of their tokenizers, in the order in which their embeddings are joined.
-pub(crate) const TEXT_ENCODERS: [(&str, &str); 2] = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
-/// The token after a text's end where CLIP-L was trained.
-pub(crate) const PAD_CLIP: &str = "<|endoftext|>";
-/// The same where OpenCLIP was trained: the token 0.
-pub(crate) const PAD_OPEN_CLIP: &str = "!";
+use crate::error::{model_error, quoted};
+use crate::spec::{Activation, Component, ModelSpec, TextEncoderSpec, UNetSpec, VaeSpec};
 
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
-
-/// What messages call a scheduler configuration that no file has.
-pub(crate) const USUAL_SCHEDULER: &str = "the family's usual scheduler";
 
 /// Components of other architectures, with what they are.
 const FOREIGN_KINDS: &[(&str, &str)] = &[
@@ -34,20 +24,8 @@ const FOREIGN_KINDS: &[(&str, &str)] = &[
     ("vqvae", "it has a VQ autoencoder (latent diffusion), which is not implemented"),
 ];
 
-/// All that a folder's texts say.
-#[derive(Debug)]
-pub(crate) struct Description {
-    pub(crate) spec: ModelSpec,
-    /// The text encoders' folders.
-    pub(crate) text_folders: Vec<&'static str>,
-    pub(crate) tokenizers: Vec<Option<TokenizerFiles>>,
-    /// The text of `scheduler_config.json`, the model's or its family's.
-    pub(crate) scheduler: String,
-}
-
 /// The texts that [`describe`] may read.
-#[cfg(feature = "hub")]
-pub(crate) fn texts() -> Vec<String> {
+pub(super) fn texts() -> Vec<String> {
     let mut texts: Vec<String> =
         ["model_index.json", schedule::RECOMMENDED, "unet/config.json", "vae/config.json", SCHEDULER].map(str::to_owned).into();
     for (dir, tokenizer) in TEXT_ENCODERS {
@@ -60,7 +38,7 @@ pub(crate) fn texts() -> Vec<String> {
 }
 
 /// Reads the texts of `folder`.
-pub(crate) fn describe(folder: &Folder) -> Result<Description> {
+pub(super) fn describe(folder: &dyn ConfigFiles) -> Result<Description> {
     let index = folder.json("model_index.json")?;
     let mut evidence = Vec::new();
     if let Some(index) = &index
@@ -112,50 +90,49 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
         });
         tokenizers.push(files);
     }
-    let family = family(&text_encoders, xl).ok_or_else(|| model_error(folder.shown(""), "lacks a text encoder"))?;
-    evidence.push(match family {
-        Family::Sd1 => "One text encoder with quick GELU: CLIP-L, as Stable Diffusion 1.x has.".to_owned(),
-        Family::Sd2 => "One text encoder with exact GELU: OpenCLIP, as Stable Diffusion 2.x has.".to_owned(),
-        Family::Sdxl => "The UNet takes pooled text and sizes, and there are two text encoders.".to_owned(),
-        Family::SdxlRefiner => "The UNet takes pooled text and sizes, and there is one text encoder.".to_owned(),
-    });
+    let (row, facts) = super::family(&text_encoders, xl).ok_or_else(|| model_error(folder.shown(""), "lacks a text encoder"))?;
+    evidence.push(facts.in_folder.to_owned());
     let aesthetic = index.as_ref().map(|index| (index.has("requires_aesthetics_score"), index.flag("requires_aesthetics_score", false)));
     let aesthetic = match aesthetic {
         Some((true, said)) => Some(said?),
         _ => None,
     };
     let aesthetic_score = finish_conditioning(&unet_json.file, &unet, &mut text_encoders, aesthetic)?;
-    let zeros = family == Family::Sdxl;
+    let zeros = facts.zero_missing_negative;
     let zero_missing_negative = match &index {
         Some(index) if xl => index.flag("force_zeros_for_empty_prompt", zeros)?,
         _ => zeros,
     };
 
-    let (scheduler_file, scheduler_text) = match folder.text(SCHEDULER)? {
-        Some(text) => {
-            let file = folder.shown(SCHEDULER);
-            let text = String::from_utf8(text).map_err(|_| model_error(&file, "is not UTF-8 text"))?;
-            (file, text)
-        }
+    let (scheduler_file, scheduler_text) = match folder.utf8(SCHEDULER)? {
+        Some(text) => (folder.shown(SCHEDULER), text),
         None => {
             evidence.push("There is no scheduler/scheduler_config.json: the family's usual one is taken.".to_owned());
-            (USUAL_SCHEDULER.to_owned(), schedule::of_family(family, Prediction { v: false, zero_snr: false }))
+            (schedule::USUAL.to_owned(), schedule::of_family(row, Prediction { v: false, zero_snr: false }))
         }
     };
     let scheduler = Fields::parse(&scheduler_file, scheduler_text.as_bytes())?;
     if let Some(prediction) = scheduler.word("prediction_type")? {
         evidence.push(format!("{} says that the UNet predicts {}.", scheduler.file, quoted(prediction)));
     }
-    let (mut defaults, distilled) = schedule::defaults(family, &scheduler)?;
+    let (mut defaults, distilled) = schedule::defaults(row, &scheduler)?;
     evidence.extend(distilled);
     if let Some(fields) = folder.json(schedule::RECOMMENDED)? {
         defaults = schedule::recommended(&fields, defaults)?;
         vae.latent_rgb = schedule::latent_rgb(&fields, vae.latent_channels)?.or(vae.latent_rgb);
         evidence.push(format!("{} recommends steps and guidance.", fields.file));
     }
-    let latents = config::sample_size(&unet_json)?.unwrap_or(default_size(family) / 8);
+    let latents = config::sample_size(&unet_json)?.unwrap_or(row.default_size / 8);
+    let plan = |component: Component, title: String, folder, pairs| NetworkPlan { component, title, folder, pairs };
+    let mut networks = vec![
+        plan(Component::UNET, "the UNet".to_owned(), "unet", keys::diffusers_unet(&unet)),
+        plan(Component::VAE, "the autoencoder".to_owned(), "vae", keys::diffusers_vae(&vae)),
+    ];
+    for (i, (dir, text)) in text_folders.into_iter().zip(&text_encoders).enumerate() {
+        networks.push(plan(Component::text_encoder(i), format!("the {dir}"), dir, keys::diffusers_text(&text.clip)));
+    }
     let spec = ModelSpec {
-        family,
+        family: row.family,
         evidence,
         default_size: latents * vae.factor(),
         unet,
@@ -166,30 +143,11 @@ pub(crate) fn describe(folder: &Folder) -> Result<Description> {
         aesthetic_score,
         defaults,
     };
-    Ok(Description { spec, text_folders, tokenizers, scheduler: scheduler_text })
-}
-
-/// The family whose text encoders these are.
-pub(crate) fn family(text_encoders: &[TextEncoderSpec], text_time: bool) -> Option<Family> {
-    match (text_encoders, text_time) {
-        ([_, _], true) => Some(Family::Sdxl),
-        ([_], true) => Some(Family::SdxlRefiner),
-        ([one], false) if one.clip.activation == Activation::QuickGelu => Some(Family::Sd1),
-        ([_], false) => Some(Family::Sd2),
-        _ => None,
-    }
-}
-
-/// Width and height in pixels that the family was trained at, where nothing says so.
-pub(crate) fn default_size(family: Family) -> usize {
-    match family {
-        Family::Sd1 | Family::Sd2 => 512,
-        Family::Sdxl | Family::SdxlRefiner => 1024,
-    }
+    Ok(Description { spec, networks, tokenizers, scheduler: scheduler_text })
 }
 
 /// Refuses a UNet whose latents are not those of the autoencoder.
-pub(crate) fn check_latents(file: &str, unet: &UNetSpec, vae: &VaeSpec) -> Result<()> {
+pub(super) fn check_latents(file: &str, unet: &UNetSpec, vae: &VaeSpec) -> Result<()> {
     let latents = vae.latent_channels;
     if unet.out_channels != latents {
         return Err(model_error(file, format!("has {} output channels, but the autoencoder has {latents} channels", unet.out_channels)));
@@ -210,7 +168,7 @@ pub(crate) fn check_latents(file: &str, unet: &UNetSpec, vae: &VaeSpec) -> Resul
 }
 
 /// Decides whose pooled embedding is used and whether there is an aesthetic score, and checks that the widths fit.
-pub(crate) fn finish_conditioning(file: &str, unet: &UNetSpec, text: &mut [TextEncoderSpec], aesthetic: Option<bool>) -> Result<bool> {
+pub(super) fn finish_conditioning(file: &str, unet: &UNetSpec, text: &mut [TextEncoderSpec], aesthetic: Option<bool>) -> Result<bool> {
     let width: usize = text.iter().map(|t| t.clip.hidden_size).sum();
     if unet.cross_attention_dim != width {
         let widths: Vec<String> = text.iter().map(|t| t.clip.hidden_size.to_string()).collect();
@@ -232,16 +190,6 @@ pub(crate) fn finish_conditioning(file: &str, unet: &UNetSpec, text: &mut [TextE
     })
 }
 
-/// Whether the folder has the component: its index says so, or, where the index is silent, its configuration is there.
-fn present(folder: &Folder, index: Option<&Fields>, component: &str) -> bool {
-    let entry = index.filter(|index| index.has(component)).map(|index| index.get(component));
-    match entry {
-        Some(Some(Value::Array(list))) => list.iter().any(|v| !v.is_null()),
-        Some(_) => false,
-        None => folder.names(component).iter().any(|name| name == "config.json"),
-    }
-}
-
 /// Whether the text encoder in `dir` ends in a projection.
 fn projected(index: Option<&Fields>, dir: &str, fields: &Fields) -> Result<bool> {
     let from_index = index.and_then(|index| index.get(dir)?.as_array()?.get(1)?.as_str());
@@ -253,12 +201,8 @@ fn projected(index: Option<&Fields>, dir: &str, fields: &Fields) -> Result<bool>
     }
 }
 
-fn tokenizer_files(folder: &Folder, dir: &str) -> Result<Option<TokenizerFiles>> {
-    let text = |name: &str| -> Result<Option<String>> {
-        let path = format!("{dir}/{name}");
-        let Some(bytes) = folder.text(&path)? else { return Ok(None) };
-        String::from_utf8(bytes).map(Some).map_err(|_| model_error(folder.shown(&path), "is not UTF-8 text"))
-    };
+fn tokenizer_files(folder: &dyn ConfigFiles, dir: &str) -> Result<Option<TokenizerFiles>> {
+    let text = |name: &str| folder.utf8(&format!("{dir}/{name}"));
     let (Some(vocab_json), Some(merges)) = (text("vocab.json")?, text("merges.txt")?) else { return Ok(None) };
     let config = folder.json(&format!("{dir}/tokenizer_config.json"))?;
     // "No limit" is written as a number beyond any integer.
@@ -268,7 +212,7 @@ fn tokenizer_files(folder: &Folder, dir: &str) -> Result<Option<TokenizerFiles>>
 }
 
 /// The padding token: text, or an object with the text in `content`.
-fn pad_token(folder: &Folder, dir: &str) -> Result<Option<String>> {
+fn pad_token(folder: &dyn ConfigFiles, dir: &str) -> Result<Option<String>> {
     for name in ["special_tokens_map.json", "tokenizer_config.json"] {
         let Some(fields) = folder.json(&format!("{dir}/{name}"))? else { continue };
         let Some(value) = fields.get("pad_token") else { continue };

@@ -1,0 +1,265 @@
+//! Adapters, held against a model and merged into its weights on their way to the layers.
+
+use super::formula::{LowRank, add_products};
+use super::{Adapter, AdapterFit, Bound};
+use crate::error::{model_error, quoted};
+use crate::spec::{Component, ModelSpec};
+use crate::weights::{Checkpoint, InPlace, ModelSource, TensorChanges, TensorSource, TokenizerFiles};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// An adapter and how strongly it is applied.
+#[derive(Debug, Clone)]
+pub struct AdapterUse {
+    /// The file.
+    pub adapter: Arc<Adapter>,
+    /// The strength in the denoiser.
+    pub weight: f64,
+    /// The strength in the text encoders.
+    pub text_weight: f64,
+}
+
+impl AdapterUse {
+    fn strength(&self, component: Component) -> f64 {
+        if component.is_text() { self.text_weight } else { self.weight }
+    }
+}
+
+/// The part of a layer that an adapter changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Leaf {
+    Weight,
+    Bias,
+}
+
+/// One change of one tensor.
+#[derive(Debug, Clone)]
+struct Step {
+    adapter: Arc<Adapter>,
+    target: usize,
+    leaf: Leaf,
+    strength: f64,
+}
+
+/// What some adapters change of a model, layer by layer, in the order in which they were named.
+#[derive(Debug, Clone, Default)]
+pub struct Deltas {
+    steps: BTreeMap<Component, BTreeMap<String, Vec<Step>>>,
+    applied: Vec<String>,
+    /// The files that change a network, with their strengths.
+    signatures: BTreeMap<Component, String>,
+}
+
+impl Deltas {
+    /// Holds adapters against a model. Those of strength 0 are held against it, and change nothing.
+    ///
+    /// # Errors
+    /// One does not fit; the message names what does not. With `partial` what fits is taken, unless nothing does.
+    pub fn bind(model: &Checkpoint, adapters: &[AdapterUse], partial: bool) -> Result<Deltas> {
+        let mut deltas = Deltas::default();
+        for used in adapters {
+            let adapter = &used.adapter;
+            let (bound, fit) = adapter.bind(model);
+            let fits_whole = fit.absent.is_empty() && fit.misshapen.is_empty();
+            if bound.is_empty() || !fits_whole && !partial {
+                return Err(misfit(adapter, &fit, model.spec()));
+            }
+            deltas.applied.push(format!("{}: {} of {} layers", adapter.name, fit.layers, fit.of));
+            let changed: BTreeSet<Component> = bound.iter().map(|bound| bound.component).collect();
+            for component in changed.into_iter().filter(|component| used.strength(*component) != 0.0) {
+                let signature = deltas.signatures.entry(component).or_default();
+                signature.push_str(&format!("[{}:{}]", adapter.file_name(), used.strength(component)));
+            }
+            for Bound { component, layer, target, bias, weight } in bound {
+                let strength = used.strength(component);
+                if strength == 0.0 {
+                    continue;
+                }
+                let leaves = [(weight, Leaf::Weight, "weight"), (bias, Leaf::Bias, "bias")];
+                for (_, leaf, name) in leaves.into_iter().filter(|(changes, ..)| *changes) {
+                    let steps = deltas.steps.entry(component).or_default().entry(format!("{layer}.{name}")).or_default();
+                    steps.push(Step { adapter: adapter.clone(), target, leaf, strength });
+                }
+            }
+        }
+        Ok(deltas)
+    }
+
+    /// What was found to fit, one phrase an adapter: "detail: 264 of 264 layers".
+    pub fn applied(&self) -> &[String] {
+        &self.applied
+    }
+
+    /// Equal for what makes the same of a network; empty where it stays as it is.
+    pub fn signature(&self, component: Component) -> &str {
+        self.signatures.get(&component).map_or("", String::as_str)
+    }
+
+    /// Nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The layers of a network that are changed, without the names of their tensors.
+    pub fn layers(&self, component: Component) -> BTreeSet<String> {
+        self.steps
+            .get(&component)
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+            .filter_map(|name| Some(name.rsplit_once('.')?.0.to_owned()))
+            .collect()
+    }
+
+    fn of(&self, component: Component, name: &str) -> Option<&[Step]> {
+        self.steps.get(&component)?.get(name).map(Vec::as_slice)
+    }
+
+    /// The tensor `name` of `shape`, changed.
+    fn merge(&self, steps: &[Step], mut values: Vec<f32>, shape: &[usize], name: &str) -> Result<Vec<f32>> {
+        // Plain products commute with each other, and are added together; what reads the weight reads it as it is by then.
+        let mut products: Vec<LowRank> = Vec::new();
+        for step in steps {
+            let Some(target) = step.adapter.target(step.target) else { continue };
+            let tensors = step.adapter.tensors(target);
+            match step.leaf {
+                Leaf::Bias => tensors.change_bias(&mut values, step.strength)?,
+                Leaf::Weight => match tensors.low_rank(step.strength)? {
+                    Some(product) => products.push(product),
+                    None => {
+                        add_products(&mut values, &std::mem::take(&mut products))?;
+                        tensors.change_weight(&mut values, shape, step.strength)?;
+                    }
+                },
+            }
+        }
+        add_products(&mut values, &products)?;
+        if values.iter().all(|x| x.is_finite()) {
+            return Ok(values);
+        }
+        let names: Vec<&str> = steps.iter().map(|step| step.adapter.file_name()).collect();
+        Err(model_error(
+            names.join(", "),
+            format!("makes values of {} that are not numbers (NaN or infinity); give a smaller weight", quoted(name)),
+        ))
+    }
+}
+
+/// Why an adapter is not applied.
+fn misfit(adapter: &Adapter, fit: &AdapterFit, spec: &ModelSpec) -> Error {
+    const SHOWN: usize = 3;
+    let own = spec.family.name();
+    let file = adapter.file_name();
+    if adapter.is_of_a_transformer() {
+        return model_error(
+            file,
+            format!(
+                "is a LoRA for a transformer (Flux, Stable Diffusion 3 or a relative), and the model is {own}; take one made for {own}"
+            ),
+        );
+    }
+    if let Some((family, why)) = adapter.base().filter(|(family, _)| *family != spec.family) {
+        return model_error(file, format!("is a LoRA for {} ({why}), and the model is {own}; take one made for {own}", family.name()));
+    }
+    let (keys, what) = if fit.absent.is_empty() {
+        (&fit.misshapen, "of other shapes than the model's")
+    } else {
+        (&fit.absent, "that meet no layer of the model")
+    };
+    let shown: Vec<String> = keys.iter().take(SHOWN).map(|key| quoted(key)).collect();
+    let more = if keys.len() > SHOWN { ", …" } else { "" };
+    let advice = if fit.layers > 0 { format!("; --lora-partial takes the {} layers that fit", fit.layers) } else { String::new() };
+    model_error(file, format!("has {} keys {what}: {}{more}{advice}", keys.len(), shown.join(", ")))
+}
+
+impl TensorChanges for Deltas {
+    fn changes(&self, component: Component, name: &str) -> bool {
+        self.of(component, name).is_some()
+    }
+
+    fn changed(&self, component: Component, name: &str, shape: &[usize], values: Vec<f32>) -> Result<Vec<f32>> {
+        match self.of(component, name) {
+            Some(steps) => self.merge(steps, values, shape, name),
+            None => Ok(values),
+        }
+    }
+
+    fn names(&self) -> Vec<(Component, String)> {
+        self.steps.iter().flat_map(|(component, names)| names.keys().map(|name| (*component, name.clone()))).collect()
+    }
+}
+
+/// A network's tensors with adapters merged in. A tensor that none changes is served as it is, in place where it can be.
+struct WithDeltas<'a> {
+    base: Box<dyn TensorSource + 'a>,
+    component: Component,
+    deltas: Arc<Deltas>,
+}
+
+impl TensorSource for WithDeltas<'_> {
+    fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let Some(steps) = self.deltas.of(self.component, name) else { return self.base.tensor(name, shape, dtype, device) };
+        let values = match self.adds(name) && self.base.shape(name).is_none() {
+            // A layer without a bias gains one.
+            true => vec![0f32; shape.iter().product()],
+            false => self.base.tensor(name, shape, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?,
+        };
+        let merged = self.deltas.merge(steps, values, shape, name)?;
+        Ok(Tensor::from_vec(merged, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
+        match self.deltas.of(self.component, name) {
+            Some(_) => Ok(None),
+            None => self.base.in_place(name, shape),
+        }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.base.shape(name)
+    }
+
+    fn adds(&self, name: &str) -> bool {
+        name.ends_with(".bias") && self.deltas.of(self.component, name).is_some()
+    }
+}
+
+/// A model whose networks have adapters merged in.
+pub struct ModelWithDeltas<'a> {
+    model: &'a dyn ModelSource,
+    deltas: Arc<Deltas>,
+}
+
+impl<'a> ModelWithDeltas<'a> {
+    /// `deltas` were bound to `model`.
+    pub fn new(model: &'a dyn ModelSource, deltas: Arc<Deltas>) -> Self {
+        Self { model, deltas }
+    }
+}
+
+impl ModelSource for ModelWithDeltas<'_> {
+    fn name(&self) -> &str {
+        self.model.name()
+    }
+
+    fn spec(&self) -> &ModelSpec {
+        self.model.spec()
+    }
+
+    fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles> {
+        self.model.tokenizer(index)
+    }
+
+    fn parameters(&self, component: Component) -> Option<u64> {
+        self.model.parameters(component)
+    }
+
+    fn tensors(&self, component: Component) -> Box<dyn TensorSource + '_> {
+        let base = self.model.tensors(component);
+        match self.deltas.steps.contains_key(&component) {
+            true => Box::new(WithDeltas { base, component, deltas: self.deltas.clone() }),
+            false => base,
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A model's layers by their paths with underscores, in every spelling.
+//!
+//! Underscores cannot be turned back into dots by replacing, so that the table is made from the model's own names.
+
+use super::names::Site;
+use crate::family::{self, keys};
+use crate::spec::Component;
+use crate::weights::{Checkpoint, Part};
+use std::collections::HashMap;
+
+/// Parts of names that older or other tools spell otherwise: today's, theirs.
+const ALIASES: &[(&str, &str)] = &[
+    ("_to_out_0", "_to_out"),
+    ("_self_attn_q_proj", "_self_attn_to_q"),
+    ("_self_attn_k_proj", "_self_attn_to_k"),
+    ("_self_attn_v_proj", "_self_attn_to_v"),
+    ("_self_attn_out_proj", "_self_attn_to_out"),
+];
+
+/// One network's layers.
+struct Network<'a> {
+    component: Component,
+    part: &'a Part,
+    /// diffusers' names by paths with underscores.
+    names: HashMap<String, String>,
+}
+
+pub(super) struct Layers<'a> {
+    networks: HashMap<Site, Network<'a>>,
+}
+
+/// A layer that was found.
+pub(super) struct Layer<'a> {
+    pub(super) component: Component,
+    /// diffusers' name.
+    pub(super) name: &'a str,
+    pub(super) weight: Option<Vec<usize>>,
+    pub(super) bias: Option<Vec<usize>>,
+}
+
+impl<'a> Layers<'a> {
+    pub(super) fn of(model: &'a Checkpoint) -> Self {
+        let spec = model.spec();
+        let folders = (family::row(spec.family).format.folders)(spec);
+        let layer = |name: &str| name.strip_suffix(".weight").map(str::to_owned);
+        let mut networks = HashMap::new();
+        for ((component, part), folder) in model.parts.iter().zip(&folders) {
+            let (site, original) = match folder.folder {
+                "unet" => (Site::UNet, keys::unet(&spec.unet, "")),
+                "text_encoder" => (Site::Text(0), Vec::new()),
+                "text_encoder_2" => (Site::Text(1), Vec::new()),
+                _ => continue,
+            };
+            let mut names = HashMap::new();
+            for name in part.names().into_iter().filter_map(layer) {
+                let path = name.replace('.', "_");
+                for (now, then) in ALIASES {
+                    if let Some(before) = path.strip_suffix(now) {
+                        names.insert(format!("{before}{then}"), name.clone());
+                    }
+                }
+                if let Some(short) = path.strip_prefix("text_model_") {
+                    names.insert(short.to_owned(), name.clone());
+                }
+                names.insert(path, name);
+            }
+            for pair in original.iter().filter(|pair| part.shape(&pair.name).is_some()) {
+                if let (Some(stored), Some(name)) = (layer(&pair.stored), layer(&pair.name)) {
+                    names.insert(stored.replace('.', "_"), name);
+                }
+            }
+            networks.insert(site, Network { component: *component, part, names });
+        }
+        // A model with one text encoder has it under either name.
+        if !networks.contains_key(&Site::Text(0))
+            && let Some(second) = networks.remove(&Site::Text(1))
+        {
+            networks.insert(Site::Text(0), Network { names: second.names.clone(), ..second });
+            if let Some(Network { component, part, names }) = networks.get(&Site::Text(0)) {
+                let again = Network { component: *component, part, names: names.clone() };
+                networks.insert(Site::Text(1), again);
+            }
+        }
+        Layers { networks }
+    }
+
+    pub(super) fn find(&self, site: Site, path: &str) -> Option<Layer<'_>> {
+        let network = self.networks.get(&site)?;
+        let name = network.names.get(path)?;
+        let shape = |leaf: &str| network.part.shape(&format!("{name}.{leaf}"));
+        Some(Layer { component: network.component, name, weight: shape("weight"), bias: shape("bias") })
+    }
+}

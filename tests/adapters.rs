@@ -1,0 +1,217 @@
+//! LoRA and its relatives against what LyCORIS and PEFT merge themselves, and what is refused.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails fails its test")]
+
+mod weights_models;
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
+use sd_gen::adapter::{Adapter, AdapterCache, AdapterChoice, AdapterUse, Deltas, EmbeddingFile, LoraChoice, ModelWithDeltas};
+use sd_gen::pipeline::{Pipeline, Silent};
+use sd_gen::spec::Component;
+use sd_gen::weights::{Checkpoint, ModelSource};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use weights_models::{Shapes, file};
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/adapters")
+}
+
+fn emoji() -> Checkpoint {
+    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji")).unwrap()
+}
+
+fn used(name: &str, weight: f64) -> AdapterUse {
+    let adapter = Arc::new(Adapter::open(&data().join(format!("{name}.safetensors"))).unwrap());
+    adapter.check_numbers().unwrap();
+    AdapterUse { adapter, weight, text_weight: weight }
+}
+
+fn values(model: &dyn ModelSource, name: &str) -> Vec<f32> {
+    let component = if name.starts_with("text_model") { Component::text_encoder(0) } else { Component::UNET };
+    let source = model.tensors(component);
+    // A bias that an adapter adds is as long as its weight has rows.
+    let weight = || source.shape(&name.replace(".bias", ".weight")).unwrap()[..1].to_vec();
+    let shape = source.shape(name).unwrap_or_else(weight);
+    assert!(source.in_place(name, &shape).unwrap().is_none(), "{name} is changed, and was lent as it is");
+    source.tensor(name, &shape, DType::F32, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn every_format_and_spelling_merges_as_its_own_package_merges_it() {
+    let model = emoji();
+    let strengths: BTreeMap<String, f64> = serde_json::from_slice(&std::fs::read(data().join("strengths.json")).unwrap()).unwrap();
+    let bytes = std::fs::read(data().join("merged.safetensors")).unwrap();
+    let merged = SafeTensors::deserialize(&bytes).unwrap();
+    let mut checked = 0;
+    for (name, strength) in &strengths {
+        let deltas = Deltas::bind(&model, &[used(name, *strength)], false).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let model = ModelWithDeltas::new(&model, Arc::new(deltas));
+        for (key, wanted) in merged.tensors().into_iter().filter(|(key, _)| key.split_once('/').unwrap().0 == name) {
+            let wanted: Vec<f32> = wanted.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            let found: Vec<f32> = values(&model, key.split_once('/').unwrap().1).into_iter().step_by(13).collect();
+            assert_eq!(found.len(), wanted.len(), "{key}");
+            let size = (wanted.iter().map(|x| x * x).sum::<f32>() / wanted.len() as f32).sqrt();
+            let apart = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart <= 1e-5 * size, "{key}: {apart} apart of {size}");
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, merged.len());
+    assert!(strengths.len() >= 26);
+}
+
+#[test]
+fn several_adapters_are_applied_in_order_and_zero_changes_nothing() {
+    let model = emoji();
+    let query = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight";
+    let with = |uses: &[AdapterUse]| values(&ModelWithDeltas::new(&model, Arc::new(Deltas::bind(&model, uses, false).unwrap())), query);
+    let base: Vec<f32> = {
+        let source = model.tensors(Component::UNET);
+        let shape = source.shape(query).unwrap();
+        source.tensor(query, &shape, DType::F32, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let (one, other) = (with(&[used("kohya", 0.5)]), with(&[used("loha", -0.5)]));
+    for (((both, one), other), base) in with(&[used("kohya", 0.5), used("loha", -0.5)]).iter().zip(&one).zip(&other).zip(&base) {
+        assert!((both - (one + other - base)).abs() < 1e-5);
+    }
+    // What reads the weight reads it as it is by then.
+    assert_ne!(with(&[used("kohya", 1.0), used("ia3", 1.0)]), with(&[used("ia3", 1.0), used("kohya", 1.0)]));
+    let deltas = Deltas::bind(&model, &[used("kohya", 0.0)], false).unwrap();
+    assert!(deltas.is_empty() && deltas.signature(Component::UNET).is_empty());
+    assert_eq!(deltas.applied(), ["kohya: 4 of 4 layers"]);
+    let unet_only = Deltas::bind(&model, &[AdapterUse { text_weight: 0.0, ..used("kohya", 1.0) }], false).unwrap();
+    assert!(unet_only.layers(Component::text_encoder(0)).is_empty() && unet_only.layers(Component::UNET).len() == 3);
+}
+
+/// What the loaded networks make of fixed inputs.
+fn generated(pipeline: &Pipeline, choice: &AdapterChoice) -> Vec<f32> {
+    let draft = sd_gen::request::RequestDraft {
+        prompt: "a red apple".into(),
+        steps: Some(1),
+        width: Some(64),
+        height: Some(64),
+        ..Default::default()
+    };
+    let request = draft.resolve(pipeline.spec()).unwrap();
+    let adapters = pipeline.adapters(choice).unwrap();
+    let texts = sd_gen::pipeline::prompt_texts(&request);
+    let texts: Vec<_> = texts.iter().map(|text| pipeline.encode_text(text, &adapters, &mut Silent).unwrap()).collect();
+    let prompt = pipeline.condition(&request, &texts.iter().collect::<Vec<_>>()).unwrap();
+    let items = sd_gen::pipeline::BatchItem::of_seeds(&request, &prompt, &[3]);
+    pipeline.denoise_with(&items, &adapters, &mut Silent).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn choice(loras: &[(&str, f64)]) -> AdapterChoice {
+    let lora = |(name, weight): &(&str, f64)| LoraChoice {
+        path: data().join(format!("{name}.safetensors")),
+        weight: *weight,
+        text_weight: *weight,
+    };
+    AdapterChoice { loras: loras.iter().map(lora).collect(), ..AdapterChoice::default() }
+}
+
+#[test]
+fn adapters_are_swapped_in_a_loaded_pipeline_and_leave_no_trace() {
+    let model = Arc::new(emoji());
+    let load = || Pipeline::load_shared(model.clone(), &Device::Cpu, DType::F32, DType::F32, &mut Silent).unwrap();
+    let fresh = |of: &AdapterChoice| generated(&load(), of);
+    let (none, one, two) = (choice(&[]), choice(&[("kohya", 1.0)]), choice(&[("loha", 1.0), ("full", 0.5)]));
+    let (plain, first, second) = (fresh(&none), fresh(&one), fresh(&two));
+    assert!(plain != first && first != second && plain != second);
+    let pipeline = load();
+    for (of, wanted) in [(&none, &plain), (&one, &first), (&two, &second), (&one, &first), (&none, &plain)] {
+        assert!(generated(&pipeline, of) == *wanted, "{of:?} after others is not what it is at first");
+    }
+    assert!(generated(&pipeline, &choice(&[("kohya", 0.0)])) == plain);
+    let in_turn = Pipeline::in_turn(model.clone(), &Device::Cpu, DType::F32, DType::F32).unwrap();
+    for (of, wanted) in [(&one, &first), (&two, &second), (&none, &plain)] {
+        assert!(generated(&in_turn, of) == *wanted);
+    }
+    // A pipeline whose model is gone says so.
+    let gone = Pipeline::load(&*model, &Device::Cpu, DType::F32, DType::F32, &mut Silent).unwrap();
+    assert!(gone.adapters(&one).unwrap_err().to_string().contains("load_shared"));
+}
+
+#[test]
+fn words_are_learned_and_forgotten() {
+    let model = Arc::new(emoji());
+    let folder = tempfile::tempdir().unwrap();
+    let width = model.spec().text_encoders[0].clip.hidden_size;
+    let vectors = Tensor::randn(0f32, 1.0, (2, width), &Device::Cpu).unwrap();
+    let path = folder.path().join("red.safetensors");
+    candle_core::safetensors::save(&[("emb_params".to_owned(), vectors)].into(), &path).unwrap();
+    assert_eq!(EmbeddingFile::open(&path).unwrap().words(model.spec()).unwrap().len(), 1);
+    let pipeline = Pipeline::load_shared(model.clone(), &Device::Cpu, DType::F32, DType::F32, &mut Silent).unwrap();
+    let with = AdapterChoice { embeddings: vec![path], ..AdapterChoice::default() };
+    let plain = generated(&pipeline, &AdapterChoice::default());
+    let learned = generated(&pipeline, &with);
+    assert_ne!(plain, learned);
+    assert!(generated(&pipeline, &AdapterChoice::default()) == plain);
+    assert!(generated(&pipeline, &with) == learned);
+}
+
+/// An adapter of zeros with these tensors.
+fn open(folder: &Path, tensors: &[(&str, &[usize])]) -> Adapter {
+    let shapes: Shapes = tensors.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
+    let path = folder.join("x.safetensors");
+    std::fs::write(&path, file(&shapes, &[])).unwrap();
+    Adapter::open(&path).unwrap()
+}
+
+#[test]
+fn what_does_not_fit_is_named_in_one_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = emoji();
+    let query = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q";
+    let key = |leaf: &str| format!("{query}.{leaf}");
+    let (up, down, alpha) = (key("lora_up.weight"), key("lora_down.weight"), key("alpha"));
+    let missing = ("lora_unet_up_blocks_9_x.lora_up.weight", &[4, 2][..]);
+    for (tensors, said) in [
+        (vec![(up.as_str(), &[128, 2][..]), (&down, &[2, 64])], "64 to 128"),
+        (vec![(up.as_str(), &[128, 2][..]), (&down, &[3, 128])], "lora_up"),
+        (vec![(up.as_str(), &[128, 0][..]), (&down, &[0, 128])], "no numbers"),
+        (vec![(up.as_str(), &[128, 2][..])], "missing"),
+        (vec![(up.as_str(), &[128, 5000][..]), (&down, &[5000, 128])], "rank of 5000"),
+        (vec![(up.as_str(), &[128, 2][..]), (&down, &[2, 128]), (&alpha, &[2])], "not one number"),
+        (vec![missing], "up_blocks_9"),
+    ] {
+        let adapter = Arc::new(open(folder.path(), &tensors));
+        let error = Deltas::bind(&model, &[AdapterUse { adapter, weight: 1.0, text_weight: 1.0 }], false).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains("x.safetensors") && !error.contains('\n'), "{error}");
+    }
+    let adapter = Arc::new(open(folder.path(), &[(&up, &[128, 2]), (&down, &[2, 128]), missing]));
+    let of = |partial| Deltas::bind(&model, &[AdapterUse { adapter: adapter.clone(), weight: 1.0, text_weight: 1.0 }], partial);
+    assert!(of(false).unwrap_err().to_string().contains("--lora-partial takes the 1 layers"));
+    assert_eq!(of(true).unwrap().applied(), ["x: 1 of 2 layers"]);
+
+    let refused = |name: &str, tensors: &[(&str, &[usize])], said: &str| {
+        let shapes: Shapes = tensors.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
+        let path = folder.path().join(name);
+        std::fs::write(&path, file(&shapes, &[])).unwrap();
+        let error = Adapter::open(&path).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    };
+    refused(
+        "twice.safetensors",
+        &[(&up, &[128, 2]), (&format!("unet.{}.lora_up.weight", &query[10..]), &[128, 2])],
+        "the same part of one layer",
+    );
+    refused("word.safetensors", &[("emb_params", &[2, 768])], "--embedding");
+    refused("other.safetensors", &[("x.y", &[2, 768])], "no LoRA that is known");
+    refused("pickle.pt", &[("x.y", &[2])], "pickle");
+}
+
+#[test]
+fn numbers_that_are_none_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nan.safetensors");
+    let name = "lora_unet_conv_in.lora_up.weight".to_owned();
+    let nan = Tensor::new(&[[1f32, f32::NAN]], &Device::Cpu).unwrap();
+    candle_core::safetensors::save(&[(name.clone(), nan)].into(), &path).unwrap();
+    let choice = AdapterChoice { loras: vec![LoraChoice { path, weight: 1.0, text_weight: 1.0 }], ..AdapterChoice::default() };
+    let error = AdapterCache::default().prepare(&emoji(), &choice).unwrap_err().to_string();
+    assert!(error.contains("NaN") && error.contains(&name), "{error}");
+}
