@@ -7,13 +7,13 @@ mod locks;
 mod owner;
 
 pub use locks::{Locks, reach};
+pub use owner::{Owner, owner_of, tag as owner_tag};
 
 use crate::{Error, Result};
-use owner::{Owner, owner_of};
 use sha2::{Digest, Sha256};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, FileType, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 use tempfile::{NamedTempFile, TempDir};
 
@@ -216,6 +216,46 @@ pub fn seen_from(folder: &Path, path: &Path) -> PathBuf {
     path.strip_prefix(&folder).map(Path::to_owned).unwrap_or(path)
 }
 
+/// The bytes of a regular file, or of a pipe that somebody named; at most `most`.
+///
+/// # Errors
+/// It cannot be read, has more bytes, or is something else: a device may have no end.
+pub fn read_bounded(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    // Before opening: a device may do something then.
+    if !is_file_or_pipe(std::fs::metadata(path)?.file_type()) {
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is neither a file nor a pipe"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(std::io::Error::new(ErrorKind::FileTooLarge, format!("it has more than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Whether it is a regular file, or a pipe, which somebody made on purpose: `<(…)` of a shell is one.
+pub fn is_file_or_pipe(kind: FileType) -> bool {
+    #[cfg(unix)]
+    return kind.is_file() || std::os::unix::fs::FileTypeExt::is_fifo(&kind);
+    #[cfg(not(unix))]
+    return kind.is_file();
+}
+
+/// Whether a path leads to a place below a folder, links included; what is not there yet will be made below what is.
+pub fn stays_inside(folder: &Path, path: &Path) -> bool {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    resolved(folder).zip(resolved(path)).is_some_and(|(folder, path)| path.starts_with(folder))
+}
+
+/// Where a path leads; `None` where nobody can say, as through a link that points nowhere.
+fn resolved(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let there = path.ancestors().find(|part| part.symlink_metadata().is_ok())?;
+    let rest = path.strip_prefix(there).ok()?;
+    let plain = rest.components().all(|part| matches!(part, Component::Normal(_)));
+    plain.then(|| there.canonicalize().ok()).flatten().map(|there| there.join(rest))
+}
+
 /// Counts and hashes what passes through.
 struct Hashing<W> {
     to: W,
@@ -291,6 +331,49 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before - swept);
         assert!(path("mine.part").exists() && path(".sd-gen-0-1-other.part").exists());
         living.publish(&path("done"), false).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_has_no_end_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_bounded(&path, 5).unwrap(), b"12345");
+        assert_eq!(read_bounded(&path, 4).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        assert_eq!(read_bounded(Path::new("/dev/zero"), 5).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(read_bounded(folder.path(), 5).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_leaves_its_folder_by_dots_and_by_links() {
+        let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = inside.path();
+        std::fs::create_dir(root.join("here")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.join("link")).unwrap();
+        std::os::unix::fs::symlink(root.join("here"), root.join("within")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("nothing"), root.join("dangling")).unwrap();
+        for (path, stays) in [
+            ("", true),
+            ("here/new/er", true),
+            ("new", true),
+            ("within/new", true),
+            ("here/../here", true),
+            ("here/..", true),
+            ("link", false),
+            ("link/new", false),
+            ("dangling", false),
+            ("dangling/new", false),
+            ("here/../..", false),
+            ("new/../here", false),
+            ("../x", false),
+            ("/tmp", false),
+        ] {
+            assert_eq!(stays_inside(root, &root.join(path)), stays, "{path}");
+        }
+        // Neither is there yet.
+        assert!(stays_inside(&root.join("out"), &root.join("out/a")) && !stays_inside(&root.join("out"), &root.join("a")));
     }
 
     #[test]

@@ -5,8 +5,9 @@
 use crate::{Error, Result};
 use ::image::{Rgb, RgbImage, imageops};
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
+use std::borrow::Cow;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Pixels of a page's side: what viewers open without trouble.
 const LONGEST_SIDE: u32 = 8000;
@@ -66,9 +67,33 @@ pub fn write_table(axes: &[Axis], images: impl IntoIterator<Item = ContactSheet>
     for ContactSheet { labels, prompt: text, seed: number, path } in images {
         let (number, path) = (number.to_string(), path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default());
         let cells = labels.iter().map(String::as_str);
-        table.write_record(cells.chain(prompt.then_some(text.as_str())).chain(seed.then_some(number.as_str())).chain([path.as_str()]))?;
+        let cells = cells.chain(prompt.then_some(text.as_str())).chain(seed.then_some(number.as_str())).map(no_formula);
+        // The same path, and no formula either.
+        let path = if begins_formula(&path) { format!("./{path}") } else { path };
+        table.write_record(cells.chain([path.into()]).map(|cell: Cow<'_, str>| cell.into_owned()))?;
     }
     table.flush()
+}
+
+/// Whether a spreadsheet would compute a cell, and so might send what it holds elsewhere; a number such as `-1` is none.
+///
+/// # Source
+/// OWASP, "CSV Injection".
+fn begins_formula(cell: &str) -> bool {
+    cell.starts_with(['=', '+', '-', '@', '\t', '\r']) && cell.parse::<f64>().is_err()
+}
+
+/// The cell as a text: the mark before a formula is what spreadsheets know, and hide.
+fn no_formula(cell: &str) -> Cow<'_, str> {
+    if begins_formula(cell) { format!("'{cell}").into() } else { cell.into() }
+}
+
+/// The image of a file, if it is one that a sheet can hold. A manifest may name anything: a pipe would be waited for.
+fn read_image(path: &Path) -> Option<RgbImage> {
+    if !path.metadata().is_ok_and(|there| there.is_file()) {
+        return None;
+    }
+    Some(::image::ImageReader::open(path).ok()?.with_guessed_format().ok()?.decode().ok()?.to_rgb8())
 }
 
 /// A page: where its cells lie on the axes.
@@ -172,7 +197,7 @@ impl Sheet {
             for (column, across) in page.across.clone().enumerate() {
                 let Some(at) = self.values(page, down, across) else { continue };
                 let x = left + column as u32 * (width + GAP);
-                put(&mut sheet, image(&at).and_then(|path| ::image::open(path).ok()).map(|read| read.to_rgb8()), (x, y), self.cell);
+                put(&mut sheet, image(&at).and_then(|path| read_image(&path)), (x, y), self.cell);
                 if alone {
                     for (line, text) in wrapped(&self.axes[0].labels[at[0]], letters).iter().enumerate() {
                         write_centred(&mut sheet, text, x, width, y + height + line as u32 * LINE);
@@ -391,6 +416,15 @@ mod tests {
         write_table(&axes, [made.clone(), missing], &mut table).unwrap();
         let lines = "sampler,seed,prompt,path\neuler,5,\"a cat, \"\"red\"\"\",a/b.png\neuler,5,\"a cat, \"\"red\"\"\",\n";
         assert_eq!(String::from_utf8(table).unwrap(), lines);
+        let formula = ContactSheet {
+            labels: vec!["=cmd|' /C calc'!A0".into(), "-5".into()],
+            prompt: "@SUM(A1)".into(),
+            seed: 5,
+            path: Some("=a.png".into()),
+        };
+        let mut table = Vec::new();
+        write_table(&axes, [formula], &mut table).unwrap();
+        assert_eq!(String::from_utf8(table).unwrap(), "sampler,seed,prompt,path\n'=cmd|' /C calc'!A0,-5,'@SUM(A1),./=a.png\n");
         let mut table = Vec::new();
         write_table(&axes[..1], [ContactSheet { labels: vec!["euler".into()], ..made }], &mut table).unwrap();
         assert_eq!(String::from_utf8(table).unwrap(), "sampler,prompt,seed,path\neuler,\"a cat, \"\"red\"\"\",5,a/b.png\n");

@@ -88,13 +88,10 @@ fn several_adapters_are_applied_in_order_and_zero_changes_nothing() {
 
 /// What the loaded networks make of fixed inputs.
 fn generated(pipeline: &Pipeline, choice: &AdapterChoice) -> Vec<f32> {
-    let draft = sd_gen::request::RequestDraft {
-        prompt: "a red apple".into(),
-        steps: Some(1),
-        width: Some(64),
-        height: Some(64),
-        ..Default::default()
-    };
+    let draft = sd_gen::settings::Draft::new("a red apple").with(|draft| {
+        draft.sampling.steps = Some(1);
+        draft.set_size(Some((64, 64)));
+    });
     let request = draft.resolve(pipeline.spec()).unwrap();
     let adapters = pipeline.adapters(choice).unwrap();
     let texts = sd_gen::pipeline::prompt_texts(&request);

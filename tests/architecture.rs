@@ -15,8 +15,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
-    ("batch", &["Error", "Result", "adapter", "disk", "image::write_png", "metadata", "pipeline", "request", "spec", "weights"]),
-    ("bench", &["Error", "Result", "device", "family", "ops", "pipeline", "request", "sampling", "spec", "weights"]),
+    ("batch", &["Error", "Result", "adapter", "disk", "image::write_png", "metadata", "pipeline", "settings", "spec", "weights"]),
+    ("bench", &["Error", "Result", "device", "family", "ops", "pipeline", "settings", "sampling", "spec", "weights"]),
     (
         "pipeline",
         &[
@@ -31,7 +31,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "models",
             "noise",
             "prompt",
-            "request",
+            "settings",
             "sampling",
             "spec",
             "text",
@@ -51,8 +51,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("extension", &["Error", "Result", "models", "sampling"]),
     ("ops", &["device"]),
     ("spec", &["sampling"]),
-    ("request", &["Error", "Result", "noise", "sampling", "spec"]),
-    ("metadata", &["Error", "Result", "noise", "request", "sampling"]),
+    ("settings", &["Error", "Result", "device", "inputs", "noise", "sampling", "spec"]),
+    ("inputs", &[]),
+    ("metadata", &["Error", "Result", "noise", "settings", "sampling"]),
     ("noise", &["Error", "Result", "sampling::NoiseSource"]),
     ("image", &["Error", "Result"]),
     ("sheet", &["Error", "Result"]),
@@ -310,7 +311,7 @@ fn the_paths_of_the_sources_are_found() {
     for (path, wanted) in [
         ("models/mod.rs", "weights::TensorSource"),
         ("models/mod.rs", "ops::Linear"),
-        ("pipeline/guided_denoiser.rs", "pipeline::prompt::Conditioning"),
+        ("pipeline/guided_denoiser.rs", "pipeline::prompt::BatchConditioning"),
         ("text/encoder.rs", "models::ClipTextModel"),
         ("main.rs", "cli::run"),
         ("ops/cpu/linear.rs", "ops::Epilogue"),

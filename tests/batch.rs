@@ -413,6 +413,62 @@ fn a_read_only_folder_is_bad_input() {
     assert!(said(&output).contains("cannot be written to"), "{}", said(&output));
 }
 
+#[cfg(unix)]
+#[test]
+fn the_lines_of_a_file_stay_in_the_output_folder_unless_they_are_let_out() {
+    let (folder, outside) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    std::fs::create_dir(folder.path().join("out")).expect("folder");
+    std::os::unix::fs::symlink(outside.path(), folder.path().join("out/link")).expect("link");
+    std::fs::write(outside.path().join("theirs.png"), "theirs").expect("write");
+    let run = |lines: &str, arguments: &[&str]| {
+        std::fs::write(folder.path().join("lines.txt"), lines).expect("write");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+        command.args(["batch", "lines.txt", "--no-config", "--steps", "1", "--seed", "1"]).args(arguments);
+        let output = command.current_dir(folder.path()).env_remove("SD_GEN_MODELS").output().expect("sd-gen starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let absolute = outside.path().join("new").display().to_string();
+    for (lines, arguments) in [
+        ("a cat --output ../x.png".to_owned(), &["--output-dir", "out"][..]),
+        (format!("a cat --output {absolute}.png"), &[]),
+        (format!("a cat --output-dir {absolute}"), &["--output-dir", "out"]),
+        ("a cat --output link/x.png".to_owned(), &["--output-dir", "out"]),
+        ("--prompt link --output {prompt}/x.png".to_owned(), &["--output-dir", "out"]),
+        ("a cat --output new/../../x.png".to_owned(), &["--output-dir", "out"]),
+    ] {
+        let (code, said) = run(&lines, arguments);
+        assert_eq!(code, Some(2), "{lines}: {said}");
+        assert!(said.contains("outside of the output folder") && said.contains("--allow-outside"), "{lines}: {said}");
+        assert_eq!(std::fs::read_dir(outside.path()).expect("folder").count(), 1, "{lines}");
+    }
+    let (code, said) = run("a cat --output theirs.png --overwrite", &["--output-dir", "out"]);
+    assert!(code == Some(2) && said.contains("--overwrite: a line of a file may not allow it"), "{said}");
+    // Inside it a line may write where it likes, and the command line anywhere.
+    let (code, said) = run("a cat --output new/x.png\na dog --output-dir out/more", &["--output-dir", "out"]);
+    assert!(code == Some(0) && folder.path().join("out/new/x.png").is_file(), "{said}");
+    assert!(folder.path().join("out/more/a-dog-1.png").is_file());
+    let elsewhere = outside.path().join("o").display().to_string();
+    assert_eq!(run("a cat", &["--output-dir", &elsewhere]).0, Some(0));
+    let line = format!("a pig --output {}/theirs.png --overwrite", outside.path().display());
+    let (code, said) = run(&line, &["--allow-outside"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_ne!(std::fs::read(outside.path().join("theirs.png")).expect("read"), b"theirs");
+}
+
+#[test]
+fn an_output_that_would_steer_a_terminal_is_refused() {
+    let folder = tempfile::tempdir().expect("folder");
+    for escape in ["\\u001b]0;PWNED\\u0007", "\\u009b2J", "\\u202e", "\\n"] {
+        std::fs::write(folder.path().join("lines.jsonl"), format!("{{\"prompt\":\"x\",\"output\":\"x{escape}.png\"}}\n")).expect("write");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+        command.args(["batch", "lines.jsonl", "--no-config", "--steps", "1"]).current_dir(folder.path());
+        let output = command.env_remove("SD_GEN_MODELS").output().expect("sd-gen starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains("holds a control character"), "{said}");
+        assert!(!said.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{said:?}");
+    }
+}
+
 /// A run under limits of the system, given as a shell says them.
 #[cfg(unix)]
 fn limited(folder: &Path, limits: &str, arguments: &[&str]) -> Output {

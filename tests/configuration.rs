@@ -62,3 +62,45 @@ fn a_mistake_in_a_file_stops_before_any_work() {
     );
     assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 1);
 }
+
+#[test]
+fn a_folders_file_writes_nothing_outside_of_its_folder_whatever_its_templates_become() {
+    let (folder, outside) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    std::os::unix::fs::symlink(outside.path(), folder.path().join("evil")).expect("link");
+    std::os::unix::fs::symlink(outside.path(), folder.path().join("64")).expect("link");
+    write(folder.path(), "lines.txt", "a cat\n");
+    for output in ["{negative}/{seed}.png", "{width}/{seed}.png", "{negative}/new/{seed}.png"] {
+        write(folder.path(), "sd-gen.toml", &format!("output = \"{output}\"\nnegative-prompt = \"evil\"\nsize = \"64x64\"\nsteps = 1\n"));
+        for arguments in [&["-p", "a cat"][..], &["batch", "lines.txt"], &["batch", "-p", "a cat", "--sweep", "seed=1,2"]] {
+            let run = sd_gen(folder.path(), arguments);
+            let said = String::from_utf8_lossy(&run.stderr);
+            assert_eq!(run.status.code(), Some(2), "{output} {arguments:?}: {said}");
+            assert!(said.contains("leaves the folder of ./sd-gen.toml"), "{said}");
+            assert_eq!(std::fs::read_dir(outside.path()).expect("folder").count(), 0, "{output} {arguments:?}");
+        }
+    }
+    // A link that stays inside is a folder like another, and what was typed is the user's own.
+    std::fs::remove_file(folder.path().join("64")).expect("removed");
+    std::os::unix::fs::symlink("real", folder.path().join("64")).expect("link");
+    std::fs::create_dir(folder.path().join("real")).expect("folder");
+    write(folder.path(), "sd-gen.toml", "output = \"{width}/{seed}.png\"\nsize = \"64x64\"\nsteps = 1\n");
+    assert!(sd_gen(folder.path(), &["-p", "a cat", "--seed", "5"]).status.success());
+    assert!(folder.path().join("real/5.png").is_file());
+    assert!(sd_gen(folder.path(), &["-p", "a cat", "--output", "evil/{seed}.png"]).status.success());
+    assert_eq!(std::fs::read_dir(outside.path()).expect("folder").count(), 1);
+}
+
+#[test]
+fn a_folders_file_can_forbid_the_network_and_not_allow_it() {
+    let folder = tempfile::tempdir().expect("folder");
+    write(folder.path(), "config/sd-gen/config.toml", "offline = true\n");
+    let said = |text: &str| {
+        write(folder.path(), "sd-gen.toml", text);
+        let run = sd_gen(folder.path(), &["-p", "x", "-m", "org/name"]);
+        (run.status.code(), String::from_utf8_lossy(&run.stderr).into_owned())
+    };
+    let (code, sentence) = said("offline = false\n");
+    assert!(code == Some(2) && sentence.contains("can forbid the network and not allow it"), "{sentence}");
+    let (code, sentence) = said("steps = 1\n");
+    assert!(code == Some(3) && sentence.contains("--offline forbids"), "{sentence}");
+}

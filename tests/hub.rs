@@ -350,8 +350,8 @@ fn a_file_that_is_not_what_the_hub_says_gets_no_name() {
     let (hub, content) = single();
     let mut wrong = content.clone();
     wrong[12_345] ^= 1;
-    for (body, said) in [(wrong, "SHA-256"), ([content.as_slice(), b"more"].concat(), "longer"), (content[..1000].to_vec(), "breaks again")]
-    {
+    let kept = "where it is kept";
+    for (body, said) in [(wrong, "SHA-256"), ([content.as_slice(), b"more"].concat(), kept), (content[..1000].to_vec(), kept)] {
         hub.set_fault(Some(Box::new(move |asked, _, answer| match is_content(asked) {
             true => Answer { status: 200, body: body.clone(), ..Answer::default() },
             false => answer,
@@ -361,6 +361,149 @@ fn a_file_that_is_not_what_the_hub_says_gets_no_name() {
         assert!(sentence.contains(said), "{sentence}");
         assert!(!trial.blob("model.safetensors", &content).exists());
     }
+}
+
+/// Says another size of the one large file: where it is asked for, and in the list too.
+fn with_size(hub: Hub, change: i64, in_list: bool) -> Hub {
+    hub.with_fault(move |asked, _, mut answer| {
+        let changed = |size: i64| (size + change).to_string();
+        for (name, value) in &mut answer.headers {
+            if name == "X-Linked-Size" {
+                *value = changed(value.parse().expect("a size"));
+            }
+        }
+        if in_list && asked.path.starts_with("/api/") {
+            let text = String::from_utf8(answer.body).expect("text");
+            answer.body = text.replace("1048576", &changed(1_048_576)).into_bytes();
+        }
+        answer
+    })
+}
+
+#[test]
+fn a_size_that_is_not_the_files_ends_the_download() {
+    for (change, in_list, said) in [(1, false, "in the hub's list"), (-1, false, "in the hub's list"), (1, true, "where it is kept")] {
+        let hub = with_size(single().0, change, in_list);
+        let sentence = Trial::new(&hub).refused("org/model");
+        assert!(sentence.contains(said), "{sentence}");
+        assert!(hub.asked().iter().filter(|asked| is_content(asked)).count() <= 1, "{change} {in_list}");
+    }
+    // A server that does not say how long its file is: all of it comes, and then nothing more.
+    let (hub, content) = single();
+    let hub = with_size(hub, 1, true);
+    let state = hub.with_fault({
+        let whole = content.clone();
+        move |asked, _, answer| match (is_content(asked), asked.headers.contains_key("range")) {
+            (true, false) => Answer { status: 200, body: chunked(&whole), ..Answer::default() }.with("Transfer-Encoding", "chunked"),
+            (true, true) => Answer::status(416),
+            _ if asked.path.starts_with("/api/") => {
+                Answer { body: String::from_utf8(answer.body).expect("text").replace("1048576", "1048577").into_bytes(), ..answer }
+            }
+            _ => Answer { headers: answer.headers.into_iter().map(longer).collect(), ..answer },
+        }
+    });
+    let sentence = Trial::new(&state).refused("org/model");
+    assert!(sentence.contains("breaks again and again"), "{sentence}");
+    let whole = state.asked().iter().filter(|asked| is_content(asked) && !asked.headers.contains_key("range")).count();
+    assert!(whole <= 4, "{whole} whole downloads");
+}
+
+fn longer((name, value): (String, String)) -> (String, String) {
+    if name == "X-Linked-Size" { (name, "1048577".into()) } else { (name, value) }
+}
+
+fn chunked(bytes: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n0\r\n\r\n"].concat()
+}
+
+#[test]
+fn a_length_of_nothing_is_no_length() {
+    let (hub, content) = single();
+    let tag = |answer: Answer| answer.with("ETag", "\"no-hash-at-all\"").with("Content-Length", "0");
+    let hub = hub.with_fault(move |asked, _, answer| match asked.method == "HEAD" && asked.path.contains("/resolve/") {
+        true => tag(Answer::status(200)),
+        false => answer,
+    });
+    let path = Trial::new(&hub).fetch("org/model").expect("fetched by the length of the list");
+    assert_eq!(std::fs::read(path).expect("read"), content);
+    let hub = Hub::new([("model.safetensors".to_owned(), Vec::new())]);
+    let sentence = Trial::new(&hub).refused("org/model");
+    assert!(sentence.contains("is empty on the hub"), "{sentence}");
+}
+
+#[test]
+fn small_files_are_what_git_says() {
+    let hub = Hub::of_folder(&emoji());
+    let config = std::fs::read(emoji().join("unet/config.json")).expect("read");
+    // What an earlier run left is not its beginning.
+    let trial = Trial::new(&hub);
+    std::fs::create_dir_all(trial.repository().join("blobs")).expect("folder");
+    let blob = trial.blob("unet/config.json", &config);
+    std::fs::write(format!("{}.incomplete", blob.display()), vec![b'x'; 100]).expect("write");
+    let path = trial.fetch("org/model").expect("fetched");
+    assert_eq!(std::fs::read(path.join("unet/config.json")).expect("read"), config);
+    // What comes is another file of the same length.
+    let mut wrong = config.clone();
+    wrong[0] ^= 1;
+    let hub = Hub::of_folder(&emoji()).with_fault(move |asked, _, answer| {
+        match asked.method == "GET" && asked.path.ends_with("unet/config.json") {
+            true => Answer { body: wrong.clone(), ..answer },
+            false => answer,
+        }
+    });
+    let sentence = Trial::new(&hub).refused("org/model");
+    assert!(sentence.contains("git's hash"), "{sentence}");
+}
+
+#[test]
+fn a_trickle_ends() {
+    let (hub, _) = single();
+    // A byte a connection: after each there is a pause, and after some of them an end.
+    hub.set_fault(Some(Box::new(|asked, _, answer| if is_content(asked) { Answer { cut: Some(1), ..answer } } else { answer })));
+    let sentence = Trial::new(&hub).refused("org/model");
+    assert!(sentence.contains("breaks again and again") && sentence.contains("go on at 4 bytes"), "{sentence}");
+    // A byte now and then on one connection.
+    let drip = Some(Duration::from_millis(50));
+    hub.set_fault(Some(Box::new(move |asked, _, answer| if is_content(asked) { Answer { drip, ..answer } } else { answer })));
+    let sentence = Trial::new(&hub).impatient().refused("org/model");
+    assert!(sentence.contains("at less than 1000 bytes a second"), "{sentence}");
+}
+
+#[cfg(unix)]
+#[test]
+fn links_in_the_cache_lead_nothing_astray() {
+    use std::os::unix::fs::symlink;
+    let (hub, content) = single();
+    let victim = || {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("model.safetensors");
+        std::fs::write(&path, "theirs").expect("write");
+        (folder, path)
+    };
+    // The lock.
+    let (trial, (_keep, path)) = (Trial::new(&hub), victim());
+    let locks = trial.cache.path().join(".locks/models--org--model");
+    std::fs::create_dir_all(&locks).expect("folder");
+    symlink(&path, locks.join(format!("{}.lock", etag("model.safetensors", &content)))).expect("link");
+    let sentence = trial.refused("org/model");
+    assert!(sentence.contains("is a link to another file"), "{sentence}");
+    assert_eq!(std::fs::read(&path).expect("read"), b"theirs");
+    // A partial file and the reference.
+    let (trial, (_keep, path)) = (Trial::new(&hub), victim());
+    std::fs::create_dir_all(trial.repository().join("blobs")).expect("folder");
+    std::fs::create_dir_all(trial.repository().join("refs")).expect("folder");
+    symlink(&path, format!("{}.incomplete", trial.blob("model.safetensors", &content).display())).expect("link");
+    symlink(&path, trial.repository().join("refs/main")).expect("link");
+    trial.fetch("org/model").expect("fetched");
+    assert_eq!(std::fs::read(&path).expect("read"), b"theirs");
+    assert_eq!(std::fs::read(trial.repository().join("refs/main")).expect("read"), COMMIT.as_bytes());
+    // The folder that the file is shown in.
+    let (trial, (folder, path)) = (Trial::new(&hub), victim());
+    std::fs::create_dir_all(trial.repository().join("snapshots")).expect("folder");
+    symlink(folder.path(), trial.repository().join("snapshots").join(COMMIT)).expect("link");
+    let sentence = trial.refused("org/model");
+    assert!(sentence.contains("a link leads out of"), "{sentence}");
+    assert_eq!(std::fs::read(&path).expect("read"), b"theirs");
 }
 
 #[test]
@@ -591,15 +734,8 @@ fn a_hostile_list_of_files_leads_nowhere() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk_and_a_cache_that_cannot_be_written_are_said() {
-    let (hub, content) = single();
-    let trial = Trial::new(&hub);
-    let blob = trial.blob("model.safetensors", &content);
-    std::fs::create_dir_all(trial.repository().join("blobs")).expect("folder");
-    std::os::unix::fs::symlink("/dev/full", format!("{}.incomplete", blob.display())).expect("link");
-    let sentence = trial.refused("org/model");
-    assert!(sentence.contains("is full") && sentence.contains("HF_HOME"), "{sentence}");
-    let mut trial = Trial::new(&hub);
+fn a_cache_that_cannot_be_written_is_said() {
+    let mut trial = Trial::new(&single().0);
     trial.settings.cache = PathBuf::from("/proc/nowhere");
     let sentence = trial.refused("org/model");
     assert!(sentence.contains("cannot be written") && sentence.contains("HF_HOME"), "{sentence}");

@@ -52,7 +52,7 @@ impl Claims {
             _ => Error::io(&folder)(e),
         })?;
         file.as_file().lock().map_err(Error::io(file.path()))?;
-        let excludes = File::open(file.path()).and_then(|again| Ok(again.try_lock().is_err())).map_err(Error::io(file.path()))?;
+        let excludes = File::open(file.path()).map(|again| again.try_lock().is_err()).map_err(Error::io(file.path()))?;
         let claims = Self { folder, file, keys: HashSet::new() };
         Ok(excludes.then_some(claims))
     }

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::adapter::AdapterSet;
 use crate::pipeline::{Conditioning, EncodedText, Observer, Pipeline, Stage, prompt_texts};
-use crate::request::GenerationRequest;
+use crate::settings::Request;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -24,12 +24,7 @@ pub(super) struct Texts {
 
 impl Texts {
     /// What the UNet is told of a request.
-    pub(super) fn condition(
-        &mut self,
-        pipeline: &Pipeline,
-        request: &GenerationRequest,
-        observer: &mut dyn Observer,
-    ) -> Result<Conditioning> {
+    pub(super) fn condition(&mut self, pipeline: &Pipeline, request: &Request, observer: &mut dyn Observer) -> Result<Conditioning> {
         let mut encoded = Vec::new();
         let mut said = false;
         for text in prompt_texts(request) {

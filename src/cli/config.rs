@@ -4,11 +4,14 @@
 //! Keys are flags' names. Those at the top are for generating, alone and in batches; a table `[bench]` is for `sd-gen bench`, and so on.
 //!
 //! `./sd-gen.toml` may have come with a folder from elsewhere, so it has no say over what lies outside of that folder: paths that are
-//! written to must stay inside, nothing is overwritten on its word, and it cannot make the program reach for the network.
+//! written to must stay inside, whatever a template becomes; nothing is overwritten on its word, and it can forbid the network but not
+//! allow it.
 
 use super::args::Cli;
-use super::flags::{FlagList, Flags, Kind};
+use super::flags::{FlagList, Flags};
 use super::lines::{LineErrors, Record};
+use crate::disk::{read_bounded, stays_inside};
+use crate::settings::ValueKind;
 use crate::{Error, Result};
 use clap::{ArgMatches, Args, CommandFactory};
 use etcetera::BaseStrategy;
@@ -32,7 +35,12 @@ pub(super) struct Configured {
     pub(super) arguments: Vec<OsString>,
     /// The files that were read, where `--verbose` asks for it.
     pub(super) remarks: Vec<String>,
+    /// The folder that images must stay in, because `./sd-gen.toml` says where they go.
+    pub(super) confined_to: Option<PathBuf>,
 }
+
+/// Flags of [`confined`] whose templates become paths only when an image is written.
+const TEMPLATES: &[&str] = &["output", "output-dir"];
 
 /// Puts the flags of the configuration files before those that were typed.
 ///
@@ -61,7 +69,7 @@ fn configured_by(mut arguments: Vec<OsString>, here: Option<&Path>, platform: Op
     let no_config =
         |matches: &ArgMatches| matches.get_flag("no_config") || matches.subcommand().is_some_and(|(_, below)| below.get_flag("no_config"));
     let Some(matches) = matches.filter(|matches| !no_config(matches)) else {
-        return Ok(Configured { arguments, remarks: Vec::new() });
+        return Ok(Configured { arguments, remarks: Vec::new(), confined_to: None });
     };
     if let Some(error) = unreadable {
         return Err(error);
@@ -70,8 +78,13 @@ fn configured_by(mut arguments: Vec<OsString>, here: Option<&Path>, platform: Op
     let typed = Flags::typed(&commands.list, commands.matches);
     let mut settings = typed.clone();
     let mut errors = LineErrors::default();
+    let mut confined_to = None;
     for file in &files {
-        settings = settings.over_in(&commands.list, &file.settings(&commands, &mut errors));
+        let said = file.settings(&commands, &mut errors);
+        let templates = TEMPLATES.iter().filter_map(|name| commands.list.find(name).ok());
+        let decides = templates.into_iter().any(|flag| said.get(flag).is_some() && settings.get(flag).is_none());
+        confined_to = confined_to.or(file.confined_to.filter(|_| decides).map(Path::to_owned));
+        settings = settings.over_in(&commands.list, &said);
     }
     errors.finish()?;
     let tokens = settings.tokens_besides(&commands.list, &typed);
@@ -84,7 +97,7 @@ fn configured_by(mut arguments: Vec<OsString>, here: Option<&Path>, platform: Op
     }
     let place = if matches.subcommand().is_some() { 2 } else { 1 };
     arguments.splice(place..place, tokens);
-    Ok(Configured { arguments, remarks })
+    Ok(Configured { arguments, remarks, confined_to })
 }
 
 /// What was typed, before anything is demanded of it.
@@ -105,9 +118,8 @@ fn text_of(path: &Path, shown: &str) -> Result<Option<String>> {
         Ok(metadata) if metadata.len() > LONGEST => return Err(wrong("is too large to be a configuration file".into())),
         Ok(_) => {}
     }
-    std::fs::read_to_string(path)
-        .map(Some)
-        .map_err(|e| wrong(format!("the configuration file cannot be read: {e}; --no-config goes without")))
+    let read = read_bounded(path, LONGEST).and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
+    read.map(Some).map_err(|e| wrong(format!("the configuration file cannot be read: {e}; --no-config goes without")))
 }
 
 /// The commands that a file may speak of, and the one that was typed.
@@ -155,7 +167,7 @@ struct File<'a> {
 impl File<'_> {
     /// What the file says to the command; what is wrong in it, for any command, goes to `errors`.
     fn settings(&self, commands: &Commands<'_>, errors: &mut LineErrors) -> Flags {
-        let mut note = |part: Range<usize>, what: String| errors.push(self.record.error(part, what));
+        let mut note = |part: Range<usize>, what: String| errors.push_with(|| self.record.error(part, what));
         let document = match DeTable::parse(&self.record.text) {
             Ok(document) => document,
             Err(error) => {
@@ -205,8 +217,8 @@ impl File<'_> {
             items.iter().map(|item| scalar(item).map_err(|what| (Some(item.span()), what))).collect::<Result<_, _>>()?;
         let read = list.read(flag, &texts).map_err(|(at, what)| (items.get(at).map(|item| item.span()), what))?;
         if let Some(folder) = self.confined_to {
-            for (text, item) in texts.iter().zip(&items) {
-                confined(list, flag, text, folder).map_err(|what| (Some(item.span()), what))?;
+            for ((text, item), read) in texts.iter().zip(&items).zip(&read) {
+                confined(list, flag, (text, read), folder).map_err(|what| (Some(item.span()), what))?;
             }
         }
         Ok((flag, read))
@@ -232,13 +244,16 @@ fn scalar(value: &Spanned<DeValue<'_>>) -> Result<String, String> {
 ///
 /// # Errors
 /// It may not: why, and who may.
-fn confined(list: &FlagList, flag: usize, value: &str, folder: &Path) -> Result<(), String> {
+fn confined(list: &FlagList, flag: usize, (value, read): (&str, &OsString), folder: &Path) -> Result<(), String> {
     let flag = &list.flags[flag];
     let long = flag.long.as_str();
     let refused =
         |why: &str| Err(format!("--{long}: {why}; give it on the command line, or in the configuration file of the platform's folder"));
-    if long == "overwrite" {
+    if matches!(long, "overwrite" | "allow-outside") {
         return refused(&format!("./{HERE} cannot allow overwriting, for it may have come with a downloaded folder"));
+    }
+    if long == "offline" && read != "true" {
+        return refused(&format!("./{HERE} can forbid the network and not allow it"));
     }
     // Windows would greet another machine by the name of such a path.
     if value.starts_with("\\\\") || value.starts_with("//") {
@@ -247,22 +262,12 @@ fn confined(list: &FlagList, flag: usize, value: &str, folder: &Path) -> Result<
     if matches!(long, "model" | "models") && value.contains('/') && !folder.join(value).exists() {
         return refused(&format!("{value:?} is no file here, and ./{HERE} cannot ask for a download"));
     }
-    let written = (flag.kind == Kind::Path && !READS.contains(&long)) || long.starts_with("output") || long.starts_with("save");
-    if written && !stays_inside(folder, Path::new(value)) {
+    let written = (flag.kind == ValueKind::Path && !READS.contains(&long)) || long.starts_with("output") || long.starts_with("save");
+    let plain = || Path::new(value).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if written && !(plain() && stays_inside(folder, &folder.join(value))) {
         return refused(&format!("{value:?} leaves the folder of ./{HERE}"));
     }
     Ok(())
-}
-
-/// A path below the folder, links in the folder included.
-fn stays_inside(folder: &Path, path: &Path) -> bool {
-    if path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
-        return false;
-    }
-    let Ok(root) = folder.canonicalize() else { return false };
-    // What is not there yet will be made below the nearest folder that is.
-    let there: Option<PathBuf> = root.join(path).ancestors().find(|part| part.symlink_metadata().is_ok()).map(Path::to_owned);
-    there.and_then(|there| there.canonicalize().ok()).is_some_and(|there| there.starts_with(&root))
 }
 
 #[cfg(test)]
@@ -300,11 +305,11 @@ mod tests {
     fn the_command_line_beats_the_folder_and_that_the_platform() {
         let folders =
             Folders::new("steps = 20\nsize = \"64x32\"\n", "steps = 9\nCfg_Scale = 6.5\nzero-snr = true\nprompt = [\"a\", \"b\"]\n");
-        assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --size=64x32 --zero-snr --steps=20 --guidance-scale=6.5 -p x");
+        assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --size=64x32 --steps=20 --zero-snr --guidance-scale=6.5 -p x");
         assert_eq!(folders.arguments("sd-gen --steps 5 -g 1 -p x"), "sd-gen --size=64x32 --zero-snr --steps 5 -g 1 -p x");
         assert_eq!(
             folders.arguments("sd-gen -W 128"),
-            "sd-gen --height=32 --zero-snr --steps=20 --guidance-scale=6.5 --prompt=a --prompt=b -W 128"
+            "sd-gen --prompt=a --prompt=b --height=32 --steps=20 --zero-snr --guidance-scale=6.5 -W 128"
         );
         for typed in ["sd-gen", "sd-gen --help", "sd-gen -p x --no-config", "sd-gen -p x --unknown", "sd-gen bench"] {
             assert_eq!(folders.arguments(typed), typed);
@@ -364,7 +369,7 @@ mod tests {
         let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/lines.md")).unwrap();
         let text = document.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
         for folders in [Folders::new(text, ""), Folders::new("", text)] {
-            assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --models-dir=/data/models --steps=25 --sampler=DPM++ 2M Karras -p x");
+            assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --steps=25 --sampler=DPM++ 2M Karras --models-dir=/data/models -p x");
             assert_eq!(folders.arguments("sd-gen bench --random sd15"), "sd-gen bench --models-dir=/data/models --repeats=5 --random sd15");
         }
     }
@@ -388,6 +393,10 @@ mod tests {
             ("save-latents = \"out/../../x\"", false),
             ("overwrite = true", false),
             ("overwrite = false", false),
+            ("[batch]\nallow-outside = true", false),
+            ("offline = true", true),
+            ("offline = false", false),
+            ("[models]\noffline = \"no\"", false),
             ("[bench]\njson = \"/tmp/x.json\"", false),
             ("model = \"org/name\"", false),
             ("models-dir = '\\\\host\\share'", false),
@@ -399,6 +408,25 @@ mod tests {
             // The user's own file may do all of this.
             assert!(Folders::new("", text).run("sd-gen -p x").is_ok(), "{text}");
         }
+    }
+
+    #[test]
+    fn images_are_confined_where_the_folders_file_says_where_they_go() {
+        let folders = Folders::new("output-dir = \"out\"\noutput = \"{negative}/{seed}.png\"\nsteps = 3", "output-dir = \"elsewhere\"");
+        let confined = |typed: &str| folders.run(typed).unwrap().confined_to.is_some();
+        assert!(confined("sd-gen -p x") && confined("sd-gen batch x") && confined("sd-gen -p x --output-dir /tmp"));
+        assert!(!confined("sd-gen -p x --output-dir /tmp --output x.png") && !confined("sd-gen models"));
+        assert!(Folders::new("", "output-dir = \"/tmp\"").run("sd-gen -p x").unwrap().confined_to.is_none());
+        assert!(Folders::new("steps = 3", "output-dir = \"/tmp\"").run("sd-gen -p x").unwrap().confined_to.is_none());
+    }
+
+    #[test]
+    fn a_file_of_mistakes_is_judged_in_no_time() {
+        let text: String = (0..80_000).map(|key| format!("k{key}=1\n")).collect();
+        let started = std::time::Instant::now();
+        let error = Folders::new(&text, "").run("sd-gen -p x").err().unwrap().to_string();
+        assert!(error.contains("80000 errors in ./sd-gen.toml, and 79950 of them are not shown"), "{}", &error[error.len() - 200..]);
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
     }
 
     #[test]

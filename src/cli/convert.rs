@@ -1,9 +1,10 @@
 //! `sd-gen convert`: the same weights in the other layout.
 
-use super::args::{ConvertArgs, ProgressStyle};
+use super::args::ConvertArgs;
 use super::progress::Progress;
 use super::screen::say;
 use super::{answer, cancelled, listen_for_cancellation, model};
+use crate::settings::ProgressStyle;
 use crate::spec::TextEncoderSpec;
 use crate::text::{clip_merges, clip_vocab_json};
 use crate::weights::{Layout, TokenizerFiles, convert_observed};

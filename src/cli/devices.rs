@@ -29,7 +29,7 @@ pub(super) fn run(args: &DevicesArgs) -> Result<()> {
     let kernels = ops::cpu_kernels();
     let gpus = backends();
     if args.json {
-        return answer(&format!("{:#}", as_json(&machine, &kernels, &gpus)));
+        return answer(&super::show::json(&as_json(&machine, &kernels, &gpus), true));
     }
     answer(&cpu_text(&machine, &kernels))?;
     gpus.iter().try_for_each(|gpu| answer(&gpu_text(gpu)))

@@ -1,27 +1,12 @@
 //! Images on a terminal: kitty's protocol, iTerm2's, sixel, or half blocks in colour.
 
 use super::screen::{self, Drawing};
+use crate::settings::Graphics;
 use ::image::imageops::{ColorMap, FilterType, dither, index_colors, resize};
 use ::image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use clap::ValueEnum;
 use std::fmt::Write;
-
-/// How a terminal takes images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Graphics {
-    /// kitty, Ghostty
-    Kitty,
-    /// iTerm2, WezTerm, mintty
-    Iterm2,
-    /// xterm -ti vt340, foot, mlterm, Windows Terminal
-    Sixel,
-    /// any terminal with 24-bit colours: two pixels a character
-    Blocks,
-    /// any terminal with 256 colours
-    Blocks256,
-}
 
 /// Rows of text that one image may cover.
 const MOST_ROWS: u16 = 20;
@@ -80,7 +65,7 @@ impl Graphics {
             Graphics::Blocks => blocks(&scaled(width, height), |Rgb([r, g, b])| format!("2;{r};{g};{b}")),
             Graphics::Blocks256 => {
                 let mut scaled = scaled(width, height);
-                dither(&mut scaled, &Cube);
+                dithered(&mut scaled);
                 blocks(&scaled, |colour| format!("5;{}", 16 + Cube.index_of(&colour)))
             }
         };
@@ -173,10 +158,17 @@ impl ColorMap for Cube {
     }
 }
 
+/// In the cube's colours. What is one pixel wide has no neighbour to spread an error to, and `dither` would reach for it.
+fn dithered(image: &mut RgbImage) {
+    if image.width() > 1 {
+        dither(image, &Cube);
+    }
+}
+
 /// # Source
 /// DEC STD 070, chapter 9; VT330/VT340 Programmer Reference Manual, volume 2, chapter 14.
 fn sixel(mut image: RgbImage) -> String {
-    dither(&mut image, &Cube);
+    dithered(&mut image);
     let indices = index_colors(&image, &Cube);
     let (width, height) = image.dimensions();
     let mut text = format!("\x1bP0;1;0q\"1;1;{width};{height}");
@@ -330,11 +322,23 @@ mod tests {
         assert_eq!(fit((128, 64), (80, 40)), (80, 40));
         assert_eq!(fit((64, 640), (80, 40)), (4, 40));
         assert_eq!(fit((0, 5000), (1, 1)), (1, 1));
-        for graphics in Graphics::value_variants() {
+        for (_, graphics) in Graphics::NAMES {
             let drawing = graphics.draw_within(&checks(64, 32), 7, (10, 80), (9, 18));
             assert_eq!(drawing.rows, 10, "{graphics:?}");
             let narrow = graphics.draw_within(&checks(64, 32), 7, (10, 20), (9, 18));
             assert_eq!(narrow.rows, 5, "{graphics:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_of_any_size_fits_a_terminal_of_any_size() {
+        for (_, graphics) in Graphics::NAMES {
+            for image in [checks(1, 1), checks(1, 64), checks(64, 1), checks(8, 1024), checks(2, 3)] {
+                for room in [(1, 1), (1, 2), (2, 1), (20, 79), (20, 1)] {
+                    let drawing = graphics.draw_within(&image, 7, room, (9, 18));
+                    assert!(drawing.rows <= usize::from(room.0) && !drawing.text.is_empty(), "{graphics:?} {room:?}");
+                }
+            }
         }
     }
 

@@ -1,16 +1,15 @@
 //! `sd-gen inspect`: what a file or folder is, for people and for programs.
 
-use super::args::ProgressStyle;
-use super::args::PromptSyntax;
 use super::progress::Progress;
-use super::show::{bytes, count, facts, harmless, several};
+use super::show::{bytes, count, facts, harmless, json as json_text, several, steers};
 use super::{answer, cancelled, listen_for_cancellation, model, screen};
 use crate::adapter::{AdapterFit, Change};
 use crate::metadata::{self, Command, Field, Image};
+use crate::settings::ProgressStyle;
 use crate::survey::{ComponentSummary, Kind, Survey};
 use crate::weights::{Checkpoint, HashCache, Hashes, trained_words};
 use crate::{Error, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use etcetera::BaseStrategy;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -87,7 +86,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     }
     cache.save();
     if args.json {
-        answer(&format!("{:#}", Value::Array(found)))?;
+        answer(&json_text(&Value::Array(found), true))?;
     }
     if model.is_some() && !fitted {
         screen::say("--model: none of these files is a LoRA, so none was held against it");
@@ -124,7 +123,7 @@ fn find(file: &str, args: &InspectArgs, model: Option<&Checkpoint>, cache: &mut 
 pub(super) fn hash(path: &Path, cache: &mut HashCache) -> Result<Hashes> {
     let mut progress = Progress::new(ProgressStyle::Auto, false);
     // In a live line, where nothing may move the cursor.
-    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy().replace(char::is_control, " "));
+    let what = format!("hashing {}", path.file_name().unwrap_or_default().to_string_lossy().replace(steers, " "));
     let all = path.metadata().map(|metadata| metadata.len()).ok();
     cache.hash(path, |done| {
         progress.bytes(&what, done, all);
@@ -134,10 +133,7 @@ pub(super) fn hash(path: &Path, cache: &mut HashCache) -> Result<Hashes> {
 
 /// The command that generates an image again.
 fn again(image: &Image) -> Option<Command> {
-    let syntaxes: Vec<String> =
-        PromptSyntax::value_variants().iter().filter_map(|syntax| Some(syntax.to_possible_value()?.get_name().to_owned())).collect();
-    let syntaxes: Vec<&str> = syntaxes.iter().map(String::as_str).collect();
-    image.recipe.as_ref().map(|recipe| metadata::command(recipe, &syntaxes))
+    image.recipe.as_ref().map(metadata::command)
 }
 
 fn as_text(finding: &Finding, verbose: bool) -> String {
@@ -159,6 +155,8 @@ fn image_text(path: &Path, image: &Image, verbose: bool) -> String {
             lines.push((name.replace('_', " "), vec![text.to_owned()]));
         }
     }
+    let settings = image.recipe.iter().flat_map(|recipe| recipe.settings());
+    lines.extend(settings.map(|(name, value)| (name.replace('-', " "), vec![value.to_owned()])));
     let others = image.recipe.iter().flat_map(|recipe| &recipe.other);
     lines.push(("also".into(), others.map(|(name, value)| format!("{name}: {value}")).collect()));
     if verbose || image.recipe.is_none() {

@@ -25,12 +25,13 @@ mod show;
 mod sweep;
 mod watch;
 
+use crate::settings::Draft;
 use crate::{Error, Result};
 use args::{Cli, Command};
 use clap::Parser;
 use config::Configured;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Set by the first Ctrl-C; the work stops at the next step. The second stops the process.
@@ -50,7 +51,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     if asks_for_events(&arguments) {
         screen::speak_json();
     }
-    let Configured { arguments, remarks } = config::configured(arguments)?;
+    let Configured { arguments, remarks, confined_to } = config::configured(arguments)?;
     if asks_for_events(&arguments) {
         screen::speak_json();
     }
@@ -63,7 +64,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Err(answer) => answer.exit(),
     };
     let (verbose, quiet) = match &cli.command {
-        None => (cli.generate.verbose, cli.generate.quiet),
+        None => loudness(&cli.generate.0),
         Some(Command::Batch(args)) => args.loudness(),
         Some(Command::Bench(args)) => (0, args.quiet),
         Some(_) => (0, false),
@@ -74,8 +75,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         screen::say(remark);
     }
     match cli.command {
-        None => generate::run(cli.generate),
-        Some(Command::Batch(args)) => batch::run(*args),
+        None => generate::run(cli.generate.0, confined_to),
+        Some(Command::Batch(args)) => batch::run(*args, confined_to),
         Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
@@ -85,6 +86,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man) => completions::manual(),
     }
+}
+
+/// How often `--verbose` was said, and whether `--quiet` was.
+fn loudness(draft: &Draft) -> (u8, bool) {
+    (draft.run.verbose.unwrap_or_default().0, draft.run.quiet.unwrap_or_default())
 }
 
 /// Whether `--progress json` is among the arguments.
@@ -122,11 +128,13 @@ fn cancelled() -> bool {
 /// Says on standard error what went wrong.
 pub fn report(error: &Error) {
     if screen::is_json() {
-        return screen::event(|| serde_json::json!({ "event": "error", "message": error.to_string(), "exit_code": error.exit_code() }));
+        return screen::event(
+            || serde_json::json!({ "event": "error", "message": flags::sentence(error), "exit_code": error.exit_code() }),
+        );
     }
     match error {
         Error::Cancelled => screen::say("cancelled; what was finished is kept"),
-        _ => screen::say(&format!("error: {error}")),
+        _ => screen::say(&format!("error: {}", flags::sentence(error))),
     }
 }
 
@@ -135,7 +143,10 @@ pub fn report(error: &Error) {
 /// # Errors
 /// It cannot be written; a reader that has gone away is no error.
 fn answer(line: &str) -> Result<()> {
-    match writeln!(std::io::stdout(), "{line}") {
+    let mut stdout = std::io::stdout();
+    // A program gets the bytes as they are; what a file made part of them cannot steer a terminal.
+    let written = if stdout.is_terminal() { writeln!(stdout, "{}", show::harmless(line)) } else { writeln!(stdout, "{line}") };
+    match written {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output")(e)),
         _ => Ok(()),
     }

@@ -1,14 +1,13 @@
 //! Which model `--model` names.
 
-use super::args::ModelFlags;
 use super::download::{self, DownloadStyle};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, release};
 use crate::hub::{HubId, Missing, name_in_cache};
 use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
-use crate::pipeline::{Observer, Pipeline, VaeTiling};
-use crate::request::GenerationRequest;
+use crate::pipeline::{Observer, Pipeline};
+use crate::settings::{LoadSettings, Request, VaeTiling};
 use crate::survey::{Kind, Survey};
 use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_models, is_model_folder};
 use crate::{Error, Result};
@@ -63,17 +62,17 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    pub(super) fn new(checkpoint: Checkpoint, devices: Vec<Device>, flags: &ModelFlags) -> Self {
-        let is_chosen = flags.dtype == DTypeChoice::Auto;
-        let dtype = flags.dtype.on(devices.first().unwrap_or(&Device::Cpu));
-        let upcast = flags.vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
-        let vae_dtype = match flags.vae_dtype {
+    pub(super) fn new(checkpoint: Checkpoint, devices: Vec<Device>, settings: &LoadSettings) -> Self {
+        let is_chosen = settings.dtype == DTypeChoice::Auto;
+        let dtype = settings.dtype.on(devices.first().unwrap_or(&Device::Cpu));
+        let upcast = settings.vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
+        let vae_dtype = match settings.vae_dtype {
             DTypeChoice::Is(dtype) => dtype,
             DTypeChoice::Auto if upcast => DType::F32,
             DTypeChoice::Auto => dtype,
         };
         let label = label(&checkpoint);
-        let (vae_tiling, low_memory) = (flags.vae_tiling, flags.low_memory);
+        let (vae_tiling, low_memory) = (settings.vae_tiling, settings.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
         Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory }
     }
@@ -142,7 +141,7 @@ impl Opened {
     }
 
     /// The memory that its weights and a request's images take.
-    pub(super) fn footprint(&self, request: &GenerationRequest) -> Footprint {
+    pub(super) fn footprint(&self, request: &Request) -> Footprint {
         let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
         Footprint::new(self.checkpoint.spec(), request, self.dtype, self.vae_dtype, self.device(), weights, free_memory(self.device()))
     }

@@ -1,7 +1,7 @@
 //! `sd-gen models`: what can be named after `--model`, and what it is.
 
 use super::inspect::{hash, hash_cache};
-use super::show::{bytes, columns, harmless};
+use super::show::{bytes, columns, harmless, json as json_text};
 use super::{answer, listen_for_cancellation, model};
 use crate::survey::{Kind, Survey};
 use crate::weights::{CatalogKind, Found, Hashes, find_models, is_model_folder};
@@ -84,7 +84,7 @@ pub(super) fn run(args: &ModelsArgs) -> Result<()> {
     }
     if args.json {
         let rows: Vec<Value> = rows.iter().map(as_json).collect();
-        return answer(&format!("{:#}", Value::Array(rows)));
+        return answer(&json_text(&Value::Array(rows), true));
     }
     let mut table = vec![["name", "what", "size", "dtype", "predicts", "does"].map(str::to_owned).to_vec()];
     if let Some(heading) = table.first_mut() {

@@ -1,6 +1,8 @@
 //! Where an image goes: file names from templates, and never over an existing file.
 
-use crate::request::GenerationRequest;
+use crate::cli::show::steers;
+use crate::disk::{folder_of, stays_inside};
+use crate::settings::Request;
 use crate::{Error, Result};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
@@ -29,11 +31,12 @@ pub(super) struct Output {
     /// The user named one very file, so a taken name is an error and not a reason to count on.
     exact: bool,
     overwrite: bool,
+    confined_to: Option<PathBuf>,
 }
 
 /// What distinguishes one image of a request.
 pub(super) struct ImageName<'a> {
-    pub(super) request: &'a GenerationRequest,
+    pub(super) request: &'a Request,
     pub(super) model: &'a str,
     pub(super) seed: u64,
     pub(super) index: usize,
@@ -52,10 +55,13 @@ impl Output {
         }
         let folder = folder.map_or_else(PathBuf::new, Path::to_owned);
         if output == Some("-") {
-            return Ok(Self { template: None, folder, exact: true, overwrite });
+            return Ok(Self { template: None, folder, exact: true, overwrite, confined_to: None });
         }
         let text = output.unwrap_or(DEFAULT_TEMPLATE);
         let wrong = |what: String| Error::Input(format!("--output {text}: {what}"));
+        if text.chars().any(steers) {
+            return Err(wrong("holds a control character, which would steer the terminal that shows the path; leave it out".into()));
+        }
         if text.ends_with(['/', '\\']) || Path::new(text).is_dir() {
             return Err(wrong("is a folder; name a folder with --output-dir".into()));
         }
@@ -65,7 +71,13 @@ impl Output {
         }
         let pieces = parse(text).map_err(wrong)?;
         let exact = pieces.iter().all(|piece| matches!(piece, Piece::Text(_)));
-        Ok(Self { template: Some(pieces), folder, exact, overwrite })
+        Ok(Self { template: Some(pieces), folder, exact, overwrite, confined_to: None })
+    }
+
+    /// Images stay in a folder: that of `./sd-gen.toml`, where that says where they go.
+    pub(super) fn confined(mut self, to: Option<PathBuf>) -> Self {
+        self.confined_to = to;
+        self
     }
 
     /// Checks before any work that the images can be written.
@@ -114,12 +126,24 @@ impl Output {
         Some(shortened(self.folder.join(name)))
     }
 
+    /// As [`place`](Self::place), for an image that must be confined.
+    ///
+    /// # Errors
+    /// The finished path leaves the folder.
+    pub(super) fn checked_place(&self, image: &ImageName<'_>) -> Result<Option<PathBuf>> {
+        let place = self.place(image);
+        if let (Some(folder), Some(path)) = (&self.confined_to, &place) {
+            check_confined(folder, path)?;
+        }
+        Ok(place)
+    }
+
     /// The path of an image, whose folder is made; `None` is standard output.
     ///
     /// # Errors
     /// Its folder cannot be made.
     pub(super) fn path(&self, image: &ImageName<'_>) -> Result<Option<PathBuf>> {
-        let Some(path) = self.place(image) else { return Ok(None) };
+        let Some(path) = self.checked_place(image)? else { return Ok(None) };
         if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }
@@ -134,6 +158,21 @@ impl Output {
     /// Existing files are replaced.
     pub(super) fn overwrites(&self) -> bool {
         self.overwrite
+    }
+}
+
+/// That a path which `./sd-gen.toml` decided on stays in the folder of that file, through no link, now that its template is filled in.
+///
+/// # Errors
+/// It leaves it.
+pub(super) fn check_confined(folder: &Path, path: &Path) -> Result<()> {
+    match stays_inside(folder, folder_of(path)) {
+        true => Ok(()),
+        false => Err(Error::Input(format!(
+            "{}: leaves the folder of ./sd-gen.toml, which says where images go and may have come with a downloaded folder; \
+             give --output and --output-dir on the command line",
+            path.display()
+        ))),
     }
 }
 
@@ -195,13 +234,13 @@ fn fill(piece: &Piece, image: &ImageName<'_>) -> String {
         "seed" => image.seed.to_string(),
         "index" => image.index.to_string(),
         "prompt" => request.prompt.clone(),
-        "negative" => request.negative_prompt.clone().unwrap_or_default(),
+        "negative" => request.text.negative_prompt.clone().unwrap_or_default(),
         "model" => image.model.to_owned(),
         "sampler" => request.scheduler.sampler().map(|s| s.name().to_owned()).unwrap_or_default(),
-        "steps" => request.steps.to_string(),
-        "guidance" => request.guidance_scale.to_string(),
-        "width" => request.width.to_string(),
-        "height" => request.height.to_string(),
+        "steps" => request.sampling.steps.to_string(),
+        "guidance" => request.guidance.scale.to_string(),
+        "width" => request.canvas.width.to_string(),
+        "height" => request.canvas.height.to_string(),
         _ => String::new(),
     };
     file_name_part(&value, most.unwrap_or(100))
@@ -214,7 +253,7 @@ pub(super) fn local_time(time: SystemTime) -> Zoned {
 
 /// Text as a part of a file name on every system: no separators, no control characters, not hidden, not too long.
 fn file_name_part(text: &str, most: usize) -> String {
-    let allowed = |c: char| if c.is_control() || "/\\:*?\"<>|".contains(c) { ' ' } else { c };
+    let allowed = |c: char| if steers(c) || "/\\:*?\"<>|".contains(c) { ' ' } else { c };
     let cleaned: String = text.chars().map(allowed).collect();
     let words = cleaned.split_whitespace().collect::<Vec<_>>().join("-");
     // A name may have 255 bytes on common file systems; a letter may take four.

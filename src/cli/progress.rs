@@ -1,11 +1,11 @@
 //! Progress on standard error: live lines for people, events for programs; `docs/progress.md` lists the events.
 
-use super::args::ProgressStyle;
-use super::graphics::Graphics;
 use super::pace::StepPace;
 use super::preview::Preview;
+use super::show::steers;
 use super::{answer, cancelled, screen};
 use crate::pipeline::{Observer, Stage};
+use crate::settings::{Graphics, ProgressStyle};
 use crate::{Error, Result};
 use ::image::RgbImage;
 use serde_json::{Value, json};
@@ -401,7 +401,7 @@ fn size(bytes: u64) -> String {
 
 /// A text of anybody's as a part of a line: nothing in it moves the cursor or changes the terminal.
 fn one_line(text: &str) -> String {
-    let harmless: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let harmless: String = text.chars().map(|c| if steers(c) { ' ' } else { c }).collect();
     harmless.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

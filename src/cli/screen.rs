@@ -4,7 +4,7 @@
 //! it can be wiped by "erase from here on" whatever became of the lines below: a terminal that is made narrower breaks them anew, and
 //! nobody could count them then. Messages wipe it, are written, and have it drawn again below. On a pipe nothing is ever alive.
 
-use super::show::harmless;
+use super::show::{harmless, json as as_json};
 use console::Term;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -67,7 +67,7 @@ pub(super) fn size() -> (u16, u16) {
 pub(super) fn say(line: &str) {
     let mut screen = screen();
     if screen.json {
-        return screen.write(&format!("{}\n", json!({ "event": "message", "message": line })));
+        return screen.write(&format!("{}\n", as_json(&json!({ "event": "message", "message": line }), false)));
     }
     screen.write(&format!("{}\n", harmless(line)));
 }
@@ -76,7 +76,7 @@ pub(super) fn say(line: &str) {
 pub(super) fn event(event: impl FnOnce() -> Value) {
     let mut screen = screen();
     if screen.json {
-        screen.write(&format!("{}\n", event()));
+        screen.write(&format!("{}\n", as_json(&event(), false)));
     }
 }
 

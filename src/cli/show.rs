@@ -25,9 +25,28 @@ pub(super) fn facts(heading: &str, facts: &[(String, Vec<String>)]) -> String {
     text
 }
 
+/// Whether a character steers a terminal or turns the text around it: the control characters of ASCII, DEL and C1, and the embeddings,
+/// overrides and isolates of bidirectional text, which make a line read as something else than it is (CVE-2021-42574).
+pub(super) fn steers(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Text from a file without what would steer a terminal; lines and tabulators stay.
 pub(super) fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    text.chars().map(|c| if steers(c) && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// JSON with what would steer a terminal as escapes: serde_json escapes no more than ASCII's control characters.
+pub(super) fn json(value: &serde_json::Value, pretty: bool) -> String {
+    let text = if pretty { format!("{value:#}") } else { value.to_string() };
+    text.chars().fold(String::with_capacity(text.len()), |mut escaped, c| {
+        match c {
+            // The last one stands only between values: inside a text it is escaped already.
+            _ if steers(c) && c != '\n' => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            _ => escaped.push(c),
+        }
+        escaped
+    })
 }
 
 /// Bytes as people say them.
@@ -64,6 +83,13 @@ mod tests {
         let rows = [["a", "bbb", "c"], ["dddd", "e", ""]].map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(columns(&rows), "a     bbb  c\ndddd  e");
         assert_eq!(harmless("a\x1b[31m\r\nb\tü\u{9b}"), "a\u{fffd}[31m\u{fffd}\nb\tü\u{fffd}");
+        assert_eq!(harmless("a\u{7f}\u{202e}b\u{2066}"), "a\u{fffd}\u{fffd}b\u{fffd}");
+        let value = serde_json::json!({ "a\u{7f}": ["\u{1b}\u{9b}2J\n", "\u{202e}ü🍎"] });
+        for pretty in [false, true] {
+            let text = json(&value, pretty);
+            assert!(!text.chars().any(|c| steers(c) && c != '\n') && text.contains("\\u009b2J\\n") && text.contains("ü🍎"), "{text}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+        }
         assert_eq!([0, 999, 12_345, 1_720_000_000].map(bytes), ["0 B", "999 B", "12.3 kB", "1.72 GB"]);
         assert_eq!([1, 2].map(|number| several(number, "layer")), ["1 layer", "2 layers"]);
         let text = facts("x", &[("one".into(), vec!["a\nb".into()]), ("three".into(), vec!["c".into()])]);

@@ -1,8 +1,9 @@
 //! `--sweep guidance-scale=4,6,8 --sweep seed=1..16`: every line with every combination of values. A sweep's values are flags too: they
 //! are laid over those of the line.
 
-use super::flags::{Flags, GENERATION, Kind, varies};
+use super::flags::{Flags, GENERATION, varies};
 use super::lines::{Line, LineError, Lines, cells_of, values_of};
+use crate::settings::ValueKind;
 use crate::{Error, Result};
 use std::ffi::OsString;
 use std::path::Path;
@@ -33,14 +34,14 @@ impl Axis {
         varies(flag)?;
         let known = &GENERATION.flags[flag];
         let labels = match list.strip_prefix('@') {
-            Some(path) => values_of(Path::new(path)).map_err(|e| e.to_string())?,
+            Some(path) => values_of(Path::new(path), MOST_VALUES).map_err(|e| e.to_string())?,
             None => listed(list, known.kind)?,
         };
         if labels.is_empty() {
             return Err(format!("{} has no values; give some, such as steps=10,20,30", known.long));
         }
         if labels.len() > MOST_VALUES {
-            return Err(format!("{} has {} values; at most {MOST_VALUES} are taken", known.long, labels.len()));
+            return Err(format!("{} has more than {MOST_VALUES} values; give fewer", known.long));
         }
         let read = |label: &String| match label.as_str() {
             // Without any: `lora=,style.safetensors` compares with and without.
@@ -53,7 +54,7 @@ impl Axis {
 }
 
 /// The values of a list, ranges written out.
-fn listed(list: &str, kind: Kind) -> Result<Vec<String>, String> {
+fn listed(list: &str, kind: ValueKind) -> Result<Vec<String>, String> {
     if list.is_empty() {
         return Ok(vec![String::new()]);
     }
@@ -63,7 +64,7 @@ fn listed(list: &str, kind: Kind) -> Result<Vec<String>, String> {
     for cell in cells {
         let cell = cell.trim();
         match cell.split_once("..") {
-            Some((first, rest)) if matches!(kind, Kind::Whole | Kind::Number) => values.extend(range(cell, first, rest, kind)?),
+            Some((first, rest)) if matches!(kind, ValueKind::Whole | ValueKind::Number) => values.extend(range(cell, first, rest, kind)?),
             _ => values.push(cell.to_owned()),
         }
     }
@@ -78,10 +79,10 @@ fn decimal(text: &str) -> Option<(i128, usize)> {
     plain.then(|| format!("{whole}{fraction}").parse().ok()).flatten().map(|digits| (digits, fraction.len()))
 }
 
-fn range(cell: &str, first: &str, rest: &str, kind: Kind) -> Result<Vec<String>, String> {
+fn range(cell: &str, first: &str, rest: &str, kind: ValueKind) -> Result<Vec<String>, String> {
     let (last, step) = rest.split_once(':').map_or((rest, None), |(last, step)| (last, Some(step)));
     let wrong = |why: &str| format!("the range {cell}: {why}");
-    if kind == Kind::Number && step.is_none() {
+    if kind == ValueKind::Number && step.is_none() {
         return Err(wrong("give a step for numbers with a fraction, such as 4..8:0.5"));
     }
     let parts = [first, last, step.unwrap_or("1")].map(|text| decimal(text.trim()));

@@ -2,19 +2,22 @@
 
 use super::id::is_plain_path;
 use super::{HubId, Settings};
+use crate::disk::read_bounded;
 use crate::{Error, Result};
 use hf_hub::{Repo, RepoType};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use std::io::Read;
 use std::time::Duration;
-use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, LOCATION, RANGE, RETRY_AFTER};
+use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, LOCATION, RANGE, RETRY_AFTER};
 use ureq::http::{Method, Request, Response, StatusCode, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Proxy};
 
 /// More bytes than the list of any repository with a model takes.
 const LONGEST_LISTING: u64 = 32 << 20;
+/// More bytes than the certificates of all authorities take.
+const LONGEST_CERTIFICATES: u64 = 16 << 20;
 const MOST_REDIRECTS: usize = 8;
 /// How often a request is made before its failure is believed.
 const TRIES: u32 = 3;
@@ -61,10 +64,33 @@ pub(super) struct Metadata {
     pub(super) size: Option<u64>,
 }
 
+/// By which hash a content is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ContentHash {
+    /// Of a large file.
+    Sha256,
+    /// Of a small one: the SHA-1 of its blob in git.
+    Git,
+}
+
 impl Metadata {
-    /// The SHA-256 that the content must have, where its name is one.
-    pub(super) fn sha256(&self) -> Option<&str> {
-        (self.etag.len() == 64 && self.etag.bytes().all(|b| b.is_ascii_hexdigit())).then_some(&self.etag)
+    /// The hash that the content's name is, where it is one.
+    pub(super) fn hash(&self) -> Option<ContentHash> {
+        match self.etag.len() {
+            _ if !self.etag.bytes().all(|b| b.is_ascii_hexdigit()) => None,
+            64 => Some(ContentHash::Sha256),
+            40 => Some(ContentHash::Git),
+            _ => None,
+        }
+    }
+}
+
+/// The length of the whole file, as an answer with a part of it or the whole says; `None` where it does not.
+pub(super) fn whole_length(answer: &Response<Body>) -> Option<u64> {
+    let text = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
+    match answer.status() {
+        StatusCode::OK => text(CONTENT_LENGTH)?.parse().ok(),
+        _ => text(CONTENT_RANGE)?.rsplit_once('/')?.1.trim().parse().ok(),
     }
 }
 
@@ -153,7 +179,8 @@ impl<'a> Client<'a> {
             |etag: &&str| (8..=128).contains(&etag.len()) && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         let etag = etag.filter(good).ok_or_else(|| self.no_hub())?.to_owned();
         let length = if response.status().is_success() { text(CONTENT_LENGTH.as_str()) } else { None };
-        let size = text("x-linked-size").or(length).and_then(|size| size.parse().ok());
+        // Some servers say 0 of every answer without a body.
+        let size = text("x-linked-size").or(length.filter(|length| *length != "0")).and_then(|size| size.parse().ok());
         Ok(Metadata { etag, size })
     }
 
@@ -302,15 +329,19 @@ impl<'a> Client<'a> {
                 other => return other,
             };
             note(&format!("{why}; trying again in {} s", pause.as_secs_f32().ceil())).map_err(Failure::Refused)?;
-            let slice = Duration::from_millis(100);
-            let mut left = pause;
-            while !left.is_zero() {
-                std::thread::sleep(left.min(slice));
-                left = left.saturating_sub(slice);
-                note("").map_err(Failure::Refused)?;
-            }
+            wait(pause, note)?;
         }
         Err(self.no_hub())
+    }
+
+    /// The pause before a connection is made again that broke, once or several times in a row.
+    pub(super) fn pause(&self, times: u32, note: &mut dyn FnMut(&str) -> Result<()>) -> Result<(), Failure> {
+        wait(self.settings.pause * times, note)
+    }
+
+    /// How long the next bytes may take.
+    pub(super) fn patience(&self) -> Duration {
+        self.settings.patience
     }
 
     fn too_many_requests(&self, asked: Option<Duration>) -> Error {
@@ -318,6 +349,18 @@ impl<'a> Client<'a> {
         let token = if self.settings.token.is_none() { ", or set HF_TOKEN, which allows more" } else { "" };
         Error::Model(format!("{}: the hub limits how often it may be asked; try again {when}{token}", self.id))
     }
+}
+
+/// Lets time pass; `note` may end it.
+fn wait(pause: Duration, note: &mut dyn FnMut(&str) -> Result<()>) -> Result<(), Failure> {
+    let slice = Duration::from_millis(100);
+    let mut left = pause;
+    while !left.is_zero() {
+        std::thread::sleep(left.min(slice));
+        left = left.saturating_sub(slice);
+        note("").map_err(Failure::Refused)?;
+    }
+    Ok(())
 }
 
 /// Marks an answer: whether the hub itself gave it.
@@ -349,7 +392,8 @@ fn unanswered(uri: &Uri, error: &ureq::Error) -> Failure {
 fn root_certificates() -> Result<RootCerts> {
     let Some(file) = std::env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()) else { return Ok(RootCerts::WebPki) };
     let shown = std::path::Path::new(&file).display().to_string();
-    let pem = std::fs::read(&file).map_err(|e| Error::Input(format!("SSL_CERT_FILE={shown}: cannot be read: {e}")))?;
+    let pem = read_bounded(std::path::Path::new(&file), LONGEST_CERTIFICATES)
+        .map_err(|e| Error::Input(format!("SSL_CERT_FILE={shown}: cannot be read: {e}")))?;
     let items = parse_pem(&pem).filter_map(|item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),
         _ => None,

@@ -1,18 +1,21 @@
 //! One file from the hub to the disk: resumed where it broke off, and checked before it gets its name.
 
-use super::client::{Client, Failure, Metadata};
+use super::client::{Client, ContentHash, Failure, Metadata, whole_length};
+use super::partial::Partial;
 use super::store::Store;
 use super::{Event, HubId, Observer};
 use crate::{Error, Result};
-use sha2::{Digest, Sha256};
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::time::{Duration, Instant};
 use ureq::Body;
 use ureq::http::{Response, StatusCode, header::CONTENT_RANGE};
 
-/// Connections in a row that may bring nothing before a file is given up.
+/// Connections in a row that may bring next to nothing before a file is given up.
 const FRUITLESS: u32 = 4;
+/// What a connection must bring to count, where the file does not end before.
+const LEAST_OF_CONNECTION: u64 = 64 << 10;
+/// Bytes a second below which an answer counts as none.
+const LEAST_SPEED: f64 = 1000.0;
 /// More than a configuration or a vocabulary has, in bytes; a file whose length nobody says may not be longer either.
 const LONGEST_TEXT: u64 = 64 << 20;
 const CHUNK: usize = 1 << 18;
@@ -33,7 +36,7 @@ pub(super) fn fetch(
     if store.has(metadata) {
         return Ok(());
     }
-    store.make_room(&blob).map_err(Failure::Refused)?;
+    store.make_room_for_blob(&blob).map_err(Failure::Refused)?;
     let mut said = false;
     let lock = store.lock(&metadata.etag, &mut || {
         let note = if said { "" } else { "another process is fetching the same file; waiting for it" };
@@ -44,21 +47,28 @@ pub(super) fn fetch(
     if store.has(metadata) {
         return Ok(());
     }
-    let mut partial = Partial::open(with_ending(&blob, ".incomplete"), metadata).map_err(|e| Failure::Refused(store.unwritable(&e)))?;
+    let disk = |e: std::io::Error| Failure::Refused(store.unwritable(&e));
+    let mut partial = Partial::take(&blob, metadata.size).map_err(disk)?;
+    if metadata.hash().is_none() {
+        // Nobody could say whether what was left is the beginning.
+        partial.restart().map_err(disk)?;
+    }
     let resumed = partial.length > 0;
     receive_all(client, store, id, (commit, path), metadata, &mut partial, observer)?;
-    if !partial.is_right(metadata) && resumed {
+    let mut right = partial.is_right(metadata, &mut || observer(Event::Note(""))).map_err(Failure::Refused)?;
+    if !right && resumed {
         // What was left by an earlier run may be to blame.
-        partial.restart().map_err(|e| Failure::Refused(store.unwritable(&e)))?;
+        partial.restart().map_err(disk)?;
         receive_all(client, store, id, (commit, path), metadata, &mut partial, observer)?;
+        right = partial.is_right(metadata, &mut || observer(Event::Note(""))).map_err(Failure::Refused)?;
     }
-    if !partial.is_right(metadata) {
-        let _ = std::fs::remove_file(&partial.path);
-        let what = format!("{id}: {path} arrived, but it is not what the hub says it is (SHA-256); it was thrown away, so try again");
+    if !right {
+        partial.discard();
+        let hash = if metadata.hash() == Some(ContentHash::Git) { "git's hash" } else { "SHA-256" };
+        let what = format!("{id}: {path} arrived, but it is not what the hub says it is ({hash}); it was thrown away, so try again");
         return Err(Failure::Refused(Error::Model(what)));
     }
-    let finished = partial.file.sync_all().and_then(|()| std::fs::rename(&partial.path, &blob));
-    finished.map_err(|e| Failure::Refused(store.unwritable(&e)))
+    partial.publish().map_err(disk)
 }
 
 /// Receives until the file has its length, over as many connections as it takes.
@@ -72,39 +82,67 @@ fn receive_all(
     observer: Observer<'_>,
 ) -> Result<(), Failure> {
     let mut fruitless = 0;
+    let mut farthest = partial.length;
     while metadata.size.is_none_or(|size| partial.length < size) {
         let before = partial.length;
-        let answer = client.patiently(&mut |note| observer(Event::Note(note)), || client.content(commit, path, before))?;
-        match receive(answer, path, metadata, partial, observer) {
-            Ok(()) if metadata.size.is_none() => return Ok(()),
+        let mut note = |note: &str| observer(Event::Note(note));
+        let answer = client.patiently(&mut note, || client.content(commit, path, before))?;
+        let whole = whole_length(&answer);
+        if let (Some(size), Some(whole)) = (metadata.size, whole)
+            && size != whole
+        {
+            let what = format!("has {size} bytes by the hub's word, and {whole} where it is kept; try again later, or another HF_ENDPOINT");
+            return Err(Failure::Refused(Error::Model(format!("{id}: {path} {what}"))));
+        }
+        match receive(answer, client.patience(), path, metadata, partial, observer) {
+            Ok(()) if metadata.size.is_none() && whole.is_none_or(|whole| whole == partial.length) => return Ok(()),
             Ok(()) | Err(Broken::Connection) => {}
+            Err(Broken::Slow) => {
+                let what =
+                    format!("{path} comes at less than {LEAST_SPEED} bytes a second; run again to go on at {} bytes", partial.length);
+                return Err(Failure::Unreachable(what));
+            }
             Err(Broken::Disk(error)) => return Err(Failure::Refused(store.unwritable(&error))),
             Err(Broken::Stopped(error)) => return Err(Failure::Refused(error)),
             Err(Broken::TooLong) => {
-                let _ = std::fs::remove_file(&partial.path);
+                partial.discard();
                 let what = format!("{id}: {path} is longer than the hub says; it was thrown away, so try again, or another HF_ENDPOINT");
                 return Err(Failure::Refused(Error::Model(what)));
             }
         }
-        fruitless = if partial.length > before { 0 } else { fruitless + 1 };
+        if metadata.size.is_some_and(|size| partial.length >= size) {
+            break;
+        }
+        // What was received before, and is received again, is nothing new.
+        fruitless = if partial.length >= farthest + LEAST_OF_CONNECTION { 0 } else { fruitless + 1 };
+        farthest = farthest.max(partial.length);
         if fruitless >= FRUITLESS {
             let what =
                 format!("the connection breaks again and again while {path} is fetched; run again to go on at {} bytes", partial.length);
             return Err(Failure::Unreachable(what));
         }
+        client.pause(fruitless.max(1), &mut |note| observer(Event::Note(note)))?;
     }
     Ok(())
 }
 
 enum Broken {
     Connection,
+    Slow,
     TooLong,
     Disk(std::io::Error),
     Stopped(Error),
 }
 
 /// Appends what one answer brings.
-fn receive(answer: Response<Body>, path: &str, metadata: &Metadata, partial: &mut Partial, observer: Observer<'_>) -> Result<(), Broken> {
+fn receive(
+    answer: Response<Body>,
+    patience: Duration,
+    path: &str,
+    metadata: &Metadata,
+    partial: &mut Partial,
+    observer: Observer<'_>,
+) -> Result<(), Broken> {
     let from = match answer.status() {
         StatusCode::PARTIAL_CONTENT => {
             let range = answer.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
@@ -126,7 +164,16 @@ fn receive(answer: Response<Body>, path: &str, metadata: &Metadata, partial: &mu
     let longest = metadata.size.unwrap_or(LONGEST_TEXT);
     let mut reader = answer.into_body().into_reader();
     let mut chunk = vec![0; CHUNK];
+    // A byte now and then keeps every single read within its time.
+    let (mut since, mut brought) = (Instant::now(), partial.length);
     loop {
+        let (elapsed, length) = (since.elapsed(), partial.length);
+        if elapsed > patience * 3 {
+            if (length.saturating_sub(brought) as f64) < LEAST_SPEED * elapsed.as_secs_f64() {
+                return Err(Broken::Slow);
+            }
+            (since, brought) = (Instant::now(), length);
+        }
         let event = Event::Received { path, done: partial.length, size: metadata.size };
         observer(event).map_err(Broken::Stopped)?;
         let read = match reader.read(&mut chunk) {
@@ -141,68 +188,4 @@ fn receive(answer: Response<Body>, path: &str, metadata: &Metadata, partial: &mu
         }
         partial.append(bytes).map_err(Broken::Disk)?;
     }
-}
-
-/// The beginning of a file, and its hash so far.
-struct Partial {
-    path: PathBuf,
-    file: File,
-    length: u64,
-    hash: Option<Sha256>,
-}
-
-impl Partial {
-    /// Takes up what an earlier run left.
-    fn open(path: PathBuf, metadata: &Metadata) -> std::io::Result<Partial> {
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path)?;
-        let mut hash = metadata.sha256().map(|_| Sha256::new());
-        let mut length = 0;
-        let mut chunk = vec![0; CHUNK];
-        // More than the whole file is not its beginning.
-        let left = file.metadata().map(|there| if metadata.size.is_none_or(|size| there.len() > size) { 0 } else { there.len() })?;
-        while length < left {
-            let read = file.read(&mut chunk)?;
-            if read == 0 {
-                break;
-            }
-            let bytes = chunk.get(..read).unwrap_or_default();
-            length += bytes.len() as u64;
-            hash.as_mut().map(|hash| hash.update(bytes)).unwrap_or_default();
-        }
-        let mut partial = Partial { path, file, length, hash };
-        if length == 0 {
-            partial.restart()?;
-        }
-        Ok(partial)
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.length += bytes.len() as u64;
-        if let Some(hash) = &mut self.hash {
-            hash.update(bytes);
-        }
-        Ok(())
-    }
-
-    fn restart(&mut self) -> std::io::Result<()> {
-        if self.file.metadata()?.len() > 0 {
-            self.file.set_len(0)?;
-        }
-        self.length = 0;
-        self.hash = self.hash.take().map(|_| Sha256::new());
-        Ok(())
-    }
-
-    fn is_right(&self, metadata: &Metadata) -> bool {
-        let length = metadata.size.is_none_or(|size| size == self.length);
-        let hex = self.hash.as_ref().map(|hash| format!("{:x}", hash.clone().finalize()));
-        length && hex.as_deref().zip(metadata.sha256()).is_none_or(|(is, wanted)| is.eq_ignore_ascii_case(wanted))
-    }
-}
-
-fn with_ending(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    PathBuf::from(name)
 }

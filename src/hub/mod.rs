@@ -6,12 +6,13 @@
 //!
 //! # The cache
 //! It is that of Python's `huggingface_hub`, folder for folder: content under its hash in `blobs`, links to it in
-//! `snapshots/<commit>`, the commit of a branch in `refs`, what is not whole in `blobs/<hash>.incomplete`, and the same locks. What one
-//! of the two programs has fetched, or has begun to fetch, the other takes up.
+//! `snapshots/<commit>`, the commit of a branch in `refs`, what is left of a download in `blobs/<hash>.incomplete`, and the same locks. What
+//! one of the two programs has fetched the other takes up, and this one also what Python has begun to fetch.
 //!
 //! # What is trusted
 //! Nothing that an answer says becomes a path, unless it is a plain one. A list is read to a bound. A large file must have the SHA-256 and
-//! the length that the hub says before it gets its name. The token is sent to the endpoint and to no host that an answer points
+//! the length that the hub says before it gets its name, a small one git's hash. What is received is written to a file of this process
+//! alone, never through a link, and the hash is that of the file that gets the name. An answer that is too slow ends. The token is sent to the endpoint and to no host that an answer points
 //! to. Nothing is asked of the network but what a hub id needs.
 //!
 //! # Why not all of it is the crate `hf-hub`
@@ -27,6 +28,8 @@ mod client;
 #[cfg(feature = "hub")]
 mod download;
 mod id;
+#[cfg(feature = "hub")]
+mod partial;
 #[cfg(feature = "hub")]
 mod selection;
 mod settings;
@@ -140,7 +143,18 @@ fn fetch_files(
         let mut fetch_file = || {
             let metadata = client.patiently(&mut |note| observer(Event::Note(note)), || client.metadata(commit, path));
             let mut metadata = metadata?;
-            metadata.size = metadata.size.or(said.size);
+            let refused = |what: String| Err(Failure::Refused(Error::Model(format!("{id}: {path} {what}"))));
+            metadata.size = match (metadata.size, said.size) {
+                (Some(size), Some(listed)) if size != listed => {
+                    return refused(format!(
+                        "has {listed} bytes in the hub's list and {size} where it is asked for; try again later, or another HF_ENDPOINT"
+                    ));
+                }
+                (size, listed) => size.or(listed),
+            };
+            if metadata.size == Some(0) && path.ends_with(".safetensors") {
+                return refused("is empty on the hub; look for another copy of the model".into());
+            }
             // Another commit may have brought the same content.
             if let Some(missing) = missing.as_deref_mut().filter(|_| path.ends_with(".safetensors") && !store.has(&metadata)) {
                 missing.push(Missing { path: path.to_owned(), size: metadata.size });

@@ -1,8 +1,10 @@
 //! What the environment says about the hub, under the names that Python's `huggingface_hub` reads.
 
+use crate::disk::read_bounded;
 use crate::{Error, Result};
 use std::ffi::OsString;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -99,9 +101,14 @@ impl Settings {
         let token = match ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| Some((name, text(name)?))) {
             Some((name, token)) => Token::new(&token, name)?,
             None if implicit => {
-                let file = path("HF_TOKEN_PATH").or_else(|| Some(home?.join("token")));
-                let read = file.and_then(|file| Some((std::fs::read_to_string(&file).ok()?, file)));
-                read.map_or(Ok(None), |(text, file)| Token::new(&text, &file.display().to_string()))?
+                let file = path("HF_TOKEN_PATH").or_else(|| Some(home?.join("token"))).unwrap_or_default();
+                match read_bounded(&file, LONGEST_TOKEN as u64) {
+                    Ok(bytes) => Token::new(&String::from_utf8_lossy(&bytes), &file.display().to_string())?,
+                    Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::FileTooLarge) => {
+                        return Err(Error::Input(format!("{} does not hold a token: {e}; correct HF_TOKEN_PATH", file.display())));
+                    }
+                    Err(_) => None,
+                }
             }
             None => None,
         };
@@ -156,6 +163,18 @@ mod tests {
                 let error = settings(&[("HF_HOME", home), (name, bad)]).expect_err(bad).to_string();
                 assert!(error.starts_with(name) && !error.contains(bad), "{error}");
             }
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_token_without_an_end_is_none() {
+        let folder = tempfile::tempdir().expect("folder");
+        let long = folder.path().join("long");
+        std::fs::write(&long, "a".repeat(1 << 20)).expect("write");
+        for path in ["/dev/zero", long.to_str().expect("text"), folder.path().to_str().expect("text")] {
+            let error = settings(&[("HOME", "/h"), ("HF_TOKEN_PATH", path)]).expect_err(path).to_string();
+            assert!(error.starts_with(path) && error.contains("does not hold a token"), "{error}");
         }
     }
 

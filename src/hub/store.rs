@@ -2,12 +2,15 @@
 
 use super::HubId;
 use super::client::{Listed, Metadata};
+use crate::disk::{folder_of, open_own, read_bounded, stays_inside, write_whole};
 use crate::{Error, Result};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// The longest text of a reference: a commit.
+const LONGEST_REFERENCE: u64 = 256;
 /// Folders inside folders that a snapshot is looked through.
 const DEEPEST: usize = 8;
 
@@ -23,6 +26,11 @@ impl Store {
     pub(super) fn new(root: &Path, id: &HubId) -> Store {
         let repo = Repo::with_revision(id.repository.clone(), RepoType::Model, id.revision.clone());
         Store { root: root.to_owned(), files: Cache::new(root.to_owned()).repo(repo.clone()), repo, shown: id.to_string() }
+    }
+
+    /// The folder of the repository.
+    fn folder(&self) -> PathBuf {
+        self.root.join(self.repo.folder_name())
     }
 
     /// Where the files of `commit` are, each under its own name.
@@ -44,8 +52,8 @@ impl Store {
     /// The commit that the revision was when it was last asked for.
     pub(super) fn commit(&self) -> Option<String> {
         let revision = self.repo.revision();
-        let reference = self.root.join(self.repo.folder_name()).join("refs").join(revision);
-        let said = std::fs::read_to_string(reference).ok().map(|text| text.trim().to_owned());
+        let said = read_bounded(&self.folder().join("refs").join(revision), LONGEST_REFERENCE).ok();
+        let said = said.map(|text| String::from_utf8_lossy(&text).trim().to_owned());
         let commit = said.unwrap_or_else(|| revision.to_owned());
         let is_commit = (40..=64).contains(&commit.len()) && commit.bytes().all(|b| b.is_ascii_hexdigit());
         is_commit.then_some(commit)
@@ -53,27 +61,43 @@ impl Store {
 
     /// Remembers which commit the revision is.
     pub(super) fn remember(&self, commit: &str) -> Result<()> {
-        match self.repo.revision() == commit {
-            true => Ok(()),
-            false => self.files.create_ref(commit).map_err(|e| self.unwritable(&e)),
+        if self.repo.revision() == commit {
+            return Ok(());
         }
+        let reference = self.folder().join("refs").join(self.repo.revision());
+        self.make_room(&self.folder(), &reference)?;
+        // Under another name first: a link in its place is replaced, and not followed.
+        write_whole(&reference, true, |to| to.write_all(commit.as_bytes())).map_err(|error| match error {
+            Error::Io { source, .. } => self.unwritable(&source),
+            other => other,
+        })
     }
 
-    /// Makes the folder of `path`.
-    pub(super) fn make_room(&self, path: &Path) -> Result<()> {
-        path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|e| self.unwritable(&e))
+    /// Makes the folder of the content of an etag.
+    pub(super) fn make_room_for_blob(&self, blob: &Path) -> Result<()> {
+        self.make_room(&self.folder(), blob)
     }
 
-    /// CatalogKind the content `etag` for this process alone, for as long as the file is kept open. `waiting` is called while another holds it.
+    /// Makes the folder of `path`, which lies below `top` and not where a link in it leads.
+    fn make_room(&self, top: &Path, path: &Path) -> Result<()> {
+        let folder = folder_of(path);
+        if !stays_inside(top, folder) {
+            let what = format!("{}: a link leads out of {} there; remove it", folder.display(), top.display());
+            return Err(self.unwritable(&std::io::Error::other(what)));
+        }
+        std::fs::create_dir_all(folder).map_err(|e| self.unwritable(&e))
+    }
+
+    /// Holds the content `etag` for this process alone, for as long as the file is kept open. `waiting` is called while another holds it.
     pub(super) fn lock(&self, etag: &str, waiting: &mut dyn FnMut() -> Result<()>) -> Result<Option<File>> {
         let path = self.root.join(".locks").join(self.repo.folder_name()).join(format!("{etag}.lock"));
-        self.make_room(&path)?;
-        let file = File::create(&path).map_err(|e| self.unwritable(&e))?;
+        self.make_room(&self.root.join(".locks"), &path)?;
+        let file = open_own(&path, OpenOptions::new().write(true).create(true)).map_err(|e| self.unwritable(&e))?;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Some(file)),
                 Err(TryLockError::WouldBlock) => waiting()?,
-                // Some network file systems know no locks: the worst is a download that is made twice.
+                // Some network file systems know no locks. Every process has a file of its own, so the worst is a download that is made twice.
                 Err(TryLockError::Error(_)) => return Ok(None),
             }
             std::thread::sleep(Duration::from_millis(200));
@@ -83,7 +107,7 @@ impl Store {
     /// Shows the content `etag` as the file `path` of `commit`.
     pub(super) fn link(&self, etag: &str, commit: &str, path: &str) -> Result<()> {
         let shown = self.snapshot(commit).join(path);
-        self.make_room(&shown)?;
+        self.make_room(&self.folder(), &shown)?;
         #[cfg(unix)]
         let content = PathBuf::from(format!("{}blobs/{etag}", "../".repeat(2 + path.matches('/').count())));
         // Another process was faster, and may be reading it.
@@ -135,5 +159,20 @@ impl Store {
             ),
             _ => format!("{id}: {cache} cannot be written ({error}); set HF_HOME to a folder that can"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_says_what_to_do() {
+        let id = HubId::parse("org/model").expect("well-formed").expect("an id");
+        let store = Store::new(Path::new("/cache"), &id);
+        let sentence = store.unwritable(&std::io::ErrorKind::StorageFull.into()).to_string();
+        assert!(sentence.contains("the disk with /cache is full") && sentence.contains("HF_HOME"), "{sentence}");
     }
 }

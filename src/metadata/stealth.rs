@@ -18,6 +18,9 @@ pub(super) fn read(png: impl BufRead + Seek) -> Vec<Text> {
 fn payload(png: impl BufRead + Seek) -> Option<Vec<Text>> {
     let mut decoder = png::Decoder::new_with_limits(png, png::Limits { bytes: MOST_PIXELS });
     decoder.set_transformations(png::Transformations::IDENTITY);
+    // A profile of some kilobytes unpacks to a gigabyte, and nothing here needs it.
+    decoder.set_ignore_iccp_chunk(true);
+    decoder.set_ignore_text_chunk(true);
     let mut reader = decoder.read_info().ok()?;
     if reader.output_color_type() != (png::ColorType::Rgba, png::BitDepth::Eight) {
         return None;

@@ -1,7 +1,7 @@
 //! The whole way from a request to images: encode the prompt, draw noise, denoise, decode.
 //!
 //! Images of different prompts, seeds and guidance scales go through the networks together as long as they agree in their
-//! [`GenerationRequest::shape`]; what stands beside an image changes none of its bits, because every op computes a row of the
+//! [`Request::shape`]; what stands beside an image changes none of its bits, because every op computes a row of the
 //! batch as it would compute it alone.
 //!
 //! The pipeline knows no family: it obeys the spec. It neither reads files nor prints; an [`Observer`] hears what is
@@ -21,7 +21,7 @@ pub use components::SharedModel;
 pub use memory::denoising_bytes;
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
-pub use vae_tiling::{VaeTiling, decoding_bytes};
+pub use vae_tiling::decoding_bytes;
 
 use crate::adapter::{AdapterCache, AdapterChoice, AdapterSet};
 use crate::device::Pace;
@@ -29,8 +29,8 @@ use crate::extension::{Extension, RunContext};
 use crate::image::to_rgb;
 use crate::models::AutoencoderTinyDecoder;
 use crate::noise::SeededNoise;
-use crate::request::GenerationRequest;
 use crate::sampling::{NoiseSource, plan, sample};
+use crate::settings::{Request, VaeTiling};
 use crate::spec::ModelSpec;
 use crate::weights::ModelSource;
 use crate::{Error, Result};
@@ -69,7 +69,7 @@ pub struct Pipeline {
 #[derive(Debug, Clone, Copy)]
 pub struct BatchItem<'a> {
     /// What is asked for.
-    pub request: &'a GenerationRequest,
+    pub request: &'a Request,
     /// The request's texts, encoded.
     pub prompt: &'a Conditioning,
     /// The noise that it starts from.
@@ -78,7 +78,7 @@ pub struct BatchItem<'a> {
 
 impl<'a> BatchItem<'a> {
     /// One request's images.
-    pub fn of_seeds(request: &'a GenerationRequest, prompt: &'a Conditioning, seeds: &[u64]) -> Vec<Self> {
+    pub fn of_seeds(request: &'a Request, prompt: &'a Conditioning, seeds: &[u64]) -> Vec<Self> {
         seeds.iter().map(|&seed| Self { request, prompt, seed }).collect()
     }
 }
@@ -145,7 +145,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// The observer stops it, or a value stops being finite.
-    pub fn encode_prompt(&self, request: &GenerationRequest, observer: &mut dyn Observer) -> Result<Conditioning> {
+    pub fn encode_prompt(&self, request: &Request, observer: &mut dyn Observer) -> Result<Conditioning> {
         let _span = debug_span!("encode_prompt").entered();
         observer.stage(Stage::EncodePrompt)?;
         let texts = prompt::texts(request);
@@ -179,7 +179,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// The texts are not those of the request.
-    pub fn condition(&self, request: &GenerationRequest, texts: &[&EncodedText]) -> Result<Conditioning> {
+    pub fn condition(&self, request: &Request, texts: &[&EncodedText]) -> Result<Conditioning> {
         prompt::condition(&self.spec, request, texts)
     }
 
@@ -223,12 +223,12 @@ impl Pipeline {
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
             return Err(Error::Image("images of different size, steps or sampler cannot be generated at once".into()));
         }
-        let _span = debug_span!("denoise", images = batch.len(), width = request.width, height = request.height).entered();
-        let schedule = plan(&request.scheduler, request.steps)?;
+        let _span = debug_span!("denoise", images = batch.len(), width = request.canvas.width, height = request.canvas.height).entered();
+        let schedule = plan(&request.scheduler, request.sampling.steps)?;
         let factor = self.spec.vae.factor();
-        let shape = (batch.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
+        let shape = (batch.len(), self.spec.vae.latent_channels, request.canvas.height / factor, request.canvas.width / factor);
         let seeds: Vec<u64> = batch.iter().map(|sketch| sketch.seed).collect();
-        let mut noise = SeededNoise::new(request.rng, &seeds);
+        let mut noise = SeededNoise::new(request.sampling.rng, &seeds);
         let latents = noise.fresh(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
         self.components.with_unet(adapters, observer, |unet, observer| {

@@ -96,9 +96,7 @@ impl Checkpoint {
     /// As [`Checkpoint::open`], of a file whose header was read already.
     pub(crate) fn from_shared(file: Arc<WeightFile>) -> Result<Checkpoint> {
         let (description, concluded) = family::detect(&*file)?;
-        let mut checkpoint = Checkpoint::assemble(file.name.clone(), description, concluded, |_| Ok(vec![file.clone()]))?;
-        checkpoint.files = vec![file];
-        Ok(checkpoint)
+        Checkpoint::assemble(file.name.clone(), description, concluded, |_| Ok(vec![file.clone()]))
     }
 
     /// Finds the tensors of every network in the files that `files` gives for its folder.
@@ -118,7 +116,12 @@ impl Checkpoint {
         for (component, part) in &parts {
             debug!(?component, parameters = part.parameters(), files = part.files.len(), "found {}", part.title);
         }
-        let files: Vec<Arc<WeightFile>> = parts.iter().flat_map(|(_, part)| part.files.iter().cloned()).collect();
+        let mut files: Vec<Arc<WeightFile>> = Vec::new();
+        for file in parts.iter().flat_map(|(_, part)| &part.files) {
+            if !files.iter().any(|known| Arc::ptr_eq(known, file)) {
+                files.push(file.clone());
+            }
+        }
         let nothing = Part::empty("a network that the model does not have", files.clone());
         Ok(Checkpoint { name, spec, files, parts, tokenizers, scheduler, concluded, nothing })
     }

@@ -30,6 +30,8 @@ pub(crate) struct Answer {
     pub(crate) cut: Option<usize>,
     /// The connection stays silent for so long after `cut` bytes.
     pub(crate) silent: Option<Duration>,
+    /// The pause after each byte of the body.
+    pub(crate) drip: Option<Duration>,
 }
 
 impl Answer {
@@ -133,10 +135,10 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The name of a file's content: as git has it, or the SHA-256. (Forty digits of it do for git's.)
+/// The name of a file's content: the SHA-1 of its blob in git, or the SHA-256 of a large one.
 pub(crate) fn etag(path: &str, bytes: &[u8]) -> String {
-    let hash = sha256(bytes);
-    if is_large(path) { hash } else { hash[..40].to_owned() }
+    let git = || sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize();
+    if is_large(path) { sha256(bytes) } else { git().iter().map(|byte| format!("{byte:02x}")).collect() }
 }
 
 fn is_large(path: &str) -> bool {
@@ -184,7 +186,11 @@ fn write(mut stream: &TcpStream, asked: &Asked, answer: &Answer) -> Option<()> {
     stream.write_all(head.as_bytes()).ok()?;
     if asked.method != "HEAD" {
         let end = answer.cut.unwrap_or(answer.body.len()).min(answer.body.len());
-        stream.write_all(&answer.body[..end]).ok()?;
+        let step = if answer.drip.is_some() { 1 } else { end.max(1) };
+        for piece in answer.body[..end].chunks(step) {
+            stream.write_all(piece).ok()?;
+            std::thread::sleep(answer.drip.unwrap_or_default());
+        }
     }
     stream.flush().ok()?;
     if let Some(silent) = answer.silent {

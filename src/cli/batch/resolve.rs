@@ -1,15 +1,15 @@
 //! From lines to jobs: every model opened, every request resolved, every name given, before a weight is read.
 
 use crate::batch::{Job, Key, Shard, seed_of};
-use crate::cli::args::{ModelFlags, Seed};
 use crate::cli::download::DownloadStyle;
 use crate::cli::lines::Line;
 use crate::cli::model::{self, Models, Opened};
-use crate::cli::output::{ImageName, Output};
+use crate::cli::output::{ImageName, Output, check_confined};
 use crate::device::{DeviceChoice, open_all};
-use crate::disk::{counted, folder_of};
+use crate::disk::{counted, folder_of, stays_inside};
 use crate::hub::Missing;
-use crate::sampling::SchedulerConfig;
+use crate::inputs::InputReader;
+use crate::settings::{LoadSettings, Seed};
 use crate::{Error, Result};
 use candle_core::Device;
 use std::collections::{BTreeSet, HashMap};
@@ -54,9 +54,10 @@ impl PlannedNames {
 pub(super) struct Resolver {
     pub(super) models: Models,
     /// A model that could not be opened is said once.
-    opened: HashMap<ModelFlags, Option<(usize, String)>>,
+    opened: HashMap<LoadSettings, Option<(usize, String)>>,
     devices: Vec<(Vec<DeviceChoice>, Vec<Device>)>,
-    schedulers: HashMap<PathBuf, SchedulerConfig>,
+    /// What was read for the lines so far.
+    files: InputReader,
     /// Of each prompt without a seed, the last line and how many lines before it had it.
     prompts: HashMap<String, (usize, u32)>,
     /// How often each image was asked for.
@@ -69,6 +70,10 @@ pub(super) struct Resolver {
     /// There were more, and there is no point in asking for any.
     pub(super) is_full: bool,
     shard: Option<Shard>,
+    /// The folder of `./sd-gen.toml`, where that says where images go.
+    pub(super) confined_to: Option<PathBuf>,
+    /// The folder that the lines of a file may write to, unless the user allows them more.
+    pub(super) lines_stay_in: Option<PathBuf>,
     /// How a download is shown.
     pub(super) showing: DownloadStyle,
     /// What the user should know.
@@ -83,7 +88,7 @@ pub(super) struct UncachedModel {
     pub(super) files: Vec<Missing>,
     /// Images that want it.
     pub(super) images: usize,
-    flags: ModelFlags,
+    flags: LoadSettings,
 }
 
 impl Resolver {
@@ -93,7 +98,7 @@ impl Resolver {
             models: Models::on(devices),
             opened: HashMap::new(),
             devices: Vec::new(),
-            schedulers: HashMap::new(),
+            files: InputReader::default(),
             prompts: HashMap::new(),
             keys: HashMap::new(),
             names: PlannedNames::default(),
@@ -101,6 +106,8 @@ impl Resolver {
             images: 0,
             is_full: false,
             shard,
+            confined_to: None,
+            lines_stay_in: None,
             showing: DownloadStyle::default(),
             remarks: Vec::new(),
             absent: None,
@@ -113,28 +120,33 @@ impl Resolver {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
-        let args = &line.args;
-        if let Some(path) = &args.save_latents {
+        let draft = &line.draft;
+        let run = draft.run.decide(&());
+        if let Some(path) = &run.save_latents {
             return Err(Error::Input(format!("--save-latents {}: a batch keeps images alone; leave it out", path.display())));
         }
-        if args.output.as_deref() == Some("-") {
+        if run.output.as_deref() == Some("-") {
             return Err(Error::Input("--output -: the images of a batch go into files; give a template such as \"{seed}.png\"".into()));
         }
-        let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?;
+        if self.lines_stay_in.is_some() && run.overwrite && line.is_of_file() && line.sets("overwrite") {
+            let what = "--overwrite: a line of a file may not allow it; give it on the command line, or --allow-outside";
+            return Err(Error::Input(what.into()));
+        }
+        let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?;
         // First of all: the seeds and numbers of later lines do not depend on whether this one can be generated.
         let mut id = self.images;
-        let images = args.prompts.len().saturating_mul(args.images);
+        let images = draft.prompts.len().saturating_mul(draft.output.images.unwrap_or(1));
         if id.saturating_add(images) > MOST_IMAGES {
             self.is_full = true;
             return Err(Error::Input(format!("there are more than {MOST_IMAGES} images up to here; split the file")));
         }
         self.images += images;
-        let mut seed_for = |prompt: &String| match args.seed {
+        let mut seed_for = |prompt: &String| match draft.seed {
             Some(Seed::Is(seed)) => seed,
             Some(Seed::Random) | None => seed_of(prompt, self.earlier(prompt, line.number)),
         };
-        let seeds: Vec<u64> = args.prompts.iter().map(&mut seed_for).collect();
-        let flags = args.model_flags();
+        let seeds: Vec<u64> = draft.prompts.iter().map(&mut seed_for).collect();
+        let flags = draft.load.decide(&());
         let Some((number, content)) = self.model(&flags)? else {
             if let Some(absent) = self.absent.iter_mut().flatten().find(|absent| absent.flags == flags) {
                 absent.images += (id..id + images).filter(|id| self.shard.is_none_or(|shard| shard.has(*id))).count();
@@ -142,18 +154,11 @@ impl Resolver {
             return Ok(None);
         };
         let opened = self.models.get(number).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
-        let scheduler = match &args.scheduler_config {
-            Some(path) if !self.schedulers.contains_key(path) => {
-                let read = args.read_scheduler_config()?;
-                self.schedulers.extend(read.clone().map(|read| (path.clone(), read)));
-                read
-            }
-            Some(path) => self.schedulers.get(path).cloned(),
-            None => None,
-        };
         let mut jobs = Vec::new();
-        for (prompt, first) in args.prompts.iter().zip(seeds) {
-            let request = Arc::new(args.draft(prompt.clone(), scheduler.clone(), first).resolve(opened.checkpoint.spec())?);
+        let mut draft = draft.clone();
+        draft.read_files(&mut self.files)?;
+        for (prompt, first) in draft.prompts.iter().zip(seeds) {
+            let request = Arc::new(draft.of_prompt(prompt, first).resolve(opened.checkpoint.spec())?);
             for seed in request.seeds() {
                 let this = id;
                 id += 1;
@@ -169,6 +174,7 @@ impl Resolver {
                     continue;
                 }
                 if !self.folders.contains(folder_of(&path)) {
+                    self.check_inside(line, &path)?;
                     self.folders.insert(folder_of(&path).to_owned());
                 }
                 jobs.push(Job {
@@ -181,11 +187,31 @@ impl Resolver {
                     seed,
                     path,
                     exact: output.is_exact(),
-                    overwrite: args.overwrite,
+                    overwrite: run.overwrite,
                 });
             }
         }
         Ok(Some(jobs))
+    }
+
+    /// That an image's path stays where its line may write, through no link.
+    fn check_inside(&self, line: &Line, path: &Path) -> Result<()> {
+        let own = line.is_of_file() && (line.sets("output") || line.sets("output-dir"));
+        if let Some(folder) = self.confined_to.as_deref().filter(|_| !own) {
+            check_confined(folder, path)?;
+        }
+        if let Some(folder) = self.lines_stay_in.as_deref().filter(|_| line.is_of_file())
+            && !stays_inside(folder, folder_of(path))
+        {
+            let flag = if line.sets("output-dir") { "--output-dir" } else { "--output" };
+            let shown = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            return Err(Error::Input(format!(
+                "{flag}: {} lies outside of the output folder {}; give another --output-dir on the command line, or --allow-outside",
+                path.display(),
+                shown.display()
+            )));
+        }
+        Ok(())
     }
 
     /// Lines before this one with the same prompt. A line that a sweep made into several has one seed for all of them.
@@ -203,22 +229,22 @@ impl Resolver {
         }
     }
 
-    fn model(&mut self, flags: &ModelFlags) -> Result<Option<(usize, String)>> {
+    fn model(&mut self, flags: &LoadSettings) -> Result<Option<(usize, String)>> {
         if let Some(known) = self.opened.get(flags) {
             return Ok(known.clone());
         }
         // Until it is open, it is one that cannot be opened.
         self.opened.insert(flags.clone(), None);
-        let devices = match self.devices.iter().find(|(choices, _)| *choices == flags.device) {
+        let devices = match self.devices.iter().find(|(choices, _)| choices == flags.devices()) {
             Some((_, devices)) => devices.clone(),
             None => {
-                let (devices, remarks) = open_all(&flags.device)?;
+                let (devices, remarks) = open_all(flags.devices())?;
                 self.remarks.extend(remarks.into_iter().map(|remark| format!("warning: {remark}")));
-                self.devices.push((flags.device.clone(), devices.clone()));
+                self.devices.push((flags.devices().to_vec(), devices.clone()));
                 devices
             }
         };
-        let (what, folder) = (flags.model.as_deref(), flags.models_dir.as_deref());
+        let (what, folder) = (flags.model.as_deref(), flags.models_dir.as_ref().map(AsRef::as_ref));
         let dtype = flags.dtype.on(devices.first().unwrap_or(&Device::Cpu));
         if let Some(absent) = &mut self.absent {
             let files = model::to_fetch(what, folder, dtype, self.showing)?;

@@ -11,6 +11,7 @@ use crate::sheet::{Axis, ContactSheet, Sheet, write_table};
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,7 +52,7 @@ impl Sheets {
             return;
         }
         if self.lines.last().is_none_or(|(number, _)| *number != line.number) {
-            self.lines.push((line.number, line.args.prompts.join(" | ")));
+            self.lines.push((line.number, line.draft.prompts.join(" | ")));
         }
         let index = self.lines.len() - 1;
         self.images.extend(jobs.iter().map(|job| SheetCell {
@@ -61,7 +62,7 @@ impl Sheets {
             key: job.key,
             prompt: job.request.prompt.clone(),
             seed: job.seed,
-            size: (job.request.width as u32, job.request.height as u32),
+            size: (job.request.canvas.width as u32, job.request.canvas.height as u32),
         }));
     }
 
@@ -93,7 +94,7 @@ impl Sheets {
         let mut table = Vec::new();
         write_table(&swept, made, &mut table).map_err(Error::io(folder.join(&stem)))?;
         let header = table.split(|byte| *byte == b'\n').next().unwrap_or_default().to_vec();
-        let name = free_name(folder.join(format!("{stem}.csv")), |path| std::fs::read(path).is_ok_and(|text| text.starts_with(&header)));
+        let name = free_name(folder.join(format!("{stem}.csv")), |path| begins_with(path, &header));
         write_whole(&name, true, |to| to.write_all(&table))?;
         progress.say(&format!("table: {}", name.display()));
 
@@ -150,6 +151,12 @@ fn free_name(path: PathBuf, is_ours: impl Fn(&Path) -> bool) -> PathBuf {
         count += 1;
     }
     name
+}
+
+fn begins_with(path: &Path, header: &[u8]) -> bool {
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(header.len() as u64).read_to_end(&mut start));
+    read.is_ok() && start == header
 }
 
 fn is_sheet(path: &Path) -> bool {

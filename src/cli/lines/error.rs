@@ -1,5 +1,6 @@
 //! What is wrong with a line, with a caret under the text at fault.
 
+use crate::cli::show::steers;
 use crate::{Error, Result};
 use std::fmt::{self, Display, Formatter};
 use std::ops::Range;
@@ -7,7 +8,9 @@ use std::sync::Arc;
 use unicode_width::UnicodeWidthChar;
 
 /// Errors of a file that are shown; more are only counted.
-const SHOWN: usize = 50;
+pub(super) const SHOWN: usize = 50;
+/// Errors after which a file is not read on: it may have no end.
+const ENOUGH: usize = 100_000;
 /// Columns of a line that are shown around the caret.
 const WINDOW: usize = 100;
 
@@ -72,7 +75,7 @@ impl Record {
 fn excerpt(line: &str, column: usize, length: usize) -> (String, String) {
     let from = if column > WINDOW * 2 / 3 { column - WINDOW / 3 } else { 0 };
     let mut characters = line.chars().skip(from);
-    let window: Vec<char> = characters.by_ref().take(WINDOW).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let window: Vec<char> = characters.by_ref().take(WINDOW).map(|c| if steers(c) { ' ' } else { c }).collect();
     let mut shown = String::from(if from > 0 { "…" } else { "" });
     let mut carets = String::from(if from > 0 { " " } else { "" });
     for (at, c) in window.iter().enumerate() {
@@ -115,10 +118,20 @@ pub(in crate::cli) struct LineErrors {
 impl LineErrors {
     /// Notes an error.
     pub(in crate::cli) fn push(&mut self, error: LineError) {
+        self.push_with(|| error);
+    }
+
+    /// Notes an error that is only made where it is shown: finding its place takes as long as the text before it.
+    pub(in crate::cli) fn push_with(&mut self, error: impl FnOnce() -> LineError) {
         self.count += 1;
         if self.first.len() < SHOWN {
-            self.first.push(error);
+            self.first.push(error());
         }
+    }
+
+    /// Whether so much is wrong that reading on helps nobody.
+    pub(in crate::cli) fn are_too_many(&self) -> bool {
+        self.count >= ENOUGH
     }
 
     /// Ends the reading.

@@ -12,13 +12,14 @@ mod tests;
 mod text;
 mod yaml;
 
+use error::SHOWN;
 pub(super) use error::{LineError, LineErrors, Record};
 pub(super) use table::cells_of;
 pub(super) use text::values_of;
 
-use super::args::GenerateArgs;
-use super::flags::{Flags, GENERATION, Kind, Wrong, fold, varies};
+use super::flags::{Flags, GENERATION, Wrong, varies};
 use crate::Result;
+use crate::settings::{Draft, fold};
 use clap::ValueEnum;
 use source::Source;
 use std::collections::VecDeque;
@@ -49,12 +50,13 @@ pub(super) struct Line {
     pub(super) number: usize,
     /// The line's flags over those of the command line.
     pub(super) flags: Flags,
-    pub(super) args: GenerateArgs,
+    pub(super) draft: Draft,
     /// Which value of each sweep, for a line that was swept.
     pub(super) at: Vec<usize>,
     /// The sweeps' flags and those values as they were written.
     pub(super) labels: Vec<(String, String)>,
     record: Record,
+    of_file: bool,
     /// Where the line's own flags stand in its text.
     parts: Vec<(usize, Range<usize>)>,
 }
@@ -67,13 +69,24 @@ impl Line {
         self.record.error(part_of(&self.record, &self.parts, GENERATION.said(sentence)), format!("{sentence}{swept}"))
     }
 
+    /// Whether the line's own text sets a flag, and no sweep sets it again.
+    pub(super) fn sets(&self, long: &str) -> bool {
+        let flag = GENERATION.find(long).ok();
+        self.parts.iter().any(|(set, _)| Some(*set) == flag) && !self.labels.iter().any(|(name, _)| name == long)
+    }
+
+    /// Whether the line was read from a file, which somebody else may have written.
+    pub(super) fn is_of_file(&self) -> bool {
+        self.of_file
+    }
+
     /// The line with a sweep's values over its own.
     ///
     /// # Errors
     /// They do not go together.
     pub(super) fn swept(&self, flags: &Flags, at: Vec<usize>, labels: Vec<(String, String)>) -> Result<Self, LineError> {
         let mut line = Self { at, labels, flags: flags.over(&self.flags), ..self.clone() };
-        line.args = line.flags.args().map_err(|wrong| line.error(wrong.first().map_or("", |wrong| &wrong.what)))?;
+        line.draft = line.flags.draft().map_err(|wrong| line.error(wrong.first().map_or("", |wrong| &wrong.what)))?;
         Ok(line)
     }
 }
@@ -104,6 +117,7 @@ struct Pair {
 pub(super) struct Lines {
     rows: Box<dyn Iterator<Item = Result<Row, LineError>>>,
     base: Flags,
+    of_file: bool,
     /// More errors of the line before.
     wrong: VecDeque<LineError>,
 }
@@ -121,7 +135,12 @@ pub(super) fn read(path: &Path, format: Option<Format>, base: &Flags) -> Result<
 /// The one line that the flags of the command line are by themselves.
 pub(super) fn of_flags(base: &Flags) -> Lines {
     let record = Record::line(&"the command line".into(), 1, String::new());
-    Lines { rows: Box::new(std::iter::once(Ok(Row { record, pairs: Vec::new() }))), base: base.clone(), wrong: VecDeque::new() }
+    Lines {
+        rows: Box::new(std::iter::once(Ok(Row { record, pairs: Vec::new() }))),
+        base: base.clone(),
+        of_file: false,
+        wrong: VecDeque::new(),
+    }
 }
 
 fn lines(source: Source, format: Format, base: &Flags) -> Lines {
@@ -132,7 +151,7 @@ fn lines(source: Source, format: Format, base: &Flags) -> Lines {
         Format::Tsv => Box::new(table::rows(source, Some(b'\t'))),
         Format::Yaml => Box::new(yaml::rows(source)),
     };
-    Lines { rows, base: base.clone(), wrong: VecDeque::new() }
+    Lines { rows, base: base.clone(), of_file: true, wrong: VecDeque::new() }
 }
 
 fn of_name(path: &Path) -> Option<Format> {
@@ -215,6 +234,10 @@ fn merged(row: &Row) -> Merged {
     let mut given: Vec<(usize, &Pair, Vec<Value>)> = Vec::new();
     let mut wrong = Vec::new();
     for pair in &row.pairs {
+        // Each error is looked for in the text: a line of ten thousand of them would take minutes.
+        if wrong.len() >= SHOWN {
+            break;
+        }
         if let Some(neutral) = without_effect(&pair.name) {
             let value = pair.values.iter().flatten().next();
             if let Some((value, part)) = value.filter(|(value, _)| !neutral.is_empty() && !neutral.contains(&value.to_lowercase().as_str()))
@@ -233,7 +256,7 @@ fn merged(row: &Row) -> Merged {
         let known = &GENERATION.flags[flag];
         let values = match &pair.values {
             Some(values) => values.clone(),
-            None if known.kind == Kind::Switch => vec![("true".to_owned(), pair.part.clone())],
+            None if known.kind.is_switch() => vec![("true".to_owned(), pair.part.clone())],
             None => {
                 wrong.push((pair.part.clone(), format!("--{} needs a value after it", known.long)));
                 continue;
@@ -284,14 +307,14 @@ impl Lines {
         let mut errors: VecDeque<LineError> = wrong.into_iter().map(|(part, what)| record.error(part, what)).collect();
         let flags = flags.over(&self.base);
         // Where a value is bad already, clap would only say so again.
-        let args = if errors.is_empty() { flags.args() } else { Err(Vec::new()) };
-        match args {
-            Ok(args) if !args.prompts.is_empty() => {
-                Ok(Line { number: record.first, flags, args, at: Vec::new(), labels: Vec::new(), record, parts })
+        let draft = if errors.is_empty() { flags.draft() } else { Err(Vec::new()) };
+        match draft {
+            Ok(draft) if !draft.prompts.is_empty() => {
+                Ok(Line { number: record.first, flags, draft, at: Vec::new(), labels: Vec::new(), record, of_file: self.of_file, parts })
             }
             Ok(_) => Err(record.error(0..record.text.len(), "the line has no prompt, and no --prompt was given for all lines")),
             Err(wrong) => {
-                errors.extend(wrong.into_iter().map(|Wrong { flag, what }| record.error(part_of(&record, &parts, flag), what)));
+                errors.extend(wrong.into_iter().take(SHOWN).map(|Wrong { flag, what }| record.error(part_of(&record, &parts, flag), what)));
                 let first = errors.pop_front();
                 self.wrong = errors;
                 Err(first.unwrap_or_else(|| record.error(0..record.text.len(), "the line cannot be read")))

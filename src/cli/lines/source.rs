@@ -1,6 +1,7 @@
 //! The lines of a file as they stand, one at a time: no line is longer than a prompt may be, and all are text.
 
 use super::error::{LineError, Record};
+use crate::disk::is_file_or_pipe;
 use crate::{Error, Result};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,6 +11,10 @@ use std::sync::Arc;
 
 /// Bytes of a line, and of a record over several lines. More than a megabyte is a file given by mistake.
 pub(super) const LONGEST: usize = 1 << 20;
+/// Bytes without the end of a line after which a file is no text, and not read on: it may have no end.
+const HOPELESS: u64 = 64 << 20;
+/// Lines that are read, empty ones included: a pipe may have no end either.
+const MOST_LINES: usize = 100_000_000;
 
 /// A line of the file without its end, and its number from 1.
 pub(super) type Numbered = (usize, String);
@@ -36,8 +41,13 @@ impl Source {
         }
         let wrong = |what: String| Error::Input(format!("{}: {what}", path.display()));
         let missing = |e: std::io::Error| wrong(format!("the file of lines cannot be read: {e}"));
-        if std::fs::metadata(path).map_err(missing)?.is_dir() {
+        // Before opening: a device may do something then, and /dev/zero has no end.
+        let kind = std::fs::metadata(path).map_err(missing)?.file_type();
+        if kind.is_dir() {
             return Err(wrong("is a folder; give a file with a prompt a line".into()));
+        }
+        if !is_file_or_pipe(kind) {
+            return Err(wrong("is neither a file nor a pipe; give a file with a prompt a line, or - for standard input".into()));
         }
         Ok(Self::new(&path.display().to_string(), BufReader::new(File::open(path).map_err(missing)?)))
     }
@@ -87,7 +97,8 @@ impl Source {
         if within <= LONGEST {
             return Ok(Some(Some(line)));
         }
-        self.reader.skip_until(b'\n')?;
+        let skipped = self.reader.by_ref().take(HOPELESS).skip_until(b'\n')?;
+        self.ended = skipped as u64 == HOPELESS;
         Ok(Some(None))
     }
 
@@ -96,6 +107,14 @@ impl Source {
             return None;
         }
         self.number += 1;
+        if self.number > MOST_LINES {
+            self.ended = true;
+            return Some(Err(LineError::of_line(
+                &self.file,
+                self.number,
+                format!("there are more than {MOST_LINES} lines; split the file"),
+            )));
+        }
         let (file, number) = (self.file.clone(), self.number);
         let mut bytes = match self.bytes() {
             Ok(None) => return None,

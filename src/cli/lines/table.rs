@@ -1,10 +1,10 @@
 //! CSV and TSV: the header names flags, an empty cell leaves its flag unset, a cell in quotes may have several lines.
 
-use super::error::{LineError, Record};
+use super::error::{LineError, Record, SHOWN};
 use super::source::{LONGEST, Source};
 use super::{Pair, Row, fold};
 use csv_core::{ReadFieldResult, Reader, ReaderBuilder};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 
 /// A cell and where it stands, quotes included.
@@ -119,9 +119,16 @@ impl TableRows {
             Ok(record) => record,
             Err(error) => return Some(error),
         };
-        for (at, (name, part)) in cells.iter().enumerate() {
-            let twice = cells[..at].iter().any(|(before, _)| fold(before) == fold(name));
-            let wrong = if twice { Err(format!("the column {name:?} is there twice; leave one out")) } else { super::known(name) };
+        let mut names = HashSet::new();
+        for (name, part) in &cells {
+            if self.wrong.len() >= SHOWN {
+                break;
+            }
+            let wrong = if !names.insert(fold(name)) {
+                Err(format!("the column {name:?} is there twice; leave one out"))
+            } else {
+                super::known(name)
+            };
             if let Err(what) = wrong {
                 self.wrong.push_back(record.error(part.clone(), format!("the header names a flag for each column: {what}")));
             }

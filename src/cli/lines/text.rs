@@ -23,14 +23,17 @@ pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError
     })
 }
 
-/// The lines of a file as values of one flag; empty lines and those that begin with `#` are passed over.
+/// The lines of a file as values of one flag, at most one more than `most`; empty lines and those that begin with `#` are passed over.
 ///
 /// # Errors
 /// The file cannot be read, or a line is no text.
-pub(in crate::cli) fn values_of(path: &Path) -> Result<Vec<String>, Error> {
+pub(in crate::cli) fn values_of(path: &Path, most: usize) -> Result<Vec<String>, Error> {
     let mut errors = LineErrors::default();
     let mut values = Vec::new();
     for line in Source::open(path)? {
+        if values.len() > most || errors.are_too_many() {
+            break;
+        }
         match line {
             Ok((_, text)) if text.trim().is_empty() || text.trim_start().starts_with('#') => {}
             Ok((_, text)) => values.push(text.trim().to_owned()),
