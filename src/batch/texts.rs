@@ -2,16 +2,13 @@
 
 use crate::Result;
 use crate::adapter::AdapterSet;
-use crate::pipeline::{Conditioning, EncodedText, Observer, Pipeline, Stage, prompt_texts};
+use crate::pipeline::{Conditioning, EncodedText, Observer, Pipeline, PromptText, Stage, TextKey, prompt_texts};
 use crate::settings::Request;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Bytes of encodings that are kept.
 const ROOM: usize = 64 << 20;
-
-/// A text, and the layers that are left out.
-type TextKey = (String, usize);
 
 /// The texts of one pipeline.
 #[derive(Debug, Default)]
@@ -25,12 +22,12 @@ pub(super) struct Texts {
 impl Texts {
     /// What the UNet is told of a request.
     pub(super) fn condition(&mut self, pipeline: &Pipeline, request: &Request, observer: &mut dyn Observer) -> Result<Conditioning> {
-        let mut encoded = Vec::new();
+        let mut encoded: Vec<(PromptText, Arc<EncodedText>)> = Vec::new();
         let mut said = false;
-        for text in prompt_texts(request) {
-            let key = (text.text.to_owned(), text.skip_layers);
+        for text in prompt_texts(request)? {
+            let key = text.key.clone();
             if let Some(known) = self.known.get(&key) {
-                encoded.push(known.clone());
+                encoded.push((text, known.clone()));
                 self.order.retain(|other| *other != key);
                 self.order.push_back(key);
                 continue;
@@ -41,7 +38,7 @@ impl Texts {
             }
             let new = Arc::new(pipeline.encode_text(&text, &AdapterSet::default(), observer)?);
             self.bytes += new.bytes();
-            encoded.push(new.clone());
+            encoded.push((text, new.clone()));
             self.known.insert(key.clone(), new);
             self.order.push_back(key);
             while self.bytes > ROOM
@@ -50,6 +47,6 @@ impl Texts {
                 self.bytes -= self.known.remove(&oldest).map_or(0, |text| text.bytes());
             }
         }
-        pipeline.condition(request, &encoded.iter().map(|text| &**text).collect::<Vec<_>>())
+        pipeline.condition(request, &encoded.iter().map(|(text, encoded)| (text.clone(), &**encoded)).collect::<Vec<_>>())
     }
 }

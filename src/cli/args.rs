@@ -7,7 +7,7 @@ use super::devices::DevicesArgs;
 use super::inspect::InspectArgs;
 use super::models::ModelsArgs;
 use crate::device::DTypeChoice;
-use crate::settings::{Draft, Heading, Setting, ValueKind, table};
+use crate::settings::{Draft, Effect, Heading, Setting, ValueKind, table};
 use crate::{Error, Result};
 use candle_core::DType;
 use clap::builder::{ArgPredicate, PossibleValue, TypedValueParser};
@@ -177,7 +177,8 @@ fn arg(row: &'static Setting) -> Arg {
     let arg = arg.action(if row.many { ArgAction::Append } else { ArgAction::Set }).value_delimiter(row.delimiter);
     // A text may begin with a dash, and so may a number.
     let arg = arg.allow_hyphen_values(row.kind == ValueKind::Text && row.heading == Heading::What || row.name == "seed");
-    if row.bare { arg.num_args(0..=1).require_equals(true) } else { arg }
+    // Behind a flag of the process a subcommand's name may stand.
+    if row.bare { arg.num_args(0..=1).require_equals(row.effect == Effect::Run) } else { arg }
 }
 
 impl Args for GenerateArgs {

@@ -14,7 +14,7 @@ use crate::image::write_png;
 use crate::inputs::InputReader;
 use crate::metadata::{GeneratedBy, KEYWORD, parameters};
 use crate::pipeline::{GeneratedImage, Observer};
-use crate::settings::{Draft, PreviewStyle, Request, Seed};
+use crate::settings::{Draft, PreviewStyle, PromptExpander, Request, Seed};
 use crate::weights::TinyAutoencoder;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -53,11 +53,13 @@ pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> 
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
     let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing)?;
     let model = Opened::new(checkpoint, devices, &load);
-    let requests: Vec<Arc<Request>> = draft
-        .prompts
-        .iter()
-        .map(|prompt| draft.of_prompt(prompt, seed).resolve(model.checkpoint.spec()).map(Arc::new))
-        .collect::<Result<_>>()?;
+    let mut expander = PromptExpander::default();
+    let mut requests: Vec<Arc<Request>> = Vec::new();
+    for prompt in &draft.prompts {
+        for draft in expander.expand(&draft, prompt, seed)? {
+            requests.push(Arc::new(draft.resolve(model.checkpoint.spec())?));
+        }
+    }
     let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.output.images));
     let generator = model.generator();
     for (index, request) in requests.iter().enumerate() {
@@ -76,8 +78,8 @@ pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> 
     if let Some(PreviewStyle(how)) = run.preview {
         progress.preview(how);
     }
-    for remark in &remarks {
-        progress.warn(remark);
+    for remark in remarks.into_iter().chain(expander.remarks()) {
+        progress.warn(&remark);
     }
     if let Some(remark) = model.remark() {
         progress.say(remark);

@@ -2,6 +2,7 @@
 
 use super::recipe::{Field, Recipe};
 use crate::noise::Rng;
+use crate::prompt::PromptSyntax;
 use crate::sampling::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing};
 
 /// A command, and what it leaves out.
@@ -68,6 +69,22 @@ const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] = &[
 const HARMLESS: &[&str] =
     &["User", "App", "Operations", "fooocus_scheme", "metadata_scheme", "created_by", "generation_mode", "date", "generation_time"];
 
+/// The language of each tool's prompts; `None` is one of its own.
+const SYNTAXES: &[(&str, Option<PromptSyntax>)] = &[
+    ("sd-gen", Some(PromptSyntax::A1111)),
+    ("AUTOMATIC1111", Some(PromptSyntax::A1111)),
+    ("Forge", Some(PromptSyntax::A1111)),
+    ("SD.Next", Some(PromptSyntax::A1111)),
+    ("stable-diffusion.cpp", Some(PromptSyntax::A1111)),
+    ("Fooocus", Some(PromptSyntax::A1111)),
+    ("ComfyUI", Some(PromptSyntax::ComfyUi)),
+    ("SwarmUI", Some(PromptSyntax::ComfyUi)),
+    ("mflux", Some(PromptSyntax::Plain)),
+    ("mold", Some(PromptSyntax::Plain)),
+    ("InvokeAI", None),
+    ("NovelAI", None),
+];
+
 /// The arguments that generate `recipe` again.
 pub fn command(recipe: &Recipe) -> Command {
     let own = recipe.tool == "sd-gen";
@@ -123,11 +140,31 @@ fn prompts(recipe: &Recipe, own: bool, command: &mut Command) {
     if let Some(negative) = negative.filter(|text| own || !text.is_empty()) {
         command.flag("--negative-prompt", negative);
     }
-    let has_syntax =
-        [Some(prompt), negative].into_iter().flatten().any(|text| text.contains(['(', '[', '<', '{']) || text.contains("BREAK"));
-    if has_syntax && !own {
-        command
-            .note(format!("the prompt may be written in the syntax of {} (emphasis, add-ons); it is generated as it stands", recipe.tool));
+    syntax(recipe, prompt, negative.unwrap_or_default(), command);
+}
+
+/// Texts up to this length are one chunk in every syntax.
+const ONE_CHUNK: usize = 200;
+
+/// Whose language the prompt is in, where it can matter.
+fn syntax(recipe: &Recipe, prompt: &str, negative: &str, command: &mut Command) {
+    if recipe.get(Field::Setting("prompt-syntax")).is_some() {
+        return;
+    }
+    let means_something = |text: &str| {
+        let marks = text.contains(['(', ')', '[', ']', '<', '#', '\\']);
+        marks || ["BREAK", "AND", "embedding:"].iter().any(|word| text.contains(word)) || text.len() > ONE_CHUNK
+    };
+    if !means_something(prompt) && !means_something(negative) {
+        return;
+    }
+    match SYNTAXES.iter().find(|(tool, _)| *tool == recipe.tool) {
+        Some((_, Some(syntax))) if *syntax == PromptSyntax::default() => {}
+        Some((_, Some(syntax))) => command.flag("--prompt-syntax", syntax.name()),
+        Some((_, None)) | None => {
+            command.flag("--prompt-syntax", PromptSyntax::Plain.name());
+            command.note(format!("the prompt may be written in the syntax of {}; it is generated as it stands", recipe.tool));
+        }
     }
 }
 
@@ -329,7 +366,7 @@ mod tests {
         let end = "Steps: x, Sampler: Restart, Schedule type: Beta, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Tiling: True";
         let notes = of("parameters", &format!("(a cat:1.2) <lora:x:1>\n{end}, RNG: dice, Nothing: None")).notes.join("\n");
         assert!(!notes.contains("Nothing"), "{notes}");
-        for said in ["Restart", "Beta", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice", "syntax"] {
+        for said in ["Restart", "Beta", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice"] {
             assert!(notes.contains(said), "{said:?} is not in {notes}");
         }
     }

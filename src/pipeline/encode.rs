@@ -141,6 +141,10 @@ pub(super) fn encode(
                     check_finite(pooled, || format!("the text encoder's pooled output in {}; try --dtype f32", dtype.as_str()))?;
                 }
             }
+            if let (0, true, Some(entry)) = (i, text.key.syntax != PromptSyntax::Plain, entries.first()) {
+                let (tokens, room) = (entry.hidden.dim(1)?, encoder.max_tokens());
+                info!("the {} takes {} chunks of {} tokens", text.which, tokens / room.max(1), room.saturating_sub(2));
+            }
             all.push(entries);
         }
         let count = text.key.texts.len();

@@ -4,7 +4,7 @@ use super::BatchItem;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
-use crate::guidance::{ClassifierFree, Guider};
+use crate::guidance::{ClassifierFree, Conjunction, Guider};
 use crate::models::Backbone;
 use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
 use crate::{Error, Result};
@@ -53,11 +53,17 @@ impl<'a> GuidedDenoiser<'a> {
 
 /// The guidance of a batch, whose images agree in their shape.
 fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
-    if !batch.first().is_some_and(|item| item.request.is_guided()) {
-        return Ok(Box::new(ClassifierFree::off()));
-    }
+    let Some(BatchItem { request: first, .. }) = batch.first() else { return Ok(Box::new(ClassifierFree::off())) };
     let images: Vec<(f64, f64)> = batch.iter().map(|item| (item.request.guidance.scale, item.request.guidance.rescale)).collect();
-    Ok(Box::new(ClassifierFree::new(&images, device)?))
+    let guider: Box<dyn Guider> = match first.guidance.scale > 1.0 {
+        true => Box::new(ClassifierFree::new(&images, device)?),
+        false => Box::new(ClassifierFree::off()),
+    };
+    if first.part_weights().is_none() {
+        return Ok(guider);
+    }
+    let weights: Vec<Vec<f64>> = batch.iter().map(|item| item.request.part_weights().unwrap_or_else(|| vec![1.0])).collect();
+    Ok(Box::new(Conjunction::new(guider, &weights, device)?))
 }
 
 impl Denoiser for GuidedDenoiser<'_> {
@@ -118,7 +124,7 @@ mod tests {
     use crate::pipeline::prompt::{Conditioning, ConditioningRow, Timeline};
     use crate::sampling::{Branch, NoiseSource, plan, sample};
     use crate::settings::{Draft, Request};
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     /// Predicts its context's first number for every row, and remembers its calls.
     #[derive(Debug, Default)]
@@ -145,7 +151,7 @@ mod tests {
     fn timeline(parts: &[(usize, f32)]) -> Timeline {
         let row =
             |value: f32| ConditioningRow { context: Tensor::full(value, (1, 2, 3), &Device::Cpu).unwrap(), pooled: None, time_ids: vec![] };
-        Timeline::new(parts.iter().map(|(last, value)| (*last, row(*value))).collect())
+        Timeline::new(parts.iter().map(|(last, value)| (*last, Arc::new(row(*value)))).collect())
     }
 
     fn request(guidance_scale: f64) -> Request {

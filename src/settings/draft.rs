@@ -2,9 +2,10 @@
 
 use super::{
     By, CanvasDraft, Effect, GuidanceDraft, LoadDraft, OutputDraft, Request, RunDraft, SamplingDraft, SchedulerDraft, Seed, Setting,
-    TextDraft, ValueKind, find, table,
+    TemplateDraft, TextDraft, ValueKind, find, table,
 };
 use crate::inputs::InputReader;
+use crate::prompt::PromptSyntax;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use std::ffi::OsString;
@@ -29,6 +30,8 @@ pub struct Draft {
     pub seed: Option<Seed>,
     /// The texts beside the prompt.
     pub text: TextDraft,
+    /// What becomes of prompts before they are read; [`super::PromptExpander`] makes it of them.
+    pub template: TemplateDraft,
     /// The image's size.
     pub canvas: CanvasDraft,
     /// Steps and noise.
@@ -135,6 +138,10 @@ impl Draft {
             other => other,
         })?;
         check_clip_skip(&request, spec)?;
+        if self.text.emphasis.is_some() && request.text.prompt_syntax != PromptSyntax::A1111 {
+            let syntax = request.text.prompt_syntax.name();
+            return Err(Error::setting("emphasis", format!(": --prompt-syntax {syntax} has a rule of its own; leave one of them out")));
+        }
         Ok(request)
     }
 

@@ -44,6 +44,7 @@ mod request;
 mod run;
 mod sampling;
 mod scheduler;
+mod template;
 mod text;
 
 pub use canvas::{CanvasDraft, CanvasSettings, parse_size};
@@ -57,6 +58,7 @@ pub use request::{Request, Shape};
 pub use run::{Graphics, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verbosity};
 pub use sampling::{SamplingDraft, SamplingSettings, Seed};
 pub use scheduler::SchedulerDraft;
+pub use template::{DynamicPrompts, PromptExpander, TemplateDraft};
 pub use text::{TextDraft, TextSettings};
 pub use value::{SourcePath, Value, ValueKind};
 
@@ -262,6 +264,7 @@ pub fn table() -> &'static [Setting] {
         let groups = [
             text::PROMPT,
             text::ROWS,
+            template::ROWS,
             canvas::ROWS,
             canvas::SIZE,
             sampling::SEED,

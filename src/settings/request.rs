@@ -1,6 +1,7 @@
 //! What is generated, everything decided and checked.
 
 use super::{CanvasSettings, Effect, GuidanceSettings, OutputSettings, SamplingSettings, TextSettings, Together, table};
+use crate::prompt::Prompt;
 use crate::sampling::SchedulerConfig;
 use serde_json::{Map, Value as Json, json};
 
@@ -33,9 +34,23 @@ pub struct Request {
 pub struct Shape(String);
 
 impl Request {
-    /// Classifier-free guidance is on: the network sees two rows an image.
+    /// The network sees the negative prompt too: classifier-free guidance is on, or the prompt has parts that add up.
     pub fn is_guided(&self) -> bool {
-        self.guidance.scale > 1.0
+        self.guidance.scale > 1.0 || self.part_weights().is_some()
+    }
+
+    /// The weights of the prompt's parts (`AND`); `None` where the prompt is one part that weighs 1.
+    pub fn part_weights(&self) -> Option<Vec<f64>> {
+        let weights = Prompt::part_weights(&self.prompt, self.text.prompt_syntax);
+        (weights != [1.0]).then_some(weights)
+    }
+
+    /// Rows of the network's batch for each image.
+    pub fn rows(&self) -> usize {
+        match self.part_weights() {
+            Some(weights) => weights.len() + 1,
+            None => 1 + usize::from(self.is_guided()),
+        }
     }
 
     /// The seeds of the images.
@@ -55,6 +70,7 @@ impl Request {
             })
             .collect();
         shape.insert("scheduler".into(), self.scheduler_json());
+        shape.insert("parts".into(), self.part_weights().map_or(0, |weights| weights.len()).into());
         Shape(Json::Object(shape).to_string())
     }
 
