@@ -1,9 +1,10 @@
 //! In which order images are generated, and which of them at once.
 //!
-//! Models come in the order in which the file first names them, and within a model the images that can be generated at once, so that a
-//! model is loaded once and batches are full. Within such a group equal prompts follow each other, so that they are encoded once.
+//! Models come in the order in which the file first names them, within a model the adapters, and within those the images that can be
+//! generated at once, so that a model is loaded once, adapters are swapped as seldom as can be, and batches are full. Within such a group equal prompts follow each other, so that they are encoded once.
 
 use super::key::Key;
+use crate::adapter::AdapterChoice;
 use crate::metadata::GeneratedBy;
 use crate::settings::{Request, Shape};
 use std::collections::HashMap;
@@ -40,15 +41,22 @@ pub struct Job {
 /// Jobs in the order in which they are generated, those together that can be generated at once.
 pub fn groups(jobs: Vec<Job>) -> Vec<Vec<Job>> {
     let mut models: Vec<usize> = Vec::new();
+    let mut adapters: Vec<AdapterChoice> = Vec::new();
     let mut places: HashMap<(usize, Shape), usize> = HashMap::new();
     let mut prompts: HashMap<(String, Option<String>), usize> = HashMap::new();
-    let mut groups: Vec<(usize, Vec<(usize, Job)>)> = Vec::new();
+    let mut groups: Vec<((usize, usize), Vec<(usize, Job)>)> = Vec::new();
     for job in jobs {
         if !models.contains(&job.model) {
             models.push(job.model);
         }
         let place = *places.entry((job.model, job.request.shape())).or_insert_with(|| {
-            groups.push((job.model, Vec::new()));
+            let choice = job.request.adapters.choice();
+            let known = adapters.iter().position(|other| *other == choice);
+            let number = known.unwrap_or_else(|| {
+                adapters.push(choice);
+                adapters.len() - 1
+            });
+            groups.push(((job.model, number), Vec::new()));
             groups.len() - 1
         });
         let count = prompts.len();
@@ -57,8 +65,8 @@ pub fn groups(jobs: Vec<Job>) -> Vec<Vec<Job>> {
             group.push((prompt, job));
         }
     }
-    groups.sort_by_key(|(model, _)| models.iter().position(|other| other == model));
-    let in_order = |(_, mut group): (usize, Vec<(usize, Job)>)| {
+    groups.sort_by_key(|((model, adapters), _)| (models.iter().position(|other| other == model), *adapters));
+    let in_order = |(_, mut group): ((usize, usize), Vec<(usize, Job)>)| {
         // Stable: images of one prompt stay in the file's order.
         group.sort_by_key(|(prompt, _)| *prompt);
         group.into_iter().map(|(_, job)| job).collect()

@@ -7,7 +7,7 @@ use super::devices::DevicesArgs;
 use super::inspect::InspectArgs;
 use super::models::ModelsArgs;
 use crate::device::DTypeChoice;
-use crate::settings::{Draft, Effect, Heading, Setting, ValueKind, table};
+use crate::settings::{Draft, Effect, Heading, Setting, Value, ValueKind, WeightedFile, table};
 use crate::{Error, Result};
 use candle_core::DType;
 use clap::builder::{ArgPredicate, PossibleValue, TypedValueParser};
@@ -75,12 +75,22 @@ pub(super) enum Command {
 #[command(after_help = "\
 Examples:
   sd-gen convert models/sd15 sd15.safetensors --dtype f16   a folder as one file, half as large
-  sd-gen convert sd15.safetensors sd15                      and back as a diffusers folder")]
+  sd-gen convert sd15.safetensors sd15                      and back as a diffusers folder
+  sd-gen convert sd15 detailed.safetensors --lora detail:0.8   with a LoRA in it")]
 pub(super) struct ConvertArgs {
     /// The model: a folder, a .safetensors file, a name in the models folder, or a hub id
     pub(super) from: String,
     /// What to write: a name that ends in .safetensors is one file, any other a folder
     pub(super) to: PathBuf,
+    /// Merge a LoRA into the weights: a file or a name in the LoRA folder; repeat for more
+    #[arg(long, value_name = "FILE[:WEIGHT[:TEXT-WEIGHT]]", value_parser = WeightedFile::parse)]
+    pub(super) lora: Vec<WeightedFile>,
+    /// Where LoRAs are looked for by name [default: loras and Lora in the models folder, or beside it]
+    #[arg(long, value_name = "DIR", alias = "lora-model-dir")]
+    pub(super) lora_dir: Option<PathBuf>,
+    /// Of a LoRA that does not fit the model as a whole, take what fits
+    #[arg(long)]
+    pub(super) lora_partial: bool,
     /// Convert the weights too
     #[arg(long, value_name = "DTYPE", value_parser = parse_dtype)]
     pub(super) dtype: Option<DType>,

@@ -3,7 +3,7 @@
 use super::args::read_prompts;
 use super::download::DownloadStyle;
 use super::listen_for_cancellation;
-use super::model::{self, Opened};
+use super::model::{self, AdapterFinder, Opened};
 use super::output::{ImageName, Output};
 use super::progress::Progress;
 use super::watch::Watch;
@@ -34,7 +34,6 @@ pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> 
         set_threads(threads)?;
     }
     draft.prompts = read_prompts(&draft.prompts)?;
-    draft.read_files(&mut InputReader::default())?;
     let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?.confined(confined_to);
     if output.is_standard() && is_closed(&std::io::stdout()) {
         return Err(Error::Input("--output -: standard output is closed; send it somewhere, such as > image.png".into()));
@@ -48,16 +47,26 @@ pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> 
         // 32 bits, so that it can be typed again and is a seed for every other tool too.
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
+    let (finder, mut files, mut expander) = (AdapterFinder::new(&load), InputReader::default(), PromptExpander::default());
+    let mut drafts = Vec::new();
+    for prompt in &draft.prompts {
+        for mut draft in expander.expand(&draft, prompt, seed)? {
+            finder.find(&mut draft)?;
+            draft.read_files(&mut files)?;
+            drafts.push(draft);
+        }
+    }
     let (devices, remarks) = open_all(load.devices())?;
     let showing = DownloadStyle::of(&draft);
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
     let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing)?;
     let model = Opened::new(checkpoint, devices, &load);
-    let mut expander = PromptExpander::default();
-    let mut requests: Vec<Arc<Request>> = Vec::new();
-    for prompt in &draft.prompts {
-        for draft in expander.expand(&draft, prompt, seed)? {
-            requests.push(Arc::new(draft.resolve(model.checkpoint.spec())?));
+    let requests: Vec<Arc<Request>> =
+        drafts.iter().map(|draft| draft.resolve(model.checkpoint.spec()).map(Arc::new)).collect::<Result<_>>()?;
+    let mut applied: Vec<String> = Vec::new();
+    for line in requests.iter().map(|request| model.check_adapters(request)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+        if !applied.contains(&line) {
+            applied.push(line);
         }
     }
     let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.output.images));
@@ -83,6 +92,9 @@ pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> 
     }
     if let Some(remark) = model.remark() {
         progress.say(remark);
+    }
+    for line in &applied {
+        progress.say(line);
     }
     model.describe();
     for request in &requests {

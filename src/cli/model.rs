@@ -1,13 +1,16 @@
 //! Which model `--model` names.
 
 use super::download::{self, DownloadStyle};
+use crate::adapter::{AdapterCache, AdapterFolders};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, release};
 use crate::hub::{HubId, Missing, name_in_cache};
+use crate::inputs::InputFile;
 use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
 use crate::pipeline::{Observer, Pipeline};
-use crate::settings::{LoadSettings, Request, VaeTiling};
+use crate::prompt::{LoraTag, NetworkTag};
+use crate::settings::{Draft, LoadSettings, Request, SourcePath, VaeTiling, WeightedFile};
 use crate::survey::{Kind, Survey};
 use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_models, is_model_folder};
 use crate::{Error, Result};
@@ -59,6 +62,9 @@ pub(super) struct Opened {
     upcast: bool,
     vae_tiling: VaeTiling,
     low_memory: bool,
+    /// Where adapters are looked for by name, and those that are open.
+    pub(super) finder: AdapterFinder,
+    adapters: Arc<AdapterCache>,
 }
 
 impl Opened {
@@ -74,7 +80,20 @@ impl Opened {
         let label = label(&checkpoint);
         let (vae_tiling, low_memory) = (settings.vae_tiling, settings.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
-        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory }
+        let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
+        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters }
+    }
+
+    /// Holds a request's adapters against the model, and says what fits.
+    ///
+    /// # Errors
+    /// One cannot be read or does not fit.
+    pub(super) fn check_adapters(&self, request: &Request) -> Result<Vec<String>> {
+        let choice = request.adapters.choice();
+        if choice.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(self.adapters.prepare(&self.checkpoint, &choice)?.deltas().applied().to_vec())
     }
 
     /// Where it computes; the first of several.
@@ -123,7 +142,7 @@ impl Opened {
                 ));
                 in_turn()?
             }
-            None => match Pipeline::load(&**checkpoint, device, dtype, vae_dtype, observer) {
+            None => match Pipeline::load_shared(checkpoint.clone(), device, dtype, vae_dtype, observer) {
                 Err(error) if error.is_out_of_memory() => {
                     release(device);
                     observer.warn("the memory is too small for all networks at once: they take turns (--low-memory)");
@@ -132,7 +151,7 @@ impl Opened {
                 loaded => loaded?,
             },
         };
-        Ok(pipeline.with_vae_tiling(vae_tiling))
+        Ok(pipeline.with_vae_tiling(vae_tiling).with_adapters(self.adapters.clone()))
     }
 
     /// What decides, beside a request, which pixels it generates.
@@ -144,6 +163,69 @@ impl Opened {
     pub(super) fn footprint(&self, request: &Request) -> Footprint {
         let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
         Footprint::new(self.checkpoint.spec(), request, self.dtype, self.vae_dtype, self.device(), weights, free_memory(self.device()))
+    }
+}
+
+/// Where adapters are looked for by the names that people write.
+pub(super) struct AdapterFinder {
+    loras: AdapterFolders,
+    embeddings: AdapterFolders,
+}
+
+impl AdapterFinder {
+    pub(super) fn new(settings: &LoadSettings) -> Self {
+        let folder = |named: &Option<SourcePath>| named.as_ref().map(|folder| folder.0.clone());
+        let (models, _) = models_folder(folder(&settings.models_dir).as_deref());
+        Self {
+            loras: AdapterFolders::loras(folder(&settings.lora_dir).as_deref(), &models),
+            embeddings: AdapterFolders::embeddings(folder(&settings.embeddings_dir).as_deref(), &models),
+        }
+    }
+
+    /// Adds the LoRAs of `<lora:name:weight>` in the prompt. One that a flag names too has the flag's weights, so that the command of an
+    /// image, which has both, generates it again.
+    fn find_tags(&self, draft: &mut Draft) -> Result<()> {
+        let syntax = draft.text.prompt_syntax.unwrap_or_default();
+        let flags: Vec<PathBuf> = draft.adapters.lora.iter().map(|lora| lora.file.path().to_owned()).collect();
+        let tags = draft.prompts.iter().flat_map(|prompt| NetworkTag::of_prompt(prompt, syntax));
+        for tag in tags.filter_map(|tag| tag.as_lora()).collect::<Vec<_>>() {
+            let LoraTag { name, text_weight, unet_weight, rank } = tag?;
+            if rank.is_some() {
+                return Err(Error::Input(format!("<lora:{name}:…> in the prompt: a LoRA is not cut to a rank; leave the fourth value out")));
+            }
+            let found = self.loras.named(&name)?;
+            if !flags.contains(&found) {
+                draft.adapters.lora.push(WeightedFile { file: InputFile::named(&found), weights: vec![unet_weight, text_weight] });
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the files of adapters that a draft names, and the textual inversions whose words stand in its prompts.
+    ///
+    /// # Errors
+    /// There is no file of a name, or more than one.
+    pub(super) fn find(&self, draft: &mut Draft) -> Result<()> {
+        let one = |folders: &AdapterFolders, file: &mut InputFile| -> Result<()> {
+            let found = folders.find(&file.path().to_string_lossy())?;
+            if found != file.path() {
+                *file = InputFile::named(&found);
+            }
+            Ok(())
+        };
+        draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
+        draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
+        self.find_tags(draft)?;
+        let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
+        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
+        for found in self.embeddings.all() {
+            let word = found.name.rsplit('/').next().unwrap_or_default().to_lowercase();
+            let is_known = draft.adapters.embedding.iter().any(|file| file.path() == found.path);
+            if !is_known && texts.iter().any(|text| text.contains(&word)) {
+                draft.adapters.embedding.push(InputFile::named(&found.path));
+            }
+        }
+        Ok(())
     }
 }
 

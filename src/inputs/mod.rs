@@ -26,6 +26,8 @@ pub struct InputFile {
 #[derive(Debug, Clone)]
 struct Content {
     sha256: [u8; 32],
+    /// Of what follows the header of a safetensors file.
+    tensors: [u8; 32],
     length: u64,
     kept: Option<Arc<[u8]>>,
 }
@@ -49,7 +51,10 @@ impl InputFile {
     /// Bytes that are no file, under a name.
     pub fn of_bytes(name: impl Into<PathBuf>, bytes: impl Into<Arc<[u8]>>) -> Self {
         let bytes = bytes.into();
-        let content = Content { sha256: Sha256::digest(&bytes).into(), length: bytes.len() as u64, kept: Some(bytes) };
+        let mut hash = TensorHash::default();
+        hash.update(&bytes);
+        let content =
+            Content { sha256: Sha256::digest(&bytes).into(), tensors: hash.finalize(), length: bytes.len() as u64, kept: Some(bytes) };
         Self { path: name.into(), content: Some(content) }
     }
 
@@ -60,7 +65,12 @@ impl InputFile {
 
     /// The content's SHA-256 in hexadecimal digits, once it was read.
     pub fn sha256(&self) -> Option<String> {
-        self.content.as_ref().map(|content| content.sha256.iter().map(|byte| format!("{byte:02x}")).collect())
+        self.content.as_ref().map(|content| hex(&content.sha256))
+    }
+
+    /// The SHA-256 of a safetensors file's tensors, without the header, once it was read: A1111 knows LoRAs by it.
+    pub fn tensors_sha256(&self) -> Option<String> {
+        self.content.as_ref().map(|content| hex(&content.tensors))
     }
 
     /// The bytes.
@@ -152,7 +162,7 @@ fn is_pipe(_metadata: &std::fs::Metadata) -> bool {
 
 fn content_of(path: &Path, limit: u64) -> Result<Content, String> {
     let (mut file, again) = open(path)?;
-    let mut hash = Sha256::new();
+    let (mut hash, mut tensors) = (Sha256::new(), TensorHash::default());
     let mut length = 0u64;
     let mut kept = Vec::new();
     let mut chunk = vec![0; CHUNK];
@@ -169,11 +179,45 @@ fn content_of(path: &Path, limit: u64) -> Result<Content, String> {
             return Err(too_large(path, limit));
         }
         hash.update(read);
+        tensors.update(read);
         if !again {
             kept.extend_from_slice(read);
         }
     }
-    Ok(Content { sha256: hash.finalize().into(), length, kept: (!again).then(|| kept.into()) })
+    Ok(Content { sha256: hash.finalize().into(), tensors: tensors.finalize(), length, kept: (!again).then(|| kept.into()) })
+}
+
+fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Hashes what follows a safetensors file's header, whose length the first eight bytes say.
+#[derive(Default)]
+struct TensorHash {
+    length: Vec<u8>,
+    /// Bytes of the header that are still to come.
+    header: u64,
+    hash: Sha256,
+}
+
+impl TensorHash {
+    fn update(&mut self, mut bytes: &[u8]) {
+        if self.length.len() < 8 {
+            let (length, rest) = bytes.split_at(bytes.len().min(8 - self.length.len()));
+            self.length.extend_from_slice(length);
+            bytes = rest;
+            if let Some(length) = self.length.first_chunk::<8>() {
+                self.header = u64::from_le_bytes(*length);
+            }
+        }
+        let skipped = usize::try_from(self.header).unwrap_or(bytes.len()).min(bytes.len());
+        self.header -= skipped as u64;
+        self.hash.update(bytes.get(skipped..).unwrap_or_default());
+    }
+
+    fn finalize(self) -> [u8; 32] {
+        self.hash.finalize().into()
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 use super::a1111::NEGATIVE;
 use crate::Result;
+use crate::inputs::InputFile;
 use crate::noise::Rng;
 use crate::sampling::SigmaSchedule;
 use crate::settings::{Request, table};
@@ -52,6 +53,17 @@ pub fn parameters(request: &Request, seed: u64, generator: &GeneratedBy) -> Resu
             pairs.push((if at == 0 { key.to_owned() } else { format!("{key} {}", at + 1) }, value));
         }
     }
+    // As A1111 names them: a LoRA by its tensors, an embedding by its whole file.
+    let hashes = |files: &mut dyn Iterator<Item = (&InputFile, Option<String>)>| {
+        let short = |(file, hash): (&InputFile, Option<String>)| {
+            Some(format!("{}: {}", file.path().file_stem()?.to_string_lossy(), hash?.get(..12)?))
+        };
+        files.filter_map(short).collect::<Vec<_>>().join(", ")
+    };
+    let adapters = &request.adapters;
+    let loras = hashes(&mut adapters.lora.iter().map(|lora| (&lora.file, lora.file.tensors_sha256())));
+    let embeddings = hashes(&mut adapters.embedding.iter().map(|file| (file, file.sha256())));
+    pairs.extend([("Lora hashes".to_owned(), loras), ("TI hashes".to_owned(), embeddings)].into_iter().filter(|(_, all)| !all.is_empty()));
     if let Some(eta) = scheduler.eta {
         pairs.push(("Eta".into(), eta.to_string()));
     }

@@ -25,7 +25,7 @@ pub use observer::{Estimate, Observer, Silent, Stage};
 pub use encode::{EncodedText, PromptText, TextKey, texts as prompt_texts};
 pub use vae_tiling::decoding_bytes;
 
-use crate::adapter::{AdapterCache, AdapterChoice, AdapterSet};
+use crate::adapter::{AdapterCache, AdapterSet};
 use crate::device::Pace;
 use crate::extension::{Extension, RunContext};
 use crate::image::to_rgb;
@@ -64,7 +64,7 @@ pub struct Pipeline {
     vae_tiling: VaeTiling,
     /// Quick images of latents that are still forming.
     tiny: Option<AutoencoderTinyDecoder>,
-    adapters: AdapterCache,
+    adapters: Arc<AdapterCache>,
 }
 
 /// One image of a batch that is yet to be generated.
@@ -130,7 +130,12 @@ impl Pipeline {
     }
 
     fn of(spec: ModelSpec, Placement { device, dtype, vae_dtype }: Placement, components: Components) -> Self {
-        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None, adapters: AdapterCache::default() }
+        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None, adapters: Arc::default() }
+    }
+
+    /// Takes adapters that were opened before.
+    pub fn with_adapters(self, adapters: Arc<AdapterCache>) -> Self {
+        Self { adapters, ..self }
     }
 
     /// Decides whether images are decoded in tiles.
@@ -151,19 +156,20 @@ impl Pipeline {
         let _span = debug_span!("encode_prompt").entered();
         observer.stage(Stage::EncodePrompt)?;
         let texts = prompt_texts(request)?;
-        let adapters = AdapterSet::default();
+        let adapters = self.adapters(request)?;
         let encoded: Vec<EncodedText> = texts.iter().map(|text| self.encode_text(text, &adapters, observer)).collect::<Result<_>>()?;
         self.condition(request, &texts.into_iter().zip(&encoded).collect::<Vec<_>>())
     }
 
-    /// Adapters, held against the model and ready to be used. The networks get them when they are used next.
+    /// A request's adapters, held against the model and ready to be used. The networks get them when they are used next.
     ///
     /// # Errors
     /// A file cannot be read or does not fit, or the model cannot be read again.
-    pub fn adapters(&self, choice: &AdapterChoice) -> Result<Arc<AdapterSet>> {
+    pub fn adapters(&self, request: &Request) -> Result<Arc<AdapterSet>> {
+        let choice = request.adapters.choice();
         match self.components.checkpoint() {
             _ if choice.is_empty() => Ok(Arc::default()),
-            Some(model) => self.adapters.prepare(model, choice),
+            Some(model) => self.adapters.prepare(model, &choice),
             None => Err(Error::Model("adapters need a model that can be read again: load the pipeline with Pipeline::load_shared".into())),
         }
     }
@@ -213,14 +219,6 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::generate`].
     pub fn denoise(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Tensor> {
-        self.denoise_with(batch, &AdapterSet::default(), observer)
-    }
-
-    /// [`Pipeline::denoise`] with adapters.
-    ///
-    /// # Errors
-    /// As [`Pipeline::generate`].
-    pub fn denoise_with(&self, batch: &[BatchItem<'_>], adapters: &AdapterSet, observer: &mut dyn Observer) -> Result<Tensor> {
         let Some(BatchItem { request, .. }) = batch.first() else { return Err(Error::Image("a batch without images".into())) };
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
             return Err(Error::Image("images of different size, steps or sampler cannot be generated at once".into()));
@@ -233,7 +231,8 @@ impl Pipeline {
         let mut noise = SeededNoise::new(request.sampling.rng, &seeds);
         let latents = noise.fresh(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
-        self.components.with_unet(adapters, observer, |unet, observer| {
+        let adapters = self.adapters(request)?;
+        self.components.with_unet(&adapters, observer, |unet, observer| {
             let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
             let run = RunContext { schedule: &schedule, latents: &latents, dtype: self.dtype };
             let extensions: Vec<Box<dyn Extension>> = vec![];

@@ -1,8 +1,8 @@
 //! What the user said, and what it becomes for a model.
 
 use super::{
-    By, CanvasDraft, Effect, GuidanceDraft, LoadDraft, OutputDraft, Request, RunDraft, SamplingDraft, SchedulerDraft, Seed, Setting,
-    TemplateDraft, TextDraft, ValueKind, find, table,
+    AdapterDraft, By, CanvasDraft, Effect, GuidanceDraft, LoadDraft, OutputDraft, Request, RunDraft, SamplingDraft, SchedulerDraft, Seed,
+    Setting, TemplateDraft, TextDraft, ValueKind, find, table,
 };
 use crate::inputs::InputReader;
 use crate::prompt::PromptSyntax;
@@ -40,6 +40,8 @@ pub struct Draft {
     pub scheduler: SchedulerDraft,
     /// Classifier-free guidance.
     pub guidance: GuidanceDraft,
+    /// LoRAs and textual inversions.
+    pub adapters: AdapterDraft,
     /// How many images.
     pub output: OutputDraft,
     /// What is loaded, and how.
@@ -126,6 +128,7 @@ impl Draft {
             canvas: self.canvas.decide(&by),
             sampling: self.sampling.decide(&by),
             guidance: self.guidance.decide(&by),
+            adapters: self.adapters.decide(&by),
             output: self.output.decide(&by),
             scheduler,
             scheduler_is_named: self.scheduler.config.is_some(),

@@ -17,6 +17,18 @@ settings! {
     /// Where models are looked for by name
     models_dir: maybe SourcePath => Setting { name: "models-dir", value: "DIR", default: "$SD_GEN_MODELS, else ./models", ..Setting::MODEL };
 
+    /// Where LoRAs are looked for by name
+    lora_dir: maybe SourcePath => Setting {
+        name: "lora-dir", aliases: &["lora-model-dir"], value: "DIR", default: "loras and Lora in the models folder, or beside it",
+        heading: Heading::Adapters, ..Setting::MODEL
+    };
+
+    /// Where textual inversions are looked for by name, and found by their words in the prompts
+    embeddings_dir: maybe SourcePath => Setting {
+        name: "embeddings-dir", aliases: &["embd-dir"], value: "DIR", default: "embeddings in the models folder, or beside it",
+        heading: Heading::Adapters, ..Setting::MODEL
+    };
+
     /// auto, cpu, cuda, cuda:N or metal; several, as in cuda:0,cuda:1, share the images out
     device: many DeviceChoice => Setting {
         name: "device", value: "DEVICE,…", default: "auto", heading: Heading::Machine, delimiter: Some(','),

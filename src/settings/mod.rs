@@ -33,6 +33,7 @@ mod define;
 #[macro_use]
 mod value;
 
+mod adapters;
 mod canvas;
 mod docs;
 mod draft;
@@ -47,6 +48,7 @@ mod scheduler;
 mod template;
 mod text;
 
+pub use adapters::{AdapterDraft, AdapterSettings};
 pub use canvas::{CanvasDraft, CanvasSettings, parse_size};
 pub use docs::flag_table;
 pub use draft::Draft;
@@ -271,6 +273,7 @@ pub fn table() -> &'static [Setting] {
             sampling::ROWS,
             scheduler::ROWS,
             guidance::ROWS,
+            adapters::ROWS,
             output::ROWS,
             load::ROWS,
             run::ROWS,

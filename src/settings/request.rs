@@ -1,6 +1,6 @@
 //! What is generated, everything decided and checked.
 
-use super::{CanvasSettings, Effect, GuidanceSettings, OutputSettings, SamplingSettings, TextSettings, Together, table};
+use super::{AdapterSettings, CanvasSettings, Effect, GuidanceSettings, OutputSettings, SamplingSettings, TextSettings, Together, table};
 use crate::prompt::Prompt;
 use crate::sampling::SchedulerConfig;
 use serde_json::{Map, Value as Json, json};
@@ -25,6 +25,8 @@ pub struct Request {
     pub scheduler_is_named: bool,
     /// Classifier-free guidance.
     pub guidance: GuidanceSettings,
+    /// LoRAs and textual inversions.
+    pub adapters: AdapterSettings,
     /// How many images.
     pub output: OutputSettings,
 }

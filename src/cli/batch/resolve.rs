@@ -12,7 +12,7 @@ use crate::inputs::InputReader;
 use crate::settings::{LoadSettings, PromptExpander, Seed};
 use crate::{Error, Result};
 use candle_core::Device;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -77,6 +77,8 @@ pub(super) struct Resolver {
     pub(super) lines_stay_in: Option<PathBuf>,
     /// How a download is shown.
     pub(super) showing: DownloadStyle,
+    /// What was said of adapters.
+    applied: HashSet<String>,
     /// What the user should know.
     pub(super) remarks: Vec<String>,
     /// Where there is a list, models that are not here are noted in it and not fetched.
@@ -111,6 +113,7 @@ impl Resolver {
             confined_to: None,
             lines_stay_in: None,
             showing: DownloadStyle::default(),
+            applied: HashSet::new(),
             remarks: Vec::new(),
             absent: None,
         }
@@ -152,7 +155,7 @@ impl Resolver {
         // A prompt of which nothing can be made counts as it stands.
         let images = made.as_ref().map_or(images, |made| made.iter().map(|draft| draft.output.images.unwrap_or(1)).sum());
         self.images = self.images.saturating_add(images);
-        let mut made = made?;
+        let made = made?;
         self.remarks.extend(self.expander.remarks().into_iter().map(|remark| format!("warning: {remark}")));
         if self.images > MOST_IMAGES {
             self.is_full = true;
@@ -167,9 +170,15 @@ impl Resolver {
         };
         let opened = self.models.get(number).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let mut jobs = Vec::new();
-        for draft in &mut made {
+        for mut draft in made {
+            opened.finder.find(&mut draft)?;
             draft.read_files(&mut self.files)?;
             let request = Arc::new(draft.resolve(opened.checkpoint.spec())?);
+            for line in opened.check_adapters(&request)? {
+                if self.applied.insert(line.clone()) {
+                    self.remarks.push(line);
+                }
+            }
             for seed in request.seeds() {
                 let this = id;
                 id += 1;
