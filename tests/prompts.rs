@@ -116,7 +116,8 @@ fn embeddings_are_the_tools_own() {
             assert_near(&got, &tensor(&entry["tensors"][key]), &format!("{key}: {text:?}"));
         }
     }
-    let texts: Vec<(&str, usize)> = record["batch"]["texts"].as_array().expect("texts").iter().filter_map(|text| Some((text.as_str()?, 1))).collect();
+    let texts: Vec<(&str, usize)> =
+        record["batch"]["texts"].as_array().expect("texts").iter().filter_map(|text| Some((text.as_str()?, 1))).collect();
     let batch = encoded(&encoder, &texts, PromptSyntax::A1111, Emphasis::Original, 0);
     for (got, name) in batch.iter().zip(record["batch"]["tensors"].as_array().expect("names")) {
         assert_near(got, &tensor(name), "the batch");

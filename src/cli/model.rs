@@ -191,7 +191,9 @@ impl AdapterFinder {
         for tag in tags.filter_map(|tag| tag.as_lora()).collect::<Vec<_>>() {
             let LoraTag { name, text_weight, unet_weight, rank } = tag?;
             if rank.is_some() {
-                return Err(Error::Input(format!("<lora:{name}:…> in the prompt: a LoRA is not cut to a rank; leave the fourth value out")));
+                return Err(Error::Input(format!(
+                    "<lora:{name}:…> in the prompt: a LoRA is not cut to a rank; leave the fourth value out"
+                )));
             }
             let found = self.loras.named(&name)?;
             if !flags.contains(&found) {
@@ -472,4 +474,38 @@ fn names(found: &[&Found]) -> String {
     const MOST: usize = 40;
     let more = if found.len() > MOST { format!(" and {} more", found.len() - MOST) } else { String::new() };
     format!("{}{more}", found.iter().take(MOST).map(|found| found.name.as_str()).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_in_the_prompt_are_loras_unless_a_flag_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["one", "two"] {
+            let from = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/adapters/full.safetensors");
+            std::fs::copy(from, folder.path().join(name).with_extension("safetensors")).unwrap();
+        }
+        let load = Draft::default().with(|draft| draft.load.lora_dir = Some(SourcePath(folder.path().into()))).load.decide(&());
+        let finder = AdapterFinder::new(&load);
+        let found = |change: &dyn Fn(&mut Draft)| {
+            let mut draft = Draft::new("<lora:one:0.5:0.7> a <lora:two:te=0.2>").with(change);
+            finder.find(&mut draft)?;
+            let named = |lora: &WeightedFile| (lora.file.path().file_stem().unwrap().to_owned(), lora.weight(), lora.second_weight());
+            Ok::<_, Error>(draft.adapters.lora.iter().map(named).collect::<Vec<_>>())
+        };
+        assert_eq!(found(&|_| {}).unwrap(), [("one".into(), 0.7, 0.5), ("two".into(), 0.2, 0.2)]);
+        let flag = |draft: &mut Draft| draft.set("lora", ["two:0.9"]).unwrap();
+        assert_eq!(found(&flag).unwrap(), [("two".into(), 0.9, 0.9), ("one".into(), 0.7, 0.5)]);
+        assert!(found(&|draft| draft.set("prompt-syntax", ["plain"]).unwrap()).unwrap().is_empty());
+        for (prompt, said) in [("<lora:none:1>", "no LoRA \"none\""), ("<lora:one:x>", "no weight"), ("<lora:one:1:1:8>", "rank")] {
+            let error = found(&|draft| draft.prompts = vec![prompt.into()]).unwrap_err().to_string();
+            assert!(error.contains(said), "{prompt}: {error}");
+        }
+        // A prompt names files in the folder only.
+        let path = folder.path().join("one.safetensors").display().to_string();
+        let elsewhere = AdapterFinder::new(&Draft::default().load.decide(&()));
+        assert!(elsewhere.find(&mut Draft::new(format!("<lora:{path}:1>"))).is_err());
+    }
 }

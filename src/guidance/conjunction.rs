@@ -88,11 +88,8 @@ mod tests {
         let inner = ClassifierFree::new(&[(2.0, 0.0), (3.0, 0.0)], &Device::Cpu).unwrap();
         let mut guider = Conjunction::new(Box::new(inner), &[vec![0.5, 1.0], vec![1.0, -1.0]], &Device::Cpu).unwrap();
         assert_eq!(guider.branches(&point()), [Branch::Negative, Branch::Prompt, Branch::Part(1)]);
-        let rows = vec![
-            (Branch::Negative, images(&[1.0, 1.0])),
-            (Branch::Prompt, images(&[3.0, 2.0])),
-            (Branch::Part(1), images(&[0.0, 5.0])),
-        ];
+        let rows =
+            vec![(Branch::Negative, images(&[1.0, 1.0])), (Branch::Prompt, images(&[3.0, 2.0])), (Branch::Part(1), images(&[0.0, 5.0]))];
         // The sums are 1 + 0.5 · 2 − 1 = 1 and 1 + 1 − 4 = −2; guided 1 and 1 + 3 · (−3) = −8.
         let combined: Vec<f32> = guider.combine(&point(), &Branches::new(rows)).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(combined, [1.0, -8.0]);

@@ -80,7 +80,8 @@ pub fn texts(request: &Request) -> Result<Vec<PromptText>> {
 fn parts(which: &'static str, source: &str, request: &Request, branch: impl Fn(usize) -> Branch) -> Result<Vec<PromptText>> {
     let negative = which != "prompt";
     let (syntax, emphasis) = (request.text.prompt_syntax, request.text.emphasis);
-    let reading = PromptReading { syntax, emphasis, scheduling: PromptScheduling::Current, steps: calls(request)?, hires_steps: None, negative };
+    let reading =
+        PromptReading { syntax, emphasis, scheduling: PromptScheduling::Current, steps: calls(request)?, hires_steps: None, negative };
     let prompt = Prompt::parse(source, reading).map_err(|error| Error::Input(format!("{which}: {error}")))?;
     // diffusers leaves layers out for the prompt only; the other tools do for both.
     let skip_layers = if negative && syntax == PromptSyntax::Plain { 0 } else { request.text.skip_layers() };
@@ -118,12 +119,7 @@ fn calls(request: &Request) -> Result<usize> {
 }
 
 /// Encodes texts with all text encoders.
-pub(super) fn encode(
-    pipeline: &Pipeline,
-    text: &PromptText,
-    adapters: &AdapterSet,
-    observer: &mut dyn Observer,
-) -> Result<EncodedText> {
+pub(super) fn encode(pipeline: &Pipeline, text: &PromptText, adapters: &AdapterSet, observer: &mut dyn Observer) -> Result<EncodedText> {
     if let Some(view) = &text.view {
         info!("{view}");
     }
@@ -133,7 +129,11 @@ pub(super) fn encode(
         let mut all: Vec<Vec<EncodedEntry>> = Vec::new();
         for (i, encoder) in encoders.iter().enumerate() {
             // All encoders of a family cut a text at the same word: once said is enough.
-            let mut warn = |remark: &str| if i == 0 { observer.warn(remark) };
+            let mut warn = |remark: &str| {
+                if i == 0 {
+                    observer.warn(remark)
+                }
+            };
             let entries = with_encoder(encoder, text, &mut warn)?;
             for EncodedEntry { hidden, pooled } in &entries {
                 check_finite(hidden, || format!("the text encoder in {}; try --dtype f32", dtype.as_str()))?;

@@ -19,10 +19,10 @@ mod prompt;
 mod vae_tiling;
 
 pub use components::SharedModel;
-pub use memory::denoising_bytes;
-pub use prompt::Conditioning;
-pub use observer::{Estimate, Observer, Silent, Stage};
 pub use encode::{EncodedText, PromptText, TextKey, texts as prompt_texts};
+pub use memory::denoising_bytes;
+pub use observer::{Estimate, Observer, Silent, Stage};
+pub use prompt::Conditioning;
 pub use vae_tiling::decoding_bytes;
 
 use crate::adapter::{AdapterCache, AdapterSet};

@@ -98,7 +98,7 @@ impl PromptExpander {
             None => &Wildcards::default(),
         };
         let mut missing = Vec::new();
-        let mut negative_of = |seed: u64, index: usize| -> Result<Option<String>> {
+        let negative_of = |missing: &mut Vec<String>, seed: u64, index: usize| -> Result<Option<String>> {
             let Some(template) = &negative_template else { return Ok(None) };
             let (text, without_file) = template.draw(wildcards, seed, index)?;
             missing.extend(without_file);
@@ -108,12 +108,15 @@ impl PromptExpander {
         if how == DynamicPrompts::All {
             let all = template.combinations(wildcards, seed, MOST_COMBINATIONS)?;
             if all.cut {
-                return Err(Error::setting("dynamic-prompts", format!(
-                    "all: the prompt stands for more than {MOST_COMBINATIONS} others; take fewer choices, or leave out \"all\" to draw"
-                )));
+                return Err(Error::setting(
+                    "dynamic-prompts",
+                    format!(
+                        "all: the prompt stands for more than {MOST_COMBINATIONS} others; take fewer choices, or leave out \"all\" to draw"
+                    ),
+                ));
             }
             for (i, text) in all.texts.into_iter().enumerate() {
-                made.push(with(text, negative_of(seed, i)?, seed));
+                made.push(with(text, negative_of(&mut missing, seed, i)?, seed));
             }
             missing.extend(all.missing);
         } else {
@@ -124,7 +127,7 @@ impl PromptExpander {
                 let seed = seed.wrapping_add(i as u64);
                 let (text, without_file) = template.draw(wildcards, seed, i)?;
                 missing.extend(without_file);
-                let mut one = with(text, negative_of(seed, i)?, seed);
+                let mut one = with(text, negative_of(&mut missing, seed, i)?, seed);
                 if !is_plain {
                     one.output.images = Some(1);
                 }
@@ -140,7 +143,10 @@ impl PromptExpander {
     pub fn remarks(&mut self) -> Vec<String> {
         let mut missing = std::mem::take(&mut self.missing);
         missing.dedup();
-        missing.into_iter().map(|name| format!("no wildcard is called __{name}__, which stays in the prompt; --wildcards names their folder")).collect()
+        missing
+            .into_iter()
+            .map(|name| format!("no wildcard is called __{name}__, which stays in the prompt; --wildcards names their folder"))
+            .collect()
     }
 
     /// The prompt and the negative prompt with their styles.

@@ -1,8 +1,8 @@
 //! What the texts are, and how they are encoded.
 
 use super::value::{Said, Slot};
-use crate::prompt::{Emphasis, PromptSyntax};
 use super::{By, Heading, Request, Setting, Together, Value, ValueKind};
+use crate::prompt::{Emphasis, PromptSyntax};
 
 /// A draft may have several prompts, each of which becomes a request.
 pub(super) const PROMPT: &[Setting] = &[Setting {
