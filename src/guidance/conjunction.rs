@@ -60,9 +60,12 @@ impl Guider for Conjunction {
             let output = outputs.get(Self::branch(part)).ok_or_else(missing)?;
             sum = (sum + (output - negative)?.broadcast_mul(weight)?)?;
         }
-        let rows = outputs.iter().filter(|(branch, _)| !matches!(branch, Branch::Prompt | Branch::Part(_)));
-        let mut rows: Vec<(Branch, Tensor)> = rows.map(|(branch, output)| (branch, output.clone())).collect();
-        rows.push((Branch::Prompt, sum));
+        // The others see what they asked for: the negative row may be here for the sum alone.
+        let row = |branch: Branch| match branch {
+            Branch::Prompt => Some((branch, sum.clone())),
+            _ => outputs.get(branch).map(|output| (branch, output.clone())),
+        };
+        let rows: Vec<(Branch, Tensor)> = self.inner.branches(at).into_iter().filter_map(row).collect();
         self.inner.combine(at, &Branches::new(rows))
     }
 }
@@ -71,12 +74,17 @@ impl Guider for Conjunction {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::guidance::ClassifierFree;
+    use crate::guidance::{ClassifierFree, GuidanceScales};
     use crate::sampling::{NoiseLevel, Step};
 
     fn point() -> CallPoint {
         let level = NoiseLevel::new(1.0, 500.0);
         CallPoint { step: Step { index: 0, from: level, to: NoiseLevel::new(0.0, 0.0) }, steps: 1, call: 0, level }
+    }
+
+    fn guider(scales: &[Option<f64>]) -> Box<dyn Guider> {
+        let image = |scale: &Option<f64>| GuidanceScales { scale: *scale, rescale: 0.0, interval: (0.0, 1.0), perturbed: 0.0 };
+        Box::new(ClassifierFree::new(&scales.iter().map(image).collect::<Vec<_>>(), &Device::Cpu).unwrap())
     }
 
     fn images(values: &[f32]) -> Tensor {
@@ -85,8 +93,8 @@ mod tests {
 
     #[test]
     fn parts_add_up_with_their_weights() {
-        let inner = ClassifierFree::new(&[(2.0, 0.0), (3.0, 0.0)], &Device::Cpu).unwrap();
-        let mut guider = Conjunction::new(Box::new(inner), &[vec![0.5, 1.0], vec![1.0, -1.0]], &Device::Cpu).unwrap();
+        let inner = guider(&[Some(2.0), Some(3.0)]);
+        let mut guider = Conjunction::new(inner, &[vec![0.5, 1.0], vec![1.0, -1.0]], &Device::Cpu).unwrap();
         assert_eq!(guider.branches(&point()), [Branch::Negative, Branch::Prompt, Branch::Part(1)]);
         let rows =
             vec![(Branch::Negative, images(&[1.0, 1.0])), (Branch::Prompt, images(&[3.0, 2.0])), (Branch::Part(1), images(&[0.0, 5.0]))];
@@ -97,12 +105,12 @@ mod tests {
 
     #[test]
     fn a_sum_needs_the_negative_row_without_guidance_too() {
-        let mut guider = Conjunction::new(Box::new(ClassifierFree::off()), &[vec![0.5]], &Device::Cpu).unwrap();
+        let mut guider = Conjunction::new(guider(&[None]), &[vec![0.5]], &Device::Cpu).unwrap();
         assert_eq!(guider.branches(&point()), [Branch::Negative, Branch::Prompt]);
         let rows = vec![(Branch::Negative, images(&[1.0])), (Branch::Prompt, images(&[3.0]))];
         let combined = guider.combine(&point(), &Branches::new(rows)).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(combined, [2.0]);
-        let uneven = Conjunction::new(Box::new(ClassifierFree::off()), &[vec![1.0], vec![1.0, 1.0]], &Device::Cpu);
+        let uneven = Conjunction::new(self::guider(&[None]), &[vec![1.0], vec![1.0, 1.0]], &Device::Cpu);
         assert!(uneven.is_err());
     }
 }

@@ -6,7 +6,7 @@
 mod classifier_free;
 mod conjunction;
 
-pub use classifier_free::ClassifierFree;
+pub use classifier_free::{ClassifierFree, GuidanceScales};
 pub use conjunction::Conjunction;
 
 use crate::Result;

@@ -4,7 +4,7 @@ use super::BatchItem;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
-use crate::guidance::{ClassifierFree, Conjunction, Guider};
+use crate::guidance::{ClassifierFree, Conjunction, GuidanceScales, Guider};
 use crate::models::Backbone;
 use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
 use crate::{Error, Result};
@@ -53,13 +53,20 @@ impl<'a> GuidedDenoiser<'a> {
 
 /// The guidance of a batch, whose images agree in their shape.
 fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
-    let Some(BatchItem { request: first, .. }) = batch.first() else { return Ok(Box::new(ClassifierFree::off())) };
-    let images: Vec<(f64, f64)> = batch.iter().map(|item| (item.request.guidance.scale, item.request.guidance.rescale)).collect();
-    let guider: Box<dyn Guider> = match first.guidance.scale > 1.0 {
-        true => Box::new(ClassifierFree::new(&images, device)?),
-        false => Box::new(ClassifierFree::off()),
+    let scales = |item: &BatchItem<'_>| {
+        let guidance = &item.request.guidance;
+        // Parts that add up have a negative row also where nothing is guided.
+        let scale = if item.request.part_weights().is_some() { guidance.scale.max(1.0) } else { guidance.scale };
+        GuidanceScales {
+            scale: item.request.is_guided().then_some(scale),
+            rescale: guidance.rescale,
+            interval: (guidance.start, guidance.end),
+            perturbed: guidance.pag_scale,
+        }
     };
-    if first.part_weights().is_none() {
+    let images: Vec<GuidanceScales> = batch.iter().map(scales).collect();
+    let guider = Box::new(ClassifierFree::new(&images, device)?);
+    if batch.iter().all(|item| item.request.part_weights().is_none()) {
         return Ok(guider);
     }
     let weights: Vec<Vec<f64>> = batch.iter().map(|item| item.request.part_weights().unwrap_or_else(|| vec![1.0])).collect();

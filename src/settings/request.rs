@@ -2,7 +2,7 @@
 
 use super::{AdapterSettings, CanvasSettings, Effect, GuidanceSettings, OutputSettings, SamplingSettings, TextSettings, Together, table};
 use crate::prompt::Prompt;
-use crate::sampling::SchedulerConfig;
+use crate::sampling::{Sampler, SchedulerConfig};
 use serde_json::{Map, Value as Json, json};
 
 /// What is generated, everything decided and checked: what [`super::Draft::resolve`] makes of a draft for a model.
@@ -38,7 +38,8 @@ pub struct Shape(String);
 impl Request {
     /// The network sees the negative prompt too: classifier-free guidance is on, or the prompt has parts that add up.
     pub fn is_guided(&self) -> bool {
-        self.guidance.scale > 1.0 || self.part_weights().is_some()
+        let reads_unguided = self.scheduler.sampler().is_ok_and(Sampler::reads_unguided);
+        self.guidance.scale > 1.0 || reads_unguided || self.part_weights().is_some()
     }
 
     /// The weights of the prompt's parts (`AND`); `None` where the prompt is one part that weighs 1.
@@ -47,12 +48,10 @@ impl Request {
         (weights != [1.0]).then_some(weights)
     }
 
-    /// Rows of the network's batch for each image.
+    /// Rows of the network for each image, where all branches of its guidance are computed.
     pub fn rows(&self) -> usize {
-        match self.part_weights() {
-            Some(weights) => weights.len() + 1,
-            None => 1 + usize::from(self.is_guided()),
-        }
+        let parts = self.part_weights().map_or(1, |weights| weights.len());
+        parts + usize::from(self.is_guided()) + usize::from(self.guidance.pag_scale != 0.0)
     }
 
     /// The seeds of the images.

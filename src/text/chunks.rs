@@ -132,8 +132,8 @@ fn stretches_of(tokenizer: &ClipTokenizer, text: &str) -> Result<Vec<Vec<u32>>> 
     let mut rest = text;
     while !rest.is_empty() {
         let is_called = rest.starts_with(EMBEDDING);
-        let next = rest.match_indices(EMBEDDING).map(|(at, _)| at);
-        let next = next.filter(|&at| at > 0 && rest[..at].ends_with(char::is_whitespace)).next().unwrap_or(rest.len());
+        let mut next = rest.match_indices(EMBEDDING).map(|(at, _)| at).filter(|&at| at > 0);
+        let next = next.find(|&at| rest[..at].ends_with(char::is_whitespace)).unwrap_or(rest.len());
         let (part, after) = rest.split_at(next);
         rest = after;
         let mut words = part.to_owned();
