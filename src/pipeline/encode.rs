@@ -114,8 +114,9 @@ fn calls(request: &Request) -> Result<usize> {
         return Ok(steps);
     }
     let schedule = plan(&request.scheduler, steps)?;
-    let second_order = schedule.steps.first().is_some_and(|step| schedule.evaluations(step) == 2);
-    Ok(if second_order { 2 * steps } else { steps })
+    // The first or the last step may be another.
+    let twice = schedule.steps.iter().filter(|step| schedule.evaluations(step) == 2).count();
+    Ok(if 2 * twice > schedule.steps.len() { 2 * steps } else { steps })
 }
 
 /// Encodes texts with all text encoders.
