@@ -170,7 +170,8 @@ fn syntax(recipe: &Recipe, prompt: &str, negative: &str, command: &mut Command) 
     }
 }
 
-/// What a size is a multiple of, and the largest side.
+fn size(recipe: &Recipe, command: &mut Command) {
+    /// What a size is a multiple of, and the largest side.
     const MULTIPLE: u64 = 8;
     const LARGEST: u64 = 16_384;
     let side = |field| recipe.get(field).and_then(whole);
