@@ -170,6 +170,17 @@ fn syntax(recipe: &Recipe, prompt: &str, negative: &str, command: &mut Command) 
     }
 }
 
+fn model(recipe: &Recipe, own: bool, command: &mut Command) {
+    let Some(model) = recipe.get(Field::Model) else { return };
+    // Ours is what --model took, a hub id included.
+    let name = if own { model } else { file_stem(model) };
+    if model.starts_with("urn:") {
+        command.note(format!("the model is {model}: give the file of it to --model"));
+    } else if !name.trim().is_empty() && !is_nothing(name) {
+        command.flag("--model", name);
+    }
+}
+
 fn size(recipe: &Recipe, command: &mut Command) {
     /// What a size is a multiple of, and the largest side.
     const MULTIPLE: u64 = 8;
