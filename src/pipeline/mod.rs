@@ -15,6 +15,7 @@ mod guided_denoiser;
 mod loading;
 mod memory;
 mod observer;
+mod open;
 mod prompt;
 mod vae_tiling;
 
@@ -22,6 +23,7 @@ pub use components::SharedModel;
 pub use encode::{EncodedText, PromptText, TextKey, texts as prompt_texts};
 pub use memory::denoising_bytes;
 pub use observer::{Estimate, Observer, Silent, Stage};
+pub use open::PipelineBuilder;
 pub use prompt::Conditioning;
 pub use vae_tiling::decoding_bytes;
 
@@ -210,7 +212,7 @@ impl Pipeline {
     /// # Errors
     /// The observer stops it, the images do not go together, the memory is too small for them, or a value stops being finite; the
     /// message names the stage.
-    pub fn generate(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
+    pub fn generate_batch(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
         let memory = MemoryPromise::for_batch(&self.spec, &self.device, (self.dtype, self.vae_dtype), self.vae_tiling, batch)?;
         let latents = self.denoise(batch, observer)?;
         let mut generated = Vec::new();
@@ -225,13 +227,13 @@ impl Pipeline {
         Ok(generated)
     }
 
-    /// The final latents of a batch: the first half of [`Pipeline::generate`].
+    /// The final latents of a batch: the first half of [`Pipeline::generate_batch`].
     ///
     /// # Shapes
     /// `(images, channels, height, width)`, f32, unscaled.
     ///
     /// # Errors
-    /// As [`Pipeline::generate`].
+    /// As [`Pipeline::generate_batch`].
     pub fn denoise(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Tensor> {
         let Some(BatchItem { request, .. }) = batch.first() else { return Err(Error::Image("a batch without images".into())) };
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
@@ -275,7 +277,7 @@ impl Pipeline {
         })
     }
 
-    /// The images of latents: the second half of [`Pipeline::generate`], before it is rounded to bytes.
+    /// The images of latents: the second half of [`Pipeline::generate_batch`], before it is rounded to bytes.
     ///
     /// # Shapes
     /// `(batch, channels, height, width)` to `(batch, 3, factor × height, factor × width)`, f32, nominally in [-1, 1].
