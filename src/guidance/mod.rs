@@ -5,9 +5,11 @@
 
 mod classifier_free;
 mod conjunction;
+mod instruction_edit;
 
 pub use classifier_free::{ClassifierFree, GuidanceScales};
 pub use conjunction::Conjunction;
+pub use instruction_edit::InstructionEdit;
 
 use crate::Result;
 use crate::sampling::{Branch, Branches, CallPoint};

@@ -134,7 +134,9 @@ pub(super) fn condition(spec: &ModelSpec, request: &Request, texts: &[(PromptTex
         let zero = |x: &Tensor| if zero_negative && negative { x.zeros_like() } else { Ok(x.clone()) };
         let row = |entry: &EncodedEntry| -> Result<Arc<ConditioningRow>> {
             let pooled = entry.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(zero).transpose()?;
-            let time_ids = if pooled.is_some() { time_ids(spec, size, negative) } else { vec![] };
+            let guidance = &request.guidance;
+            let score = if negative { guidance.negative_aesthetic_score } else { guidance.aesthetic_score };
+            let time_ids = if pooled.is_some() { time_ids(spec, size, score) } else { vec![] };
             let hidden = if negative { entry.hidden.clone() } else { lengthened(&entry.hidden, parts)? };
             Ok(Arc::new(ConditioningRow { context: zero(&repeated(&hidden, length)?)?, pooled, time_ids }))
         };
@@ -144,7 +146,13 @@ pub(super) fn condition(spec: &ModelSpec, request: &Request, texts: &[(PromptTex
         let rows = rows.ok_or_else(|| Error::Image("the prompt's texts are not those that were encoded".into()))?;
         Ok((text.branch, Timeline::new(rows)))
     };
-    Ok(Conditioning::new(texts.iter().map(timeline).collect::<Result<_>>()?))
+    let mut branches: Vec<(Branch, Timeline)> = texts.iter().map(timeline).collect::<Result<_>>()?;
+    // The image alone is told what the negative prompt says.
+    let negative = branches.iter().find(|(branch, _)| *branch == Branch::Negative).map(|(_, timeline)| timeline.clone());
+    if let (Some(negative), true) = (negative, request.inputs.edit) {
+        branches.push((Branch::ImageOnly, negative));
+    }
+    Ok(Conditioning::new(branches))
 }
 
 /// The most that contexts are lengthened, in times the longer one.

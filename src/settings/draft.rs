@@ -1,8 +1,8 @@
 //! What the user said, and what it becomes for a model.
 
 use super::{
-    AdapterDraft, By, CanvasDraft, Effect, GuidanceDraft, LoadDraft, OutputDraft, Request, RunDraft, SamplingDraft, SchedulerDraft, Seed,
-    Setting, TemplateDraft, TextDraft, ValueKind, find, table,
+    AdapterDraft, By, CanvasDraft, Effect, GuidanceDraft, InputDraft, LoadDraft, OutputDraft, Request, RunDraft, SamplingDraft,
+    SchedulerDraft, Seed, Setting, TemplateDraft, TextDraft, ValueKind, find, table,
 };
 use crate::inputs::InputReader;
 use crate::prompt::PromptSyntax;
@@ -40,6 +40,8 @@ pub struct Draft {
     pub scheduler: SchedulerDraft,
     /// Classifier-free guidance.
     pub guidance: GuidanceDraft,
+    /// The images that it is made from.
+    pub inputs: InputDraft,
     /// LoRAs and textual inversions.
     pub adapters: AdapterDraft,
     /// How many images.
@@ -102,7 +104,7 @@ impl Draft {
     pub fn resolve(&self, spec: &ModelSpec) -> Result<Request> {
         let mut draft = self.clone();
         draft.read_files(&mut InputReader::default())?;
-        draft.resolve_read(spec)
+        draft.with_inputs(spec)?.resolve_read(spec)
     }
 
     fn resolve_read(&self, spec: &ModelSpec) -> Result<Request> {
@@ -128,6 +130,7 @@ impl Draft {
             canvas: self.canvas.decide(&by),
             sampling: self.sampling.decide(&by),
             guidance: self.guidance.decide(&by),
+            inputs: self.inputs.decide(&by),
             adapters: self.adapters.decide(&by),
             output: self.output.decide(&by),
             scheduler,
@@ -155,6 +158,12 @@ impl Draft {
             other => other,
         })?;
         check_clip_skip(&request, spec)?;
+        if request.inputs.edit && request.part_weights().is_some() {
+            return Err(Error::setting(
+                "edit",
+                ": an instruction has one part; leave AND out of the prompt, or take --prompt-syntax plain",
+            ));
+        }
         if self.text.emphasis.is_some() && request.text.prompt_syntax != PromptSyntax::A1111 {
             let syntax = request.text.prompt_syntax.name();
             return Err(Error::setting("emphasis", format!(": --prompt-syntax {syntax} has a rule of its own; leave one of them out")));

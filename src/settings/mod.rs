@@ -41,6 +41,7 @@ mod canvas;
 mod docs;
 mod draft;
 mod guidance;
+mod inputs;
 mod load;
 mod output;
 mod parts;
@@ -56,6 +57,7 @@ pub use canvas::{CanvasDraft, CanvasSettings, parse_size};
 pub use docs::flag_table;
 pub use draft::Draft;
 pub use guidance::{FreeUFactors, GuidanceDraft, GuidanceSettings};
+pub use inputs::{InpaintArea, InpaintFill, InputDraft, InputSettings};
 pub use load::{LoadDraft, LoadSettings, VaeTiling};
 pub use output::{BatchSize, OutputDraft, OutputSettings};
 pub use parts::{NumberList, Parts, WeightedFile};
@@ -279,6 +281,7 @@ pub fn table() -> &'static [Setting] {
             sampling::ROWS,
             scheduler::ROWS,
             guidance::ROWS,
+            inputs::ROWS,
             adapters::ROWS,
             output::ROWS,
             load::ROWS,

@@ -1,6 +1,9 @@
 //! What is generated, everything decided and checked.
 
-use super::{AdapterSettings, CanvasSettings, Effect, GuidanceSettings, OutputSettings, SamplingSettings, TextSettings, Together, table};
+use super::{
+    AdapterSettings, CanvasSettings, Effect, GuidanceSettings, InputSettings, OutputSettings, SamplingSettings, TextSettings, Together,
+    table,
+};
 use crate::prompt::Prompt;
 use crate::sampling::{Sampler, SchedulerConfig};
 use serde_json::{Map, Value as Json, json};
@@ -25,6 +28,8 @@ pub struct Request {
     pub scheduler_is_named: bool,
     /// Classifier-free guidance.
     pub guidance: GuidanceSettings,
+    /// The images that it is made from.
+    pub inputs: InputSettings,
     /// LoRAs and textual inversions.
     pub adapters: AdapterSettings,
     /// How many images.
@@ -36,8 +41,12 @@ pub struct Request {
 pub struct Shape(String);
 
 impl Request {
-    /// The network sees the negative prompt too: classifier-free guidance is on, or the prompt has parts that add up.
+    /// The network sees the negative prompt too: classifier-free guidance is on, or the prompt has parts that add up; a third row where
+    /// it edits an image.
     pub fn is_guided(&self) -> bool {
+        if self.inputs.edit {
+            return self.guidance.scale > 1.0 && self.inputs.image_guidance_scale >= 1.0;
+        }
         let reads_unguided = self.scheduler.sampler().is_ok_and(Sampler::reads_unguided);
         self.guidance.scale > 1.0 || reads_unguided || self.part_weights().is_some()
     }
@@ -51,7 +60,8 @@ impl Request {
     /// Rows of the network for each image, where all branches of its guidance are computed.
     pub fn rows(&self) -> usize {
         let parts = self.part_weights().map_or(1, |weights| weights.len());
-        parts + usize::from(self.is_guided()) + usize::from(self.guidance.pag_scale != 0.0)
+        let (guided, edits) = (self.is_guided(), self.inputs.edit);
+        parts + usize::from(guided) + usize::from(guided && edits) + usize::from(self.guidance.pag_scale != 0.0)
     }
 
     /// The seeds of the images.

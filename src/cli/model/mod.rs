@@ -420,7 +420,7 @@ fn only_one(found: &[Found], folder: &Path) -> Result<Named> {
     }
 }
 
-/// The model of a name: the whole name in the folder or its last part, else the only one that begins so; `None` where there is none.
+/// The model of a name; `None` where there is none. A whole name comes before the last part of one, and both before a beginning.
 fn by_name(what: &str, may_be_a_path: bool, folder: &Path) -> Result<Option<Named>> {
     let in_folder = folder.join(what);
     if !what.is_empty() && (in_folder.is_file() || is_model_folder(&in_folder)) {
@@ -432,22 +432,20 @@ fn by_name(what: &str, may_be_a_path: bool, folder: &Path) -> Result<Option<Name
     }
     let found = find_models(folder);
     let wanted = what.to_lowercase();
-    let last = |name: &str| name.rsplit('/').next().unwrap_or(name).to_owned();
-    let matching = |test: &dyn Fn(&str) -> bool| -> Vec<&Found> {
-        let fits = |found: &&Found| {
-            let name = found.name.to_lowercase();
-            test(&name) || test(&last(&name))
-        };
-        let (pickles, rest): (Vec<&Found>, Vec<&Found>) = found.iter().filter(fits).partition(|found| found.holds == CatalogKind::Pickle);
+    let fits: [&dyn Fn(&str, &str) -> bool; 4] =
+        [&|name, _| name == what, &|name, _| name.to_lowercase() == wanted, &|_, last| last.to_lowercase() == wanted, &|name, last| {
+            name.to_lowercase().starts_with(&wanted) || last.to_lowercase().starts_with(&wanted)
+        }];
+    let chosen = fits.iter().find_map(|fits| {
+        let named = found.iter().filter(|found| fits(&found.name, found.name.rsplit('/').next().unwrap_or(&found.name)));
+        let (pickles, rest): (Vec<&Found>, Vec<&Found>) = named.partition(|found| found.holds == CatalogKind::Pickle);
         // Opening a pickle says why it is not opened, which helps where nothing else has the name.
-        if rest.is_empty() { pickles } else { rest }
-    };
-    let exact = matching(&|name| name == wanted);
-    let chosen = if exact.is_empty() { matching(&|name| name.starts_with(&wanted)) } else { exact };
-    match chosen.as_slice() {
-        [only] => Ok(Some(Named::Path(only.path.clone()))),
-        [] => Ok((wanted == BUILTIN).then_some(Named::Builtin)),
-        several => Err(Error::Input(format!("--model {what}: several models start so; say which: {}", names(several)))),
+        Some(if rest.is_empty() { pickles } else { rest }).filter(|chosen| !chosen.is_empty())
+    });
+    match chosen.as_deref() {
+        Some([only]) => Ok(Some(Named::Path(only.path.clone()))),
+        Some(several) => Err(Error::Input(format!("--model {what}: several models start so; say which: {}", names(several)))),
+        None => Ok((wanted == BUILTIN).then_some(Named::Builtin)),
     }
 }
 
@@ -480,7 +478,15 @@ fn name_of(path: &Path) -> String {
 fn names(found: &[&Found]) -> String {
     const MOST: usize = 40;
     let more = if found.len() > MOST { format!(" and {} more", found.len() - MOST) } else { String::new() };
-    format!("{}{more}", found.iter().take(MOST).map(|found| found.name.as_str()).collect::<Vec<_>>().join(", "))
+    let name = |one: &&&Found| match found.iter().filter(|other| other.name == one.name).count() {
+        1 => one.name.clone(),
+        // A file and another with the same name: the ending tells them apart.
+        _ => {
+            let file = one.path.file_name().unwrap_or_default().to_string_lossy();
+            one.name.rsplit_once('/').map_or_else(|| file.to_string(), |(folder, _)| format!("{folder}/{file}"))
+        }
+    };
+    format!("{}{more}", found.iter().take(MOST).map(|found| name(&found)).collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
