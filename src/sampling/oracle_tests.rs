@@ -271,7 +271,7 @@ fn paths_are_those_of_the_other_tools() {
             }
         }
     }
-    println!("{held} held, {} left out: {left_out:?}", left_out.values().sum::<usize>());
+    eprintln!("{held} held, {} left out: {left_out:?}", left_out.values().sum::<usize>());
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), wrong.len() + held, wrong.join("\n"));
     assert!(held > 20, "only {held} were compared");
 }
