@@ -484,11 +484,7 @@ mod tests {
         let end = "Steps: x, Sampler: Nonesuch, Schedule type: Nowhere, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Tiling: True";
         let notes = of("parameters", &format!("(a cat:1.2) <lora:x:1>\n{end}, RNG: dice, Nothing: None")).notes.join("\n");
         assert!(!notes.contains("Nothing"), "{notes}");
-<<<<<<< HEAD
-        for said in ["Nonesuch", "Nowhere", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice", "syntax"] {
-=======
-        for said in ["Nonesuch", "Nothing", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice"] {
->>>>>>> main
+        for said in ["Nonesuch", "Nowhere", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice"] {
             assert!(notes.contains(said), "{said:?} is not in {notes}");
         }
     }
