@@ -128,7 +128,8 @@ proptest! {
     ) {
         let folder = tempfile::tempdir().unwrap();
         let names: Vec<_> = crate::family::well_known_names().collect();
-        let spec = crate::family::well_known(family.get(names.as_slice())).unwrap();
+        let name: &&str = family.get(names.as_slice());
+        let spec = crate::family::well_known(name).unwrap();
         let mut draft = Draft::new(prompt.trim()).with(|d| d.seed = Some(crate::settings::Seed::Is(u64::MAX)));
         for (at, number) in chosen.into_iter().zip(numbers) {
             let row = rows()[at];
