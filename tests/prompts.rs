@@ -46,7 +46,7 @@ fn assert_near(got: &[f32], wanted: &[f32], what: &str) {
 #[test]
 fn weights_are_applied_as_each_tool_applies_them() {
     let (encoder, tokenizer) = text_encoder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/parity/sd15"));
-    let state = |chunk: &Chunk| numbers(&encoder.encode(&[chunk.ids.clone()], 0).expect("a state").hidden);
+    let state = |chunk: &Chunk| numbers(&encoder.encode(std::slice::from_ref(&chunk.ids), 0).expect("a state").hidden);
     let width = state(&Chunk::empty(&tokenizer)).len() / 77;
     // Each number of a state with its token's weight.
     let weighted = |chunk: &Chunk| -> Vec<(f32, f32)> {
