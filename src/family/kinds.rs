@@ -57,7 +57,6 @@ const FOREIGN_KINDS: &[ForeignKind] = &[
     model("time_stack.", "Stable Video Diffusion", NOT_YET),
     model("edm_mean", "Playground 2.5", EDM),
     model("edm_vpred.", "CosXL", EDM),
-    model("cond_proj.weight", "a latent consistency model with an embedded guidance scale", NOT_YET),
     model("scaled_fp8", "a model of scaled eight-bit weights", "which are not read; use a plain f16 or f8_e4m3 file of the same model"),
     add_on("emb_params", "a textual inversion"),
     add_on(".rdb1.conv1.", "an ESRGAN upscaler"),

@@ -24,6 +24,8 @@ pub struct Request {
     pub scheduler_is_named: bool,
     /// Classifier-free guidance.
     pub guidance: GuidanceSettings,
+    /// The network was distilled with the guidance scale, which it is told.
+    pub guidance_is_embedded: bool,
     /// LoRAs and textual inversions.
     pub adapters: AdapterSettings,
     /// How many images.
@@ -37,7 +39,7 @@ pub struct Shape(String);
 impl Request {
     /// Classifier-free guidance is on: the network sees two rows an image.
     pub fn is_guided(&self) -> bool {
-        self.guidance.scale > 1.0 || self.scheduler.sampler().is_ok_and(Sampler::reads_unguided)
+        (self.guidance.scale > 1.0 && !self.guidance_is_embedded) || self.scheduler.sampler().is_ok_and(Sampler::reads_unguided)
     }
 
     /// Rows of the network for each image, where all branches of its guidance are computed.
