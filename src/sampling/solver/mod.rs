@@ -139,9 +139,8 @@ fn solve(mut rows: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
         right.swap(i, pivot);
         for k in i + 1..n {
             let factor = rows[k][i] / rows[i][i];
-            for j in i..n {
-                rows[k][j] -= factor * rows[i][j];
-            }
+            let above = rows[i].clone();
+            rows[k].iter_mut().zip(&above).for_each(|(value, above)| *value -= factor * above);
             right[k] -= factor * right[i];
         }
     }
