@@ -53,6 +53,14 @@ impl AdapterFolders {
         if path.is_file() {
             return Ok(path.to_owned());
         }
+        self.named(name)
+    }
+
+    /// The file of that name in one of the folders: what stands in a prompt names no path.
+    ///
+    /// # Errors
+    /// As [`AdapterFolders::find`].
+    pub fn named(&self, name: &str) -> Result<PathBuf> {
         let all = self.all();
         let wanted = name.strip_suffix(".safetensors").unwrap_or(name);
         let last = |found: &Found| found.name.rsplit('/').next().unwrap_or_default().to_owned();
