@@ -16,6 +16,8 @@ pub(super) struct GuidedDenoiser<'a> {
     schedule: &'a Schedule,
     guider: Box<dyn Guider>,
     conditioning: BatchConditioning<'a>,
+    /// The guidance scale less 1 of each image, where the network is told it.
+    embedded: Option<Vec<f64>>,
     extensions: Vec<Box<dyn Extension>>,
     /// The estimates of the branches are wanted beside the guided one.
     keeps_branches: bool,
@@ -41,6 +43,8 @@ impl<'a> GuidedDenoiser<'a> {
             dtype: run.dtype,
             schedule: run.schedule,
             guider: guider(batch, run.latents.device())?,
+            embedded: (batch.first().is_some_and(|item| item.request.guidance_is_embedded))
+                .then(|| batch.iter().map(|item| item.request.guidance.scale - 1.0).collect()),
             conditioning: BatchConditioning::new(batch.iter().map(|item| item.prompt).collect()),
             extensions,
             keeps_branches: run.schedule.reads_branches(),
@@ -97,6 +101,9 @@ impl Denoiser for GuidedDenoiser<'_> {
         let branches = self.guider.branches(&at);
         let rows = if branches.len() == 1 { scaled } else { Tensor::cat(&vec![&scaled; branches.len()], 0)? };
         let mut call = self.conditioning.call(rows, &branches, &at)?;
+        if let Some(scales) = &self.embedded {
+            call.guidance = scales.repeat(branches.len());
+        }
         for extension in &mut self.extensions {
             extension.before_call(&at, &branches, &mut call)?;
         }

@@ -130,6 +130,7 @@ impl Draft {
             canvas: self.canvas.decide(&by),
             sampling: self.sampling.decide(&by),
             guidance: self.guidance.decide(&by),
+            guidance_is_embedded: spec.unet.guidance_embed_dim > 0,
             inputs: self.inputs.decide(&by),
             adapters: self.adapters.decide(&by),
             output: self.output.decide(&by),

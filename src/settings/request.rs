@@ -28,6 +28,8 @@ pub struct Request {
     pub scheduler_is_named: bool,
     /// Classifier-free guidance.
     pub guidance: GuidanceSettings,
+    /// The network was distilled with the guidance scale, which it is told.
+    pub guidance_is_embedded: bool,
     /// The images that it is made from.
     pub inputs: InputSettings,
     /// LoRAs and textual inversions.
@@ -48,7 +50,7 @@ impl Request {
             return self.guidance.scale > 1.0 && self.inputs.image_guidance_scale >= 1.0;
         }
         let reads_unguided = self.scheduler.sampler().is_ok_and(Sampler::reads_unguided);
-        self.guidance.scale > 1.0 || reads_unguided || self.part_weights().is_some()
+        (self.guidance.scale > 1.0 && !self.guidance_is_embedded) || reads_unguided || self.part_weights().is_some()
     }
 
     /// The weights of the prompt's parts (`AND`); `None` where the prompt is one part that weighs 1.

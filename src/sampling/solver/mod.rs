@@ -1,5 +1,6 @@
 //! Solvers: how to step from one noise level to the next. One file each; [`super::table`] has a row for every sampler made of them.
 
+pub(super) mod a1111;
 pub(super) mod cfg_pp;
 pub(super) mod churn;
 pub(super) mod deis;
