@@ -38,7 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("prompt", &["Error", "Result"]),
-    ("hub", &["Error", "Result", "family", "weights"]),
+    ("hub", &["Error", "Result", "disk", "family", "weights"]),
     ("weights", &["Error", "Result", "disk", "error", "family", "sampling", "spec"]),
     ("adapter", &["Error", "Result", "error", "family", "spec", "text::LearnedWord", "weights"]),
     ("survey", &["Error", "Result", "adapter", "family", "spec", "weights"]),
