@@ -23,6 +23,7 @@ mod progress;
 mod screen;
 mod show;
 mod sweep;
+mod upscale;
 mod watch;
 
 use crate::{Error, Result};
@@ -66,6 +67,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         None => (cli.generate.verbose, cli.generate.quiet),
         Some(Command::Batch(args)) => args.loudness(),
         Some(Command::Bench(args)) => (0, args.quiet),
+        Some(Command::Upscale(args)) => (0, args.is_quiet()),
         Some(_) => (0, false),
     };
     logs::start(verbose, quiet)?;
@@ -79,6 +81,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Upscale(args)) => upscale::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Models(args)) => models::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),

@@ -15,12 +15,14 @@ mod loading;
 mod memory;
 mod observer;
 mod prompt;
+mod upscale;
 mod vae_tiling;
 
 pub use components::SharedModel;
 pub use memory::denoising_bytes;
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
+pub use upscale::UpscalePipeline;
 pub use vae_tiling::{VaeTiling, decoding_bytes};
 
 use crate::adapter::{AdapterCache, AdapterChoice, AdapterSet};
