@@ -11,6 +11,14 @@ pub enum Error {
     /// Bad usage or bad input, found before any work. Exit code 2.
     #[error("{0}")]
     Input(String),
+    /// A setting's value is bad, found before any work. Exit code 2.
+    #[error("{name}{what}")]
+    Setting {
+        /// The setting's name.
+        name: &'static str,
+        /// The rest of the sentence, with what stands between it and the name.
+        what: String,
+    },
     /// The model cannot be loaded. Exit code 3.
     #[error("{0}")]
     Model(String),
@@ -40,11 +48,18 @@ impl Error {
     /// The process's exit code for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Input(_) => 2,
+            Error::Input(_) | Error::Setting { .. } => 2,
             Error::Model(_) => 3,
             Error::Image(_) | Error::Memory(_) | Error::Io { .. } | Error::Tensor(_) => 1,
             Error::Cancelled => 130,
         }
+    }
+
+    /// About a setting: `what` goes on with its value or with what is wrong.
+    pub fn setting(name: &'static str, what: impl Into<String>) -> Self {
+        let what: String = what.into();
+        let space = if what.starts_with(':') { "" } else { " " };
+        Error::Setting { name, what: format!("{space}{what}") }
     }
 
     /// There is too little memory: the same in smaller pieces may work.

@@ -1,12 +1,11 @@
 //! Stable Diffusion as a library: a checkpoint becomes a pipeline, a pipeline generates requests.
 //!
 //! ```no_run
-//! use sd_gen::{candle_core::{DType, Device}, pipeline::{Pipeline, Silent, BatchItem}, request::RequestDraft, weights::Checkpoint};
+//! use sd_gen::{candle_core::{DType, Device}, pipeline::{Pipeline, Silent, BatchItem}, settings::Draft, weights::Checkpoint};
 //!
 //! let checkpoint = Checkpoint::open("models/emoji".as_ref())?;
 //! let pipeline = Pipeline::load(&checkpoint, &Device::Cpu, DType::F32, DType::F32, &mut Silent)?;
-//! let draft = RequestDraft { prompt: "a red apple".into(), ..RequestDraft::default() };
-//! let request = draft.resolve(pipeline.spec())?;
+//! let request = Draft::new("a red apple").resolve(pipeline.spec())?;
 //! let prompt = pipeline.encode_prompt(&request, &mut Silent)?;
 //! let seeds: Vec<u64> = request.seeds().collect();
 //! for generated in pipeline.generate(&BatchItem::of_seeds(&request, &prompt, &seeds), &mut Silent)? {
@@ -19,7 +18,7 @@
 //!
 //! ```text
 //! main → cli → {batch, bench} → pipeline → weights → spec → {models, text} → ops
-//!                                  └→ sampling, request, noise, image, metadata, disk      error: leaf
+//!                                  └→ sampling, settings, noise, image, metadata, disk      error: leaf
 //!   └→ hub → weights
 //! ```
 
@@ -36,14 +35,15 @@ pub mod family;
 pub mod guidance;
 pub mod hub;
 pub mod image;
+pub mod inputs;
 pub mod metadata;
 pub mod models;
 pub mod noise;
 pub mod ops;
 pub mod pipeline;
 pub mod prompt;
-pub mod request;
 pub mod sampling;
+pub mod settings;
 pub mod sheet;
 pub mod spec;
 pub mod survey;

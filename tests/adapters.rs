@@ -7,7 +7,9 @@ mod weights_models;
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use sd_gen::adapter::{Adapter, AdapterCache, AdapterChoice, AdapterUse, Deltas, EmbeddingFile, LoraChoice, ModelWithDeltas};
-use sd_gen::pipeline::{Pipeline, Silent};
+use sd_gen::inputs::InputFile;
+use sd_gen::pipeline::{BatchItem, Pipeline, Silent};
+use sd_gen::settings::{Draft, Request, Seed, WeightedFile};
 use sd_gen::spec::Component;
 use sd_gen::weights::{Checkpoint, ModelSource};
 use std::collections::BTreeMap;
@@ -86,22 +88,25 @@ fn several_adapters_are_applied_in_order_and_zero_changes_nothing() {
     assert!(unet_only.layers(Component::text_encoder(0)).is_empty() && unet_only.layers(Component::UNET).len() == 3);
 }
 
+/// A request with these adapters.
+fn request(pipeline: &Pipeline, choice: &AdapterChoice) -> Request {
+    let draft = Draft::new("a red apple").with(|draft| {
+        draft.seed = Some(Seed::Is(3));
+        draft.sampling.steps = Some(1);
+        draft.set_size(Some((64, 64)));
+        let lora = |lora: &LoraChoice| WeightedFile { file: InputFile::named(&lora.path), weights: vec![lora.weight, lora.text_weight] };
+        draft.adapters.lora = choice.loras.iter().map(lora).collect();
+        draft.adapters.embedding = choice.embeddings.iter().map(|path| InputFile::named(path)).collect();
+    });
+    draft.resolve(pipeline.spec()).unwrap()
+}
+
 /// What the loaded networks make of fixed inputs.
 fn generated(pipeline: &Pipeline, choice: &AdapterChoice) -> Vec<f32> {
-    let draft = sd_gen::request::RequestDraft {
-        prompt: "a red apple".into(),
-        steps: Some(1),
-        width: Some(64),
-        height: Some(64),
-        ..Default::default()
-    };
-    let request = draft.resolve(pipeline.spec()).unwrap();
-    let adapters = pipeline.adapters(choice).unwrap();
-    let texts = sd_gen::pipeline::prompt_texts(&request);
-    let texts: Vec<_> = texts.iter().map(|text| pipeline.encode_text(text, &adapters, &mut Silent).unwrap()).collect();
-    let prompt = pipeline.condition(&request, &texts.iter().collect::<Vec<_>>()).unwrap();
-    let items = sd_gen::pipeline::BatchItem::of_seeds(&request, &prompt, &[3]);
-    pipeline.denoise_with(&items, &adapters, &mut Silent).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    let request = request(pipeline, choice);
+    let prompt = pipeline.encode_prompt(&request, &mut Silent).unwrap();
+    let items = BatchItem::of_seeds(&request, &prompt, &[3]);
+    pipeline.denoise(&items, &mut Silent).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn choice(loras: &[(&str, f64)]) -> AdapterChoice {
@@ -132,7 +137,7 @@ fn adapters_are_swapped_in_a_loaded_pipeline_and_leave_no_trace() {
     }
     // A pipeline whose model is gone says so.
     let gone = Pipeline::load(&*model, &Device::Cpu, DType::F32, DType::F32, &mut Silent).unwrap();
-    assert!(gone.adapters(&one).unwrap_err().to_string().contains("load_shared"));
+    assert!(gone.adapters(&request(&gone, &one)).unwrap_err().to_string().contains("load_shared"));
 }
 
 #[test]

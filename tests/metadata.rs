@@ -246,7 +246,7 @@ proptest! {
         if let Ok(Some(image)) = read_bytes(&bytes)
             && let Some(recipe) = image.recipe
         {
-            let command = sd_gen::metadata::command(&recipe, &["plain"]);
+            let command = sd_gen::metadata::command(&recipe);
             prop_assert!(shlex::split(&command.shell()).is_some());
         }
     }
@@ -255,7 +255,7 @@ proptest! {
     fn any_text_under_any_keyword_is_read_or_not(keyword in "parameters|prompt|Dream|Comment|XMP|sd-metadata|UserComment", text: String) {
         let texts = [text_of(&keyword, &text), text_of("Description", "x")];
         if let Some(recipe) = understand(&texts) {
-            let command = sd_gen::metadata::command(&recipe, &[]);
+            let command = sd_gen::metadata::command(&recipe);
             prop_assert!(shlex::split(&command.shell()).is_some());
         }
     }

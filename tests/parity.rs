@@ -8,9 +8,9 @@
 use sd_gen::candle_core::{DType, Device, Tensor, safetensors};
 use sd_gen::device;
 use sd_gen::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, AutoencoderTinyDecoder, Backbone, ModelCall, Scope, UNet2DCondition};
-use sd_gen::pipeline::{BatchItem, Estimate, GeneratedImage, Observer, Pipeline, SharedModel, Silent, Stage, VaeTiling};
-use sd_gen::request::{GenerationRequest, RequestDraft};
+use sd_gen::pipeline::{BatchItem, Estimate, GeneratedImage, Observer, Pipeline, SharedModel, Silent, Stage};
 use sd_gen::sampling::TimestepSpacing;
+use sd_gen::settings::{Draft, Request, Seed, VaeTiling};
 use sd_gen::text::{ClipTokenizer, TextEncoder};
 use sd_gen::weights::{Checkpoint, Component, TinyAutoencoder};
 use std::collections::HashMap;
@@ -73,22 +73,20 @@ impl Model {
         ["negative_prompt", "prompt"].map(|key| self.request[key].as_str().expect("a text"))
     }
 
-    fn draft(&self) -> RequestDraft {
+    fn draft(&self) -> Draft {
         let [negative, prompt] = self.texts();
         let count = |key: &str| self.request[key].as_u64().map(|n| n as usize);
-        RequestDraft {
-            prompt: prompt.into(),
-            negative_prompt: Some(negative.into()),
-            width: count("width"),
-            height: count("height"),
-            steps: count("steps"),
-            guidance_scale: self.request["guidance_scale"].as_f64(),
-            seed: self.request["seed"].as_u64().expect("a seed"),
-            ..RequestDraft::default()
-        }
+        Draft::new(prompt).with(|draft| {
+            draft.seed = self.request["seed"].as_u64().map(Seed::Is);
+            draft.text.negative_prompt = Some(negative.into());
+            draft.canvas.width = count("width");
+            draft.canvas.height = count("height");
+            draft.sampling.steps = count("steps");
+            draft.guidance.scale = self.request["guidance_scale"].as_f64();
+        })
     }
 
-    fn request(&self, draft: &RequestDraft) -> GenerationRequest {
+    fn request(&self, draft: &Draft) -> Request {
         draft.resolve(self.checkpoint.spec()).expect("a good request")
     }
 
@@ -202,7 +200,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
     x.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("f32").into_iter().map(f32::to_bits).collect()
 }
 
-fn generate(pipeline: &Pipeline, request: &GenerationRequest, seeds: &[u64]) -> Vec<GeneratedImage> {
+fn generate(pipeline: &Pipeline, request: &Request, seeds: &[u64]) -> Vec<GeneratedImage> {
     let prompt = pipeline.encode_prompt(request, &mut Silent).expect("the prompt is encoded");
     pipeline.generate(&BatchItem::of_seeds(request, &prompt, seeds), &mut Silent).expect("an image")
 }
@@ -288,7 +286,11 @@ fn whole_runs() {
     for model in Model::all() {
         let pipeline = model.pipeline(DType::F32);
         // Skipping counts from 1 here and from 0 in diffusers.
-        let bare = RequestDraft { negative_prompt: None, clip_skip: Some(2), guidance_rescale: Some(0.7), ..model.draft() };
+        let bare = model.draft().with(|draft| {
+            draft.text.negative_prompt = None;
+            draft.text.clip_skip = Some(2);
+            draft.guidance.rescale = Some(0.7);
+        });
         for (run, draft) in [("run", model.draft()), ("bare", bare)] {
             let request = model.request(&draft);
             let generated = generate(&pipeline, &request, &[request.seed]);
@@ -323,7 +325,7 @@ fn half_precision_is_near() {
             let request = model.request(&model.draft());
             let generated = generate(&model.pipeline(dtype), &request, &[request.seed]);
             // Guidance multiplies the difference of two rounded predictions.
-            model.assert_near("run.latents", &generated[0].latents, dtype, ROUNDINGS * request.guidance_scale);
+            model.assert_near("run.latents", &generated[0].latents, dtype, ROUNDINGS * request.guidance.scale);
             let (largest, mean) = levels_off(&model.golden("run.image"), &generated[0]);
             say(&format!("{:13} image in {dtype:?}: largest {largest} levels, mean {mean:.2}", model.name));
             let tolerance = 255.0 * ROUNDINGS * unit_roundoff(dtype);
@@ -336,13 +338,12 @@ fn half_precision_is_near() {
 fn a_single_step_in_bf16_generates_what_f32_generates() {
     // One evaluation from pure noise to the image: the network decides all of it, and no guidance multiplies its roundings.
     for model in Model::all().filter(|model| model.name != "sdxl-refiner") {
-        let draft = RequestDraft {
-            steps: Some(1),
-            guidance_scale: Some(1.0),
-            sampler: Some("euler".into()),
-            timestep_spacing: Some(TimestepSpacing::Trailing),
-            ..model.draft()
-        };
+        let draft = model.draft().with(|draft| {
+            draft.sampling.steps = Some(1);
+            draft.guidance.scale = Some(1.0);
+            draft.scheduler.sampler = Some("euler".into());
+            draft.scheduler.timestep_spacing = Some(TimestepSpacing::Trailing);
+        });
         let request = model.request(&draft);
         let [exact, rounded] = [DType::F32, DType::BF16].map(|dtype| {
             let pipeline = model.pipeline(dtype);
@@ -376,7 +377,7 @@ fn every_tensor_is_used() {
 fn the_same_seed_gives_the_same_bytes() {
     for model in Model::all() {
         let pipeline = model.pipeline(DType::F32);
-        let request = model.request(&RequestDraft { sampler: Some("euler-a".into()), ..model.draft() });
+        let request = model.request(&model.draft().with(|draft| draft.scheduler.sampler = Some("euler-a".into())));
         let [first, again, other] = [7, 7, 8].map(|seed| generate(&pipeline, &request, &[seed]).remove(0));
         assert!(bits(&first.latents) == bits(&again.latents), "{}: the latents differ", model.name);
         assert!(first.image == again.image, "{}: the images differ", model.name);
@@ -396,8 +397,11 @@ fn a_image_does_not_depend_on_its_batch() {
     for model in Model::all() {
         for (dtype, guidance_scale) in [(DType::F32, 7.5), (DType::F32, 1.0), (DType::BF16, 7.5)] {
             let pipeline = model.pipeline(dtype);
-            let draft =
-                RequestDraft { sampler: Some("euler-a".into()), steps: Some(2), guidance_scale: Some(guidance_scale), ..model.draft() };
+            let draft = model.draft().with(|draft| {
+                draft.scheduler.sampler = Some("euler-a".into());
+                draft.sampling.steps = Some(2);
+                draft.guidance.scale = Some(guidance_scale);
+            });
             let request = model.request(&draft);
             let alone: Vec<GeneratedImage> = seeds.iter().flat_map(|&seed| generate(&pipeline, &request, &[seed])).collect();
             for batch in [&seeds[..2], &seeds[1..], &seeds[..]] {
@@ -466,9 +470,10 @@ impl Observer for Looking {
 fn estimates_come_to_look_like_the_image() {
     let checkpoint = Checkpoint::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/emoji")).expect("the built-in model");
     let mut pipeline = Pipeline::load(&checkpoint, &Device::Cpu, DType::F32, DType::F32, &mut Silent).expect("a pipeline");
-    let draft = RequestDraft { prompt: "a red apple".into(), seed: 1, ..RequestDraft::default() };
+    let draft = Draft::new("a red apple").with(|draft| draft.seed = Some(Seed::Is(1)));
     for (sampler, evaluated) in [("pndm", 25), ("heun", 25), ("dpm++2m", 25)] {
-        let request = RequestDraft { sampler: Some(sampler.into()), ..draft.clone() }.resolve(checkpoint.spec()).expect("a request");
+        let request = draft.clone().with(|draft| draft.scheduler.sampler = Some(sampler.into()));
+        let request = request.resolve(checkpoint.spec()).expect("a request");
         let prompt = pipeline.encode_prompt(&request, &mut Silent).expect("an encoded prompt");
         let mut looking = Looking::default();
         let generated = pipeline.generate(&BatchItem::of_seeds(&request, &prompt, &[1]), &mut looking).expect("an image").remove(0);
@@ -483,7 +488,7 @@ fn estimates_come_to_look_like_the_image() {
         assert!(last < 25.0 && first > last, "{sampler}: {first} {last}");
     }
     // A tiny autoencoder takes the map's place, and has the image's size.
-    let request = RequestDraft { steps: Some(2), ..draft }.resolve(checkpoint.spec()).expect("a request");
+    let request = draft.with(|draft| draft.sampling.steps = Some(2)).resolve(checkpoint.spec()).expect("a request");
     let prompt = pipeline.encode_prompt(&request, &mut Silent).expect("an encoded prompt");
     let taesd = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/taesd/decoder.safetensors");
     pipeline.estimate_with(&TinyAutoencoder::open(&taesd).expect("a tiny autoencoder")).expect("it fits");

@@ -17,7 +17,7 @@ const NAMES: [&str; 6] = [
 fuzz_target!(|bytes: &[u8]| {
     let Ok(model) = Checkpoint::from_bytes("fuzz", bytes.to_vec()) else { return };
     let _ = (model.unknown(), model.unused());
-    for component in [Component::UNet, Component::Vae, Component::TextEncoder(0), Component::TextEncoder(1)] {
+    for component in Component::ALL {
         let source = model.component(component);
         for name in NAMES {
             if let Some(shape) = source.shape(name) {

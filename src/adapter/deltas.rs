@@ -4,7 +4,7 @@ use super::formula::{LowRank, add_products};
 use super::{Adapter, AdapterFit, Bound};
 use crate::error::{model_error, quoted};
 use crate::spec::{Component, ModelSpec};
-use crate::weights::{Checkpoint, InPlace, ModelSource, TensorChanges, TensorSource, TokenizerFiles};
+use crate::weights::{Checkpoint, InPlace, ModelSource, TensorChanges, TensorSource, TokenizerFiles, decode};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -197,13 +197,26 @@ struct WithDeltas<'a> {
     deltas: Arc<Deltas>,
 }
 
+impl WithDeltas<'_> {
+    /// The tensor `name` as it is, in f32.
+    fn numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        // Straight from the file, where it can be.
+        if let Some(stored) = self.base.in_place(name, shape)?
+            && let Some(dtype) = decode::stored_as(stored.dtype())
+        {
+            return Ok(decode::numbers(stored.bytes(), dtype));
+        }
+        Ok(self.base.tensor(name, shape, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+    }
+}
+
 impl TensorSource for WithDeltas<'_> {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         let Some(steps) = self.deltas.of(self.component, name) else { return self.base.tensor(name, shape, dtype, device) };
         let values = match self.adds(name) && self.base.shape(name).is_none() {
             // A layer without a bias gains one.
             true => vec![0f32; shape.iter().product()],
-            false => self.base.tensor(name, shape, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?,
+            false => self.numbers(name, shape)?,
         };
         let merged = self.deltas.merge(steps, values, shape, name)?;
         Ok(Tensor::from_vec(merged, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)

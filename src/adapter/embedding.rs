@@ -67,6 +67,8 @@ pub struct EmbeddingFile {
     file: Arc<WeightFile>,
     /// What is written in a prompt to use it.
     pub word: String,
+    /// The tensors that may hold its vectors.
+    keys: Vec<String>,
 }
 
 impl EmbeddingFile {
@@ -79,9 +81,26 @@ impl EmbeddingFile {
         if is_pickle(path) {
             return Err(model_error(&shown, PICKLE));
         }
-        let file = Arc::new(WeightFile::new(shown, Blob::map(path)?)?);
-        let word = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(EmbeddingFile { file, word })
+        Ok(Self::named(WeightFile::new(shown, Blob::map(path)?)?))
+    }
+
+    /// Opens a file's bytes, as [`EmbeddingFile::open`] does a file.
+    ///
+    /// # Errors
+    /// As [`EmbeddingFile::open`].
+    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<EmbeddingFile> {
+        Ok(Self::named(WeightFile::new(name.to_owned(), Blob::Owned(bytes))?))
+    }
+
+    fn named(file: WeightFile) -> EmbeddingFile {
+        let word = Path::new(&file.name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let keys = file.entries().iter().map(|entry| entry.name.clone()).collect();
+        EmbeddingFile { file: Arc::new(file), word, keys }
+    }
+
+    /// A word that is bundled with a LoRA.
+    pub(super) fn bundled(file: &Arc<WeightFile>, word: String, keys: Vec<String>) -> EmbeddingFile {
+        EmbeddingFile { file: file.clone(), word, keys }
     }
 
     /// What people call the file.
@@ -95,9 +114,10 @@ impl EmbeddingFile {
     /// Its vectors are of other widths than the text encoders', or not finite.
     pub fn words(&self, spec: &ModelSpec) -> Result<Vec<LearnedWord>> {
         let widths: Vec<usize> = spec.text_encoders.iter().map(|text| text.clip.hidden_size).collect();
-        let entry = |key: &str| self.file.entry(key);
+        let entry = |end: &str| self.file.entry(self.keys.iter().find(|key| key.rsplit('.').next() == Some(end))?);
         let (large, giant) = (entry("clip_l"), entry("clip_g"));
-        let entries: Vec<&Entry> = match (large, giant, self.file.entries()) {
+        let all: Vec<&Entry> = self.keys.iter().filter_map(|key| self.file.entry(key)).collect();
+        let entries: Vec<&Entry> = match (large, giant, all.as_slice()) {
             (Some(large), Some(giant), _) if widths.len() == 1 => {
                 // A refiner has the second encoder only, and a Stable Diffusion 1 the first.
                 vec![if width(giant) == widths.first().copied() { giant } else { large }]

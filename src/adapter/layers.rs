@@ -25,6 +25,14 @@ struct Network<'a> {
     names: HashMap<String, String>,
 }
 
+/// In which order the layers of a transformer block were counted by diffusers, which files of layers without names depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BlockOrder {
+    /// Until 0.14: attention, feed-forward, attention.
+    FeedForwardBetween,
+    FeedForwardLast,
+}
+
 pub(super) struct Layers<'a> {
     networks: HashMap<Site, Network<'a>>,
 }
@@ -39,7 +47,7 @@ pub(super) struct Layer<'a> {
 }
 
 impl<'a> Layers<'a> {
-    pub(super) fn of(model: &'a Checkpoint) -> Self {
+    pub(super) fn of(model: &'a Checkpoint, order: BlockOrder) -> Self {
         let spec = model.spec();
         let folders = (family::row(spec.family).format.folders)(spec);
         let layer = |name: &str| name.strip_suffix(".weight").map(str::to_owned);
@@ -69,6 +77,8 @@ impl<'a> Layers<'a> {
                     names.insert(stored.replace('.', "_"), name);
                 }
             }
+            let numbered = numbered(part, &names, order);
+            names.extend(numbered.into_iter().enumerate().map(|(i, name)| (format!("#{i}"), name)));
             networks.insert(site, Network { component: *component, part, names });
         }
         // A model with one text encoder has it under either name.
@@ -90,4 +100,49 @@ impl<'a> Layers<'a> {
         let shape = |leaf: &str| network.part.shape(&format!("{name}.{leaf}"));
         Some(Layer { component: network.component, name, weight: shape("weight"), bias: shape("bias") })
     }
+}
+
+/// The layers of a network in the order in which cloneofsimo/lora counts them: those of attention and GEGLU, down, up and middle; of text
+/// encoders those of attention.
+///
+/// # Source
+/// `_find_modules` and `save_safeloras` in cloneofsimo/lora@0.1.7:lora_diffusion/lora.py
+fn numbered(part: &Part, names: &HashMap<String, String>, order: BlockOrder) -> Vec<String> {
+    const ATTENTION: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
+    const TEXT: [&str; 4] = ["k_proj", "v_proj", "q_proj", "out_proj"];
+    let there = |layer: String| names.contains_key(&layer.replace('.', "_")).then_some(layer);
+    let mut sites: Vec<Vec<Place>> =
+        part.names().into_iter().filter_map(|name| name.strip_suffix(".attn1.to_q.weight")).map(places).collect();
+    sites.sort();
+    let blocks = sites.into_iter().flat_map(|site| {
+        let site: Vec<String> = site.into_iter().map(|place| place.name).collect();
+        let site = site.join(".");
+        let attention = |name: &str| ATTENTION.map(|layer| format!("{site}.{name}.{layer}")).to_vec();
+        let feed_forward = vec![format!("{site}.ff.net.0.proj")];
+        match order {
+            BlockOrder::FeedForwardBetween => [attention("attn1"), feed_forward, attention("attn2")].concat(),
+            BlockOrder::FeedForwardLast => [attention("attn1"), attention("attn2"), feed_forward].concat(),
+        }
+    });
+    let texts = (0..).map(|i| format!("text_model.encoder.layers.{i}.self_attn"));
+    let texts = texts.take_while(|site| names.contains_key(&format!("{site}.q_proj").replace('.', "_")));
+    let texts = texts.flat_map(|site| TEXT.map(|layer| format!("{site}.{layer}")));
+    blocks.chain(texts).filter_map(there).collect()
+}
+
+/// A part of a name, in the order in which networks have them: numbers by size, the middle after the way up.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    order: (usize, usize),
+    name: String,
+}
+
+fn places(site: &str) -> Vec<Place> {
+    let order = |part: &str| match part {
+        "down_blocks" => (0, 0),
+        "up_blocks" => (1, 0),
+        "mid_block" => (2, 0),
+        _ => (3, part.parse().unwrap_or(0)),
+    };
+    site.split('.').map(|part| Place { order: order(part), name: part.to_owned() }).collect()
 }

@@ -27,7 +27,7 @@ use crate::family;
 use crate::spec::Family;
 use crate::weights::{Blob, Checkpoint, PICKLE, WeightFile, decode, is_pickle, model_error, quoted};
 use formula::Tensors;
-use layers::{Layer, Layers};
+use layers::{BlockOrder, Layer, Layers};
 use names::{Key, Role, Site};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -64,6 +64,8 @@ pub struct Adapter {
     targets: Vec<Target>,
     /// Keys that are no part of a change that is known.
     pub unknown: Vec<String>,
+    /// Words that were learned with it.
+    words: Vec<Arc<EmbeddingFile>>,
 }
 
 /// How much of an adapter a model takes.
@@ -101,7 +103,20 @@ impl Adapter {
         if is_pickle(path) {
             return Err(model_error(&shown, PICKLE));
         }
-        let file = Arc::new(WeightFile::new(shown.clone(), Blob::map(path)?)?);
+        Self::understood(WeightFile::new(shown, Blob::map(path)?)?)
+    }
+
+    /// Opens a file's bytes, as [`Adapter::open`] does a file.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`].
+    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Adapter> {
+        Self::understood(WeightFile::new(name.to_owned(), Blob::Owned(bytes))?)
+    }
+
+    fn understood(file: WeightFile) -> Result<Adapter> {
+        let shown = file.name.clone();
+        let file = Arc::new(file);
         if file.entries().len() > MOST_TENSORS {
             return Err(model_error(&shown, format!("has {} tensors; no LoRA has more than {MOST_TENSORS}", file.entries().len())));
         }
@@ -129,27 +144,32 @@ impl Adapter {
         let settings = PeftSettings::of(file);
         let mut found: BTreeMap<(Site, String), Target> = BTreeMap::new();
         let mut unknown = Vec::new();
+        let mut words: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut writers: BTreeMap<&'static str, usize> = BTreeMap::new();
         let mut shows = false;
         for (i, entry) in file.entries().iter().enumerate() {
-            let Some(Key { prefix, path, suffix }) = names::parse(&entry.name) else {
+            if let Some(word) = names::bundled_word(&entry.name, file.metadata()) {
+                words.entry(word).or_default().push(entry.name.clone());
+                continue;
+            }
+            let Some(Key { site, writer, path, change, role }) = names::parse(&entry.name) else {
                 unknown.push(entry.name.clone());
                 continue;
             };
-            shows |= suffix.change.is_some();
-            *writers.entry(prefix.writer).or_default() += 1;
-            let target = found.entry((prefix.site, path.clone())).or_insert_with(|| Target {
-                site: prefix.site,
+            shows |= change.is_some();
+            *writers.entry(writer).or_default() += 1;
+            let target = found.entry((site, path.clone())).or_insert_with(|| Target {
+                site,
                 path,
-                change: suffix.change.unwrap_or(Change::Full),
+                change: change.unwrap_or(Change::Full),
                 tensors: BTreeMap::new(),
                 alpha: None,
                 root: false,
             });
-            if let Some(change) = suffix.change.filter(|change| target.change == Change::Full || *change != Change::Full) {
+            if let Some(change) = change.filter(|change| target.change == Change::Full || *change != Change::Full) {
                 target.change = change;
             }
-            if let Some(other) = target.tensors.insert(suffix.role, i)
+            if let Some(other) = target.tensors.insert(role, i)
                 && let Some(other) = file.entries().get(other)
             {
                 let what = format!("has both {} and {}, which are the same part of one layer", quoted(&other.name), quoted(&entry.name));
@@ -167,12 +187,23 @@ impl Adapter {
             }
         }
         let name = Path::new(&file.name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Some(Adapter { file: file.clone(), name, writer, targets, unknown }))
+        let words = words.into_iter().map(|(word, keys)| Arc::new(EmbeddingFile::bundled(file, word, keys))).collect();
+        Ok(Some(Adapter { file: file.clone(), name, writer, targets, unknown, words }))
     }
 
     /// What people call the file.
     pub fn file_name(&self) -> &str {
         &self.file.name
+    }
+
+    /// How many tensors the file has.
+    pub fn keys(&self) -> usize {
+        self.file.entries().len()
+    }
+
+    /// Words that were learned with it.
+    pub(crate) fn words(&self) -> &[Arc<EmbeddingFile>] {
+        &self.words
     }
 
     /// The kinds of changes, each once.
@@ -235,7 +266,17 @@ impl Adapter {
 
     /// [`Adapter::fit`], with the layers.
     pub(crate) fn bind(&self, model: &Checkpoint) -> (Vec<Bound>, AdapterFit) {
-        let layers = Layers::of(model);
+        let numbered = |order| {
+            let layers = Layers::of(model, order);
+            let fits = |target: &&Target| {
+                let layer = layers.find(target.site, &target.path);
+                layer.is_some_and(|layer| self.tensors(target).check(layer.weight.as_deref().unwrap_or_default(), None).is_ok())
+            };
+            (self.targets.iter().filter(fits).count(), layers)
+        };
+        // Layers that go by numbers were counted in one of two orders; the shapes tell which.
+        let (first, second) = (numbered(BlockOrder::FeedForwardBetween), numbered(BlockOrder::FeedForwardLast));
+        let layers = if second.0 > first.0 { second.1 } else { first.1 };
         let mut fit = AdapterFit { absent: self.unknown.clone(), of: self.targets.len(), ..AdapterFit::default() };
         let mut bound = Vec::new();
         for (i, target) in self.targets.iter().enumerate() {

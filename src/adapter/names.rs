@@ -8,6 +8,8 @@
 //! kohya-ss/sd-scripts `networks/lora.py`, huggingface/peft, KohakuBlueleaf/LyCORIS `lycoris/modules`, diffusers
 //! `loaders/lora_conversion_utils.py`, Nerogar/OneTrainer `modules/module/LoRAModule.py`, comfyanonymous/ComfyUI `comfy/lora.py`.
 
+use std::collections::BTreeMap;
+
 /// How a layer's weight is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {
@@ -82,11 +84,10 @@ pub(super) enum Role {
     Unsupported,
 }
 
-pub(super) struct Suffix {
+struct Suffix {
     end: &'static str,
-    /// The change that it shows; `None` where it is seen with any, or in files that are no adapter.
-    pub(super) change: Option<Change>,
-    pub(super) role: Role,
+    change: Option<Change>,
+    role: Role,
 }
 
 const fn row(end: &'static str, change: Change, role: Role) -> Suffix {
@@ -165,11 +166,10 @@ impl Site {
     }
 }
 
-pub(super) struct Prefix {
+struct Prefix {
     begin: &'static str,
-    pub(super) site: Site,
-    /// Whose spelling it is.
-    pub(super) writer: &'static str,
+    site: Site,
+    writer: &'static str,
     /// It is the beginning of the path, too.
     kept: bool,
 }
@@ -225,21 +225,55 @@ const PREFIXES: &[Prefix] = &[
 
 /// A key, taken apart.
 pub(super) struct Key {
-    pub(super) prefix: &'static Prefix,
-    /// The path to the layer, with underscores.
+    pub(super) site: Site,
+    /// Whose spelling it is.
+    pub(super) writer: &'static str,
+    /// The path to the layer, with underscores; `#12` for one that goes by its number.
     pub(super) path: String,
-    pub(super) suffix: &'static Suffix,
+    /// The change that it shows; `None` where it is seen with any, or in files that are no adapter.
+    pub(super) change: Option<Change>,
+    pub(super) role: Role,
 }
 
 /// Takes a key apart; `None` where it is none of an adapter.
 pub(super) fn parse(key: &str) -> Option<Key> {
+    if let Some(numbered) = parse_numbered(key) {
+        return Some(numbered);
+    }
     let prefix = PREFIXES.iter().find(|row| key.starts_with(row.begin))?;
     let key = without_adapter_name(key);
     let suffix = SUFFIXES.iter().find(|row| key.ends_with(row.end))?;
     let begin = if prefix.kept { prefix.begin.find("text_model").unwrap_or(0) } else { prefix.begin.len() };
     let path = key.get(begin..key.len().checked_sub(suffix.end.len())?)?;
     // Before diffusers 0.20, attention layers hung on a processor.
-    Some(Key { prefix, path: path.replace(".processor.", ".").replace('.', "_"), suffix })
+    let path = path.replace(".processor.", ".").replace('.', "_");
+    Some(Key { site: prefix.site, writer: prefix.writer, path, change: suffix.change, role: suffix.role })
+}
+
+/// `unet:12:up`: cloneofsimo's layers go by numbers.
+fn parse_numbered(key: &str) -> Option<Key> {
+    let (network, rest) = key.split_once(':')?;
+    let (number, side) = rest.split_once(':')?;
+    let site = match network {
+        "unet" => Site::UNet,
+        "text_encoder" => Site::Text(0),
+        _ => return None,
+    };
+    let role = match side {
+        "up" => Role::Up,
+        "down" => Role::Down,
+        _ => return None,
+    };
+    let number: u32 = number.parse().ok()?;
+    Some(Key { site, writer: "cloneofsimo", path: format!("#{number}"), change: Some(Change::Lora), role })
+}
+
+/// The word whose vectors a LoRA's file holds beside its layers: A1111's bundles, and what cloneofsimo marks in the metadata.
+pub(super) fn bundled_word(key: &str, metadata: &BTreeMap<String, String>) -> Option<String> {
+    if let Some(rest) = key.strip_prefix("bundle_emb.") {
+        return rest.split('.').next().filter(|word| !word.is_empty()).map(str::to_owned);
+    }
+    metadata.get(key).is_some_and(|mark| mark == "<embed>").then(|| key.to_owned())
 }
 
 /// PEFT puts a name between its words: `lora_A.default.weight`.
@@ -293,11 +327,23 @@ mod tests {
             ("lora_unet_input_blocks_4_1_proj_in.dora_scale".into(), Site::UNet, "input_blocks_4_1_proj_in", None, Role::DoraScale),
         ] {
             let found = parse(&key).expect(&key);
-            let (at, change_found, role_found) = (found.prefix.site, found.suffix.change, found.suffix.role);
-            assert_eq!((at, found.path.as_str(), change_found, role_found), (site, path, change, role), "{key}");
+            assert_eq!((found.site, found.path.as_str(), found.change, found.role), (site, path, change, role), "{key}");
         }
-        for key in ["", "lora_unet_", "lora_unet_x", "model.diffusion_model.x.weight", "unet.weight", ".alpha"] {
-            assert!(parse(key).is_none_or(|key| key.suffix.change.is_none()), "{key}");
+        let numbered = parse("text_encoder:7:down").expect("a key");
+        assert_eq!((numbered.site, numbered.path.as_str(), numbered.role), (Site::Text(0), "#7", Role::Down));
+        assert_eq!(bundled_word("bundle_emb.my-cat.clip_l", &BTreeMap::new()).as_deref(), Some("my-cat"));
+        for key in [
+            "unet:x:up",
+            "unet:1:side",
+            "vae:1:up",
+            "",
+            "lora_unet_",
+            "lora_unet_x",
+            "model.diffusion_model.x.weight",
+            "unet.weight",
+            ".alpha",
+        ] {
+            assert!(parse(key).is_none_or(|key| key.change.is_none()), "{key}");
         }
     }
 }

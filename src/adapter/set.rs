@@ -109,13 +109,16 @@ impl AdapterCache {
             uses.push(AdapterUse { adapter, weight: *weight, text_weight: *text_weight });
         }
         let mut set = AdapterSet { deltas: Arc::new(Deltas::bind(model, &uses, choice.partial)?), ..AdapterSet::default() };
+        let mut files: Vec<Arc<EmbeddingFile>> = uses.iter().flat_map(|used| used.adapter.words().iter().cloned()).collect();
         for path in &choice.embeddings {
-            let file = kept(&mut known.embeddings, path, EmbeddingFile::open)?;
+            files.push(kept(&mut known.embeddings, path, EmbeddingFile::open)?);
+        }
+        for file in files {
             let words = file.words(model.spec())?;
             set.words.resize_with(words.len(), Vec::new);
             set.words.iter_mut().zip(words).for_each(|(all, word)| all.push(word));
             // Writing to a text does not fail.
-            let _ = write!(set.learned, "[{}]", file.file_name());
+            let _ = write!(set.learned, "[{} {}]", file.file_name(), file.word);
         }
         let set = Arc::new(set);
         if known.sets.len() >= KEPT {

@@ -20,7 +20,7 @@ pub use events::{EventSender, ImageEvent, RunObserver};
 
 use super::texts::Texts;
 use crate::pipeline::{BatchItem, Conditioning, GeneratedImage, Observer, Pipeline};
-use crate::request::GenerationRequest;
+use crate::settings::Request;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -37,7 +37,7 @@ pub struct Task {
     /// Which model, as the caller's [`Load`] counts them.
     pub model: usize,
     /// What to generate.
-    pub request: Arc<GenerationRequest>,
+    pub request: Arc<Request>,
     /// The seed.
     pub seed: u64,
 }
@@ -56,7 +56,7 @@ pub struct Finished {
 /// Tasks that go through the device at once.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// They agree in model and [`GenerationRequest::shape`].
+    /// They agree in model and [`Request::shape`].
     pub tasks: Vec<Task>,
     /// Batches that may be on the device while this one is, itself included. Where one waits for a serial part of its step, another
     /// keeps the processor busy.
@@ -462,11 +462,11 @@ impl GeneratedBy {
 
 /// Pixels of one of the tasks, which agree in size.
 fn pixels(tasks: &[(Task, Conditioning)]) -> usize {
-    tasks.first().map_or(0, |(task, _)| task.request.width * task.request.height)
+    tasks.first().map_or(0, |(task, _)| task.request.canvas.width * task.request.canvas.height)
 }
 
-fn does_not_fit(request: &GenerationRequest) -> Error {
-    let (width, height) = (request.width, request.height);
+fn does_not_fit(request: &Request) -> Error {
+    let (width, height) = (request.canvas.width, request.canvas.height);
     Error::Memory(format!(
         "one image of {width}x{height} does not fit into the device's memory; \
          try a smaller --size, --dtype f16 or bf16, or --device cpu"

@@ -2,7 +2,7 @@
 
 use crate::metadata::GeneratedBy;
 use crate::pipeline::OUTPUT_VERSION;
-use crate::request::GenerationRequest;
+use crate::settings::Request;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 
 /// The SHA-256 of what decides an image's pixels, as JSON with its fields in one fixed order.
 ///
-/// Part of it are the model's content (not its name or place), the dtypes, every field of the request, the seed of this very image,
-/// and [`OUTPUT_VERSION`]. Not part of it are where the image goes, how many are generated at once, by how many threads, and on which device:
+/// Part of it are the model's content (not its name or place), the dtypes, every setting that changes the image
+/// ([`Request::canonical`]), the seed of this very image, and [`OUTPUT_VERSION`]. Not part of it are where the image goes, how many are generated at once, by how many threads, and on which device:
 /// a device changes the last bits at most, and a night that moves from a GPU to another machine goes on instead of starting again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key([u8; 32]);
@@ -22,41 +22,13 @@ impl Key {
     ///
     /// # Errors
     /// The request holds a number that JSON has no word for; resolved requests hold none.
-    pub fn of(content: &str, generator: &GeneratedBy, request: &GenerationRequest, seed: u64) -> Result<Self> {
-        // Taken apart by name: a field that is added to requests does not compile until it is decided here whether it matters.
-        let GenerationRequest {
-            prompt,
-            negative_prompt,
-            width,
-            height,
-            steps,
-            guidance_scale,
-            guidance_rescale,
-            scheduler,
-            seed: _,
-            rng,
-            images: _,
-            batch_size: _,
-            skip_layers,
-            scheduler_is_named: _,
-        } = request;
+    pub fn of(content: &str, generator: &GeneratedBy, request: &Request, seed: u64) -> Result<Self> {
         let text = json!({
             "generates": OUTPUT_VERSION,
             "model": content,
             "dtype": generator.dtype.as_str(),
             "vae_dtype": generator.vae_dtype.as_str(),
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "width": width,
-            "height": height,
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "guidance_rescale": guidance_rescale,
-            "scheduler": scheduler,
-            "schedule": scheduler.schedule.map(|schedule| schedule.name()),
-            "eta": scheduler.eta,
-            "rng": rng.name(),
-            "skip_layers": skip_layers,
+            "request": request.canonical(),
             "seed": seed,
         });
         let text = serde_json::to_vec(&text).map_err(|e| Error::Input(format!("the request cannot be written as JSON: {e}")))?;
@@ -133,51 +105,45 @@ pub fn seed_of(prompt: &str, earlier: u32) -> u64 {
 mod tests {
     use super::*;
     use crate::noise::Rng;
-    use crate::request::RequestDraft;
     use crate::sampling::{PredictionType, SigmaSchedule, TimestepSpacing};
+    use crate::settings::{BatchSize, Draft, Seed};
     use candle_core::DType;
 
     fn generator() -> GeneratedBy {
         GeneratedBy { label: "m".into(), dtype: DType::F32, vae_dtype: DType::F32 }
     }
 
-    fn draft() -> RequestDraft {
-        RequestDraft { prompt: "a cat".into(), sampler: Some("euler-a".into()), ..RequestDraft::default() }
-    }
-
-    fn request(change: impl FnOnce(&mut RequestDraft)) -> GenerationRequest {
-        let mut draft = draft();
-        change(&mut draft);
+    fn request(change: impl FnOnce(&mut Draft)) -> Request {
+        let draft = Draft::new("a cat").with(|d| d.scheduler.sampler = Some("euler-a".into())).with(change);
         draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap()
     }
 
     #[test]
     fn everything_that_decides_the_pixels_changes_the_key() {
         let mut keys = vec![Key::of("m", &generator(), &request(|_| ()), 1).unwrap()];
-        let mut other =
-            |generator: &GeneratedBy, request: GenerationRequest, seed| keys.push(Key::of("m", generator, &request, seed).unwrap());
+        let mut other = |generator: &GeneratedBy, request: Request, seed| keys.push(Key::of("m", generator, &request, seed).unwrap());
         for generator in [GeneratedBy { dtype: DType::BF16, ..generator() }, GeneratedBy { vae_dtype: DType::BF16, ..generator() }] {
             other(&generator, request(|_| ()), 1);
         }
         other(&generator(), request(|_| ()), 2);
-        let changes: [fn(&mut RequestDraft); 17] = [
-            |d| d.prompt = "a dog".into(),
-            |d| d.negative_prompt = Some(String::new()),
-            |d| d.negative_prompt = Some("blurry".into()),
-            |d| d.width = Some(256),
-            |d| d.height = Some(256),
-            |d| d.steps = Some(7),
-            |d| d.guidance_scale = Some(3.0),
-            |d| d.guidance_rescale = Some(0.5),
-            |d| d.sampler = Some("dpm++2m".into()),
-            |d| d.schedule = Some(SigmaSchedule::Karras),
-            |d| d.schedule = Some(SigmaSchedule::Discrete),
-            |d| d.timestep_spacing = Some(TimestepSpacing::Trailing),
-            |d| d.prediction = Some(PredictionType::VPrediction),
-            |d| d.zero_snr = true,
-            |d| d.eta = Some(0.25),
-            |d| d.rng = Rng::TorchCuda,
-            |d| d.clip_skip = Some(2),
+        let changes: [fn(&mut Draft); 17] = [
+            |d| d.prompts = vec!["a dog".into()],
+            |d| d.text.negative_prompt = Some(String::new()),
+            |d| d.text.negative_prompt = Some("blurry".into()),
+            |d| d.canvas.width = Some(256),
+            |d| d.canvas.height = Some(256),
+            |d| d.sampling.steps = Some(7),
+            |d| d.guidance.scale = Some(3.0),
+            |d| d.guidance.rescale = Some(0.5),
+            |d| d.scheduler.sampler = Some("dpm++2m".into()),
+            |d| d.scheduler.schedule = Some(SigmaSchedule::Karras),
+            |d| d.scheduler.schedule = Some(SigmaSchedule::Discrete),
+            |d| d.scheduler.timestep_spacing = Some(TimestepSpacing::Trailing),
+            |d| d.scheduler.prediction = Some(PredictionType::VPrediction),
+            |d| d.scheduler.zero_snr = Some(true),
+            |d| d.scheduler.eta = Some(0.25),
+            |d| d.sampling.rng = Some(Rng::TorchCuda),
+            |d| d.text.clip_skip = Some(2),
         ];
         for change in changes {
             other(&generator(), request(change), 1);
@@ -193,7 +159,8 @@ mod tests {
     #[test]
     fn how_it_is_generated_does_not_change_the_key() {
         let key = Key::of("m", &generator(), &request(|_| ()), 1).unwrap();
-        let changes: [fn(&mut RequestDraft); 3] = [|d| d.batch_size = Some(8), |d| d.images = Some(3), |d| d.seed = 99];
+        let changes: [fn(&mut Draft); 3] =
+            [|d| d.output.batch_size = Some(BatchSize(Some(8))), |d| d.output.images = Some(3), |d| d.seed = Some(Seed::Is(99))];
         for change in changes {
             assert_eq!(Key::of("m", &generator(), &request(change), 1).unwrap(), key);
         }

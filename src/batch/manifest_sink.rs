@@ -197,9 +197,9 @@ fn record_of(job: &Job, seconds: f64) -> Record {
         prompt: job.request.prompt.clone(),
         model: job.generator.label.to_string(),
         dtype: job.generator.dtype.as_str().to_owned(),
-        width: job.request.width,
-        height: job.request.height,
-        steps: job.request.steps,
+        width: job.request.canvas.width,
+        height: job.request.canvas.height,
+        steps: job.request.sampling.steps,
         // Milliseconds say enough.
         seconds: (seconds * 1000.0).round() / 1000.0,
     }
@@ -225,7 +225,7 @@ mod tests {
 
     /// A job whose file is in a folder, on its way to a sink.
     fn added(sink: &ManifestSink, folder: &Path, id: usize) -> (Job, Task) {
-        let mut job = job(id, 0, |draft| draft.seed = id as u64);
+        let mut job = job(id, 0, |draft| draft.seed = Some(crate::settings::Seed::Is(id as u64)));
         job.path = folder.join(format!("{id}.png"));
         sink.book.add(job.clone());
         let task = Task { id, model: 0, request: job.request.clone(), seed: job.seed };

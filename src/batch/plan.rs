@@ -1,12 +1,12 @@
 //! In which order images are generated, and which of them at once.
 //!
-//! Models come in the order in which the file first names them, and within a model the images that can be generated at once, so that a
-//! model is loaded once and batches are full. Within such a group equal prompts follow each other, so that they are encoded once.
+//! Models come in the order in which the file first names them, within a model the adapters, and within those the images that can be
+//! generated at once, so that a model is loaded once, adapters are swapped as seldom as can be, and batches are full. Within such a group equal prompts follow each other, so that they are encoded once.
 
 use super::key::Key;
+use crate::adapter::AdapterChoice;
 use crate::metadata::GeneratedBy;
-use crate::request::GenerationRequest;
-use sha2::{Digest, Sha256};
+use crate::settings::{Request, Shape};
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ pub struct Job {
     /// What generates it.
     pub generator: GeneratedBy,
     /// What to generate.
-    pub request: Arc<GenerationRequest>,
+    pub request: Arc<Request>,
     /// The seed.
     pub seed: u64,
     /// Its file.
@@ -41,35 +41,37 @@ pub struct Job {
 /// Jobs in the order in which they are generated, those together that can be generated at once.
 pub fn groups(jobs: Vec<Job>) -> Vec<Vec<Job>> {
     let mut models: Vec<usize> = Vec::new();
-    let mut places: HashMap<(usize, [u8; 32]), usize> = HashMap::new();
+    let mut adapters: Vec<AdapterChoice> = Vec::new();
+    let mut places: HashMap<(usize, Shape), usize> = HashMap::new();
     let mut prompts: HashMap<(String, Option<String>), usize> = HashMap::new();
-    let mut groups: Vec<(usize, Vec<(usize, Job)>)> = Vec::new();
+    let mut groups: Vec<((usize, usize), Vec<(usize, Job)>)> = Vec::new();
     for job in jobs {
         if !models.contains(&job.model) {
             models.push(job.model);
         }
-        let place = *places.entry((job.model, shape(&job.request))).or_insert_with(|| {
-            groups.push((job.model, Vec::new()));
+        let place = *places.entry((job.model, job.request.shape())).or_insert_with(|| {
+            let choice = job.request.adapters.choice();
+            let known = adapters.iter().position(|other| *other == choice);
+            let number = known.unwrap_or_else(|| {
+                adapters.push(choice);
+                adapters.len() - 1
+            });
+            groups.push(((job.model, number), Vec::new()));
             groups.len() - 1
         });
         let count = prompts.len();
-        let prompt = *prompts.entry((job.request.prompt.clone(), job.request.negative_prompt.clone())).or_insert(count);
+        let prompt = *prompts.entry((job.request.prompt.clone(), job.request.text.negative_prompt.clone())).or_insert(count);
         if let Some((_, group)) = groups.get_mut(place) {
             group.push((prompt, job));
         }
     }
-    groups.sort_by_key(|(model, _)| models.iter().position(|other| other == model));
-    let in_order = |(_, mut group): (usize, Vec<(usize, Job)>)| {
+    groups.sort_by_key(|((model, adapters), _)| (models.iter().position(|other| other == model), *adapters));
+    let in_order = |(_, mut group): ((usize, usize), Vec<(usize, Job)>)| {
         // Stable: images of one prompt stay in the file's order.
         group.sort_by_key(|(prompt, _)| *prompt);
         group.into_iter().map(|(_, job)| job).collect()
     };
     groups.into_iter().map(in_order).collect()
-}
-
-/// A hash of [`GenerationRequest::shape`], which holds floats and is therefore none itself.
-fn shape(request: &GenerationRequest) -> [u8; 32] {
-    Sha256::digest(format!("{:?}", request.shape())).into()
 }
 
 /// One part of a file that is generated in several places: `3/16`.
@@ -110,31 +112,30 @@ impl FromStr for Shard {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::request::RequestDraft;
+    use crate::settings::{Draft, Seed};
     use candle_core::DType;
 
-    pub(in super::super) fn job(id: usize, model: usize, change: impl FnOnce(&mut RequestDraft)) -> Job {
-        let mut draft = RequestDraft { prompt: "a cat".into(), ..RequestDraft::default() };
-        change(&mut draft);
+    pub(in super::super) fn job(id: usize, model: usize, change: impl FnOnce(&mut Draft)) -> Job {
+        let draft = Draft::new("a cat").with(|d| d.seed = Some(Seed::Is(0))).with(change);
         let request = draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap();
         let generator = GeneratedBy { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32 };
-        let key = Key::of(&model.to_string(), &generator, &request, draft.seed).unwrap();
-        let seed = draft.seed;
+        let key = Key::of(&model.to_string(), &generator, &request, request.seed).unwrap();
+        let seed = request.seed;
         let path = format!("{id}.png").into();
         Job { id, key, line: id, model, generator, request: Arc::new(request), seed, path, exact: false, overwrite: false }
     }
 
     #[test]
     fn models_are_loaded_once_and_prompts_encoded_once() {
-        let dog = |d: &mut RequestDraft| d.prompt = "a dog".into();
+        let dog = |d: &mut Draft| d.prompts = vec!["a dog".into()];
         let jobs = vec![
             job(0, 1, |_| ()),
             job(1, 0, |_| ()),
             job(2, 1, dog),
-            job(3, 1, |d| d.steps = Some(3)),
-            job(4, 1, |d| d.seed = 2),
-            job(5, 1, |d| d.guidance_scale = Some(3.0)),
-            job(6, 1, |d| d.guidance_scale = Some(1.0)),
+            job(3, 1, |d| d.sampling.steps = Some(3)),
+            job(4, 1, |d| d.seed = Some(Seed::Is(2))),
+            job(5, 1, |d| d.guidance.scale = Some(3.0)),
+            job(6, 1, |d| d.guidance.scale = Some(1.0)),
         ];
         let found: Vec<Vec<usize>> = groups(jobs).iter().map(|group| group.iter().map(|job| job.id).collect()).collect();
         assert_eq!(found, [vec![0, 4, 5, 2], vec![3], vec![6], vec![1]]);

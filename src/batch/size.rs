@@ -1,7 +1,7 @@
 //! How many images are generated at once: by what is fastest, and by what the memory holds.
 
 use crate::pipeline::{decoding_bytes, denoising_bytes};
-use crate::request::GenerationRequest;
+use crate::settings::Request;
 use crate::spec::ModelSpec;
 use crate::weights::{Checkpoint, Component};
 use candle_core::{DType, Device};
@@ -49,7 +49,7 @@ impl Footprint {
     /// What images of a request take, by the largest layers of the networks.
     pub fn new(
         spec: &ModelSpec,
-        request: &GenerationRequest,
+        request: &Request,
         dtype: DType,
         vae_dtype: DType,
         device: &Device,
@@ -57,9 +57,9 @@ impl Footprint {
         free: Option<u64>,
     ) -> Self {
         let factor = spec.vae.factor().max(1);
-        let pixels = (request.height / factor) * (request.width / factor);
+        let pixels = (request.canvas.height / factor) * (request.canvas.width / factor);
         let image = denoising_bytes(spec, request, dtype, device);
-        let decoding = decoding_bytes(&spec.vae, request.height, request.width, vae_dtype);
+        let decoding = decoding_bytes(&spec.vae, request.canvas.height, request.canvas.width, vae_dtype);
         Self { weights, image, decoding, free, pixels, cpu: device.is_cpu() }
     }
 

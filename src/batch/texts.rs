@@ -1,17 +1,16 @@
 //! Encoded texts, kept while their model is loaded: equal prompts are encoded once, and so is the negative prompt of a thousand.
 
 use crate::Result;
-use crate::adapter::AdapterSet;
 use crate::pipeline::{Conditioning, EncodedText, Observer, Pipeline, Stage, prompt_texts};
-use crate::request::GenerationRequest;
+use crate::settings::Request;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Bytes of encodings that are kept.
 const ROOM: usize = 64 << 20;
 
-/// A text, and the layers that are left out.
-type TextKey = (String, usize);
+/// A text, the layers that are left out, and what adapters make of the text encoders.
+type TextKey = (String, usize, String);
 
 /// The texts of one pipeline.
 #[derive(Debug, Default)]
@@ -24,16 +23,13 @@ pub(super) struct Texts {
 
 impl Texts {
     /// What the UNet is told of a request.
-    pub(super) fn condition(
-        &mut self,
-        pipeline: &Pipeline,
-        request: &GenerationRequest,
-        observer: &mut dyn Observer,
-    ) -> Result<Conditioning> {
+    pub(super) fn condition(&mut self, pipeline: &Pipeline, request: &Request, observer: &mut dyn Observer) -> Result<Conditioning> {
         let mut encoded = Vec::new();
         let mut said = false;
+        let adapters = pipeline.adapters(request)?;
+        let signature = adapters.text_signature();
         for text in prompt_texts(request) {
-            let key = (text.text.to_owned(), text.skip_layers);
+            let key = (text.text.to_owned(), text.skip_layers, signature.clone());
             if let Some(known) = self.known.get(&key) {
                 encoded.push(known.clone());
                 self.order.retain(|other| *other != key);
@@ -44,7 +40,7 @@ impl Texts {
                 observer.stage(Stage::EncodePrompt)?;
                 said = true;
             }
-            let new = Arc::new(pipeline.encode_text(&text, &AdapterSet::default(), observer)?);
+            let new = Arc::new(pipeline.encode_text(&text, &adapters, observer)?);
             self.bytes += new.bytes();
             encoded.push(new.clone());
             self.known.insert(key.clone(), new);

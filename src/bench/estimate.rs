@@ -3,8 +3,8 @@
 use super::flops;
 use crate::Result;
 use crate::ops::Linear;
-use crate::request::GenerationRequest;
 use crate::sampling::plan;
+use crate::settings::Request;
 use crate::spec::ModelSpec;
 use candle_core::{DType, Device, Tensor};
 use std::time::Instant;
@@ -16,12 +16,12 @@ const SHARE: f64 = 0.5;
 ///
 /// # Errors
 /// The request's schedule cannot be planned.
-pub fn image_flop(spec: &ModelSpec, request: &GenerationRequest) -> Result<f64> {
-    let schedule = plan(&request.scheduler, request.steps)?;
+pub fn image_flop(spec: &ModelSpec, request: &Request) -> Result<f64> {
+    let schedule = plan(&request.scheduler, request.sampling.steps)?;
     let calls: usize = schedule.steps.iter().map(|step| schedule.evaluations(step)).sum();
-    let rows = calls * if request.is_guided() { 2 } else { 1 };
+    let rows = calls * request.rows();
     let factor = spec.vae.factor().max(1);
-    let (height, width) = (request.height / factor, request.width / factor);
+    let (height, width) = (request.canvas.height / factor, request.canvas.width / factor);
     let tokens = spec.text_encoders.first().map_or(77, |encoder| encoder.clip.max_positions);
     Ok(rows as f64 * flops::unet_row(&spec.unet, height, width, tokens) + flops::vae_decode(&spec.vae, height, width))
 }

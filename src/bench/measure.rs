@@ -5,8 +5,8 @@ use super::{flops, memory};
 use crate::device;
 use crate::ops::{Linear, profiled, with_reference};
 use crate::pipeline::{BatchItem, Observer, Pipeline, Stage};
-use crate::request::{GenerationRequest, RequestDraft};
 use crate::sampling::TimestepSpacing;
+use crate::settings::{BatchSize, Draft, Request, Seed};
 use crate::spec::ModelSpec;
 use crate::weights::ModelSource;
 use crate::{Error, Result};
@@ -56,22 +56,19 @@ pub struct Settings {
     pub profile: bool,
 }
 
-fn request(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, steps: usize) -> Result<GenerationRequest> {
-    let draft = RequestDraft {
-        prompt: "a lighthouse at dusk".to_owned(),
-        negative_prompt: Some("blurry".to_owned()),
-        width: size.map(|(width, _)| width),
-        height: size.map(|(_, height)| height),
-        steps: Some(steps),
-        guidance_scale: Some(GUIDANCE_SCALE),
-        sampler: Some("euler".to_owned()),
+fn request(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, steps: usize) -> Result<Request> {
+    let draft = Draft::new("a lighthouse at dusk").with(|draft| {
+        draft.seed = Some(Seed::Is(SEED));
+        draft.text.negative_prompt = Some("blurry".to_owned());
+        draft.set_size(size);
+        draft.sampling.steps = Some(steps);
+        draft.guidance.scale = Some(GUIDANCE_SCALE);
+        draft.scheduler.sampler = Some("euler".to_owned());
         // A single step then begins in pure noise, where the network decides all of the image.
-        timestep_spacing: Some(TimestepSpacing::Trailing),
-        seed: SEED,
-        images: Some(batch_size),
-        batch_size: Some(batch_size),
-        ..RequestDraft::default()
-    };
+        draft.scheduler.timestep_spacing = Some(TimestepSpacing::Trailing);
+        draft.output.images = Some(batch_size);
+        draft.output.batch_size = Some(BatchSize(Some(batch_size)));
+    });
     draft.resolve(spec)
 }
 
@@ -153,9 +150,9 @@ fn fill(
     row.vae_dtype = vae_dtype.as_str().to_owned();
     let whole = request(spec, case.size, case.batch_size, settings.steps)?;
     let one_step = request(spec, case.size, case.batch_size, 1)?;
-    (row.width, row.height) = (whole.width, whole.height);
+    (row.width, row.height) = (whole.canvas.width, whole.canvas.height);
     let factor = spec.vae.factor();
-    let (height, width) = (whole.height / factor, whole.width / factor);
+    let (height, width) = (whole.canvas.height / factor, whole.canvas.width / factor);
     let tokens = spec.text_encoders.first().map_or(77, |encoder| encoder.clip.max_positions);
     row.step_flop = 2.0 * case.batch_size as f64 * flops::unet_row(&spec.unet, height, width, tokens);
     row.decode_flop = case.batch_size as f64 * flops::vae_decode(&spec.vae, height, width);

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
     use crate::family;
     use crate::pipeline::{BatchItem, Observer, Pipeline, Silent, Stage};
-    use crate::request::RequestDraft;
+    use crate::settings::Draft;
     use crate::spec::UNetLevel;
 
     /// A family's model made small enough for a test: narrow, and shallow.
@@ -158,8 +158,10 @@ mod tests {
             let generate = |seed| {
                 let model = RandomModel::new(name, spec.clone(), seed);
                 let pipeline = Pipeline::load(&model, &Device::Cpu, DType::F32, DType::F32, &mut Silent)?;
-                let draft =
-                    RequestDraft { prompt: "a lighthouse".into(), steps: Some(2), width: Some(64), height: Some(64), ..Default::default() };
+                let draft = Draft::new("a lighthouse").with(|draft| {
+                    draft.sampling.steps = Some(2);
+                    draft.set_size(Some((64, 64)));
+                });
                 let request = draft.resolve(&spec)?;
                 let prompt = pipeline.encode_prompt(&request, &mut Silent)?;
                 let latents = pipeline.denoise(&BatchItem::of_seeds(&request, &prompt, &[1]), &mut Silent)?;

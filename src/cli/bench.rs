@@ -1,6 +1,6 @@
 //! `sd-gen bench`: every combination of what was asked for, measured and shown.
 
-use super::args::{ProgressStyle, parse_size};
+use super::completions::NamedValues;
 use super::generate::set_threads;
 use super::model;
 use super::progress::Progress;
@@ -15,6 +15,7 @@ use crate::disk::write_whole;
 use crate::family;
 use crate::ops::cuda_profile;
 use crate::pipeline::Observer;
+use crate::settings::{ProgressStyle, Value, parse_size};
 use crate::weights::{Checkpoint, ModelSource};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -119,7 +120,8 @@ pub(super) struct BenchArgs {
     #[arg(long, help_heading = "Output")]
     record: bool,
     /// How progress is shown on standard error
-    #[arg(long, value_enum, default_value = "auto", value_name = "STYLE", help_heading = "Output")]
+    #[arg(long, default_value = "auto", value_name = "STYLE", help_heading = "Output",
+          value_parser = NamedValues { names: vec!["auto", "bar", "json", "none"], parser: ProgressStyle::parse })]
     progress: ProgressStyle,
     /// Only errors and results
     #[arg(short, long, help_heading = "Output")]

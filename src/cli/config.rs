@@ -8,9 +8,10 @@
 //! allow it.
 
 use super::args::Cli;
-use super::flags::{FlagList, Flags, Kind};
+use super::flags::{FlagList, Flags};
 use super::lines::{LineErrors, Record};
 use crate::disk::{read_bounded, stays_inside};
+use crate::settings::ValueKind;
 use crate::{Error, Result};
 use clap::{ArgMatches, Args, CommandFactory};
 use etcetera::BaseStrategy;
@@ -261,7 +262,7 @@ fn confined(list: &FlagList, flag: usize, (value, read): (&str, &OsString), fold
     if matches!(long, "model" | "models") && value.contains('/') && !folder.join(value).exists() {
         return refused(&format!("{value:?} is no file here, and ./{HERE} cannot ask for a download"));
     }
-    let written = (flag.kind == Kind::Path && !READS.contains(&long)) || long.starts_with("output") || long.starts_with("save");
+    let written = (flag.kind == ValueKind::Path && !READS.contains(&long)) || long.starts_with("output") || long.starts_with("save");
     let plain = || Path::new(value).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if written && !(plain() && stays_inside(folder, &folder.join(value))) {
         return refused(&format!("{value:?} leaves the folder of ./{HERE}"));
@@ -304,11 +305,11 @@ mod tests {
     fn the_command_line_beats_the_folder_and_that_the_platform() {
         let folders =
             Folders::new("steps = 20\nsize = \"64x32\"\n", "steps = 9\nCfg_Scale = 6.5\nzero-snr = true\nprompt = [\"a\", \"b\"]\n");
-        assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --size=64x32 --zero-snr --steps=20 --guidance-scale=6.5 -p x");
+        assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --size=64x32 --steps=20 --zero-snr --guidance-scale=6.5 -p x");
         assert_eq!(folders.arguments("sd-gen --steps 5 -g 1 -p x"), "sd-gen --size=64x32 --zero-snr --steps 5 -g 1 -p x");
         assert_eq!(
             folders.arguments("sd-gen -W 128"),
-            "sd-gen --height=32 --zero-snr --steps=20 --guidance-scale=6.5 --prompt=a --prompt=b -W 128"
+            "sd-gen --prompt=a --prompt=b --height=32 --steps=20 --zero-snr --guidance-scale=6.5 -W 128"
         );
         for typed in ["sd-gen", "sd-gen --help", "sd-gen -p x --no-config", "sd-gen -p x --unknown", "sd-gen bench"] {
             assert_eq!(folders.arguments(typed), typed);
@@ -368,7 +369,7 @@ mod tests {
         let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/lines.md")).unwrap();
         let text = document.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
         for folders in [Folders::new(text, ""), Folders::new("", text)] {
-            assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --models-dir=/data/models --steps=25 --sampler=DPM++ 2M Karras -p x");
+            assert_eq!(folders.arguments("sd-gen -p x"), "sd-gen --steps=25 --sampler=DPM++ 2M Karras --models-dir=/data/models -p x");
             assert_eq!(folders.arguments("sd-gen bench --random sd15"), "sd-gen bench --models-dir=/data/models --repeats=5 --random sd15");
         }
     }

@@ -1,9 +1,12 @@
 //! `sd-gen convert`: the same weights in the other layout.
 
-use super::args::{ConvertArgs, ProgressStyle};
+use super::args::ConvertArgs;
 use super::progress::Progress;
 use super::screen::say;
 use super::{answer, cancelled, listen_for_cancellation, model};
+use crate::adapter::{AdapterCache, AdapterChoice, AdapterFolders, LoraChoice};
+use crate::settings::ProgressStyle;
+use crate::settings::WeightedFile;
 use crate::spec::TextEncoderSpec;
 use crate::text::{clip_merges, clip_vocab_json};
 use crate::weights::{Layout, TokenizerFiles, convert_observed};
@@ -38,9 +41,20 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let encoders = &from.spec().text_encoders;
     let folders = [("tokenizer", encoders.first()), ("tokenizer_2", encoders.last())];
     let tokenizers: Vec<_> = folders.into_iter().filter_map(|(folder, encoder)| Some((folder, tokenizer(encoder?)))).collect();
+    let loras = AdapterFolders::loras(args.lora_dir.as_deref(), &model::models_folder(args.models_dir.as_deref()).0);
+    let lora = |lora: &WeightedFile| {
+        let path = loras.find(&lora.file.path().to_string_lossy())?;
+        Ok(LoraChoice { path, weight: lora.weight(), text_weight: lora.second_weight() })
+    };
+    let loras = args.lora.iter().map(lora).collect::<Result<Vec<_>>>()?;
+    let choice = AdapterChoice { loras, partial: args.lora_partial, ..AdapterChoice::default() };
+    let adapters = AdapterCache::default().prepare(&from, &choice)?;
+    for line in adapters.deltas().applied() {
+        say(line);
+    }
     listen_for_cancellation()?;
     let mut progress = Progress::new(ProgressStyle::Auto, false);
-    let report = convert_observed(&from, &args.to, layout, args.dtype, &tokenizers, None, &mut |bytes| {
+    let report = convert_observed(&from, &args.to, layout, args.dtype, &tokenizers, Some(&**adapters.deltas()), &mut |bytes| {
         progress.bytes("writing", bytes, None);
         if cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     });

@@ -1,9 +1,9 @@
 //! A model that is named by its hub id, and what is shown while it is fetched.
 
-use super::args::ProgressStyle;
 use super::progress::Progress;
 use super::{OFFLINE, cancelled, screen};
 use crate::hub::{Event, HubId, Missing, Settings, fetch, missing};
+use crate::settings::{Draft, ProgressStyle};
 use crate::weights::{Checkpoint, OpenOptions};
 use crate::{Error, Result};
 use candle_core::DType;
@@ -17,6 +17,13 @@ const WORTH_A_LINE: u64 = 1_000_000;
 pub(super) struct DownloadStyle {
     pub(super) style: ProgressStyle,
     pub(super) quiet: bool,
+}
+
+impl DownloadStyle {
+    pub(super) fn of(draft: &Draft) -> Self {
+        let run = draft.run.decide(&());
+        Self { style: run.progress, quiet: run.quiet }
+    }
 }
 
 impl Default for DownloadStyle {

@@ -1,7 +1,8 @@
 //! Flags as pairs of name and value, wherever they were written: the lines of a batch file, a sweep and a configuration file are
 //! nothing but flags, so clap's own definition is the one list of what they may say and the one judge of their values.
 
-use super::args::{BatchSize, GenerateArgs, Seed};
+use super::args::{GenerateArgs, Typed};
+use crate::settings::{Draft, Effect, ValueKind, find as setting, fold};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
@@ -15,27 +16,12 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 /// The flags that make an image, `--prompt` not demanded: a line may bring it.
 pub(super) static GENERATION: LazyLock<FlagList> = LazyLock::new(|| FlagList::of(Flags::augment_args(Command::new("sd-gen"))));
 
-/// Settings of the process, which no single line can have for itself.
-const WHOLE_RUN: &[&str] = &["threads", "progress", "quiet", "verbose", "preview", "taesd"];
-
-/// What a flag's value is, as far as its spelling goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Switch,
-    Whole,
-    Number,
-    Path,
-    Text,
-    /// A word that a parser of its own reads.
-    Word,
-}
-
 /// One flag of a command.
 #[derive(Debug)]
 pub(super) struct Flag {
     /// Its name without the dashes.
     pub(super) long: String,
-    pub(super) kind: Kind,
+    pub(super) kind: ValueKind,
     /// May be given several times.
     pub(super) repeatable: bool,
     /// May be given without its value.
@@ -63,11 +49,6 @@ pub(super) struct Wrong {
     pub(super) what: String,
 }
 
-/// A name as it is compared: case, `_`, `-` and spaces do not count.
-pub(super) fn fold(name: &str) -> String {
-    name.trim().to_lowercase().replace(['_', ' '], "-")
-}
-
 impl FlagList {
     /// Reads a command's definition.
     pub(super) fn of(command: Command) -> Self {
@@ -90,7 +71,7 @@ impl FlagList {
             let rivals = named.iter().enumerate().filter(|(_, other)| is_rival(other)).map(|(at, _)| at).collect();
             let repeatable = matches!(arg.get_action(), ArgAction::Append);
             let bare = arg.get_action().takes_values() && arg.get_num_args().is_some_and(|values| values.min_values() == 0);
-            flags.push(Flag { long, kind: Kind::of(arg), repeatable, bare, id: arg.get_id().to_string(), rivals });
+            flags.push(Flag { long, kind: kind_of(arg), repeatable, bare, id: arg.get_id().to_string(), rivals });
         }
         Self { flags, names, letters, command: Mutex::new(command) }
     }
@@ -128,7 +109,7 @@ impl FlagList {
             if text.contains('\0') {
                 return Err((at, format!("--{long}: the value holds a NUL character; it is not text")));
             }
-            if *kind == Kind::Switch && value != "true" && value != "false" {
+            if kind.is_switch() && value != "true" && value != "false" {
                 return Err((at, format!("--{long} {text:?}: give true or false")));
             }
             if let Err(what) = self.check(flag, value) {
@@ -146,11 +127,11 @@ impl FlagList {
             ErrorKind::InvalidValue | ErrorKind::ValueValidation | ErrorKind::InvalidUtf8 | ErrorKind::NoEquals => {
                 match (kind, error.get(ContextKind::ValidValue), error.source()) {
                     (_, Some(ContextValue::Strings(known)), _) => format!("there are {}", known.join(", ")),
-                    (Kind::Whole, _, Some(source)) if source.is::<std::num::ParseIntError>() => match value.to_str() {
+                    (ValueKind::Whole, _, Some(source)) if source.is::<std::num::ParseIntError>() => match value.to_str() {
                         Some(text) if text.bytes().all(|b| b.is_ascii_digit()) && !text.is_empty() => "the number is too large".to_owned(),
                         _ => "give a whole number such as 20".to_owned(),
                     },
-                    (Kind::Number, ..) => "give a number such as 7.5".to_owned(),
+                    (ValueKind::Number, ..) => "give a number such as 7.5".to_owned(),
                     (_, _, Some(source)) => source.to_string(),
                     _ => "is not accepted".to_owned(),
                 }
@@ -174,7 +155,7 @@ impl FlagList {
     fn token(&self, flag: usize, value: &OsString) -> Option<OsString> {
         let Flag { long, kind, .. } = &self.flags[flag];
         let mut token = OsString::from(format!("--{long}"));
-        if *kind == Kind::Switch {
+        if kind.is_switch() {
             return (value == "true").then_some(token);
         }
         token.push("=");
@@ -194,52 +175,22 @@ impl FlagList {
     }
 }
 
-impl Kind {
-    fn of(arg: &Arg) -> Self {
-        if !arg.get_action().takes_values() {
-            return Self::Switch;
-        }
-        let is = |types: &[TypeId]| types.iter().any(|id| arg.get_value_parser().type_id() == *id);
-        let whole = [
-            TypeId::of::<usize>(),
-            TypeId::of::<u64>(),
-            TypeId::of::<u32>(),
-            TypeId::of::<u16>(),
-            TypeId::of::<u8>(),
-            TypeId::of::<i64>(),
-            TypeId::of::<i32>(),
-            TypeId::of::<Seed>(),
-            TypeId::of::<BatchSize>(),
-        ];
-        match () {
-            () if is(&whole) => Self::Whole,
-            () if is(&[TypeId::of::<f64>(), TypeId::of::<f32>()]) => Self::Number,
-            () if is(&[TypeId::of::<PathBuf>()]) => Self::Path,
-            () if is(&[TypeId::of::<String>(), TypeId::of::<OsString>()]) => Self::Text,
-            () => Self::Word,
-        }
+/// How a flag's value is spelled.
+fn kind_of(arg: &Arg) -> ValueKind {
+    if !arg.get_action().takes_values() {
+        return if matches!(arg.get_action(), ArgAction::Count) { ValueKind::Count } else { ValueKind::Switch };
     }
-
-    /// The spelling that clap takes: tables that were through a spreadsheet say `20.0` and `TRUE`.
-    fn tidied(self, value: &str) -> String {
-        match self {
-            Self::Switch => match value.trim().to_lowercase().as_str() {
-                "true" | "yes" | "on" | "1" => "true".to_owned(),
-                "false" | "no" | "off" | "0" => "false".to_owned(),
-                _ => value.to_owned(),
-            },
-            Self::Whole => {
-                let value = value.trim();
-                let decimal = value.contains(['.', 'e', 'E']);
-                // Beyond 2^53 the decimal number would not be the one that was written.
-                match value.parse::<f64>() {
-                    Ok(number) if decimal && number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0 => format!("{number:.0}"),
-                    _ => value.to_owned(),
-                }
-            }
-            Self::Number | Self::Word => value.trim().to_owned(),
-            Self::Path | Self::Text => value.to_owned(),
-        }
+    let is = |types: &[TypeId]| types.iter().any(|id| arg.get_value_parser().type_id() == *id);
+    if is(&[TypeId::of::<Typed>()]) {
+        return setting(arg.get_id().as_str()).map_or(ValueKind::Text, |row| row.kind);
+    }
+    let whole = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<u32>(), TypeId::of::<u16>(), TypeId::of::<u8>()];
+    match () {
+        () if is(&whole) => ValueKind::Whole,
+        () if is(&[TypeId::of::<f64>(), TypeId::of::<f32>()]) => ValueKind::Number,
+        () if is(&[TypeId::of::<PathBuf>()]) => ValueKind::Path,
+        () if is(&[TypeId::of::<String>(), TypeId::of::<OsString>()]) => ValueKind::Text,
+        () => ValueKind::Word,
     }
 }
 
@@ -259,6 +210,14 @@ fn shortened(value: &str) -> String {
     match value.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}…", &value[..end]),
         None => value.to_owned(),
+    }
+}
+
+/// An error as the command line says it: a setting's name has its dashes.
+pub(super) fn sentence(error: &crate::Error) -> String {
+    match error {
+        crate::Error::Setting { .. } => format!("--{error}"),
+        _ => error.to_string(),
     }
 }
 
@@ -306,7 +265,7 @@ impl Flags {
         if nearer.0.contains_key(&width) == nearer.0.contains_key(&height) {
             return;
         }
-        let Some((w, h)) = self.get(size).and_then(|typed| super::args::parse_size(typed.first()?.to_str()?).ok()) else { return };
+        let Some((w, h)) = self.get(size).and_then(|typed| crate::settings::parse_size(typed.first()?.to_str()?).ok()) else { return };
         self.0.remove(&size);
         self.set(width, vec![w.to_string().into()]);
         self.set(height, vec![h.to_string().into()]);
@@ -326,7 +285,8 @@ impl Flags {
                 continue;
             }
             let values = match flag.kind {
-                Kind::Switch => vec!["true".into()],
+                ValueKind::Switch => vec!["true".into()],
+                ValueKind::Count => vec!["true".into(); usize::from(matches.get_count(&flag.id))],
                 _ => matches.get_raw(&flag.id).into_iter().flatten().map(OsString::from).collect(),
             };
             flags.set(index, values);
@@ -338,11 +298,11 @@ impl Flags {
     ///
     /// # Errors
     /// Everything that clap finds wrong, value by value; else how the flags do not go together.
-    pub(super) fn args(&self) -> Result<GenerateArgs, Vec<Wrong>> {
+    pub(super) fn draft(&self) -> Result<Draft, Vec<Wrong>> {
         let list = &*GENERATION;
         let tokens = self.0.iter().flat_map(|(flag, values)| list.tokens(*flag, values));
         let error = match list.matches(tokens).and_then(|matches| GenerateArgs::from_arg_matches(&matches)) {
-            Ok(args) => return Ok(args),
+            Ok(GenerateArgs(draft)) => return Ok(draft),
             Err(error) => error,
         };
         let values = self.0.iter().flat_map(|(flag, values)| values.iter().map(|value| (*flag, value)));
@@ -378,7 +338,7 @@ fn bare(name: &str) -> String {
 /// It is: a sentence for the line that tries.
 pub(super) fn varies(flag: usize) -> Result<(), String> {
     let long = &GENERATION.flags[flag].long;
-    match WHOLE_RUN.contains(&long.as_str()) {
+    match setting(long).is_none_or(|row| row.effect == Effect::Run) {
         true => Err(format!("--{long} is for the whole run; give it on the command line")),
         false => Ok(()),
     }
@@ -386,7 +346,7 @@ pub(super) fn varies(flag: usize) -> Result<(), String> {
 
 impl Args for Flags {
     fn augment_args(command: Command) -> Command {
-        GenerateArgs::augment_args(command).mut_arg("prompts", |arg| arg.required(false))
+        GenerateArgs::augment_args(command).mut_arg("prompt", |arg| arg.required(false))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

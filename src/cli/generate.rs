@@ -1,9 +1,9 @@
 //! `sd-gen --prompt …`: from flags to images on the disk.
 
-use super::args::{GenerateArgs, Seed};
+use super::args::read_prompts;
 use super::download::DownloadStyle;
 use super::listen_for_cancellation;
-use super::model::{self, Opened};
+use super::model::{self, AdapterFinder, Opened};
 use super::output::{ImageName, Output};
 use super::progress::Progress;
 use super::watch::Watch;
@@ -11,9 +11,11 @@ use crate::batch::{Batch, EventSender, Finished, ImageEvent, Sink, Sizes, Task, 
 use crate::device::open_all;
 use crate::disk::{counted, folder_of, stage, write_whole};
 use crate::image::write_png;
+use crate::inputs::InputReader;
 use crate::metadata::{GeneratedBy, KEYWORD, parameters};
 use crate::pipeline::{GeneratedImage, Observer};
-use crate::request::GenerationRequest;
+use crate::settings::{Draft, PreviewStyle, Request, Seed};
+use crate::weights::TinyAutoencoder;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::borrow::Cow;
@@ -24,50 +26,64 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::info;
 
 /// Generates what the flags say; images whose place `./sd-gen.toml` says stay in the folder `confined_to`.
-pub(super) fn run(args: GenerateArgs, confined_to: Option<PathBuf>) -> Result<()> {
+pub(super) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> {
+    let run = draft.run.decide(&());
+    let load = draft.load.decide(&());
     // Everything that can be wrong is found before a weight is read.
-    if let Some(threads) = args.threads {
+    if let Some(threads) = run.threads {
         set_threads(threads)?;
     }
-    let prompts = args.read_prompts()?;
-    let scheduler_config = args.read_scheduler_config()?;
-    let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?.confined(confined_to);
+    draft.prompts = read_prompts(&draft.prompts)?;
+    let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?.confined(confined_to);
     if output.is_standard() && is_closed(&std::io::stdout()) {
         return Err(Error::Input("--output -: standard output is closed; send it somewhere, such as > image.png".into()));
     }
-    if let Some(path) = &args.save_latents {
-        check_latents_path(path, args.overwrite)?;
+    if let Some(path) = &run.save_latents {
+        check_latents_path(path, run.overwrite)?;
     }
-    let seed = match args.seed {
+    let is_random = !matches!(draft.seed, Some(Seed::Is(_)));
+    let seed = match draft.seed {
         Some(Seed::Is(seed)) => seed,
         // 32 bits, so that it can be typed again and is a seed for every other tool too.
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
-    let (devices, remarks) = open_all(&args.device)?;
-    let showing = DownloadStyle { style: args.progress, quiet: args.quiet };
-    let dtype = args.dtype.on(devices.first().unwrap_or(&Device::Cpu));
-    let checkpoint = model::open_for(args.model.as_deref(), args.models_dir.as_deref(), dtype, showing)?;
-    let model = Opened::new(checkpoint, devices, &args.model_flags());
-    let requests: Vec<Arc<GenerationRequest>> = prompts
-        .iter()
-        .map(|prompt| args.draft(prompt.clone(), scheduler_config.clone(), seed).resolve(model.checkpoint.spec()).map(Arc::new))
-        .collect::<Result<_>>()?;
-    let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.images));
+    let (finder, mut files) = (AdapterFinder::new(&load), InputReader::default());
+    let read = |prompt: &String| {
+        let mut draft = draft.of_prompt(prompt, seed);
+        finder.find(&mut draft)?;
+        draft.read_files(&mut files)?;
+        Ok(draft)
+    };
+    let drafts = draft.prompts.iter().map(read).collect::<Result<Vec<Draft>>>()?;
+    let (devices, remarks) = open_all(load.devices())?;
+    let showing = DownloadStyle::of(&draft);
+    let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
+    let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing)?;
+    let model = Opened::new(checkpoint, devices, &load);
+    let requests: Vec<Arc<Request>> =
+        drafts.iter().map(|draft| draft.resolve(model.checkpoint.spec()).map(Arc::new)).collect::<Result<_>>()?;
+    let mut applied: Vec<String> = Vec::new();
+    for line in requests.iter().map(|request| model.check_adapters(request)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+        if !applied.contains(&line) {
+            applied.push(line);
+        }
+    }
+    let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.output.images));
     let generator = model.generator();
     for (index, request) in requests.iter().enumerate() {
         output.checked_place(&ImageName { request, model: &generator.label, seed: request.seed, index })?;
     }
     output.check(images)?;
-    if let (Some(latents), Some(image)) = (&args.save_latents, &args.output)
-        && args.output_dir.as_deref().unwrap_or(Path::new("")).join(image) == *latents
+    if let (Some(latents), Some(image)) = (&run.save_latents, &run.output)
+        && run.output_dir.as_deref().unwrap_or(Path::new("")).join(image) == *latents
     {
         return Err(Error::Input(format!("--save-latents {image}: is the image's file too; give another name")));
     }
-    let tiny = args.read_tiny_autoencoder()?;
+    let tiny = run.taesd.as_ref().map(|path| TinyAutoencoder::open(path.as_ref())).transpose()?;
     listen_for_cancellation()?;
 
-    let mut progress = Progress::new(args.progress, args.quiet);
-    if let Some(how) = args.preview {
+    let mut progress = Progress::new(run.progress, run.quiet);
+    if let Some(PreviewStyle(how)) = run.preview {
         progress.preview(how);
     }
     for remark in &remarks {
@@ -76,24 +92,28 @@ pub(super) fn run(args: GenerateArgs, confined_to: Option<PathBuf>) -> Result<()
     if let Some(remark) = model.remark() {
         progress.say(remark);
     }
+    for line in &applied {
+        progress.say(line);
+    }
     model.describe();
     for request in &requests {
-        let (scheduler, GenerationRequest { width, height, steps, guidance_scale, seed, .. }) = (&request.scheduler, &**request);
+        let (scheduler, canvas, steps) = (&request.scheduler, &request.canvas, request.sampling.steps);
         let (sampler, schedule) = (scheduler.sampler()?.name(), scheduler.sigma_schedule()?.name());
-        info!("{width}x{height}, {steps} steps of {sampler} ({schedule}), guidance {guidance_scale}, seed {seed}");
+        let (guidance, seed) = (request.guidance.scale, request.seed);
+        info!("{}x{}, {steps} steps of {sampler} ({schedule}), guidance {guidance}, seed {seed}", canvas.width, canvas.height);
     }
-    if requests.iter().any(|request| request.negative_prompt.is_some() && !request.is_guided()) {
+    if requests.iter().any(|request| request.text.negative_prompt.is_some() && !request.is_guided()) {
         progress.warn("the negative prompt does nothing without guidance; --guidance-scale above 1 turns it on");
     }
-    if args.seed.is_none_or(|seed| seed == Seed::Random) {
+    if is_random {
         progress.say(&format!("seed {seed}"));
     }
 
     let kept = Arc::new(Mutex::new(RunResult::default()));
-    let writer = Writer { output, generator, latents: args.save_latents.is_some(), index: 0, written: HashSet::new(), kept: kept.clone() };
+    let writer = Writer { output, generator, latents: run.save_latents.is_some(), index: 0, written: HashSet::new(), kept: kept.clone() };
     // One model, and flags that all prompts share: any images go together.
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
-    let sizes = sizes(&model.footprint(first), images.div_ceil(model.devices()), first.batch_size);
+    let sizes = sizes(&model.footprint(first), images.div_ceil(model.devices()), first.output.batch_size.0);
     let batches = batches(requests.clone(), sizes);
     let models = model::Models::new(model).showing(tiny.filter(|_| progress.previews()));
     let prompt_of = |id: usize| requests.get(id).map(|request| request.prompt.clone()).unwrap_or_default();
@@ -103,8 +123,8 @@ pub(super) fn run(args: GenerateArgs, confined_to: Option<PathBuf>) -> Result<()
 
     let RunResult { latents, failed, last } = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
     // What was finished is kept, however the run ended.
-    if let (Some(path), false) = (&args.save_latents, latents.is_empty()) {
-        save_latents(path, &latents, args.overwrite)?;
+    if let (Some(path), false) = (&run.save_latents, latents.is_empty()) {
+        save_latents(path, &latents, run.overwrite)?;
     }
     generated?;
     match (failed, last) {
@@ -118,7 +138,7 @@ pub(super) fn run(args: GenerateArgs, confined_to: Option<PathBuf>) -> Result<()
 }
 
 /// All images of all requests.
-fn batches(requests: Vec<Arc<GenerationRequest>>, sizes: Sizes) -> impl Iterator<Item = Result<Batch>> + Send {
+fn batches(requests: Vec<Arc<Request>>, sizes: Sizes) -> impl Iterator<Item = Result<Batch>> + Send {
     let mut tasks = requests.into_iter().enumerate().flat_map(|(id, request)| {
         let seeds = request.seeds();
         seeds.map(move |seed| Task { id, model: 0, request: request.clone(), seed })
@@ -186,7 +206,7 @@ impl Sink for Writer {
 
 impl Writer {
     /// The file; `None` is standard output.
-    fn write(&mut self, generated: &GeneratedImage, request: &GenerationRequest) -> Result<Option<PathBuf>> {
+    fn write(&mut self, generated: &GeneratedImage, request: &Request) -> Result<Option<PathBuf>> {
         let texts = [(KEYWORD, Cow::from(parameters(request, generated.seed, &self.generator)?))];
         let name = ImageName { request, model: &self.generator.label, seed: generated.seed, index: self.index };
         self.index += 1;

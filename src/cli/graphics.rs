@@ -1,27 +1,12 @@
 //! Images on a terminal: kitty's protocol, iTerm2's, sixel, or half blocks in colour.
 
 use super::screen::{self, Drawing};
+use crate::settings::Graphics;
 use ::image::imageops::{ColorMap, FilterType, dither, index_colors, resize};
 use ::image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use clap::ValueEnum;
 use std::fmt::Write;
-
-/// How a terminal takes images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Graphics {
-    /// kitty, Ghostty
-    Kitty,
-    /// iTerm2, WezTerm, mintty
-    Iterm2,
-    /// xterm -ti vt340, foot, mlterm, Windows Terminal
-    Sixel,
-    /// any terminal with 24-bit colours: two pixels a character
-    Blocks,
-    /// any terminal with 256 colours
-    Blocks256,
-}
 
 /// Rows of text that one image may cover.
 const MOST_ROWS: u16 = 20;
@@ -337,7 +322,7 @@ mod tests {
         assert_eq!(fit((128, 64), (80, 40)), (80, 40));
         assert_eq!(fit((64, 640), (80, 40)), (4, 40));
         assert_eq!(fit((0, 5000), (1, 1)), (1, 1));
-        for graphics in Graphics::value_variants() {
+        for (_, graphics) in Graphics::NAMES {
             let drawing = graphics.draw_within(&checks(64, 32), 7, (10, 80), (9, 18));
             assert_eq!(drawing.rows, 10, "{graphics:?}");
             let narrow = graphics.draw_within(&checks(64, 32), 7, (10, 20), (9, 18));
@@ -347,7 +332,7 @@ mod tests {
 
     #[test]
     fn an_image_of_any_size_fits_a_terminal_of_any_size() {
-        for graphics in Graphics::value_variants() {
+        for (_, graphics) in Graphics::NAMES {
             for image in [checks(1, 1), checks(1, 64), checks(64, 1), checks(8, 1024), checks(2, 3)] {
                 for room in [(1, 1), (1, 2), (2, 1), (20, 79), (20, 1)] {
                     let drawing = graphics.draw_within(&image, 7, room, (9, 18));

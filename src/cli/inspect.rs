@@ -1,16 +1,15 @@
 //! `sd-gen inspect`: what a file or folder is, for people and for programs.
 
-use super::args::ProgressStyle;
-use super::args::PromptSyntax;
 use super::progress::Progress;
 use super::show::{bytes, count, facts, harmless, json as json_text, several, steers};
 use super::{answer, cancelled, listen_for_cancellation, model, screen};
 use crate::adapter::{AdapterFit, Change};
 use crate::metadata::{self, Command, Field, Image};
+use crate::settings::ProgressStyle;
 use crate::survey::{ComponentSummary, Kind, Survey};
 use crate::weights::{Checkpoint, HashCache, Hashes, trained_words};
 use crate::{Error, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use etcetera::BaseStrategy;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -134,10 +133,7 @@ pub(super) fn hash(path: &Path, cache: &mut HashCache) -> Result<Hashes> {
 
 /// The command that generates an image again.
 fn again(image: &Image) -> Option<Command> {
-    let syntaxes: Vec<String> =
-        PromptSyntax::value_variants().iter().filter_map(|syntax| Some(syntax.to_possible_value()?.get_name().to_owned())).collect();
-    let syntaxes: Vec<&str> = syntaxes.iter().map(String::as_str).collect();
-    image.recipe.as_ref().map(|recipe| metadata::command(recipe, &syntaxes))
+    image.recipe.as_ref().map(metadata::command)
 }
 
 fn as_text(finding: &Finding, verbose: bool) -> String {
@@ -159,6 +155,8 @@ fn image_text(path: &Path, image: &Image, verbose: bool) -> String {
             lines.push((name.replace('_', " "), vec![text.to_owned()]));
         }
     }
+    let settings = image.recipe.iter().flat_map(|recipe| recipe.settings());
+    lines.extend(settings.map(|(name, value)| (name.replace('-', " "), vec![value.to_owned()])));
     let others = image.recipe.iter().flat_map(|recipe| &recipe.other);
     lines.push(("also".into(), others.map(|(name, value)| format!("{name}: {value}")).collect()));
     if verbose || image.recipe.is_none() {

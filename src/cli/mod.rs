@@ -26,6 +26,7 @@ mod sweep;
 mod upscale;
 mod watch;
 
+use crate::settings::Draft;
 use crate::{Error, Result};
 use args::{Cli, Command};
 use clap::Parser;
@@ -64,7 +65,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Err(answer) => answer.exit(),
     };
     let (verbose, quiet) = match &cli.command {
-        None => (cli.generate.verbose, cli.generate.quiet),
+        None => loudness(&cli.generate.0),
         Some(Command::Batch(args)) => args.loudness(),
         Some(Command::Bench(args)) => (0, args.quiet),
         Some(Command::Upscale(args)) => (0, args.is_quiet()),
@@ -76,7 +77,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         screen::say(remark);
     }
     match cli.command {
-        None => generate::run(cli.generate, confined_to),
+        None => generate::run(cli.generate.0, confined_to),
         Some(Command::Batch(args)) => batch::run(*args, confined_to),
         Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
@@ -88,6 +89,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man) => completions::manual(),
     }
+}
+
+/// How often `--verbose` was said, and whether `--quiet` was.
+fn loudness(draft: &Draft) -> (u8, bool) {
+    (draft.run.verbose.unwrap_or_default().0, draft.run.quiet.unwrap_or_default())
 }
 
 /// Whether `--progress json` is among the arguments.
@@ -125,11 +131,13 @@ fn cancelled() -> bool {
 /// Says on standard error what went wrong.
 pub fn report(error: &Error) {
     if screen::is_json() {
-        return screen::event(|| serde_json::json!({ "event": "error", "message": error.to_string(), "exit_code": error.exit_code() }));
+        return screen::event(
+            || serde_json::json!({ "event": "error", "message": flags::sentence(error), "exit_code": error.exit_code() }),
+        );
     }
     match error {
         Error::Cancelled => screen::say("cancelled; what was finished is kept"),
-        _ => screen::say(&format!("error: {error}")),
+        _ => screen::say(&format!("error: {}", flags::sentence(error))),
     }
 }
 

@@ -1,14 +1,15 @@
 //! Which model `--model` names.
 
-use super::args::ModelFlags;
 use super::download::{self, DownloadStyle};
+use crate::adapter::{AdapterCache, AdapterFolders};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, release};
 use crate::hub::{HubId, Missing, name_in_cache};
+use crate::inputs::InputFile;
 use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
-use crate::pipeline::{Observer, Pipeline, VaeTiling};
-use crate::request::GenerationRequest;
+use crate::pipeline::{Observer, Pipeline};
+use crate::settings::{Draft, LoadSettings, Request, SourcePath, VaeTiling};
 use crate::survey::{Kind, Survey};
 use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_models, is_model_folder};
 use crate::{Error, Result};
@@ -60,22 +61,38 @@ pub(super) struct Opened {
     upcast: bool,
     vae_tiling: VaeTiling,
     low_memory: bool,
+    /// Where adapters are looked for by name, and those that are open.
+    pub(super) finder: AdapterFinder,
+    adapters: Arc<AdapterCache>,
 }
 
 impl Opened {
-    pub(super) fn new(checkpoint: Checkpoint, devices: Vec<Device>, flags: &ModelFlags) -> Self {
-        let is_chosen = flags.dtype == DTypeChoice::Auto;
-        let dtype = flags.dtype.on(devices.first().unwrap_or(&Device::Cpu));
-        let upcast = flags.vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
-        let vae_dtype = match flags.vae_dtype {
+    pub(super) fn new(checkpoint: Checkpoint, devices: Vec<Device>, settings: &LoadSettings) -> Self {
+        let is_chosen = settings.dtype == DTypeChoice::Auto;
+        let dtype = settings.dtype.on(devices.first().unwrap_or(&Device::Cpu));
+        let upcast = settings.vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
+        let vae_dtype = match settings.vae_dtype {
             DTypeChoice::Is(dtype) => dtype,
             DTypeChoice::Auto if upcast => DType::F32,
             DTypeChoice::Auto => dtype,
         };
         let label = label(&checkpoint);
-        let (vae_tiling, low_memory) = (flags.vae_tiling, flags.low_memory);
+        let (vae_tiling, low_memory) = (settings.vae_tiling, settings.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
-        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory }
+        let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
+        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters }
+    }
+
+    /// Holds a request's adapters against the model, and says what fits.
+    ///
+    /// # Errors
+    /// One cannot be read or does not fit.
+    pub(super) fn check_adapters(&self, request: &Request) -> Result<Vec<String>> {
+        let choice = request.adapters.choice();
+        if choice.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(self.adapters.prepare(&self.checkpoint, &choice)?.deltas().applied().to_vec())
     }
 
     /// Where it computes; the first of several.
@@ -124,7 +141,7 @@ impl Opened {
                 ));
                 in_turn()?
             }
-            None => match Pipeline::load(&**checkpoint, device, dtype, vae_dtype, observer) {
+            None => match Pipeline::load_shared(checkpoint.clone(), device, dtype, vae_dtype, observer) {
                 Err(error) if error.is_out_of_memory() => {
                     release(device);
                     observer.warn("the memory is too small for all networks at once: they take turns (--low-memory)");
@@ -133,7 +150,7 @@ impl Opened {
                 loaded => loaded?,
             },
         };
-        Ok(pipeline.with_vae_tiling(vae_tiling))
+        Ok(pipeline.with_vae_tiling(vae_tiling).with_adapters(self.adapters.clone()))
     }
 
     /// What decides, beside a request, which pixels it generates.
@@ -142,9 +159,52 @@ impl Opened {
     }
 
     /// The memory that its weights and a request's images take.
-    pub(super) fn footprint(&self, request: &GenerationRequest) -> Footprint {
+    pub(super) fn footprint(&self, request: &Request) -> Footprint {
         let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
         Footprint::new(self.checkpoint.spec(), request, self.dtype, self.vae_dtype, self.device(), weights, free_memory(self.device()))
+    }
+}
+
+/// Where adapters are looked for by the names that people write.
+pub(super) struct AdapterFinder {
+    loras: AdapterFolders,
+    embeddings: AdapterFolders,
+}
+
+impl AdapterFinder {
+    pub(super) fn new(settings: &LoadSettings) -> Self {
+        let folder = |named: &Option<SourcePath>| named.as_ref().map(|folder| folder.0.clone());
+        let (models, _) = models_folder(folder(&settings.models_dir).as_deref());
+        Self {
+            loras: AdapterFolders::loras(folder(&settings.lora_dir).as_deref(), &models),
+            embeddings: AdapterFolders::embeddings(folder(&settings.embeddings_dir).as_deref(), &models),
+        }
+    }
+
+    /// Finds the files of adapters that a draft names, and the textual inversions whose words stand in its prompts.
+    ///
+    /// # Errors
+    /// There is no file of a name, or more than one.
+    pub(super) fn find(&self, draft: &mut Draft) -> Result<()> {
+        let one = |folders: &AdapterFolders, file: &mut InputFile| -> Result<()> {
+            let found = folders.find(&file.path().to_string_lossy())?;
+            if found != file.path() {
+                *file = InputFile::named(&found);
+            }
+            Ok(())
+        };
+        draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
+        draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
+        let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
+        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
+        for found in self.embeddings.all() {
+            let word = found.name.rsplit('/').next().unwrap_or_default().to_lowercase();
+            let is_known = draft.adapters.embedding.iter().any(|file| file.path() == found.path);
+            if !is_known && texts.iter().any(|text| text.contains(&word)) {
+                draft.adapters.embedding.push(InputFile::named(&found.path));
+            }
+        }
+        Ok(())
     }
 }
 

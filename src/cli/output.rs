@@ -2,7 +2,7 @@
 
 use crate::cli::show::steers;
 use crate::disk::{folder_of, stays_inside};
-use crate::request::GenerationRequest;
+use crate::settings::Request;
 use crate::{Error, Result};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
@@ -36,7 +36,7 @@ pub(super) struct Output {
 
 /// What distinguishes one image of a request.
 pub(super) struct ImageName<'a> {
-    pub(super) request: &'a GenerationRequest,
+    pub(super) request: &'a Request,
     pub(super) model: &'a str,
     pub(super) seed: u64,
     pub(super) index: usize,
@@ -234,13 +234,13 @@ fn fill(piece: &Piece, image: &ImageName<'_>) -> String {
         "seed" => image.seed.to_string(),
         "index" => image.index.to_string(),
         "prompt" => request.prompt.clone(),
-        "negative" => request.negative_prompt.clone().unwrap_or_default(),
+        "negative" => request.text.negative_prompt.clone().unwrap_or_default(),
         "model" => image.model.to_owned(),
         "sampler" => request.scheduler.sampler().map(|s| s.name().to_owned()).unwrap_or_default(),
-        "steps" => request.steps.to_string(),
-        "guidance" => request.guidance_scale.to_string(),
-        "width" => request.width.to_string(),
-        "height" => request.height.to_string(),
+        "steps" => request.sampling.steps.to_string(),
+        "guidance" => request.guidance.scale.to_string(),
+        "width" => request.canvas.width.to_string(),
+        "height" => request.canvas.height.to_string(),
         _ => String::new(),
     };
     file_name_part(&value, most.unwrap_or(100))

@@ -1,7 +1,7 @@
 //! When a forming image is looked at, and how several of them become one.
 
-use super::graphics::Graphics;
 use super::screen::Drawing;
+use crate::settings::Graphics;
 use ::image::imageops::replace;
 use ::image::{Rgb, RgbImage};
 use std::time::{Duration, Instant};

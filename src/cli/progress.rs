@@ -1,12 +1,11 @@
 //! Progress on standard error: live lines for people, events for programs; `docs/progress.md` lists the events.
 
-use super::args::ProgressStyle;
-use super::graphics::Graphics;
 use super::pace::StepPace;
 use super::preview::Preview;
 use super::show::steers;
 use super::{answer, cancelled, screen};
 use crate::pipeline::{Observer, Stage};
+use crate::settings::{Graphics, ProgressStyle};
 use crate::{Error, Result};
 use ::image::RgbImage;
 use serde_json::{Value, json};

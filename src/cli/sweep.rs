@@ -1,8 +1,9 @@
 //! `--sweep guidance-scale=4,6,8 --sweep seed=1..16`: every line with every combination of values. A sweep's values are flags too: they
 //! are laid over those of the line.
 
-use super::flags::{Flags, GENERATION, Kind, varies};
+use super::flags::{Flags, GENERATION, varies};
 use super::lines::{Line, LineError, Lines, cells_of, values_of};
+use crate::settings::ValueKind;
 use crate::{Error, Result};
 use std::ffi::OsString;
 use std::path::Path;
@@ -45,6 +46,7 @@ impl Axis {
         let read = |label: &String| match label.as_str() {
             // Without any: `lora=,style.safetensors` compares with and without.
             "" if known.repeatable => Ok(Vec::new()),
+            "none" if known.repeatable && known.kind == ValueKind::File => Ok(Vec::new()),
             _ => GENERATION.read(flag, std::slice::from_ref(label)).map_err(|(_, what)| what),
         };
         let values = labels.iter().map(read).collect::<Result<_, _>>()?;
@@ -53,7 +55,7 @@ impl Axis {
 }
 
 /// The values of a list, ranges written out.
-fn listed(list: &str, kind: Kind) -> Result<Vec<String>, String> {
+fn listed(list: &str, kind: ValueKind) -> Result<Vec<String>, String> {
     if list.is_empty() {
         return Ok(vec![String::new()]);
     }
@@ -63,7 +65,7 @@ fn listed(list: &str, kind: Kind) -> Result<Vec<String>, String> {
     for cell in cells {
         let cell = cell.trim();
         match cell.split_once("..") {
-            Some((first, rest)) if matches!(kind, Kind::Whole | Kind::Number) => values.extend(range(cell, first, rest, kind)?),
+            Some((first, rest)) if matches!(kind, ValueKind::Whole | ValueKind::Number) => values.extend(range(cell, first, rest, kind)?),
             _ => values.push(cell.to_owned()),
         }
     }
@@ -78,10 +80,10 @@ fn decimal(text: &str) -> Option<(i128, usize)> {
     plain.then(|| format!("{whole}{fraction}").parse().ok()).flatten().map(|digits| (digits, fraction.len()))
 }
 
-fn range(cell: &str, first: &str, rest: &str, kind: Kind) -> Result<Vec<String>, String> {
+fn range(cell: &str, first: &str, rest: &str, kind: ValueKind) -> Result<Vec<String>, String> {
     let (last, step) = rest.split_once(':').map_or((rest, None), |(last, step)| (last, Some(step)));
     let wrong = |why: &str| format!("the range {cell}: {why}");
-    if kind == Kind::Number && step.is_none() {
+    if kind == ValueKind::Number && step.is_none() {
         return Err(wrong("give a step for numbers with a fraction, such as 4..8:0.5"));
     }
     let parts = [first, last, step.unwrap_or("1")].map(|text| decimal(text.trim()));

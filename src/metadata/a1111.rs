@@ -7,6 +7,7 @@
 
 use super::recipe::{Field, Recipe};
 use super::{Text, text};
+use crate::settings::of_infotext;
 use serde_json::Value;
 
 /// The keys of the last line that fields stand for.
@@ -29,7 +30,6 @@ pub(super) const KEYS: &[(&str, Field)] = &[
     ("Scheduler config", Field::SchedulerConfig),
     ("Precision", Field::Precision),
     ("VAE precision", Field::VaePrecision),
-    ("Prompt syntax", Field::PromptSyntax),
     ("Version", Field::Version),
 ];
 
@@ -59,7 +59,10 @@ pub(super) fn read(texts: &[Text]) -> Option<Recipe> {
             Some(_) if value == "None" => {}
             Some(field) => recipe.set(field, value),
             None if key == "Size" && recipe.set_size(&value) => {}
-            None => recipe.other.push((key, value)),
+            None => match of_infotext(&key) {
+                Some(row) => recipe.set_setting(row, &value),
+                None => recipe.other.push((key, value)),
+            },
         }
     }
     let rest = lines[at + 1..].join("\n");

@@ -68,11 +68,11 @@ const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] = &[
 const HARMLESS: &[&str] =
     &["User", "App", "Operations", "fooocus_scheme", "metadata_scheme", "created_by", "generation_mode", "date", "generation_time"];
 
-/// The arguments that generate `recipe` again; `syntaxes` are the names that `--prompt-syntax` takes.
-pub fn command(recipe: &Recipe, syntaxes: &[&str]) -> Command {
+/// The arguments that generate `recipe` again.
+pub fn command(recipe: &Recipe) -> Command {
     let own = recipe.tool == "sd-gen";
     let mut command = Command::default();
-    prompts(recipe, own, syntaxes, &mut command);
+    prompts(recipe, own, &mut command);
     if let Some(model) = recipe.get(Field::Model) {
         // Ours is what --model took, a hub id included.
         let name = if own { model } else { model_name(model) };
@@ -108,11 +108,12 @@ pub fn command(recipe: &Recipe, syntaxes: &[&str]) -> Command {
             None => {}
         }
     }
+    settings(recipe, &mut command);
     left_out(recipe, own, &mut command);
     command
 }
 
-fn prompts(recipe: &Recipe, own: bool, syntaxes: &[&str], command: &mut Command) {
+fn prompts(recipe: &Recipe, own: bool, command: &mut Command) {
     let prompt = recipe.get(Field::Prompt).unwrap_or_default();
     if prompt == "-" {
         command.note("the prompt is \"-\", which --prompt takes for standard input: write it there");
@@ -124,16 +125,7 @@ fn prompts(recipe: &Recipe, own: bool, syntaxes: &[&str], command: &mut Command)
     }
     let has_syntax =
         [Some(prompt), negative].into_iter().flatten().any(|text| text.contains(['(', '[', '<', '{']) || text.contains("BREAK"));
-    let syntax = match recipe.tool.as_str() {
-        "ComfyUI" | "SwarmUI" | "Fooocus" => "comfyui",
-        _ if own => recipe.get(Field::PromptSyntax).unwrap_or("plain"),
-        _ => "a1111",
-    };
-    if syntaxes.contains(&syntax) {
-        if own && recipe.get(Field::PromptSyntax).is_some() || !own && has_syntax {
-            command.flag("--prompt-syntax", syntax);
-        }
-    } else if has_syntax {
+    if has_syntax && !own {
         command
             .note(format!("the prompt may be written in the syntax of {} (emphasis, add-ons); it is generated as it stands", recipe.tool));
     }
@@ -227,6 +219,23 @@ fn generator(recipe: &Recipe, own: bool, command: &mut Command) {
     }
 }
 
+/// The settings that need no translation.
+fn settings(recipe: &Recipe, command: &mut Command) {
+    for (name, value) in recipe.settings() {
+        let Some(row) = crate::settings::find(name) else { continue };
+        let flag = format!("--{name}");
+        let values: Vec<&str> = if row.many { value.lines().collect() } else { vec![value] };
+        for value in values {
+            match row.check(&[row.kind.tidied(value).into()]) {
+                Ok(()) if row.kind.is_switch() && row.kind.tidied(value) == "true" => command.arguments.push(flag.clone()),
+                Ok(()) if row.kind.is_switch() => {}
+                Ok(()) => command.flag(&flag, value),
+                Err((_, what)) => command.note(format!("{flag} {value:?}: {what}")),
+            }
+        }
+    }
+}
+
 fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
     if let Some(config) = recipe.get(Field::SchedulerConfig) {
         command
@@ -275,7 +284,7 @@ mod tests {
     use super::*;
 
     fn of(keyword: &str, text: &str) -> Command {
-        command(&understand(&[Text::new("PNG tEXt", keyword, text)]).expect("a recipe"), &["plain"])
+        command(&understand(&[Text::new("PNG tEXt", keyword, text)]).expect("a recipe"))
     }
 
     #[test]
@@ -289,11 +298,11 @@ mod tests {
         ] {
             let mut recipe = Recipe::of("sd-gen");
             recipe.set(Field::Prompt, prompt);
-            assert_eq!(command(&recipe, &["plain"]).shell(), wanted);
+            assert_eq!(command(&recipe).shell(), wanted);
         }
         let mut recipe = Recipe::of("sd-gen");
         recipe.set(Field::Prompt, "it's \"$HOME\" `ls` \0 ü");
-        let words = shlex::split(&command(&recipe, &["plain"]).shell()).expect("a line that a shell reads");
+        let words = shlex::split(&command(&recipe).shell()).expect("a line that a shell reads");
         assert_eq!(words, ["sd-gen", "--prompt", "it's \"$HOME\" `ls`  ü"]);
     }
 

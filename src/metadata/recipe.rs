@@ -1,5 +1,6 @@
 //! What an image says about its making, in one form for all tools.
 
+use crate::settings::Setting;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -29,8 +30,9 @@ pub enum Field {
     Rng,
     Precision,
     VaePrecision,
-    PromptSyntax,
     Version,
+    /// A setting that no reader needs to know by name.
+    Setting(&'static str),
 }
 
 impl Field {
@@ -58,12 +60,14 @@ impl Field {
         ("rng", Field::Rng),
         ("precision", Field::Precision),
         ("vae_precision", Field::VaePrecision),
-        ("prompt_syntax", Field::PromptSyntax),
         ("version", Field::Version),
     ];
 
     /// The name in JSON.
     pub fn name(self) -> &'static str {
+        if let Field::Setting(name) = self {
+            return name;
+        }
         Self::NAMES.iter().find(|(_, field)| *field == self).map_or("", |(name, _)| name)
     }
 
@@ -122,6 +126,24 @@ impl Recipe {
         }
     }
 
+    /// What is known of settings that no field stands for: their names and values.
+    pub fn settings(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.fields.iter().filter_map(|(field, value)| if let Field::Setting(name) = field { Some((*name, value.as_str())) } else { None })
+    }
+
+    /// Notes a setting's value; one that may be repeated has a value a line.
+    pub(super) fn set_setting(&mut self, row: &Setting, value: &str) {
+        let before = self.fields.entry(Field::Setting(row.name)).or_default();
+        match before.is_empty() {
+            true => value.clone_into(before),
+            false if row.many => {
+                before.push('\n');
+                before.push_str(value);
+            }
+            false => {}
+        }
+    }
+
     /// For programs: numbers as numbers where they are some.
     pub fn json(&self) -> Value {
         let mut map = Map::new();
@@ -131,6 +153,7 @@ impl Recipe {
             let number = field.is_number().then(|| serde_json::from_str::<serde_json::Number>(text).ok()).flatten();
             map.insert((*name).into(), number.map_or_else(|| text.into(), Value::Number));
         }
+        map.extend(self.settings().map(|(name, value)| (name.replace('-', "_"), value.into())));
         map.insert("other".into(), self.other.iter().map(|(name, value)| (name.clone(), Value::from(value.clone()))).collect());
         Value::Object(map)
     }

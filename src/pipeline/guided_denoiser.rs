@@ -4,7 +4,7 @@ use super::BatchItem;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
-use crate::guidance::{ClassifierFree, Guider};
+use crate::guidance::{ClassifierFree, GuidanceScales, Guider};
 use crate::models::Backbone;
 use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
 use crate::{Error, Result};
@@ -53,10 +53,16 @@ impl<'a> GuidedDenoiser<'a> {
 
 /// The guidance of a batch, whose images agree in their shape.
 fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
-    if !batch.first().is_some_and(|item| item.request.is_guided()) {
-        return Ok(Box::new(ClassifierFree::off()));
-    }
-    let images: Vec<(f64, f64)> = batch.iter().map(|item| (item.request.guidance_scale, item.request.guidance_rescale)).collect();
+    let scales = |item: &BatchItem<'_>| {
+        let guidance = &item.request.guidance;
+        GuidanceScales {
+            scale: item.request.is_guided().then_some(guidance.scale),
+            rescale: guidance.rescale,
+            interval: (guidance.start, guidance.end),
+            perturbed: guidance.pag_scale,
+        }
+    };
+    let images: Vec<GuidanceScales> = batch.iter().map(scales).collect();
     Ok(Box::new(ClassifierFree::new(&images, device)?))
 }
 
@@ -116,8 +122,8 @@ mod tests {
     use super::*;
     use crate::models::{ModelCall, ModelOutput};
     use crate::pipeline::prompt::{Conditioning, ConditioningRow, Timeline};
-    use crate::request::{GenerationRequest, RequestDraft};
     use crate::sampling::{Branch, NoiseSource, plan, sample};
+    use crate::settings::{Draft, Request};
     use std::sync::Mutex;
 
     /// Predicts its context's first number for every row, and remembers its calls.
@@ -148,9 +154,12 @@ mod tests {
         Timeline::new(parts.iter().map(|(last, value)| (*last, row(*value))).collect())
     }
 
-    fn request(guidance_scale: f64) -> GenerationRequest {
-        let draft =
-            RequestDraft { guidance_scale: Some(guidance_scale), sampler: Some("euler".into()), steps: Some(4), ..RequestDraft::default() };
+    fn request(guidance_scale: f64) -> Request {
+        let draft = Draft::new("").with(|draft| {
+            draft.guidance.scale = Some(guidance_scale);
+            draft.scheduler.sampler = Some("euler".into());
+            draft.sampling.steps = Some(4);
+        });
         draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap()
     }
 

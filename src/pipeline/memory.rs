@@ -3,19 +3,20 @@
 //! A GPU refuses memory that it has not. On a CPU the system ends the program, and that of every later run at the same image.
 
 use super::BatchItem;
-use super::vae_tiling::{VaeTiling, decoding_bytes, tile_bytes};
+use super::vae_tiling::{decoding_bytes, tile_bytes};
 use crate::device::{memory, release};
-use crate::request::GenerationRequest;
+use crate::settings::Request;
+use crate::settings::VaeTiling;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that one image takes while it is denoised, by the largest layers of the UNet.
-pub fn denoising_bytes(spec: &ModelSpec, request: &GenerationRequest, dtype: DType, device: &Device) -> u64 {
+pub fn denoising_bytes(spec: &ModelSpec, request: &Request, dtype: DType, device: &Device) -> u64 {
     let factor = spec.vae.factor().max(1);
-    let pixels = (request.height / factor) * (request.width / factor);
-    let rows = if request.is_guided() { 2 } else { 1 };
+    let pixels = (request.canvas.height / factor) * (request.canvas.width / factor);
+    let rows = request.rows();
     let first = spec.unet.down.first();
     let channels = first.map_or(0, |level| level.channels);
     // Skip connections of the finest level (three of them, and a third of that below it), the joined input of the way up,
@@ -94,7 +95,7 @@ impl MemoryPromise {
         let (Some(BatchItem { request, .. }), true) = (batch.first(), device.is_cpu()) else {
             return Ok(Self { to: &PROMISES, bytes: 0 });
         };
-        let GenerationRequest { width, height, .. } = **request;
+        let (width, height) = (request.canvas.width, request.canvas.height);
         let (whole, tile) = (decoding_bytes(&spec.vae, height, width, vae_dtype), tile_bytes(&spec.vae, vae_dtype));
         let decoding = if tiling == VaeTiling::Off { whole } else { whole.min(tile) };
         // The image as floats, blended from tiles or not, and as it was decoded.

@@ -1,7 +1,7 @@
 //! The whole way from a request to images: encode the prompt, draw noise, denoise, decode.
 //!
 //! Images of different prompts, seeds and guidance scales go through the networks together as long as they agree in their
-//! [`GenerationRequest::shape`]; what stands beside an image changes none of its bits, because every op computes a row of the
+//! [`Request::shape`]; what stands beside an image changes none of its bits, because every op computes a row of the
 //! batch as it would compute it alone.
 //!
 //! The pipeline knows no family: it obeys the spec. It neither reads files nor prints; an [`Observer`] hears what is
@@ -23,16 +23,16 @@ pub use memory::denoising_bytes;
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
 pub use upscale::UpscalePipeline;
-pub use vae_tiling::{VaeTiling, decoding_bytes};
+pub use vae_tiling::decoding_bytes;
 
-use crate::adapter::{AdapterCache, AdapterChoice, AdapterSet};
+use crate::adapter::{AdapterCache, AdapterSet};
 use crate::device::Pace;
-use crate::extension::{Extension, RunContext};
+use crate::extension::{Extension, FreeU, PerturbedAttention, RunContext};
 use crate::image::to_rgb;
 use crate::models::AutoencoderTinyDecoder;
 use crate::noise::SeededNoise;
-use crate::request::GenerationRequest;
 use crate::sampling::{NoiseSource, plan, sample};
+use crate::settings::{Request, VaeTiling};
 use crate::spec::ModelSpec;
 use crate::weights::ModelSource;
 use crate::{Error, Result};
@@ -64,14 +64,14 @@ pub struct Pipeline {
     vae_tiling: VaeTiling,
     /// Quick images of latents that are still forming.
     tiny: Option<AutoencoderTinyDecoder>,
-    adapters: AdapterCache,
+    adapters: Arc<AdapterCache>,
 }
 
 /// One image of a batch that is yet to be generated.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchItem<'a> {
     /// What is asked for.
-    pub request: &'a GenerationRequest,
+    pub request: &'a Request,
     /// The request's texts, encoded.
     pub prompt: &'a Conditioning,
     /// The noise that it starts from.
@@ -80,7 +80,7 @@ pub struct BatchItem<'a> {
 
 impl<'a> BatchItem<'a> {
     /// One request's images.
-    pub fn of_seeds(request: &'a GenerationRequest, prompt: &'a Conditioning, seeds: &[u64]) -> Vec<Self> {
+    pub fn of_seeds(request: &'a Request, prompt: &'a Conditioning, seeds: &[u64]) -> Vec<Self> {
         seeds.iter().map(|&seed| Self { request, prompt, seed }).collect()
     }
 }
@@ -94,6 +94,20 @@ pub struct GeneratedImage {
     pub image: RgbImage,
     /// The final latents, `(1, channels, height, width)`, f32, unscaled.
     pub latents: Tensor,
+}
+
+/// What works beside the loop for a batch, whose images agree in it.
+fn extensions(request: &Request) -> Vec<Box<dyn Extension>> {
+    let guidance = &request.guidance;
+    let mut extensions: Vec<Box<dyn Extension>> = vec![];
+    if guidance.pag_scale != 0.0 {
+        let layers = guidance.pag_layers.split(',').map(|layer| layer.trim().to_owned()).collect();
+        extensions.push(Box::new(PerturbedAttention::new(layers)));
+    }
+    if let Some(factors) = guidance.freeu {
+        extensions.push(Box::new(FreeU { backbone: factors.backbone, skip: factors.skip }));
+    }
+    extensions
 }
 
 impl Pipeline {
@@ -130,7 +144,12 @@ impl Pipeline {
     }
 
     fn of(spec: ModelSpec, Placement { device, dtype, vae_dtype }: Placement, components: Components) -> Self {
-        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None, adapters: AdapterCache::default() }
+        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None, adapters: Arc::default() }
+    }
+
+    /// Takes adapters that were opened before.
+    pub fn with_adapters(self, adapters: Arc<AdapterCache>) -> Self {
+        Self { adapters, ..self }
     }
 
     /// Decides whether images are decoded in tiles.
@@ -147,23 +166,24 @@ impl Pipeline {
     ///
     /// # Errors
     /// The observer stops it, or a value stops being finite.
-    pub fn encode_prompt(&self, request: &GenerationRequest, observer: &mut dyn Observer) -> Result<Conditioning> {
+    pub fn encode_prompt(&self, request: &Request, observer: &mut dyn Observer) -> Result<Conditioning> {
         let _span = debug_span!("encode_prompt").entered();
         observer.stage(Stage::EncodePrompt)?;
         let texts = prompt::texts(request);
-        let adapters = AdapterSet::default();
+        let adapters = self.adapters(request)?;
         let encoded: Vec<EncodedText> = texts.iter().map(|text| self.encode_text(text, &adapters, observer)).collect::<Result<_>>()?;
         self.condition(request, &encoded.iter().collect::<Vec<_>>())
     }
 
-    /// Adapters, held against the model and ready to be used. The networks get them when they are used next.
+    /// A request's adapters, held against the model and ready to be used. The networks get them when they are used next.
     ///
     /// # Errors
     /// A file cannot be read or does not fit, or the model cannot be read again.
-    pub fn adapters(&self, choice: &AdapterChoice) -> Result<Arc<AdapterSet>> {
+    pub fn adapters(&self, request: &Request) -> Result<Arc<AdapterSet>> {
+        let choice = request.adapters.choice();
         match self.components.checkpoint() {
             _ if choice.is_empty() => Ok(Arc::default()),
-            Some(model) => self.adapters.prepare(model, choice),
+            Some(model) => self.adapters.prepare(model, &choice),
             None => Err(Error::Model("adapters need a model that can be read again: load the pipeline with Pipeline::load_shared".into())),
         }
     }
@@ -181,7 +201,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// The texts are not those of the request.
-    pub fn condition(&self, request: &GenerationRequest, texts: &[&EncodedText]) -> Result<Conditioning> {
+    pub fn condition(&self, request: &Request, texts: &[&EncodedText]) -> Result<Conditioning> {
         prompt::condition(&self.spec, request, texts)
     }
 
@@ -213,30 +233,28 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::generate`].
     pub fn denoise(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Tensor> {
-        self.denoise_with(batch, &AdapterSet::default(), observer)
-    }
-
-    /// [`Pipeline::denoise`] with adapters.
-    ///
-    /// # Errors
-    /// As [`Pipeline::generate`].
-    pub fn denoise_with(&self, batch: &[BatchItem<'_>], adapters: &AdapterSet, observer: &mut dyn Observer) -> Result<Tensor> {
         let Some(BatchItem { request, .. }) = batch.first() else { return Err(Error::Image("a batch without images".into())) };
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
             return Err(Error::Image("images of different size, steps or sampler cannot be generated at once".into()));
         }
-        let _span = debug_span!("denoise", images = batch.len(), width = request.width, height = request.height).entered();
-        let schedule = plan(&request.scheduler, request.steps)?;
+        if batch.len() > 1 && request.scheduler.sampler()?.adapts() {
+            // Its steps are as long as the latents allow, and another image's must not matter.
+            let alone = |item| self.denoise(std::slice::from_ref(item), observer);
+            return Ok(Tensor::cat(&batch.iter().map(alone).collect::<Result<Vec<_>>>()?, 0)?);
+        }
+        let _span = debug_span!("denoise", images = batch.len(), width = request.canvas.width, height = request.canvas.height).entered();
+        let schedule = plan(&request.scheduler, request.sampling.steps)?;
         let factor = self.spec.vae.factor();
-        let shape = (batch.len(), self.spec.vae.latent_channels, request.height / factor, request.width / factor);
+        let shape = (batch.len(), self.spec.vae.latent_channels, request.canvas.height / factor, request.canvas.width / factor);
         let seeds: Vec<u64> = batch.iter().map(|sketch| sketch.seed).collect();
-        let mut noise = SeededNoise::new(request.rng, &seeds);
+        let mut noise = SeededNoise::new(request.sampling.rng, &seeds).with_brownian(schedule.brownian);
         let latents = noise.fresh(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
-        self.components.with_unet(adapters, observer, |unet, observer| {
+        let adapters = self.adapters(request)?;
+        self.components.with_unet(&adapters, observer, |unet, observer| {
             let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
             let run = RunContext { schedule: &schedule, latents: &latents, dtype: self.dtype };
-            let extensions: Vec<Box<dyn Extension>> = vec![];
+            let extensions = extensions(request);
             let mut denoiser = GuidedDenoiser::new(unet, &run, batch, extensions, &checks)?;
             let steps = schedule.steps.len();
             let denoised = RefCell::new(None);

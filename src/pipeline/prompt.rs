@@ -5,8 +5,8 @@ use super::{Observer, Pipeline};
 use crate::adapter::AdapterSet;
 use crate::family::time_ids;
 use crate::models::ModelCall;
-use crate::request::GenerationRequest;
 use crate::sampling::{Branch, CallPoint};
+use crate::settings::Request;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
@@ -92,6 +92,8 @@ impl Conditioning {
     }
 
     fn row(&self, branch: Branch, at: &CallPoint) -> Result<&Arc<ConditioningRow>> {
+        // Attention is disturbed under the prompt's own condition.
+        let branch = if branch == Branch::Perturbed { Branch::Prompt } else { branch };
         let timeline = self.branches.iter().find(|(known, _)| *known == branch).map(|(_, timeline)| timeline);
         timeline
             .and_then(|timeline| timeline.at(at))
@@ -152,10 +154,10 @@ fn join(rows: &[Arc<ConditioningRow>]) -> Result<ConditioningRows> {
 }
 
 /// The texts of a request in the order of the UNet's rows.
-pub fn texts(request: &GenerationRequest) -> Vec<PromptText<'_>> {
+pub fn texts(request: &Request) -> Vec<PromptText<'_>> {
     // As in the reference, layers are skipped for the prompt only: the negative prompt keeps the family's own layer.
-    let prompt = PromptText { which: "prompt", text: &request.prompt, skip_layers: request.skip_layers };
-    let negative = request.negative_prompt.as_deref().unwrap_or("");
+    let prompt = PromptText { which: "prompt", text: &request.prompt, skip_layers: request.text.skip_layers() };
+    let negative = request.text.negative_prompt.as_deref().unwrap_or("");
     let negative = PromptText { which: "negative prompt", text: negative, skip_layers: 0 };
     if request.is_guided() { vec![negative, prompt] } else { vec![prompt] }
 }
@@ -191,14 +193,14 @@ pub(super) fn encode(
 }
 
 /// What the UNet is told, from the encodings of [`texts`].
-pub(super) fn condition(spec: &ModelSpec, request: &GenerationRequest, texts: &[&EncodedText]) -> Result<Conditioning> {
+pub(super) fn condition(spec: &ModelSpec, request: &Request, texts: &[&EncodedText]) -> Result<Conditioning> {
     let guided = request.is_guided();
     if texts.len() != 1 + usize::from(guided) {
         return Err(Error::Image(format!("{} texts where an image with this guidance has {}", texts.len(), 1 + usize::from(guided))));
     }
     // The reference zeroes the embeddings only where no negative prompt was given at all.
-    let zero_negative = guided && request.negative_prompt.is_none() && spec.zero_missing_negative;
-    let size = (request.height as f64, request.width as f64);
+    let zero_negative = guided && request.text.negative_prompt.is_none() && spec.zero_missing_negative;
+    let size = (request.canvas.height as f64, request.canvas.width as f64);
     let row = |branch: Branch, text: &EncodedText| -> Result<(Branch, Timeline)> {
         let zero = |x: &Tensor| if zero_negative && branch == Branch::Negative { x.zeros_like() } else { Ok(x.clone()) };
         let pooled = text.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(zero).transpose()?;

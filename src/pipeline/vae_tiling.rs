@@ -4,35 +4,10 @@
 //! not the whole one to the last bit: brightness may drift a little from tile to tile.
 
 use crate::device;
+use crate::settings::VaeTiling;
 use crate::spec::VaeSpec;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use std::str::FromStr;
-
-/// Whether images are decoded in tiles.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum VaeTiling {
-    /// Where the memory is too small for the whole image.
-    #[default]
-    Auto,
-    /// Always, where the image is larger than a tile.
-    On,
-    /// Never.
-    Off,
-}
-
-impl FromStr for VaeTiling {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.to_ascii_lowercase().as_str() {
-            "auto" => Ok(VaeTiling::Auto),
-            "on" => Ok(VaeTiling::On),
-            "off" => Ok(VaeTiling::Off),
-            _ => Err("give auto, on or off".into()),
-        }
-    }
-}
 
 /// A tile's side in latents: 512 pixels where a latent stands for 8.
 const TILE: usize = 64;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::pipeline::Stage;
-use crate::request::RequestDraft;
+use crate::settings::Draft;
 use crate::weights::Checkpoint;
 use candle_core::{DType, Device};
 use std::path::Path;
@@ -100,14 +100,11 @@ fn run_all(batches: &[(usize, &[&str])], steps: usize, room: usize, patience: Op
     let checkpoint = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji")).unwrap();
     let mut id = 0;
     let mut task = |model: usize, prompt: &str| {
-        let draft = RequestDraft {
-            prompt: prompt.into(),
-            width: Some(64),
-            height: Some(64),
-            steps: Some(steps),
-            sampler: Some("euler".into()),
-            ..RequestDraft::default()
-        };
+        let draft = Draft::new(prompt).with(|d| {
+            d.set_size(Some((64, 64)));
+            d.sampling.steps = Some(steps);
+            d.scheduler.sampler = Some("euler".into());
+        });
         id += 1;
         Task { id: id - 1, model, request: Arc::new(draft.resolve(checkpoint.spec()).unwrap()), seed: 1 }
     };

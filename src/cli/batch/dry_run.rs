@@ -42,8 +42,9 @@ pub(super) fn say(
         }
         let request = &first.request;
         let footprint = opened.footprint(request);
-        let sizes = sizes(&footprint, group.len(), request.batch_size);
-        let work: f64 = group.iter().map(|job| (job.request.width * job.request.height * job.request.steps) as f64).sum();
+        let sizes = sizes(&footprint, group.len(), request.output.batch_size.0);
+        let work: f64 =
+            group.iter().map(|job| (job.request.canvas.width * job.request.canvas.height * job.request.sampling.steps) as f64).sum();
         // What was measured is better than what was counted.
         let history =
             ledger.and_then(|ledger| ledger.history(&opened.label, first.generator.dtype.as_str())).filter(|history| history.work > 0.0);
@@ -63,9 +64,9 @@ pub(super) fn say(
         let (sampler, guided) = (request.scheduler.sampler()?.name(), if request.is_guided() { "guided" } else { "not guided" });
         answer(&format!(
             "  {}x{}, {} steps of {sampler}, {guided}: {}, {} at once{}",
-            request.width,
-            request.height,
-            request.steps,
+            request.canvas.width,
+            request.canvas.height,
+            request.sampling.steps,
             images(group.len()),
             sizes.batch * sizes.at_once,
             took.map(|took| format!(", about {}", duration(took))).unwrap_or_default()

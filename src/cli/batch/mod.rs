@@ -4,9 +4,8 @@ mod dry_run;
 mod resolve;
 mod sheets;
 
-use super::args::GenerateArgs;
 use super::download::DownloadStyle;
-use super::flags::{Flags, Wrong};
+use super::flags::{Flags, Wrong, sentence};
 use super::generate::set_threads;
 use super::lines::{self, Format, Line, LineError, LineErrors};
 use super::model::Models;
@@ -19,6 +18,8 @@ use crate::batch::{
     BatchSummary, EventSender, ImageEvent, Job, JobFeed, JobState, JobTable, Ledger, LedgerOptions, ManifestSink, Shard, Sizes, sizes,
 };
 use crate::disk::{Locks, folder_of, sweep};
+use crate::settings::{Draft, PreviewStyle};
+use crate::weights::TinyAutoencoder;
 use crate::{Error, Result};
 use clap::Args;
 use resolve::{MOST_IMAGES, PlannedNames, Resolver};
@@ -96,21 +97,21 @@ pub(super) struct MergeArgs {
 
 impl BatchArgs {
     /// What every line starts from.
-    fn base(&self) -> Result<GenerateArgs> {
+    fn base(&self) -> Result<Draft> {
         let wrong = |wrong: Vec<Wrong>| Error::Input(wrong.into_iter().map(|wrong| wrong.what).collect::<Vec<_>>().join("\n"));
-        self.flags.args().map_err(wrong)
+        self.flags.draft().map_err(wrong)
     }
 
     /// How often `--verbose` was said, and whether `--quiet` was.
     pub(super) fn loudness(&self) -> (u8, bool) {
-        self.base().map_or((0, false), |base| (base.verbose, base.quiet))
+        self.base().map_or((0, false), |base| super::loudness(&base))
     }
 }
 
 /// Generates a file's images; those whose place `./sd-gen.toml` says stay in the folder `confined_to`.
 pub(super) fn run(args: BatchArgs, confined_to: Option<PathBuf>) -> Result<()> {
     let base = args.base()?;
-    if let Some(threads) = base.threads {
+    if let Some(threads) = base.run.threads {
         set_threads(threads)?;
     }
     let sweep = Sweep::new(args.sweep.clone())?;
@@ -119,10 +120,10 @@ pub(super) fn run(args: BatchArgs, confined_to: Option<PathBuf>) -> Result<()> {
         return Err(Error::Input(format!("--sweep: these are {} combinations; at most {MOST_IMAGES} images are taken", sweep.points())));
     }
     let sheets = Sheets::new(&sweep);
-    let mut resolver = Resolver::new(args.shard, base.device.len());
-    resolver.showing = DownloadStyle { style: base.progress, quiet: base.quiet };
+    let mut resolver = Resolver::new(args.shard, base.load.decide(&()).devices().len());
+    resolver.showing = DownloadStyle::of(&base);
     resolver.confined_to = confined_to;
-    resolver.lines_stay_in = (!args.allow_outside).then(|| base.output_dir.clone().unwrap_or_default());
+    resolver.lines_stay_in = (!args.allow_outside).then(|| base.run.output_dir.clone().unwrap_or_default());
     if args.dry_run {
         resolver.absent = Some(Vec::new());
         return plan(&args, &base, sweep, resolver, sheets);
@@ -134,10 +135,11 @@ pub(super) fn run(args: BatchArgs, confined_to: Option<PathBuf>) -> Result<()> {
 }
 
 /// Shows the run, and its images as they form where that is asked for.
-fn progress(base: &GenerateArgs, models: &mut Models) -> Result<Progress> {
-    let tiny = base.read_tiny_autoencoder()?;
-    let mut progress = Progress::new(base.progress, base.quiet);
-    if let Some(how) = base.preview {
+fn progress(base: &Draft, models: &mut Models) -> Result<Progress> {
+    let run = base.run.decide(&());
+    let tiny = run.taesd.as_ref().map(|path| TinyAutoencoder::open(path.as_ref())).transpose()?;
+    let mut progress = Progress::new(run.progress, run.quiet);
+    if let Some(PreviewStyle(how)) = run.preview {
         progress.preview(how);
     }
     *models = std::mem::take(models).showing(tiny.filter(|_| progress.previews()));
@@ -145,7 +147,7 @@ fn progress(base: &GenerateArgs, models: &mut Models) -> Result<Progress> {
 }
 
 /// Says what would be generated; nothing is made, a manifest included.
-fn plan(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, mut sheets: Sheets) -> Result<()> {
+fn plan(args: &BatchArgs, base: &Draft, sweep: Sweep, mut resolver: Resolver, mut sheets: Sheets) -> Result<()> {
     let jobs = check(args, sweep, &mut resolver, &mut sheets)?;
     let manifest = args.manifest_path(base);
     let ledger = if manifest.exists() { Some(Ledger::read(&manifest, args.ledger_options())?) } else { None };
@@ -155,7 +157,7 @@ fn plan(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resol
     dry_run::say(open, &resolver.models, &absent, ledger.as_ref(), there, failed)
 }
 
-fn generate_file(args: &BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, mut sheets: Sheets) -> Result<()> {
+fn generate_file(args: &BatchArgs, base: &Draft, sweep: Sweep, mut resolver: Resolver, mut sheets: Sheets) -> Result<()> {
     let jobs = check(args, sweep, &mut resolver, &mut sheets)?;
     let mut progress = progress(base, &mut resolver.models)?;
     let manifest = args.manifest_path(base);
@@ -197,7 +199,7 @@ fn check(args: &BatchArgs, sweep: Sweep, resolver: &mut Resolver, sheets: &mut S
                 }
                 Err(error) => {
                     only_models &= matches!(error, Error::Model(_));
-                    line.error(&error.to_string())
+                    line.error(&sentence(&error))
                 }
             },
             Err(error) => {
@@ -254,7 +256,7 @@ impl Sorted {
 }
 
 /// Generates lines of standard input as they come.
-fn generate_stream(args: BatchArgs, base: &GenerateArgs, sweep: Sweep, mut resolver: Resolver, sheets: Sheets) -> Result<()> {
+fn generate_stream(args: BatchArgs, base: &Draft, sweep: Sweep, mut resolver: Resolver, sheets: Sheets) -> Result<()> {
     let mut progress = progress(base, &mut resolver.models)?;
     let manifest = args.manifest_path(base);
     let run = Run::begin(&args, &manifest, &BTreeSet::new())?;
@@ -294,10 +296,10 @@ fn read_stream(
     for line in lines {
         let jobs = line.and_then(|line| {
             let first = resolver.images;
-            let jobs = resolver.jobs(&line).map_err(|error| line.error(&error.to_string()))?;
+            let jobs = resolver.jobs(&line).map_err(|error| line.error(&sentence(&error)))?;
             sheets.lock().unwrap_or_else(PoisonError::into_inner).note(&line, first, jobs.as_deref().unwrap_or_default());
             let folders = std::mem::take(&mut resolver.folders);
-            folders.iter().try_for_each(|folder| make_folder(folder)).map_err(|error| line.error(&error.to_string()))?;
+            folders.iter().try_for_each(|folder| make_folder(folder)).map_err(|error| line.error(&sentence(&error)))?;
             jobs.ok_or_else(|| line.error("its model cannot be opened, as was said of an earlier line"))
         });
         let remarks = resolver.remarks.drain(..).map(Err);
@@ -351,9 +353,9 @@ impl BatchArgs {
         LedgerOptions { retry: self.retry_failed, verify: self.verify, stop: cancelled }
     }
 
-    fn manifest_path(&self, base: &GenerateArgs) -> PathBuf {
+    fn manifest_path(&self, base: &Draft) -> PathBuf {
         self.manifest.clone().unwrap_or_else(|| {
-            let folder = base.output_dir.clone().unwrap_or_default();
+            let folder = base.run.output_dir.clone().unwrap_or_default();
             let shard = self.shard.map(|shard| format!(".{}", shard.label())).unwrap_or_default();
             folder.join(format!("{MANIFEST}{shard}.jsonl"))
         })
@@ -415,7 +417,7 @@ impl Run {
             is_planned: Box::new(move |path| planned.has(path)),
         };
         let sizes_of = move |job: &Job, count: usize| {
-            let most = job.request.batch_size;
+            let most = job.request.output.batch_size.0;
             opened.get(job.model).map_or(Sizes { batch: 1, at_once: 1 }, |model| {
                 sizes(&model.footprint(&job.request), count.div_ceil(model.devices()), most)
             })
@@ -429,9 +431,9 @@ impl Run {
     }
 
     /// Draws the sheets of a sweep. However the run ended: what there is so far is worth a look.
-    fn draw(&self, sheets: Sheets, base: &GenerateArgs, shard: Option<Shard>, progress: &Progress) -> Result<()> {
+    fn draw(&self, sheets: Sheets, base: &Draft, shard: Option<Shard>, progress: &Progress) -> Result<()> {
         sheets.write(
-            base.output_dir.as_deref().unwrap_or(Path::new("")),
+            base.run.output_dir.as_deref().unwrap_or(Path::new("")),
             shard,
             |key| self.ledger.lock().unwrap_or_else(PoisonError::into_inner).file(key),
             progress,

@@ -1,7 +1,6 @@
 //! From lines to jobs: every model opened, every request resolved, every name given, before a weight is read.
 
 use crate::batch::{Job, Key, Shard, seed_of};
-use crate::cli::args::{ModelFlags, Seed};
 use crate::cli::download::DownloadStyle;
 use crate::cli::lines::Line;
 use crate::cli::model::{self, Models, Opened};
@@ -9,10 +8,11 @@ use crate::cli::output::{ImageName, Output, check_confined};
 use crate::device::{DeviceChoice, open_all};
 use crate::disk::{counted, folder_of, stays_inside};
 use crate::hub::Missing;
-use crate::sampling::SchedulerConfig;
+use crate::inputs::InputReader;
+use crate::settings::{LoadSettings, Seed};
 use crate::{Error, Result};
 use candle_core::Device;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -54,9 +54,10 @@ impl PlannedNames {
 pub(super) struct Resolver {
     pub(super) models: Models,
     /// A model that could not be opened is said once.
-    opened: HashMap<ModelFlags, Option<(usize, String)>>,
+    opened: HashMap<LoadSettings, Option<(usize, String)>>,
     devices: Vec<(Vec<DeviceChoice>, Vec<Device>)>,
-    schedulers: HashMap<PathBuf, SchedulerConfig>,
+    /// What was read for the lines so far.
+    files: InputReader,
     /// Of each prompt without a seed, the last line and how many lines before it had it.
     prompts: HashMap<String, (usize, u32)>,
     /// How often each image was asked for.
@@ -75,6 +76,8 @@ pub(super) struct Resolver {
     pub(super) lines_stay_in: Option<PathBuf>,
     /// How a download is shown.
     pub(super) showing: DownloadStyle,
+    /// What was said of adapters.
+    applied: HashSet<String>,
     /// What the user should know.
     pub(super) remarks: Vec<String>,
     /// Where there is a list, models that are not here are noted in it and not fetched.
@@ -87,7 +90,7 @@ pub(super) struct UncachedModel {
     pub(super) files: Vec<Missing>,
     /// Images that want it.
     pub(super) images: usize,
-    flags: ModelFlags,
+    flags: LoadSettings,
 }
 
 impl Resolver {
@@ -97,7 +100,7 @@ impl Resolver {
             models: Models::on(devices),
             opened: HashMap::new(),
             devices: Vec::new(),
-            schedulers: HashMap::new(),
+            files: InputReader::default(),
             prompts: HashMap::new(),
             keys: HashMap::new(),
             names: PlannedNames::default(),
@@ -108,6 +111,7 @@ impl Resolver {
             confined_to: None,
             lines_stay_in: None,
             showing: DownloadStyle::default(),
+            applied: HashSet::new(),
             remarks: Vec::new(),
             absent: None,
         }
@@ -119,32 +123,33 @@ impl Resolver {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
-        let args = &line.args;
-        if let Some(path) = &args.save_latents {
+        let draft = &line.draft;
+        let run = draft.run.decide(&());
+        if let Some(path) = &run.save_latents {
             return Err(Error::Input(format!("--save-latents {}: a batch keeps images alone; leave it out", path.display())));
         }
-        if args.output.as_deref() == Some("-") {
+        if run.output.as_deref() == Some("-") {
             return Err(Error::Input("--output -: the images of a batch go into files; give a template such as \"{seed}.png\"".into()));
         }
-        if self.lines_stay_in.is_some() && args.overwrite && line.is_of_file() && line.sets("overwrite") {
+        if self.lines_stay_in.is_some() && run.overwrite && line.is_of_file() && line.sets("overwrite") {
             let what = "--overwrite: a line of a file may not allow it; give it on the command line, or --allow-outside";
             return Err(Error::Input(what.into()));
         }
-        let output = Output::new(args.output.as_deref(), args.output_dir.as_deref(), args.overwrite)?;
+        let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?;
         // First of all: the seeds and numbers of later lines do not depend on whether this one can be generated.
         let mut id = self.images;
-        let images = args.prompts.len().saturating_mul(args.images);
+        let images = draft.prompts.len().saturating_mul(draft.output.images.unwrap_or(1));
         if id.saturating_add(images) > MOST_IMAGES {
             self.is_full = true;
             return Err(Error::Input(format!("there are more than {MOST_IMAGES} images up to here; split the file")));
         }
         self.images += images;
-        let mut seed_for = |prompt: &String| match args.seed {
+        let mut seed_for = |prompt: &String| match draft.seed {
             Some(Seed::Is(seed)) => seed,
             Some(Seed::Random) | None => seed_of(prompt, self.earlier(prompt, line.number)),
         };
-        let seeds: Vec<u64> = args.prompts.iter().map(&mut seed_for).collect();
-        let flags = args.model_flags();
+        let seeds: Vec<u64> = draft.prompts.iter().map(&mut seed_for).collect();
+        let flags = draft.load.decide(&());
         let Some((number, content)) = self.model(&flags)? else {
             if let Some(absent) = self.absent.iter_mut().flatten().find(|absent| absent.flags == flags) {
                 absent.images += (id..id + images).filter(|id| self.shard.is_none_or(|shard| shard.has(*id))).count();
@@ -152,18 +157,17 @@ impl Resolver {
             return Ok(None);
         };
         let opened = self.models.get(number).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
-        let scheduler = match &args.scheduler_config {
-            Some(path) if !self.schedulers.contains_key(path) => {
-                let read = args.read_scheduler_config()?;
-                self.schedulers.extend(read.clone().map(|read| (path.clone(), read)));
-                read
-            }
-            Some(path) => self.schedulers.get(path).cloned(),
-            None => None,
-        };
         let mut jobs = Vec::new();
-        for (prompt, first) in args.prompts.iter().zip(seeds) {
-            let request = Arc::new(args.draft(prompt.clone(), scheduler.clone(), first).resolve(opened.checkpoint.spec())?);
+        for (prompt, first) in draft.prompts.iter().zip(seeds) {
+            let mut draft = draft.of_prompt(prompt, first);
+            opened.finder.find(&mut draft)?;
+            draft.read_files(&mut self.files)?;
+            let request = Arc::new(draft.resolve(opened.checkpoint.spec())?);
+            for line in opened.check_adapters(&request)? {
+                if self.applied.insert(line.clone()) {
+                    self.remarks.push(line);
+                }
+            }
             for seed in request.seeds() {
                 let this = id;
                 id += 1;
@@ -192,7 +196,7 @@ impl Resolver {
                     seed,
                     path,
                     exact: output.is_exact(),
-                    overwrite: args.overwrite,
+                    overwrite: run.overwrite,
                 });
             }
         }
@@ -234,22 +238,22 @@ impl Resolver {
         }
     }
 
-    fn model(&mut self, flags: &ModelFlags) -> Result<Option<(usize, String)>> {
+    fn model(&mut self, flags: &LoadSettings) -> Result<Option<(usize, String)>> {
         if let Some(known) = self.opened.get(flags) {
             return Ok(known.clone());
         }
         // Until it is open, it is one that cannot be opened.
         self.opened.insert(flags.clone(), None);
-        let devices = match self.devices.iter().find(|(choices, _)| *choices == flags.device) {
+        let devices = match self.devices.iter().find(|(choices, _)| choices == flags.devices()) {
             Some((_, devices)) => devices.clone(),
             None => {
-                let (devices, remarks) = open_all(&flags.device)?;
+                let (devices, remarks) = open_all(flags.devices())?;
                 self.remarks.extend(remarks.into_iter().map(|remark| format!("warning: {remark}")));
-                self.devices.push((flags.device.clone(), devices.clone()));
+                self.devices.push((flags.devices().to_vec(), devices.clone()));
                 devices
             }
         };
-        let (what, folder) = (flags.model.as_deref(), flags.models_dir.as_deref());
+        let (what, folder) = (flags.model.as_deref(), flags.models_dir.as_ref().map(AsRef::as_ref));
         let dtype = flags.dtype.on(devices.first().unwrap_or(&Device::Cpu));
         if let Some(absent) = &mut self.absent {
             let files = model::to_fetch(what, folder, dtype, self.showing)?;

@@ -52,7 +52,7 @@ impl Sheets {
             return;
         }
         if self.lines.last().is_none_or(|(number, _)| *number != line.number) {
-            self.lines.push((line.number, line.args.prompts.join(" | ")));
+            self.lines.push((line.number, line.draft.prompts.join(" | ")));
         }
         let index = self.lines.len() - 1;
         self.images.extend(jobs.iter().map(|job| SheetCell {
@@ -62,7 +62,7 @@ impl Sheets {
             key: job.key,
             prompt: job.request.prompt.clone(),
             seed: job.seed,
-            size: (job.request.width as u32, job.request.height as u32),
+            size: (job.request.canvas.width as u32, job.request.canvas.height as u32),
         }));
     }
 

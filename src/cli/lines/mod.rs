@@ -17,9 +17,9 @@ pub(super) use error::{LineError, LineErrors, Record};
 pub(super) use table::cells_of;
 pub(super) use text::values_of;
 
-use super::args::GenerateArgs;
-use super::flags::{Flags, GENERATION, Kind, Wrong, fold, varies};
+use super::flags::{Flags, GENERATION, Wrong, varies};
 use crate::Result;
+use crate::settings::{Draft, fold};
 use clap::ValueEnum;
 use source::Source;
 use std::collections::VecDeque;
@@ -50,7 +50,7 @@ pub(super) struct Line {
     pub(super) number: usize,
     /// The line's flags over those of the command line.
     pub(super) flags: Flags,
-    pub(super) args: GenerateArgs,
+    pub(super) draft: Draft,
     /// Which value of each sweep, for a line that was swept.
     pub(super) at: Vec<usize>,
     /// The sweeps' flags and those values as they were written.
@@ -86,7 +86,7 @@ impl Line {
     /// They do not go together.
     pub(super) fn swept(&self, flags: &Flags, at: Vec<usize>, labels: Vec<(String, String)>) -> Result<Self, LineError> {
         let mut line = Self { at, labels, flags: flags.over(&self.flags), ..self.clone() };
-        line.args = line.flags.args().map_err(|wrong| line.error(wrong.first().map_or("", |wrong| &wrong.what)))?;
+        line.draft = line.flags.draft().map_err(|wrong| line.error(wrong.first().map_or("", |wrong| &wrong.what)))?;
         Ok(line)
     }
 }
@@ -256,7 +256,7 @@ fn merged(row: &Row) -> Merged {
         let known = &GENERATION.flags[flag];
         let values = match &pair.values {
             Some(values) => values.clone(),
-            None if known.kind == Kind::Switch => vec![("true".to_owned(), pair.part.clone())],
+            None if known.kind.is_switch() => vec![("true".to_owned(), pair.part.clone())],
             None => {
                 wrong.push((pair.part.clone(), format!("--{} needs a value after it", known.long)));
                 continue;
@@ -307,10 +307,10 @@ impl Lines {
         let mut errors: VecDeque<LineError> = wrong.into_iter().map(|(part, what)| record.error(part, what)).collect();
         let flags = flags.over(&self.base);
         // Where a value is bad already, clap would only say so again.
-        let args = if errors.is_empty() { flags.args() } else { Err(Vec::new()) };
-        match args {
-            Ok(args) if !args.prompts.is_empty() => {
-                Ok(Line { number: record.first, flags, args, at: Vec::new(), labels: Vec::new(), record, of_file: self.of_file, parts })
+        let draft = if errors.is_empty() { flags.draft() } else { Err(Vec::new()) };
+        match draft {
+            Ok(draft) if !draft.prompts.is_empty() => {
+                Ok(Line { number: record.first, flags, draft, at: Vec::new(), labels: Vec::new(), record, of_file: self.of_file, parts })
             }
             Ok(_) => Err(record.error(0..record.text.len(), "the line has no prompt, and no --prompt was given for all lines")),
             Err(wrong) => {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::settings::{BatchSize, CanvasDraft};
 use std::io::Cursor;
 
 /// The lines of a text in a format, over flags in the form of a line.
@@ -7,14 +8,18 @@ fn over(base: &str, format: Format, text: &[u8]) -> Lines {
     lines(Source::new("lines", Cursor::new(text.to_vec())), format, &base)
 }
 
-fn good(format: Format, text: &str) -> Vec<GenerateArgs> {
-    over("", format, text.as_bytes()).map(|line| line.unwrap_or_else(|e| panic!("{text}\n{e}")).args).collect()
+fn good(format: Format, text: &str) -> Vec<Draft> {
+    over("", format, text.as_bytes()).map(|line| line.unwrap_or_else(|e| panic!("{text}\n{e}")).draft).collect()
 }
 
-fn one(format: Format, text: &str) -> GenerateArgs {
+fn one(format: Format, text: &str) -> Draft {
     let mut all = good(format, text);
     assert_eq!(all.len(), 1, "{text}");
     all.remove(0)
+}
+
+fn sized(width: usize, height: usize) -> CanvasDraft {
+    Draft::default().with(|draft| draft.set_size(Some((width, height)))).canvas
 }
 
 fn errors(format: Format, text: &[u8]) -> Vec<String> {
@@ -36,9 +41,9 @@ fn flags_on_a_line_are_read_as_a1111_reads_them() {
         r#"--prompt "a \"red\" cat, it's" --negative_prompt blurry, dog's \(bone\) --seed -1 --steps 30 --cfg_scale 6.5 --sampler_name DPM++ 2M --sd_model 'C:\models\x y'  --do_not_save_grid true --restore_faces false"#,
     );
     assert_eq!(args.prompts, ["a \"red\" cat, it's"]);
-    assert_eq!(args.negative_prompt.as_deref(), Some("blurry, dog's \\(bone\\)"));
-    assert_eq!((args.steps, args.guidance_scale), (Some(30), Some(6.5)));
-    assert_eq!((args.sampler.as_deref(), args.model.as_deref()), (Some("DPM++ 2M"), Some("C:\\models\\x y")));
+    assert_eq!(args.text.negative_prompt.as_deref(), Some("blurry, dog's \\(bone\\)"));
+    assert_eq!((args.sampling.steps, args.guidance.scale), (Some(30), Some(6.5)));
+    assert_eq!((args.scheduler.sampler.as_deref(), args.load.model.as_deref()), (Some("DPM++ 2M"), Some("C:\\models\\x y")));
     for (line, prompt, seed) in [
         ("a cat --seed 3", "a cat", Some(3)),
         ("-p 'a cat' -s 3 --zero-snr", "a cat", Some(3)),
@@ -46,10 +51,10 @@ fn flags_on_a_line_are_read_as_a1111_reads_them() {
         ("--prompt \"a -- b --c\"", "a -- b --c", None),
     ] {
         let args = one(Format::Text, line);
-        assert_eq!((args.prompts[0].as_str(), args.seed), (prompt, seed.map(super::super::args::Seed::Is)), "{line}");
+        assert_eq!((args.prompts[0].as_str(), args.seed), (prompt, seed.map(crate::settings::Seed::Is)), "{line}");
     }
     let args = one(Format::Text, "--prompt a --batch_size 4.0 --n_iter 3");
-    assert_eq!((args.images, args.batch_size.0), (12, Some(4)));
+    assert_eq!((args.output.images, args.output.batch_size), (Some(12), Some(BatchSize(Some(4)))));
 }
 
 #[test]
@@ -63,8 +68,8 @@ fn every_format_says_the_same() {
     ] {
         let args = one(format, text);
         assert_eq!(
-            (args.prompts, args.steps, args.zero_snr, args.size),
-            (vec!["a, b".to_owned()], Some(20), true, Some((512, 768))),
+            (args.prompts, args.sampling.steps, args.scheduler.zero_snr, args.canvas),
+            (vec!["a, b".to_owned()], Some(20), Some(true), sized(512, 768)),
             "{text}"
         );
     }
@@ -75,12 +80,12 @@ fn every_format_says_the_same() {
 #[test]
 fn the_line_beats_the_flags() {
     let base = "--prompt base --negative-prompt blurry --size 768x512 --zero-snr --steps 9";
-    let args = |line: &str| over(base, Format::Jsonl, line.as_bytes()).next().unwrap().unwrap().args;
+    let args = |line: &str| over(base, Format::Jsonl, line.as_bytes()).next().unwrap().unwrap().draft;
     let line = args(r#"{"width": 256, "zero-snr": false, "negative_prompt": ""}"#);
-    assert_eq!((line.prompts[0].as_str(), line.negative_prompt.as_deref(), line.steps), ("base", Some(""), Some(9)));
-    assert_eq!((line.width, line.height, line.size, line.zero_snr), (Some(256), Some(512), None, false));
+    assert_eq!((line.prompts[0].as_str(), line.text.negative_prompt.as_deref(), line.sampling.steps), ("base", Some(""), Some(9)));
+    assert_eq!((line.canvas, line.scheduler.zero_snr), (sized(256, 512), None));
     let line = args(r#"{"prompt": "own", "size": "64x64"}"#);
-    assert_eq!((line.prompts, line.size, line.zero_snr), (vec!["own".to_owned()], Some((64, 64)), true));
+    assert_eq!((line.prompts, line.canvas, line.scheduler.zero_snr), (vec!["own".to_owned()], sized(64, 64), Some(true)));
 }
 
 #[test]
@@ -88,11 +93,14 @@ fn yaml_is_read_item_by_item() {
     let text = "# comment\n- a cat\n- prompt: two\n  seed: 3\n  zero-snr: yes\n  steps: ~\n- {prompt: [a, b], size: 64x64}\n---\nprompt: |\n  block\n  text\n---\n";
     let lines = good(Format::Yaml, text);
     assert_eq!(lines.iter().map(|args| args.prompts.join("/")).collect::<Vec<_>>(), ["a cat", "two", "a/b", "block\ntext\n"]);
-    assert_eq!((lines[1].seed, lines[1].zero_snr, lines[1].steps), (Some(super::super::args::Seed::Is(3)), true, None));
+    assert_eq!(
+        (lines[1].seed, lines[1].scheduler.zero_snr, lines[1].sampling.steps),
+        (Some(crate::settings::Seed::Is(3)), Some(true), None)
+    );
     let merged = "- &base {prompt: base, steps: 7}\n- {<<: *base, prompt: own}\n- *base\n";
     let lines = good(Format::Yaml, merged);
     assert_eq!(
-        lines.iter().map(|args| (args.prompts[0].as_str(), args.steps)).collect::<Vec<_>>(),
+        lines.iter().map(|args| (args.prompts[0].as_str(), args.sampling.steps)).collect::<Vec<_>>(),
         [("base", Some(7)), ("own", Some(7)), ("base", Some(7))]
     );
     let array = "[{\"prompt\": \"a\", \"steps\": 5},\n {\"prompt\": \"b\"}]";
@@ -269,7 +277,7 @@ fn a_hundred_thousand_lines_are_streamed() {
         let source = Source::new("lines", std::io::BufReader::new(Endless { start, row, given: given.clone(), most }));
         let mut read = lines(source, format, &Flags::default());
         let first = read.next().unwrap().unwrap();
-        assert_eq!((first.args.prompts[0].as_str(), first.args.steps), ("a cat", Some(3)));
+        assert_eq!((first.draft.prompts[0].as_str(), first.draft.sampling.steps), ("a cat", Some(3)));
         // Nothing is read that is not needed yet.
         assert!(given.get() <= 1 << 16, "{format:?} took {} bytes for its first line", given.get());
         assert_eq!(read.filter(|line| line.is_ok()).count(), count - 1, "{format:?}");
@@ -316,7 +324,7 @@ fn files_are_known_by_their_names_and_else_by_their_first_line() {
     ] {
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        let read: Vec<_> = read(&path, None, &Flags::default()).unwrap().map(|line| line.unwrap().args.prompts).collect();
+        let read: Vec<_> = read(&path, None, &Flags::default()).unwrap().map(|line| line.unwrap().draft.prompts).collect();
         assert_eq!(read.len(), 1, "{name}");
         assert!(read[0][0].starts_with("{a cat"), "{name}: {read:?}");
     }
@@ -348,9 +356,9 @@ fn sweeps_lie_over_every_line() {
     let sweep = Sweep::new(axes.to_vec()).unwrap();
     let swept: Vec<Line> = sweep.over(over("", Format::Text, b"a cat --seed 9 --width 256")).map(|line| line.unwrap()).collect();
     assert_eq!(swept.len(), 8);
-    let points: Vec<_> = swept.iter().map(|line| (line.at.clone(), line.args.guidance_scale, line.args.size, line.args.width)).collect();
-    assert_eq!(points[1], (vec![0, 0, 1], Some(4.0), Some((128, 64)), None));
-    assert_eq!(points[7], (vec![1, 1, 1], Some(7.5), Some((128, 64)), None));
+    let points: Vec<_> = swept.iter().map(|line| (line.at.clone(), line.draft.guidance.scale, line.draft.canvas.clone())).collect();
+    assert_eq!(points[1], (vec![0, 0, 1], Some(4.0), sized(128, 64)));
+    assert_eq!(points[7], (vec![1, 1, 1], Some(7.5), sized(128, 64)));
     assert_eq!(swept[7].labels[0], ("guidance-scale".to_owned(), "7.5".to_owned()));
     let said = swept[7].error("--seed: no").to_string();
     assert!(said.starts_with("lines:1:14: --seed: no (with --sweep guidance-scale=7.5, seed=2, size=128x64)"), "{said}");
@@ -358,8 +366,8 @@ fn sweeps_lie_over_every_line() {
     let prompts = Sweep::new(vec![Axis::parse("prompt=a,b").unwrap()]).unwrap();
     let first = prompts.first();
     let lines = lines(Source::new("lines", Cursor::new("{\"seed\": 1}")), Format::Jsonl, &first);
-    assert_eq!(prompts.over(lines).map(|line| line.unwrap().args.prompts.concat()).collect::<Vec<_>>(), ["a", "b"]);
-    assert_eq!(of_flags(&first).next().unwrap().unwrap().args.prompts, ["a"]);
+    assert_eq!(prompts.over(lines).map(|line| line.unwrap().draft.prompts.concat()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(of_flags(&first).next().unwrap().unwrap().draft.prompts, ["a"]);
 }
 
 mod any_input {
@@ -437,7 +445,7 @@ mod any_input {
             for format in FORMATS {
                 for line in over("", format, &text).take(1000) {
                     match line {
-                        Ok(line) => prop_assert!(!line.args.prompts.is_empty() && line.number > 0),
+                        Ok(line) => prop_assert!(!line.draft.prompts.is_empty() && line.number > 0),
                         Err(error) => prop_assert!(error.line > 0 && !error.what.is_empty()),
                     }
                 }

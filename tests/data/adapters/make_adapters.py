@@ -23,11 +23,12 @@ PROJ = "down_blocks.1.attentions.0.proj_in"
 NORM = "down_blocks.1.attentions.0.norm"
 FC = "text_model.encoder.layers.0.self_attn.q_proj"
 EVERY = 13
+# bfloat16 numbers are float16 numbers too.
 torch.manual_seed(11)
 merged, strengths = {}, {}
 
 
-def n(*shape, scale=0.2): return (torch.randn(*shape) * scale).half().double()
+def n(*shape, scale=0.2): return (torch.randn(*shape) * scale).bfloat16().double()
 
 
 def weight(layer, leaf="weight"): return (TEXT if layer.startswith("text_model") else UNET)[f"{layer}.{leaf}"].double()
@@ -42,7 +43,7 @@ def write(name, parts, strength, key=lambda layer, leaf: f"{kohya(layer)}.{leaf}
     for layer, (tensors, merge) in parts.items():
         for leaf, tensor in tensors.items(): out[key(layer, leaf)] = tensor if tensor.dtype in (torch.int64, torch.float32) else tensor.to(dtype).contiguous()
         w = weight(layer); more = merge(w).reshape(w.shape) - w
-        merged[f"{name}/{layer}.weight"] = (w + strength * more).flatten()[::EVERY].float().contiguous()
+        if more.any(): merged[f"{name}/{layer}.weight"] = (w + strength * more).flatten()[::EVERY].float().contiguous()
     save_file(out, HERE / f"{name}.safetensors"); strengths[name] = strength
 
 

@@ -1,0 +1,280 @@
+//! Files that are inputs of an image: named by the user, bounded, hashed. What decides the pixels is their content, so its SHA-256 is
+//! part of an image's key; their names go into its metadata, their bytes nowhere.
+//!
+//! Nothing here knows what a file means.
+
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Bytes that are read at once.
+const CHUNK: usize = 1 << 20;
+
+/// A file that is an input: its name, and once it was read, what its content is.
+///
+/// A regular file is read again where its bytes are wanted, so that a batch of ten thousand images does not keep ten thousand files in
+/// the memory; the hash says that it is still the same. What comes from a pipe can be read only once, and is kept.
+#[derive(Debug, Clone)]
+pub struct InputFile {
+    path: PathBuf,
+    content: Option<Content>,
+}
+
+#[derive(Debug, Clone)]
+struct Content {
+    sha256: [u8; 32],
+    /// Of what follows the header of a safetensors file.
+    tensors: [u8; 32],
+    length: u64,
+    kept: Option<Arc<[u8]>>,
+}
+
+impl PartialEq for InputFile {
+    /// By the content, where it is known; else by the name.
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.content, &other.content) {
+            (Some(one), Some(other)) => one.sha256 == other.sha256,
+            _ => self.path == other.path,
+        }
+    }
+}
+
+impl InputFile {
+    /// A file that was named and not read.
+    pub fn named(path: &Path) -> Self {
+        Self { path: path.to_owned(), content: None }
+    }
+
+    /// Bytes that are no file, under a name.
+    pub fn of_bytes(name: impl Into<PathBuf>, bytes: impl Into<Arc<[u8]>>) -> Self {
+        let bytes = bytes.into();
+        let mut hash = TensorHash::default();
+        hash.update(&bytes);
+        let content =
+            Content { sha256: Sha256::digest(&bytes).into(), tensors: hash.finalize(), length: bytes.len() as u64, kept: Some(bytes) };
+        Self { path: name.into(), content: Some(content) }
+    }
+
+    /// The name as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The content's SHA-256 in hexadecimal digits, once it was read.
+    pub fn sha256(&self) -> Option<String> {
+        self.content.as_ref().map(|content| hex(&content.sha256))
+    }
+
+    /// The SHA-256 of a safetensors file's tensors, without the header, once it was read: A1111 knows LoRAs by it.
+    pub fn tensors_sha256(&self) -> Option<String> {
+        self.content.as_ref().map(|content| hex(&content.tensors))
+    }
+
+    /// The bytes.
+    ///
+    /// # Errors
+    /// A sentence: the file was not read before, cannot be read again, or is no longer what it was.
+    pub fn bytes(&self) -> Result<Arc<[u8]>, String> {
+        let name = self.path.display();
+        let content = self.content.as_ref().ok_or_else(|| format!("{name}: was not read"))?;
+        if let Some(bytes) = &content.kept {
+            return Ok(bytes.clone());
+        }
+        let (mut file, _) = open(&self.path)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(content.length).unwrap_or(0).min(CHUNK));
+        file.by_ref().take(content.length + 1).read_to_end(&mut bytes).map_err(|e| format!("{name}: cannot be read: {e}"))?;
+        if Sha256::digest(&bytes)[..] != content.sha256 {
+            return Err(format!("{name}: changed after the run began; run the command again"));
+        }
+        Ok(bytes.into())
+    }
+}
+
+/// Reads inputs, each file once.
+#[derive(Debug, Default)]
+pub struct InputReader {
+    known: HashMap<PathBuf, Content>,
+}
+
+impl InputReader {
+    /// Reads and hashes a file of at most `limit` bytes, if that was not done.
+    ///
+    /// # Errors
+    /// A sentence: the file is not there, is a folder or a device, cannot be read, or is larger.
+    pub fn read(&mut self, file: &mut InputFile, limit: u64) -> Result<(), String> {
+        if file.content.is_some() {
+            return Ok(());
+        }
+        let content = match self.known.get(&file.path) {
+            Some(known) => known.clone(),
+            None => {
+                let content = content_of(&file.path, limit)?;
+                self.known.insert(file.path.clone(), content.clone());
+                content
+            }
+        };
+        if content.length > limit {
+            return Err(too_large(&file.path, limit));
+        }
+        file.content = Some(content);
+        Ok(())
+    }
+}
+
+fn too_large(path: &Path, limit: u64) -> String {
+    format!("{}: is larger than {}, which is too large to be such a file", path.display(), size(limit))
+}
+
+fn size(bytes: u64) -> String {
+    if bytes >= 1 << 20 { format!("{} MiB", bytes >> 20) } else { format!("{bytes} bytes") }
+}
+
+/// Opens a regular file, or a pipe that somebody writes to; and whether it can be read twice.
+fn open(path: &Path) -> Result<(File, bool), String> {
+    let name = path.display();
+    let metadata = std::fs::metadata(path).map_err(|e| format!("{name}: cannot be read: {e}"))?;
+    if !metadata.is_file() && !is_pipe(&metadata) {
+        // A folder has no bytes, and a device may have no end.
+        return Err(format!("{name}: is not a file"));
+    }
+    let file = File::open(path).map_err(|e| format!("{name}: cannot be read: {e}"))?;
+    // What was opened counts, not what was there a moment before.
+    let opened = file.metadata().map_err(|e| format!("{name}: cannot be read: {e}"))?;
+    match opened.is_file() {
+        true => Ok((file, true)),
+        false if is_pipe(&opened) => Ok((file, false)),
+        false => Err(format!("{name}: is not a file")),
+    }
+}
+
+#[cfg(unix)]
+fn is_pipe(metadata: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::FileTypeExt::is_fifo(&metadata.file_type())
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_metadata: &std::fs::Metadata) -> bool {
+    false
+}
+
+fn content_of(path: &Path, limit: u64) -> Result<Content, String> {
+    let (mut file, again) = open(path)?;
+    let (mut hash, mut tensors) = (Sha256::new(), TensorHash::default());
+    let mut length = 0u64;
+    let mut kept = Vec::new();
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let count = match file.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(format!("{}: cannot be read: {e}", path.display())),
+        };
+        let read = chunk.get(..count).unwrap_or_default();
+        length += count as u64;
+        if length > limit {
+            return Err(too_large(path, limit));
+        }
+        hash.update(read);
+        tensors.update(read);
+        if !again {
+            kept.extend_from_slice(read);
+        }
+    }
+    Ok(Content { sha256: hash.finalize().into(), tensors: tensors.finalize(), length, kept: (!again).then(|| kept.into()) })
+}
+
+fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Hashes what follows a safetensors file's header, whose length the first eight bytes say.
+#[derive(Default)]
+struct TensorHash {
+    length: Vec<u8>,
+    /// Bytes of the header that are still to come.
+    header: u64,
+    hash: Sha256,
+}
+
+impl TensorHash {
+    fn update(&mut self, mut bytes: &[u8]) {
+        if self.length.len() < 8 {
+            let (length, rest) = bytes.split_at(bytes.len().min(8 - self.length.len()));
+            self.length.extend_from_slice(length);
+            bytes = rest;
+            if let Some(length) = self.length.first_chunk::<8>() {
+                self.header = u64::from_le_bytes(*length);
+            }
+        }
+        let skipped = usize::try_from(self.header).unwrap_or(bytes.len()).min(bytes.len());
+        self.header -= skipped as u64;
+        self.hash.update(bytes.get(skipped..).unwrap_or_default());
+    }
+
+    fn finalize(self) -> [u8; 32] {
+        self.hash.finalize().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_known_by_their_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| {
+            std::fs::write(folder.path().join(name), bytes).unwrap();
+            InputFile::named(&folder.path().join(name))
+        };
+        let (mut one, mut copy, mut other) = (write("one", b"abc"), write("copy", b"abc"), write("other", b"abd"));
+        let mut reader = InputReader::default();
+        for file in [&mut one, &mut copy, &mut other] {
+            reader.read(file, 3).unwrap();
+        }
+        assert_eq!(one.sha256().as_deref(), Some("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"));
+        assert!(one == copy && one != other);
+        assert_eq!(&*one.bytes().unwrap(), b"abc");
+        std::fs::write(folder.path().join("one"), b"abcd").unwrap();
+        assert!(one.bytes().unwrap_err().contains("changed"));
+        assert_eq!(InputFile::of_bytes("x", *b"abc"), copy);
+    }
+
+    #[test]
+    fn folders_devices_and_what_is_too_large_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("large"), [0; 4]).unwrap();
+        let mut reader = InputReader::default();
+        let mut said = |name: &str| reader.read(&mut InputFile::named(&folder.path().join(name)), 3).unwrap_err();
+        assert!(said("").contains("is not a file"));
+        assert!(said("none").contains("cannot be read"));
+        assert!(said("large").contains("larger than 3 bytes"));
+        // Once read for a setting that allows more, it is still too large for one that does not.
+        reader.read(&mut InputFile::named(&folder.path().join("large")), 9).unwrap();
+        assert!(reader.read(&mut InputFile::named(&folder.path().join("large")), 3).is_err());
+        #[cfg(unix)]
+        assert!(reader.read(&mut InputFile::named(Path::new("/dev/zero")), 3).unwrap_err().contains("is not a file"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_read_once_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let writer = std::thread::spawn({
+            let path = path.clone();
+            move || std::fs::write(path, b"abc").unwrap()
+        });
+        let mut file = InputFile::named(&path);
+        InputReader::default().read(&mut file, 3).unwrap();
+        writer.join().unwrap();
+        assert_eq!(&*file.bytes().unwrap(), b"abc");
+        assert_eq!(&*file.clone().bytes().unwrap(), b"abc");
+    }
+}

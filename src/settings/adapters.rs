@@ -1,0 +1,42 @@
+//! What an image asks to be changed of the model: LoRAs and their kin, and words that were learned later.
+
+use super::{By, Heading, Request, Setting, WeightedFile};
+use crate::adapter::{AdapterChoice, LoraChoice};
+use crate::inputs::InputFile;
+
+settings! {
+    /// LoRAs and textual inversions.
+    AdapterSettings, AdapterDraft, draft.adapters, by By<'_>, of |request: &Request| Some(&request.adapters);
+
+    /// A LoRA or one of its kin, or its name in the LoRA folder; the second weight is the text encoders'; repeat for more
+    lora: many WeightedFile => Setting {
+        name: "lora", value: "FILE[:WEIGHT[:TEXT-WEIGHT]]", heading: Heading::Adapters, infotext: Some("LoRA"), limit: 64 << 30,
+        ..Setting::IMAGE
+    };
+
+    /// Of a LoRA that does not fit the model as a whole, take what fits
+    lora_partial: one bool = |_| false => Setting {
+        name: "lora-partial", heading: Heading::Adapters, infotext: Some("LoRA partial"), off: Some("false"), ..Setting::IMAGE
+    };
+
+    /// A textual inversion, or its name in the embeddings folder; the file's name is the word; repeat for more
+    embedding: many InputFile => Setting {
+        name: "embedding", value: "FILE", heading: Heading::Adapters, infotext: Some("Embedding"), limit: 1 << 30, ..Setting::IMAGE
+    };
+}
+
+impl AdapterSettings {
+    /// What is asked of the model.
+    pub fn choice(&self) -> AdapterChoice {
+        let lora = |lora: &WeightedFile| LoraChoice {
+            path: lora.file.path().to_owned(),
+            weight: lora.weight(),
+            text_weight: lora.second_weight(),
+        };
+        AdapterChoice {
+            loras: self.lora.iter().map(lora).collect(),
+            embeddings: self.embedding.iter().map(|file| file.path().to_owned()).collect(),
+            partial: self.lora_partial,
+        }
+    }
+}

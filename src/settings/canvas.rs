@@ -1,0 +1,57 @@
+//! How large the image is.
+
+use super::{By, Draft, Request, Setting, ValueKind};
+
+settings! {
+    /// The image's size in pixels.
+    CanvasSettings, CanvasDraft, draft.canvas, by By<'_>, of |request: &Request| Some(&request.canvas);
+
+    /// Pixels, a multiple of 8
+    width: one usize = |by| by.spec.default_size => Setting {
+        name: "width", short: Some('W'), value: "PIXELS", default: "the model's own", conflicts: &["size"], ..Setting::IMAGE
+    };
+
+    /// Pixels, a multiple of 8
+    height: one usize = |by| by.spec.default_size => Setting {
+        name: "height", short: Some('H'), value: "PIXELS", default: "the model's own", conflicts: &["size"], ..Setting::IMAGE
+    };
+}
+
+/// Both sides in one word.
+pub(super) const SIZE: &[Setting] = &[Setting {
+    name: "size",
+    value: "WxH",
+    help: "Width and height at once",
+    kind: ValueKind::Word,
+    conflicts: &["width", "height"],
+    access: super::Access {
+        read: |draft, values| {
+            let size = match values {
+                [] => None,
+                [value] => Some(parse_size(&value.to_string_lossy()).map_err(|what| (0, what))?),
+                values => return Err((1, format!("takes one value, and {} were given", values.len()))),
+            };
+            draft.set_size(size);
+            Ok(())
+        },
+        ..Setting::IMAGE.access
+    },
+    ..Setting::IMAGE
+}];
+
+impl Draft {
+    /// Width and height at once; `None` leaves both to the model.
+    pub fn set_size(&mut self, size: Option<(usize, usize)>) {
+        (self.canvas.width, self.canvas.height) = size.unzip();
+    }
+}
+
+/// Reads `768x512`.
+///
+/// # Errors
+/// What to give instead.
+pub fn parse_size(text: &str) -> Result<(usize, usize), String> {
+    let parts = text.split_once(['x', 'X', '×']);
+    let parsed = parts.and_then(|(w, h)| Some((w.trim().parse().ok()?, h.trim().parse().ok()?)));
+    parsed.ok_or_else(|| "give width and height like 768x512".into())
+}

@@ -1,0 +1,82 @@
+//! What is generated, everything decided and checked.
+
+use super::{AdapterSettings, CanvasSettings, Effect, GuidanceSettings, OutputSettings, SamplingSettings, TextSettings, Together, table};
+use crate::sampling::{Sampler, SchedulerConfig};
+use serde_json::{Map, Value as Json, json};
+
+/// What is generated, everything decided and checked: what [`super::Draft::resolve`] makes of a draft for a model.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Request {
+    /// What to generate.
+    pub prompt: String,
+    /// The first image's seed; image i has this plus i.
+    pub seed: u64,
+    /// The texts beside the prompt.
+    pub text: TextSettings,
+    /// The image's size.
+    pub canvas: CanvasSettings,
+    /// Steps and noise.
+    pub sampling: SamplingSettings,
+    /// Noise schedule and solver.
+    pub scheduler: SchedulerConfig,
+    /// The user named a configuration in place of the model's.
+    pub scheduler_is_named: bool,
+    /// Classifier-free guidance.
+    pub guidance: GuidanceSettings,
+    /// LoRAs and textual inversions.
+    pub adapters: AdapterSettings,
+    /// How many images.
+    pub output: OutputSettings,
+}
+
+/// What images that are generated at once have in common: equal ones take the same steps, with the same calls of the network.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Shape(String);
+
+impl Request {
+    /// Classifier-free guidance is on: the network sees two rows an image.
+    pub fn is_guided(&self) -> bool {
+        self.guidance.scale > 1.0 || self.scheduler.sampler().is_ok_and(Sampler::reads_unguided)
+    }
+
+    /// Rows of the network for each image, where all branches of its guidance are computed.
+    pub fn rows(&self) -> usize {
+        1 + usize::from(self.is_guided()) + usize::from(self.guidance.pag_scale != 0.0)
+    }
+
+    /// The seeds of the images.
+    pub fn seeds(&self) -> impl Iterator<Item = u64> + use<> {
+        let first = self.seed;
+        (0..self.output.images as u64).map(move |i| first.wrapping_add(i))
+    }
+
+    /// What images that are generated at once must have in common.
+    pub fn shape(&self) -> Shape {
+        let rows = table().iter().filter(|row| row.effect == Effect::Image);
+        let mut shape: Map<String, Json> = rows
+            .filter_map(|row| match row.together {
+                Together::Equal => Some((row.name.to_owned(), (row.access.json)(self))),
+                Together::Class(class) => Some((row.name.to_owned(), class(self).into())),
+                Together::Free => None,
+            })
+            .collect();
+        shape.insert("scheduler".into(), self.scheduler_json());
+        Shape(Json::Object(shape).to_string())
+    }
+
+    /// Everything that decides the pixels beside the model and the seed, by the settings' names in alphabetical order. What changes
+    /// nothing is not there.
+    pub fn canonical(&self) -> Json {
+        let rows = table().iter().filter(|row| row.effect == Effect::Image && !row.written(self).is_empty());
+        let mut all: Vec<(String, Json)> = rows.map(|row| (row.name.to_owned(), (row.access.json)(self))).collect();
+        all.push(("scheduler".into(), self.scheduler_json()));
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        Json::Object(all.into_iter().collect())
+    }
+
+    fn scheduler_json(&self) -> Json {
+        let scheduler = &self.scheduler;
+        json!({ "config": scheduler, "schedule": scheduler.schedule.map(|schedule| schedule.name()), "eta": scheduler.eta })
+    }
+}

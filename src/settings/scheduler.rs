@@ -1,0 +1,146 @@
+//! The noise schedule and the solver: what is said here is laid over the model's own configuration.
+
+use super::{Draft, Heading, NumberList, Setting, Value, ValueKind};
+use crate::inputs::InputFile;
+use crate::sampling::{Levels, PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::spec::ModelSpec;
+use crate::{Error, Result};
+
+settings! {
+    /// What takes the place of the model's own schedule and solver; a request holds the outcome, [`super::Request::scheduler`].
+    SchedulerDraft, draft.scheduler;
+
+    /// However another tool spells it: "DPM++ 2M Karras", euler_a, DDIMScheduler
+    sampler: maybe String => Setting {
+        name: "sampler", aliases: &["scheduler", "sampling-method"], hidden_aliases: &["sampler-name"], value: "NAME",
+        default: "the model's own", words: || Sampler::all().map(Sampler::name).collect(), ..Setting::SCHEDULER
+    };
+
+    /// How the noise levels are laid: karras, exponential, beta, align_your_steps, …
+    schedule: maybe SigmaSchedule => Setting {
+        name: "schedule", hidden_aliases: &["schedule-type"], value: "NAME", default: "the model's own",
+        words: || SigmaSchedule::NAMES.iter().map(|(name, _)| *name).collect(), ..Setting::SCHEDULER
+    };
+
+    /// leading, linspace or trailing, as diffusers means it
+    timestep_spacing: maybe TimestepSpacing => Setting {
+        name: "timestep-spacing", value: "SPACING", default: "the model's own",
+        words: || TimestepSpacing::NAMES.iter().map(|(name, _)| *name).collect(), ..Setting::SCHEDULER
+    };
+
+    /// A diffusers scheduler_config.json in place of the model's; the flags here still win
+    config: maybe InputFile => Setting { name: "scheduler-config", value: "FILE", limit: 1 << 20, ..Setting::SCHEDULER };
+
+    /// Noise of ancestral samplers (1) and DDIM (0)
+    eta: maybe f64 => Setting { name: "eta", value: "X", range: Some((0.0, 1.0)), ..Setting::SCHEDULER };
+
+    /// The noise levels themselves, such as 14.6,5.2,1.8,0.6,0
+    sigmas: maybe NumberList => Setting {
+        name: "sigmas", value: "LIST", infotext: Some("Sigmas"), conflicts: &["timesteps"], ..Setting::SCHEDULER
+    };
+
+    /// The timesteps themselves, such as 999,749,499,249
+    timesteps: maybe NumberList => Setting { name: "timesteps", value: "LIST", infotext: Some("Timesteps"), ..Setting::SCHEDULER };
+
+    /// An option of the sampler's own, such as s_churn=12 or order=2; may be repeated
+    options: many SamplerOption => Setting {
+        name: "sampler-option", value: "NAME=X", infotext: Some("Sampler option"), ..Setting::SCHEDULER
+    };
+
+    /// What the UNet predicts: epsilon or v
+    prediction: maybe PredictionType => Setting {
+        name: "prediction", value: "WHAT", default: "as detected", heading: Heading::Model, words: || vec!["epsilon", "v"],
+        ..Setting::SCHEDULER
+    };
+
+    /// Rescale the noise schedule to zero terminal SNR
+    zero_snr: maybe bool => Setting { name: "zero-snr", heading: Heading::Model, ..Setting::SCHEDULER };
+}
+
+words!(SigmaSchedule, SigmaSchedule::from_name, |schedule: &SigmaSchedule| schedule.name());
+words!(TimestepSpacing, TimestepSpacing::from_name, |spacing: &TimestepSpacing| spacing.name());
+words!(PredictionType, PredictionType::from_name, |prediction: &PredictionType| prediction.name());
+
+impl Draft {
+    /// The schedule and the solver that are used with a model.
+    ///
+    /// # Errors
+    /// A name that is not available, or a configuration that is none.
+    pub(super) fn scheduler_for(&self, spec: &ModelSpec) -> Result<SchedulerConfig> {
+        let said = &self.scheduler;
+        let mut scheduler = match &said.config {
+            Some(file) => config_of(file)?,
+            None => spec.scheduler.clone(),
+        };
+        if let Some(name) = &said.sampler {
+            scheduler = with_sampler(scheduler, name)?;
+        }
+        if let Some(schedule) = said.schedule {
+            scheduler = scheduler.with_schedule(schedule);
+        }
+        if let Some(spacing) = said.timestep_spacing {
+            scheduler = scheduler.with_spacing(spacing);
+        }
+        if let Some(prediction) = said.prediction {
+            scheduler = scheduler.with_prediction(prediction);
+        }
+        if let Some(zero_snr) = said.zero_snr {
+            scheduler = scheduler.with_zero_snr(zero_snr);
+        }
+        if let Some(eta) = said.eta {
+            scheduler = scheduler.with_eta(eta);
+        }
+        let lists = [(&said.sigmas, Levels::Sigmas as fn(Vec<f64>) -> Levels), (&said.timesteps, Levels::Timesteps)];
+        for (list, kind) in lists {
+            scheduler.levels = list.clone().map(|list| kind(list.0)).or(scheduler.levels);
+        }
+        scheduler.options.extend(said.options.iter().map(|option| (option.name.clone(), option.value)));
+        scheduler.is_sdxl = spec.unet.text_time.is_some();
+        Ok(scheduler)
+    }
+}
+
+/// An option of a sampler's own: `NAME=X`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplerOption {
+    /// Its name, as the sampler's original has it.
+    pub name: String,
+    /// Its value.
+    pub value: f64,
+}
+
+impl Value for SamplerOption {
+    const KIND: ValueKind = ValueKind::Word;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or("give a name and a number, such as s_churn=12")?;
+        let value =
+            value.trim().parse().ok().filter(|value: &f64| !value.is_nan()).ok_or("give a number after the =, such as s_churn=12")?;
+        Ok(Self { name: name.trim().to_lowercase().replace('-', "_"), value })
+    }
+
+    fn typed(&self) -> String {
+        format!("{}={}", self.name, self.value)
+    }
+}
+
+/// The file was named by the user: what is wrong in it is bad input, not a bad model.
+fn config_of(file: &InputFile) -> Result<SchedulerConfig> {
+    let wrong = |what: String| Error::setting("scheduler-config", what);
+    let name = file.path().display().to_string();
+    let bytes = file.bytes().map_err(|e| wrong(format!("{e}")))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| wrong(format!("{name}: is not UTF-8 text")))?;
+    SchedulerConfig::from_json(text, &name).map_err(|e| wrong(e.to_string()))
+}
+
+/// The sampler of a name; the configuration's own changes nothing of it, whatever its class has for defaults.
+fn with_sampler(scheduler: SchedulerConfig, name: &str) -> Result<SchedulerConfig> {
+    let (sampler, schedule) = Sampler::from_name(name)?;
+    if scheduler.sampler().is_ok_and(|own| own == sampler) {
+        return Ok(match schedule {
+            Some(schedule) => scheduler.with_schedule(schedule),
+            None => scheduler,
+        });
+    }
+    scheduler.with_sampler(name)
+}
