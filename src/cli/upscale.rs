@@ -1,6 +1,6 @@
 //! `sd-gen upscale FILES… --upscaler FILE`: images enlarged by a network, one after the other, and what is there already left alone.
 
-use super::args::ProgressStyle;
+use super::completions::NamedValues;
 use super::progress::Progress;
 use super::show::several;
 use super::{answer, cancelled, generate::set_threads, listen_for_cancellation, screen};
@@ -9,6 +9,7 @@ use crate::disk::{counted, folder_of, read_bounded, stage};
 use crate::image::{ResizeFilter, decode, resize, write_png};
 use crate::metadata::{Text, texts};
 use crate::pipeline::UpscalePipeline;
+use crate::settings::{ProgressStyle, Value};
 use crate::weights::{UpscalerFile, hash};
 use crate::{Error, Result};
 use ::image::RgbImage;
@@ -54,16 +55,19 @@ pub(super) struct UpscaleArgs {
     #[arg(long, value_name = "DIR")]
     models_dir: Option<PathBuf>,
     /// auto, cpu, cuda, cuda:N or metal
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", hide_possible_values = true,
+          value_parser = NamedValues { names: vec!["auto", "cpu", "cuda", "metal"], parser: str::parse::<DeviceChoice> })]
     device: DeviceChoice,
     /// What the network computes in: f32, f16 or bf16
-    #[arg(long, visible_alias = "precision", value_name = "DTYPE", default_value = "f32")]
+    #[arg(long, visible_alias = "precision", value_name = "DTYPE", default_value = "f32", hide_possible_values = true,
+          value_parser = NamedValues { names: vec!["auto", "f32", "f16", "bf16"], parser: str::parse::<DTypeChoice> })]
     dtype: DTypeChoice,
     /// Threads [default: as many as the machine has]
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
     /// How progress is shown on standard error
-    #[arg(long, value_enum, default_value = "auto", value_name = "STYLE")]
+    #[arg(long, default_value = "auto", value_name = "STYLE",
+          value_parser = NamedValues { names: vec!["auto", "bar", "json", "none"], parser: ProgressStyle::parse })]
     progress: ProgressStyle,
     /// Only errors, and the images' paths
     #[arg(short, long)]
@@ -103,7 +107,7 @@ impl NamedUpscaler {
         let pipeline = UpscalePipeline::load(&file, &path.display().to_string(), &device, dtype)?;
         let hashes = hash(&path, |_| if cancelled() { Err(Error::Cancelled) } else { Ok(()) })?;
         let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { pipeline, name, hash: hashes.autov2() })
+        Ok(Self { pipeline, name, hash: hashes.model_hash().to_owned() })
     }
 
     /// Enlarges an image `scale` times, whatever the network itself does.
@@ -230,7 +234,7 @@ fn upscale(file: &Path, folder: Option<&Path>, upscaler: &NamedUpscaler, scale: 
     let enlarged = enlarged.map_err(|error| if matches!(error, Error::Cancelled) { error } else { wrong(&error) })?;
     // What cannot be read as text is no reason to lose the image.
     let mut kept = texts(file).ok().flatten().unwrap_or_default();
-    kept.retain(|text| text.place.starts_with("PNG") && text.keyword != KEYWORD && png_keyword(&text.keyword));
+    kept.retain(|text| text.place.starts_with("PNG") && text.keyword != KEYWORD && png_keyword(&text.keyword) && !text.text.contains('\0'));
     let mut lines: Vec<(&str, Cow<'_, str>)> = kept.iter().map(|Text { keyword, text, .. }| (keyword.as_str(), Cow::from(text))).collect();
     lines.push((KEYWORD, Cow::from(note)));
     let mut staged = stage(folder_of(&path), |to| write_png(&enlarged, &lines, to)).map_err(Error::io(&path))?;

@@ -11,15 +11,15 @@ mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
 mod graph_cache;
-mod pixels;
 mod named_tensors;
+mod pixels;
 mod profile;
 mod reference;
 mod weight;
 
 pub use graph_cache::GraphCache;
-pub use pixels::{PRelu, leaky_relu, pixel_shuffle, pixel_unshuffle, upsample_nearest, window_attention};
 pub use named_tensors::NamedTensors;
+pub use pixels::{PRelu, leaky_relu, pixel_shuffle, pixel_unshuffle, upsample_nearest, window_attention};
 pub use profile::{OpTime, profiled};
 pub use weight::Weight;
 

@@ -93,8 +93,7 @@ pub fn window_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, bias: 
     let (windows, tokens, width) = q.dims3()?;
     let run = || {
         let size = width / heads;
-        let split =
-            |x: &Tensor| x.to_dtype(DType::F32)?.reshape((windows, tokens, heads, size))?.transpose(1, 2)?.contiguous();
+        let split = |x: &Tensor| x.to_dtype(DType::F32)?.reshape((windows, tokens, heads, size))?.transpose(1, 2)?.contiguous();
         let scores = (split(q)? * (1.0 / (size as f64).sqrt()))?.matmul(&split(k)?.t()?)?.broadcast_add(bias)?;
         let scores = match mask {
             Some(mask) => scores.broadcast_add(&mask.unsqueeze(1)?)?,

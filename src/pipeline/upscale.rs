@@ -201,7 +201,9 @@ mod tests {
 
     #[test]
     fn tiles_are_the_side_and_their_weights_one() {
-        for (side, tile, multiple) in [(1, 192, 1), (15, 192, 8), (200, 192, 1), (1000, 192, 8), (1000, 32, 7), (193, 64, 4), (97, 32, 1), (48, 32, 8)] {
+        for (side, tile, multiple) in
+            [(1, 192, 1), (15, 192, 8), (200, 192, 1), (1000, 192, 8), (1000, 32, 7), (193, 64, 4), (97, 32, 1), (48, 32, 8)]
+        {
             let cuts = cuts(side, tile, multiple);
             assert_eq!((cuts[0].own_from, cuts[cuts.len() - 1].own_to), (0, side), "{side} {tile} {multiple}");
             let mut sums = vec![0.0; side * 2];

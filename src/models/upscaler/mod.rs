@@ -17,6 +17,9 @@ const CHANNELS: usize = 3;
 /// The mean of DIV2K's images, which SPAN and SwinIR take away before they begin.
 const MEAN: [f32; CHANNELS] = [0.4488, 0.4371, 0.4040];
 
+/// No network enlarges by more.
+const LARGEST_SCALE: usize = 32;
+
 /// A network that was read.
 struct Loaded {
     network: Box<dyn UpscalerNetwork>,
@@ -53,8 +56,10 @@ impl Upscaler {
     pub fn load(root: &Scope<'_>) -> Result<Option<Self>> {
         for (architecture, load) in ARCHITECTURES {
             if let Some(Loaded { network, scale, multiple }) = load(root)? {
-                if scale == 0 {
-                    return Err(refused(format!("{architecture}: it makes images smaller")));
+                if !(1..=LARGEST_SCALE).contains(&scale) {
+                    return Err(refused(format!(
+                        "{architecture}: it makes images {scale} times as large; 1 to {LARGEST_SCALE} times is possible"
+                    )));
                 }
                 return Ok(Some(Self { architecture, scale, multiple, network }));
             }
@@ -169,6 +174,9 @@ mod tests {
         assert_eq!(padded(3, 8), [0, 1, 2, 1, 0, 1, 2, 1]);
         assert_eq!(padded(1, 4), [0, 0, 0, 0]);
         assert_eq!(padded(4, 4), [0, 1, 2, 3]);
-        assert_eq!([(48, 3), (12, 3), (3, 3), (10, 3), (1, 3)].map(|(from, to)| shuffle_factor(from, to)), [Some(4), Some(2), Some(1), None, None]);
+        assert_eq!(
+            [(48, 3), (12, 3), (3, 3), (10, 3), (1, 3)].map(|(from, to)| shuffle_factor(from, to)),
+            [Some(4), Some(2), Some(1), None, None]
+        );
     }
 }

@@ -75,9 +75,11 @@ impl DenseBlock {
         let load = |c: usize, output| scope.at(conv(c)).conv3x3(filters + (c - 1) * growth, output, 1, Padding::same(1));
         let convs = (1..CONVOLUTIONS).map(|c| load(c, growth)).collect::<Result<_>>()?;
         let around = match shape(scope, "conv1x1.weight") {
-            Some(_) => Some(scope.at("conv1x1").weight("weight", &[growth, filters, 1, 1], |weight| {
-                Ok(Linear::new(weight.reshape(&[growth, filters])?, None)?)
-            })?),
+            Some(_) => Some(
+                scope
+                    .at("conv1x1")
+                    .weight("weight", &[growth, filters, 1, 1], |weight| Ok(Linear::new(weight.reshape(&[growth, filters])?, None)?))?,
+            ),
             None => None,
         };
         Ok(Self { convs, last: load(CONVOLUTIONS, filters)?, around })
@@ -127,7 +129,8 @@ pub(super) fn load(root: &Scope<'_>) -> Result<Option<Loaded>> {
     let blocks = count(0, |b| weight(format!("{}.{}", (names.dense)(b, 1), (names.conv)(1))).is_some());
     // The old names count on: what would be one more doubling is the last but one.
     let ups = count(1, |u| weight((names.up)(u)).is_some());
-    let output = length(root, &format!("{}.weight", (names.last)(ups))).ok_or_else(|| refused(format!("it has no {}", (names.last)(ups))))?;
+    let output =
+        length(root, &format!("{}.weight", (names.last)(ups))).ok_or_else(|| refused(format!("it has no {}", (names.last)(ups))))?;
     let unshuffle = unshuffle_of(input, output)?;
     let same = |name: String| root.at(name).conv3x3(filters, filters, 1, Padding::same(1));
     let block = |b: usize| (1..=DENSE).map(|d| DenseBlock::load(&root.at((names.dense)(b, d)), names.conv, filters, growth)).collect();

@@ -9,6 +9,7 @@ use crate::ops::{
 use candle_core::{D, Device, Tensor};
 
 const EPS: f64 = 1e-5;
+const LARGEST_WINDOW: usize = 32;
 const SLOPE: f32 = 0.2;
 /// What torch's LeakyReLU has where nobody says.
 const USUAL_SLOPE: f32 = 0.01;
@@ -67,9 +68,8 @@ impl Windows {
         let mut mask = Vec::with_capacity(height * width * side * side);
         for top in (0..height).step_by(side) {
             for left in (0..width).step_by(side) {
-                let tokens: Vec<(usize, usize)> = (0..side * side)
-                    .map(|token| (part(top + token / side, height), part(left + token % side, width)))
-                    .collect();
+                let tokens: Vec<(usize, usize)> =
+                    (0..side * side).map(|token| (part(top + token / side, height), part(left + token % side, width))).collect();
                 mask.extend(tokens.iter().flat_map(|a| tokens.iter().map(move |b| if a == b { 0.0 } else { HIDDEN })));
             }
         }
@@ -191,8 +191,9 @@ pub(super) fn load(root: &Scope<'_>) -> Result<Option<Loaded>> {
     let (Some(places), Some(first)) = (length(root, table), shape(root, &format!("{first_name}.weight"))) else { return Ok(None) };
     let window = (places.isqrt() + 1) / 2;
     let [channels, input, 3, 3] = *first.as_slice() else { return Ok(None) };
-    if window == 0 || (2 * window - 1).pow(2) != places {
-        return Err(refused(format!("its window cannot be told from {places} places of attention")));
+    // What attention takes in memory grows with the fourth power of the window.
+    if !(1..=LARGEST_WINDOW).contains(&window) || (2 * window - 1).pow(2) != places {
+        return Err(refused(format!("{places} places of attention are none of a window of up to {LARGEST_WINDOW} pixels")));
     }
     if shape(root, "absolute_pos_embed").is_some() {
         return Err(refused("it learnt absolute positions, and works at one size alone".into()));
@@ -252,7 +253,7 @@ fn reconstruction(root: &Scope<'_>, channels: usize) -> Result<(Reconstruction, 
         let name = format!("upsample.{}", 2 * ups.len());
         let factor = shuffle_factor(given, features).ok_or_else(|| refused(format!("{name} gives {given} channels of {features}")))?;
         ups.push((conv(&name, features, given)?, factor));
-        scale *= factor.min(16);
+        scale = factor.saturating_mul(scale);
     }
     Ok((Reconstruction::Shuffle { before, ups, last }, scale, output))
 }
