@@ -94,7 +94,7 @@ impl<'a> Tensors<'a> {
             Change::LoHa => self.shape(Role::HadaW1B)?.get(1).copied(),
             Change::LoKr => {
                 let second = |whole: Role, half: Role| self.shape(whole).or_else(|| self.shape(half))?.get(1).copied();
-                Some(second(Role::LokrW1, Role::LokrW1B)? * second(Role::LokrW2, Role::LokrW2B)?)
+                second(Role::LokrW1, Role::LokrW1B)?.checked_mul(second(Role::LokrW2, Role::LokrW2B)?)
             }
             Change::GLora => self.shape(Role::A1)?.iter().take(2).max().copied(),
             Change::Full => self.shape(Role::Diff).filter(|shape| shape.len() > 1)?.get(1).copied(),
@@ -271,7 +271,7 @@ impl<'a> Tensors<'a> {
     fn matrix(self, role: Role) -> Result<Tensor> {
         let entry = self.target.tensors.get(&role).and_then(|i| self.file.entries().get(*i));
         let entry = entry.ok_or_else(|| model_error(&self.file.name, format!("lacks a part of the change of {}", self.target.path)))?;
-        let numbers = decode::numbers::<f32>(self.file.bytes(entry)?, entry.dtype);
+        let numbers = decode::numbers::<f32>(&self.file.bytes(entry)?, entry.dtype);
         let rows = entry.shape.first().copied().unwrap_or(1).max(1);
         let columns = numbers.len() / rows;
         Ok(Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)?)

@@ -103,7 +103,7 @@ impl Adapter {
         if is_pickle(path) {
             return Err(model_error(&shown, PICKLE));
         }
-        Self::understood(WeightFile::new(shown, Blob::map(path)?)?)
+        Self::understood(WeightFile::new(shown, Blob::open(path)?)?)
     }
 
     /// Opens a file's bytes, as [`Adapter::open`] does a file.
@@ -202,6 +202,11 @@ impl Adapter {
     }
 
     /// Words that were learned with it.
+    pub fn word_names(&self) -> impl Iterator<Item = &str> {
+        self.words.iter().map(|file| file.word.as_str())
+    }
+
+    /// Their files.
     pub(crate) fn words(&self) -> &[Arc<EmbeddingFile>] {
         &self.words
     }
@@ -235,6 +240,11 @@ impl Adapter {
         if let Some(target) = cross {
             let width = input(target)?;
             return Some((family::of_context(width)?, format!("{} takes text of width {width}", target.path)));
+        }
+        // Of layers that only have numbers, those that take text have a width that no other layer has.
+        let numbered = self.targets.iter().filter(|t| t.site == Site::UNet && t.path.starts_with('#'));
+        if let Some(width) = numbered.filter_map(input).find(|width| matches!(width, 768 | 1024 | 2048)) {
+            return Some((family::of_context(width)?, format!("some of its layers take text of width {width}")));
         }
         if let Some(target) = self.targets.iter().find(|t| t.site == Site::Text(1)) {
             return Some((family::SDXL, format!("it changes a second text encoder ({})", target.path)));
@@ -314,8 +324,7 @@ impl Adapter {
     /// The message names the first such tensor.
     pub fn check_numbers(&self) -> Result<()> {
         for entry in self.file.entries().iter().filter(|entry| decode::readable(entry.dtype)) {
-            let finite = decode::are_finite(self.file.bytes(entry)?, entry.dtype);
-            self.file.release(entry);
+            let finite = decode::are_finite(&self.file.bytes(entry)?, entry.dtype);
             if !finite {
                 let what = format!(
                     "has values that are not numbers (NaN or infinity) in {}: the training went wrong; take another file of it",
@@ -334,7 +343,7 @@ fn one_number(file: &WeightFile, target: &Target, role: Role) -> Option<f64> {
     if !decode::readable(entry.dtype) || entry.shape.iter().product::<usize>() != 1 {
         return None;
     }
-    decode::numbers::<f64>(file.bytes(entry).ok()?, entry.dtype).first().copied()
+    decode::numbers::<f64>(&file.bytes(entry).ok()?, entry.dtype).first().copied()
 }
 
 /// What diffusers writes of PEFT's configuration into a file's header.

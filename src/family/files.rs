@@ -2,6 +2,7 @@
 
 use super::json::Fields;
 use super::keys::Pair;
+use super::lean_json::{Lean, LeanBounds};
 use crate::error::model_error;
 use crate::spec::{Component, ModelSpec};
 use crate::{Error, Result};
@@ -23,6 +24,15 @@ pub(crate) trait TensorNames {
     /// # Errors
     /// Its bytes are not there.
     fn numbers(&self, key: &str) -> Result<Option<Vec<f32>>>;
+}
+
+/// The longest configuration or vocabulary file that is read, in bytes. CLIP's vocabulary has one million. Vocabularies take about
+/// 25 times their length while a tokenizer is made of them.
+pub(crate) const MAX_TEXT: u64 = 16 << 20;
+
+/// An error about a file that is longer than any configuration.
+pub(crate) fn too_long(file: &str, len: u64) -> Error {
+    model_error(file, format!("has {len} bytes, too many for a configuration file"))
 }
 
 /// The configuration files of a diffusers folder, wherever it is. Paths inside it are written with `/`.
@@ -52,6 +62,8 @@ impl dyn ConfigFiles + '_ {
     /// The UTF-8 text of the file `path`, or `None` where there is none.
     pub(crate) fn utf8(&self, path: &str) -> Result<Option<String>> {
         let Some(bytes) = self.text(path)? else { return Ok(None) };
+        // Some editors begin a file with a byte order mark.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").map_or_else(|| bytes.clone(), <[u8]>::to_vec);
         String::from_utf8(bytes).map(Some).map_err(|_| model_error(self.shown(path), "is not UTF-8 text"))
     }
 }
@@ -65,9 +77,11 @@ pub(crate) struct CarriedFiles {
 impl CarriedFiles {
     /// From a JSON object of paths and texts in the metadata of the file `name`.
     pub(crate) fn parse(name: &str, carried: &str) -> Result<Self> {
-        let texts = serde_json::from_str(carried)
-            .map_err(|e| model_error(name, format!("carries a configuration ({}) that cannot be read: {e}", super::CONFIGURATION)))?;
-        Ok(Self { name: name.to_owned(), texts })
+        let wrong = |what: &dyn std::fmt::Display| {
+            model_error(name, format!("carries a configuration ({}) that cannot be read: {what}", super::CONFIGURATION))
+        };
+        let texts = Lean::parse(carried, LeanBounds::TEXTS).map_err(|e| wrong(&e))?.into_texts();
+        Ok(Self { name: name.to_owned(), texts: texts.ok_or_else(|| wrong(&"it is no object"))? })
     }
 }
 
@@ -81,7 +95,10 @@ impl ConfigFiles for CarriedFiles {
     }
 
     fn text(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        Ok(self.texts.get(path).map(|text| text.clone().into_bytes()))
+        match self.texts.get(path).map(String::as_bytes) {
+            Some(text) if text.len() as u64 > MAX_TEXT => Err(too_long(&self.shown(path), text.len() as u64)),
+            text => Ok(text.map(<[u8]>::to_vec)),
+        }
     }
 }
 
@@ -118,6 +135,8 @@ pub struct TokenizerFiles {
     pub pad_token: Option<String>,
     /// Tokens of one text, with start and end.
     pub model_max_length: Option<usize>,
+    /// Words that were added to the vocabulary, with their numbers, which follow it.
+    pub added: Vec<(String, u32)>,
 }
 
 /// One network, and under which names its tensors are stored.
@@ -128,6 +147,8 @@ pub(crate) struct NetworkPlan {
     pub(crate) title: String,
     /// Its folder in a diffusers folder; of a single file its component's name.
     pub(crate) folder: &'static str,
+    /// What all of its tensors' names begin with in the file.
+    pub(crate) prefix: &'static str,
     pub(crate) pairs: Vec<Pair>,
 }
 

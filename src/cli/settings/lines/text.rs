@@ -1,0 +1,197 @@
+//! A prompt a line, and flags on a line as A1111's "Prompts from file" reads them.
+
+use super::error::{LineError, LineErrors, Record};
+use super::source::Source;
+use super::{Pair, Row};
+use crate::Error;
+use crate::settings::table;
+use std::ops::Range;
+use std::path::Path;
+
+/// Reads a line as one row; empty lines and comments are passed over.
+pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError>> {
+    let file = source.file.clone();
+    source.filter_map(move |line| match line {
+        Err(error) => Some(Err(error)),
+        Ok((_, text)) if is_passed_over(&text) => None,
+        Ok((number, text)) => {
+            let record = Record::line(&file, number, text);
+            Some(match pairs(&record.text) {
+                Ok(pairs) => Ok(Row { record, pairs }),
+                Err((part, what)) => Err(record.error(part, what)),
+            })
+        }
+    })
+}
+
+/// An empty line, or a comment: a `#` and a space. `#1 dad mug` is a prompt.
+fn is_passed_over(line: &str) -> bool {
+    let line = line.trim();
+    line.is_empty()
+        || line.strip_prefix('#').is_some_and(|rest| rest.is_empty() || rest.starts_with(|c: char| c.is_whitespace() || c == '#'))
+}
+
+/// The lines of a file as values of one flag, at most one more than `most`; empty lines and comments are passed over.
+///
+/// # Errors
+/// The file cannot be read, or a line is no text.
+pub(in crate::cli) fn values_of(path: &Path, most: usize) -> Result<Vec<String>, Error> {
+    let mut errors = LineErrors::default();
+    let mut values = Vec::new();
+    for line in Source::open(path)? {
+        if values.len() > most || errors.are_too_many() {
+            break;
+        }
+        match line {
+            Ok((_, text)) if is_passed_over(&text) => {}
+            Ok((_, text)) => values.push(text.trim().to_owned()),
+            Err(error) => errors.push(error),
+        }
+    }
+    errors.finish().map(|()| values)
+}
+
+/// A word with its quotes taken off.
+struct Word {
+    text: String,
+    part: Range<usize>,
+    /// Where it is a flag: its name, and a value after `=`.
+    flag: Option<(String, Option<String>)>,
+}
+
+type TextError = (Range<usize>, String);
+
+/// kohya-ss/sd-scripts' letters, which it writes with two dashes: `gen_img.py`. None of them means anything else here.
+const KOHYA: &[(&str, &str)] = &[
+    ("--n", "--negative-prompt"),
+    ("--w", "--width"),
+    ("--h", "--height"),
+    ("--d", "--seed"),
+    ("--l", "--guidance-scale"),
+    ("--s", "--steps"),
+];
+
+/// InvokeAI's flags, of which some are letters of others here: the place of one that shows that a line is InvokeAI's.
+fn of_invoke(line: &str) -> Option<Range<usize>> {
+    [" -S", " -C"].iter().find_map(|flag| {
+        let (at, _) = line.match_indices(flag).find(|(at, _)| line[at + 3..].trim_start().starts_with(|c: char| c.is_ascii_digit()))?;
+        Some(at + 1..at + 3)
+    })
+}
+
+fn pairs(line: &str) -> Result<Vec<Pair>, TextError> {
+    if let Some(part) = of_invoke(line) {
+        let what = "this is InvokeAI's, where -s is the steps and -S the seed; write --steps, --seed, --width, --height, --guidance-scale and \
+                    --sampler";
+        return Err((part, what.into()));
+    }
+    let start = line.len() - line.trim_start().len();
+    let flags = if names_a_flag(&line[start..]) {
+        start
+    } else {
+        // A prompt, and perhaps flags after it.
+        let ends = line.match_indices(" -").chain(line.match_indices("\t-")).map(|(at, _)| at);
+        ends.filter(|at| names_a_flag(&line[at + 1..])).min().unwrap_or(line.len())
+    };
+    let mut pairs = Vec::new();
+    let prompt = line[start..flags].trim_end();
+    if !prompt.is_empty() {
+        let part = start..start + prompt.len();
+        pairs.push(Pair { name: "prompt".into(), part: part.clone(), values: Some(vec![(prompt.to_owned(), part)]) });
+    }
+    let mut words = words(line, flags)?.into_iter().peekable();
+    while let Some(word) = words.next() {
+        let Some((name, given)) = word.flag else {
+            return Err((word.part, "this belongs to no flag; write the prompt first, or as --prompt \"…\"".into()));
+        };
+        let mut value = given.map(|text| (text, word.part.clone()));
+        // The words up to the next flag are its value: quotes are needed only around what looks like a flag.
+        while let Some(next) = words.next_if(|next| next.flag.is_none()) {
+            value = Some(match value {
+                None => (next.text, next.part),
+                Some((text, part)) => (format!("{text} {}", next.text), part.start..next.part.end),
+            });
+        }
+        pairs.push(Pair { name, part: word.part, values: value.map(|value| vec![value]) });
+    }
+    Ok(pairs)
+}
+
+/// The text begins with `--name`, or with the letter of a flag, such as `-p`, and a space.
+fn names_a_flag(text: &str) -> bool {
+    let mut characters = text.chars();
+    let mut next = || characters.next();
+    match (next(), next(), next()) {
+        (Some('-'), Some('-'), Some(letter)) => letter.is_alphabetic(),
+        (Some('-'), Some(letter), Some(space)) => space.is_whitespace() && table().iter().any(|row| row.short == Some(letter)),
+        _ => false,
+    }
+}
+
+/// Splits as a shell does, with two exceptions for the sake of prompts: a quote in the middle of a word is an apostrophe, and a
+/// backslash that escapes nothing stays, as in `\(`.
+fn words(line: &str, from: usize) -> Result<Vec<Word>, TextError> {
+    let mut words = Vec::new();
+    let mut rest = line[from..].char_indices().map(|(at, c)| (from + at, c)).peekable();
+    while let Some(&(start, first)) = rest.peek() {
+        if first.is_whitespace() {
+            rest.next();
+            continue;
+        }
+        let mut text = String::new();
+        let mut quoted = false;
+        let mut end = start;
+        let mut opens = true;
+        while let Some(&(at, c)) = rest.peek() {
+            if c.is_whitespace() {
+                break;
+            }
+            rest.next();
+            end = at + c.len_utf8();
+            match c {
+                '"' | '\'' if opens => {
+                    quoted |= at == start;
+                    end = unquote(&mut rest, &mut text, c)
+                        .ok_or_else(|| (at..line.len(), format!("this {c} is never closed; close it, or write \\{c}")))?;
+                }
+                '\\' => match rest.next_if(|(_, next)| matches!(next, '"' | '\'' | '\\') || next.is_whitespace()) {
+                    Some((at, escaped)) => {
+                        text.push(escaped);
+                        end = at + escaped.len_utf8();
+                    }
+                    None => text.push('\\'),
+                },
+                _ => text.push(c),
+            }
+            // Only a flag's name may stand before a quote.
+            opens = c == '=' && text.starts_with('-');
+        }
+        let flag = (!quoted && names_a_flag(&format!("{text} "))).then(|| {
+            let (name, value) = text.split_once('=').map_or((text.as_str(), None), |(name, value)| (name, Some(value.to_owned())));
+            let name = KOHYA.iter().find(|(theirs, _)| *theirs == name).map_or(name, |(_, ours)| ours);
+            (name.to_owned(), value)
+        });
+        words.push(Word { text, part: start..end, flag });
+    }
+    Ok(words)
+}
+
+/// Takes what stands up to the closing quote; gives the place behind it.
+fn unquote(rest: &mut impl Iterator<Item = (usize, char)>, text: &mut String, quote: char) -> Option<usize> {
+    let mut escaped = false;
+    for (at, c) in rest {
+        if std::mem::take(&mut escaped) {
+            if c != quote && c != '\\' {
+                text.push('\\');
+            }
+            text.push(c);
+        } else if c == '\\' && quote == '"' {
+            escaped = true;
+        } else if c == quote {
+            return Some(at + 1);
+        } else {
+            text.push(c);
+        }
+    }
+    None
+}
