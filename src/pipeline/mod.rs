@@ -18,6 +18,7 @@ mod observer;
 mod open;
 mod prompt;
 mod start;
+mod upscale;
 mod vae_tiling;
 
 pub use components::SharedModel;
@@ -26,6 +27,7 @@ pub use memory::denoising_bytes;
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use open::PipelineBuilder;
 pub use prompt::Conditioning;
+pub use upscale::UpscalePipeline;
 pub use vae_tiling::decoding_bytes;
 
 use crate::adapter::{AdapterCache, AdapterSet};
