@@ -1,7 +1,7 @@
 //! Which model `--model` names.
 
 use super::download::{self, DownloadStyle};
-use crate::adapter::{AdapterCache, AdapterFolders};
+use crate::adapter::{AdapterCache, AdapterFolders, EmbeddingFile};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, release};
 use crate::hub::{HubId, Missing, name_in_cache};
@@ -81,6 +81,20 @@ impl Opened {
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
         let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
         Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters }
+    }
+
+    /// Adds the textual inversions of the embeddings folder whose words stand in a draft's prompts, and that are this model's.
+    pub(super) fn find_words(&self, draft: &mut Draft) {
+        let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
+        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
+        for found in self.finder.embeddings.all() {
+            let word = found.name.rsplit('/').next().unwrap_or_default().to_lowercase();
+            let is_known = draft.adapters.embedding.iter().any(|file| file.path() == found.path);
+            let fits = || EmbeddingFile::open(&found.path).is_ok_and(|file| file.words(self.checkpoint.spec()).is_ok());
+            if !is_known && texts.iter().any(|text| text.contains(&word)) && fits() {
+                draft.adapters.embedding.push(InputFile::named(&found.path));
+            }
+        }
     }
 
     /// Holds a request's adapters against the model, and says what fits.
@@ -181,7 +195,7 @@ impl AdapterFinder {
         }
     }
 
-    /// Finds the files of adapters that a draft names, and the textual inversions whose words stand in its prompts.
+    /// Finds the files of adapters that a draft names.
     ///
     /// # Errors
     /// There is no file of a name, or more than one.
@@ -195,15 +209,6 @@ impl AdapterFinder {
         };
         draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
         draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
-        let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
-        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
-        for found in self.embeddings.all() {
-            let word = found.name.rsplit('/').next().unwrap_or_default().to_lowercase();
-            let is_known = draft.adapters.embedding.iter().any(|file| file.path() == found.path);
-            if !is_known && texts.iter().any(|text| text.contains(&word)) {
-                draft.adapters.embedding.push(InputFile::named(&found.path));
-            }
-        }
         Ok(())
     }
 }

@@ -161,6 +161,7 @@ impl Resolver {
         for (prompt, first) in draft.prompts.iter().zip(seeds) {
             let mut draft = draft.of_prompt(prompt, first);
             opened.finder.find(&mut draft)?;
+            opened.find_words(&mut draft);
             draft.read_files(&mut self.files)?;
             let request = Arc::new(draft.resolve(opened.checkpoint.spec())?);
             for line in opened.check_adapters(&request)? {
