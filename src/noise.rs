@@ -4,8 +4,11 @@
 //! host and moved. Each image of a batch has its own generator, which gives its first noise and then, in order, what a
 //! stochastic sampler asks for; image k therefore does not depend on the batch size.
 
+mod brownian;
+
 use crate::sampling::NoiseSource;
 use crate::{Error, Result};
+use brownian::BrownianTree;
 use candle_core::{Device, Shape, Tensor};
 use std::f32::consts::PI;
 
@@ -44,7 +47,11 @@ impl Rng {
 /// The noise of a batch: one generator an image.
 #[derive(Debug, Clone)]
 pub struct SeededNoise {
+    rng: Rng,
+    seeds: Vec<u64>,
     generators: Vec<Generator>,
+    /// The times between which the steps' noise comes from one path for each image, and the paths.
+    brownian: Option<((f64, f64), Vec<BrownianTree>)>,
 }
 
 #[derive(Debug, Clone)]
@@ -56,11 +63,16 @@ enum Generator {
 impl SeededNoise {
     /// A generator for each seed, in the order of the batch.
     pub fn new(rng: Rng, seeds: &[u64]) -> Self {
-        let generator = |seed: &u64| match rng {
-            Rng::TorchCpu => Generator::Cpu(Box::new(TorchCpuGenerator::new(*seed))),
-            Rng::TorchCuda => Generator::Cuda(TorchCudaGenerator::new(*seed)),
-        };
-        Self { generators: seeds.iter().map(generator).collect() }
+        let generators = seeds.iter().map(|seed| Generator::new(rng, *seed)).collect();
+        Self { rng, seeds: seeds.to_vec(), generators, brownian: None }
+    }
+
+    /// The noise between two sigmas of these ends is that of a Brownian path for each image, with the image's seed.
+    ///
+    /// # Source
+    /// k-diffusion `sampling.py`, `BrownianTreeNoiseSampler`, as A1111 seeds it.
+    pub fn with_brownian(self, ends: Option<(f64, f64)>) -> Self {
+        Self { brownian: ends.map(|ends| (ends, vec![])), ..self }
     }
 
     /// Standard normal noise in f32.
@@ -80,10 +92,7 @@ impl SeededNoise {
         let each = shape.elem_count() / batch;
         let mut values = Vec::with_capacity(shape.elem_count());
         for generator in &mut self.generators {
-            values.extend(match generator {
-                Generator::Cpu(generator) => generator.randn(each),
-                Generator::Cuda(generator) => generator.randn(each),
-            });
+            values.extend(generator.randn(each));
         }
         Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_device(device)?)
     }
@@ -92,6 +101,32 @@ impl SeededNoise {
 impl NoiseSource for SeededNoise {
     fn fresh(&mut self, latents: &Tensor) -> Result<Tensor> {
         self.randn(latents.shape(), latents.device())
+    }
+
+    fn between(&mut self, latents: &Tensor, from: f64, to: f64) -> Result<Tensor> {
+        let count = latents.elem_count() / self.seeds.len().max(1);
+        let Some((ends, trees)) = &mut self.brownian else { return self.fresh(latents) };
+        if trees.is_empty() {
+            *trees = self.seeds.iter().map(|seed| BrownianTree::new(self.rng, *seed, *ends, count)).collect();
+        }
+        let values: Vec<f32> = trees.iter().flat_map(|tree| tree.between(from, to)).collect();
+        Ok(Tensor::from_vec(values, latents.shape(), &Device::Cpu)?.to_device(latents.device())?)
+    }
+}
+
+impl Generator {
+    fn new(rng: Rng, seed: u64) -> Self {
+        match rng {
+            Rng::TorchCpu => Generator::Cpu(Box::new(TorchCpuGenerator::new(seed))),
+            Rng::TorchCuda => Generator::Cuda(TorchCudaGenerator::new(seed)),
+        }
+    }
+
+    fn randn(&mut self, n: usize) -> Vec<f32> {
+        match self {
+            Generator::Cpu(generator) => generator.randn(n),
+            Generator::Cuda(generator) => generator.randn(n),
+        }
     }
 }
 
@@ -377,6 +412,31 @@ mod tests {
                 let second = batch.randn((2, 4, 3, 3), &Device::Cpu).unwrap().get(1).unwrap();
                 let single = alone.randn((1, 4, 3, 3), &Device::Cpu).unwrap().get(0).unwrap();
                 assert_eq!(second.to_vec3::<f32>().unwrap(), single.to_vec3::<f32>().unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn brownian_paths_are_torchsdes() {
+        let recorded: serde_json::Value = serde_json::from_str(include_str!("../tests/data/samplers/brownian.json")).unwrap();
+        for tree in recorded.as_array().unwrap() {
+            let rng = if tree["rng"] == "cpu" { Rng::TorchCpu } else { Rng::TorchCuda };
+            let single = |value: &serde_json::Value| f64::from(value.as_f64().unwrap() as f32);
+            let ends = (single(&tree["min"]), single(&tree["max"]));
+            let seed = tree["seed"].as_u64().unwrap();
+            let shape: Vec<usize> = tree["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+            let latents = Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+            // The order of the questions changes nothing.
+            let mut noise = SeededNoise::new(rng, &[seed]).with_brownian(Some(ends));
+            let queries = tree["queries"].as_array().unwrap().iter().zip(tree["answers"].as_array().unwrap());
+            for (query, answer) in queries.rev() {
+                let got = noise.between(&latents, single(&query[0]), single(&query[1])).unwrap();
+                let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
+                // A1111's Philox numbers are f32 arithmetic, whose last bits are its own.
+                let tolerance = if rng == Rng::TorchCpu { 2e-6 } else { 4e-6 };
+                for (a, b) in got.iter().zip(floats(answer)) {
+                    assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "{query}: {a} {b}");
+                }
             }
         }
     }

@@ -47,7 +47,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("text", &["Error", "Result", "models", "spec", "weights::TensorSource"]),
     ("sampling", &["Error", "Result"]),
     ("guidance", &["Error", "Result", "sampling"]),
-    ("extension", &["Error", "Result", "models", "sampling"]),
+    ("extension", &["Error", "Result", "models", "ops", "sampling"]),
     ("ops", &["device"]),
     ("spec", &["sampling"]),
     ("settings", &["Error", "Result", "adapter", "device", "inputs", "noise", "sampling", "spec"]),

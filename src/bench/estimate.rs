@@ -19,7 +19,7 @@ const SHARE: f64 = 0.5;
 pub fn image_flop(spec: &ModelSpec, request: &Request) -> Result<f64> {
     let schedule = plan(&request.scheduler, request.sampling.steps)?;
     let calls: usize = schedule.steps.iter().map(|step| schedule.evaluations(step)).sum();
-    let rows = calls * if request.is_guided() { 2 } else { 1 };
+    let rows = calls * request.rows();
     let factor = spec.vae.factor().max(1);
     let (height, width) = (request.canvas.height / factor, request.canvas.width / factor);
     let tokens = spec.text_encoders.first().map_or(77, |encoder| encoder.clip.max_positions);

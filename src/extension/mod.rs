@@ -3,6 +3,12 @@
 //! An extension never calls the network for the loop, steps or decides on noise levels; those are the solver's and the schedule's. The
 //! order of a run's extensions is the order in which they act.
 
+mod free_u;
+mod perturbed_attention;
+
+pub use free_u::FreeU;
+pub use perturbed_attention::PerturbedAttention;
+
 use crate::Result;
 use crate::models::ModelCall;
 use crate::sampling::{Branch, CallPoint, Denoised, Schedule, Step};

@@ -1,53 +1,83 @@
-//! Classifier-free guidance, and the rescaling that takes back the contrast that it adds.
+//! Classifier-free guidance in a part of the steps, the rescaling that takes back the contrast that it adds, and perturbed attention.
 
 use super::{Guider, each_image};
 use crate::sampling::{Branch, Branches, CallPoint};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 
-/// Pushes the output from the negative prompt's row towards the prompt's.
+/// What one image asks of guidance. Images of one batch agree in which of it is on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GuidanceScales {
+    /// Classifier-free guidance, `None` where it is off.
+    pub scale: Option<f64>,
+    /// How much contrast is taken back, 0 to 1.
+    pub rescale: f64,
+    /// The shares of the steps from which and up to which the negative row is computed.
+    pub interval: (f64, f64),
+    /// Perturbed-attention guidance; 0 turns it off.
+    pub perturbed: f64,
+}
+
+/// Pushes the output from the negative prompt's row, and from the one with disturbed attention, towards the prompt's.
 ///
 /// # Source
-/// Ho & Salimans 2022, arXiv:2207.12598, equation 6; the rescaling is equations 15 and 16 of Lin et al. 2023, arXiv:2305.08891.
+/// Ho & Salimans 2022, arXiv:2207.12598, equation 6; the rescaling is equations 15 and 16 of Lin et al. 2023, arXiv:2305.08891; the
+/// interval is Kynkäänniemi et al. 2024, arXiv:2404.07724, in steps; Ahn et al. 2024, arXiv:2403.17377, equation 13.
 #[derive(Debug)]
 pub struct ClassifierFree {
     /// One value an image; `None` where guidance is off.
     scale: Option<Tensor>,
+    interval: (f64, f64),
     /// The rescaling and what it leaves, where an image asks for it.
     rescale: Option<(Tensor, Tensor)>,
+    perturbed: Option<Tensor>,
 }
 
 impl ClassifierFree {
-    /// For images that each have a scale and a rescaling (0 to 1).
+    /// For the images of a batch.
     ///
     /// # Errors
     /// The device has no memory left.
-    pub fn new(images: &[(f64, f64)], device: &Device) -> Result<Self> {
-        let rescale = || -> Result<(Tensor, Tensor)> {
-            let rest = each_image(images.iter().map(|(_, rescale)| 1.0 - rescale), device)?;
-            Ok((each_image(images.iter().map(|(_, rescale)| *rescale), device)?, rest))
-        };
-        let rescales = images.iter().any(|(_, rescale)| *rescale != 0.0);
-        let scale = each_image(images.iter().map(|(scale, _)| *scale), device)?;
-        Ok(Self { scale: Some(scale), rescale: rescales.then(rescale).transpose()? })
+    pub fn new(images: &[GuidanceScales], device: &Device) -> Result<Self> {
+        let each = |value: &dyn Fn(&GuidanceScales) -> f64| each_image(images.iter().map(value), device);
+        let rescale = || -> Result<(Tensor, Tensor)> { Ok((each(&|image| image.rescale)?, each(&|image| 1.0 - image.rescale)?)) };
+        let is_guided = images.iter().any(|image| image.scale.is_some());
+        let rescales = is_guided && images.iter().any(|image| image.rescale != 0.0);
+        let perturbs = images.iter().any(|image| image.perturbed != 0.0);
+        Ok(Self {
+            scale: is_guided.then(|| each(&|image| image.scale.unwrap_or(1.0))).transpose()?,
+            interval: images.first().map_or((0.0, 1.0), |image| image.interval),
+            rescale: rescales.then(rescale).transpose()?,
+            perturbed: perturbs.then(|| each(&|image| image.perturbed)).transpose()?,
+        })
     }
 
-    /// No guidance: the prompt's row alone.
-    pub fn off() -> Self {
-        Self { scale: None, rescale: None }
+    fn is_on(&self, at: &CallPoint) -> bool {
+        let (step, steps) = (at.step.index as f64, at.steps as f64);
+        self.scale.is_some() && self.interval.0 * steps <= step && step < self.interval.1 * steps
     }
 }
 
 impl Guider for ClassifierFree {
-    fn branches(&self, _: &CallPoint) -> Vec<Branch> {
-        if self.scale.is_some() { vec![Branch::Negative, Branch::Prompt] } else { vec![Branch::Prompt] }
+    fn branches(&self, at: &CallPoint) -> Vec<Branch> {
+        let mut branches = if self.is_on(at) { vec![Branch::Negative, Branch::Prompt] } else { vec![Branch::Prompt] };
+        if self.perturbed.is_some() {
+            branches.push(Branch::Perturbed);
+        }
+        branches
     }
 
     fn combine(&mut self, _: &CallPoint, outputs: &Branches) -> Result<Tensor> {
         let prompt = outputs.get(Branch::Prompt).ok_or_else(|| Error::Image("the network's outputs have no row of the prompt".into()))?;
-        let (Some(scale), Some(negative)) = (&self.scale, outputs.get(Branch::Negative)) else { return Ok(prompt.clone()) };
-        let guided = (negative + (prompt - negative)?.broadcast_mul(scale)?)?;
-        let Some((rescale, rest)) = &self.rescale else { return Ok(guided) };
+        let negative = outputs.get(Branch::Negative).zip(self.scale.as_ref());
+        let mut guided = match negative {
+            Some((negative, scale)) => (negative + (prompt - negative)?.broadcast_mul(scale)?)?,
+            None => prompt.clone(),
+        };
+        if let Some((perturbed, scale)) = outputs.get(Branch::Perturbed).zip(self.perturbed.as_ref()) {
+            guided = (guided + (prompt - perturbed)?.broadcast_mul(scale)?)?;
+        }
+        let Some((rescale, rest)) = self.rescale.as_ref().filter(|_| negative.is_some()) else { return Ok(guided) };
         let ratio = deviation(prompt)?.div(&deviation(&guided)?)?;
         Ok(guided.broadcast_mul(&(ratio * rescale)?.add(rest)?)?)
     }
@@ -66,39 +96,65 @@ mod tests {
     use super::*;
     use crate::sampling::{NoiseLevel, Step};
 
-    fn point() -> CallPoint {
+    fn point(index: usize) -> CallPoint {
         let level = NoiseLevel::new(1.0, 500.0);
-        CallPoint { step: Step { index: 0, from: level, to: NoiseLevel::new(0.0, 0.0) }, steps: 1, call: 0, level }
+        CallPoint { step: Step { index, from: level, to: NoiseLevel::new(0.0, 0.0) }, steps: 4, call: index, level }
     }
 
     fn images(values: &[[f32; 2]]) -> Tensor {
         Tensor::from_vec(values.concat(), (values.len(), 2, 1, 1), &Device::Cpu).unwrap()
     }
 
-    fn combined(guider: &mut ClassifierFree, rows: Vec<(Branch, Tensor)>) -> Vec<f32> {
-        guider.combine(&point(), &Branches::new(rows)).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    fn of(scales: &[GuidanceScales]) -> ClassifierFree {
+        ClassifierFree::new(scales, &Device::Cpu).unwrap()
     }
+
+    fn combined(guider: &mut ClassifierFree, rows: Vec<(Branch, Tensor)>) -> Vec<f32> {
+        guider.combine(&point(0), &Branches::new(rows)).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    const PLAIN: GuidanceScales = GuidanceScales { scale: None, rescale: 0.0, interval: (0.0, 1.0), perturbed: 0.0 };
 
     #[test]
     fn every_image_has_its_own_scale() {
-        let mut guider = ClassifierFree::new(&[(2.0, 0.0), (3.0, 0.0)], &Device::Cpu).unwrap();
+        let mut guider = of(&[GuidanceScales { scale: Some(2.0), ..PLAIN }, GuidanceScales { scale: Some(3.0), ..PLAIN }]);
         let rows = vec![(Branch::Negative, images(&[[0.0, 1.0], [1.0, 1.0]])), (Branch::Prompt, images(&[[1.0, 1.0], [2.0, 0.0]]))];
-        assert_eq!(guider.branches(&point()), [Branch::Negative, Branch::Prompt]);
+        assert_eq!(guider.branches(&point(0)), [Branch::Negative, Branch::Prompt]);
         assert_eq!(combined(&mut guider, rows), [2.0, 1.0, 4.0, -2.0]);
     }
 
     #[test]
     fn a_full_rescaling_gives_the_prompts_deviation() {
-        let mut guider = ClassifierFree::new(&[(5.0, 1.0)], &Device::Cpu).unwrap();
+        let mut guider = of(&[GuidanceScales { scale: Some(5.0), rescale: 1.0, ..PLAIN }]);
         let (negative, prompt) = (images(&[[0.5, -0.5]]), images(&[[1.0, -1.0]]));
         assert_eq!(combined(&mut guider, vec![(Branch::Negative, negative), (Branch::Prompt, prompt)]), [1.0, -1.0]);
     }
 
     #[test]
     fn without_guidance_there_is_one_row() {
-        let mut guider = ClassifierFree::off();
-        assert_eq!(guider.branches(&point()), [Branch::Prompt]);
+        let mut guider = of(&[PLAIN]);
+        assert_eq!(guider.branches(&point(0)), [Branch::Prompt]);
         assert_eq!(combined(&mut guider, vec![(Branch::Prompt, images(&[[1.0, 2.0]]))]), [1.0, 2.0]);
-        assert!(guider.combine(&point(), &Branches::default()).is_err());
+        assert!(guider.combine(&point(0), &Branches::default()).is_err());
+    }
+
+    #[test]
+    fn outside_its_interval_guidance_costs_no_row() {
+        let mut guider = of(&[GuidanceScales { scale: Some(5.0), rescale: 0.5, interval: (0.25, 0.75), ..PLAIN }]);
+        let rows: Vec<usize> = (0..4).map(|step| guider.branches(&point(step)).len()).collect();
+        assert_eq!(rows, [1, 2, 2, 1]);
+        assert_eq!(combined(&mut guider, vec![(Branch::Prompt, images(&[[1.0, 2.0]]))]), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn perturbed_attention_pushes_away_with_and_without_a_negative_row() {
+        let rows = || vec![(Branch::Prompt, images(&[[1.0, 2.0]])), (Branch::Perturbed, images(&[[0.0, 3.0]]))];
+        let mut guider = of(&[GuidanceScales { perturbed: 2.0, ..PLAIN }]);
+        assert_eq!(guider.branches(&point(0)), [Branch::Prompt, Branch::Perturbed]);
+        assert_eq!(combined(&mut guider, rows()), [3.0, 0.0]);
+        let mut guider = of(&[GuidanceScales { scale: Some(3.0), perturbed: 2.0, ..PLAIN }]);
+        assert_eq!(guider.branches(&point(0)), [Branch::Negative, Branch::Prompt, Branch::Perturbed]);
+        let all = std::iter::once((Branch::Negative, images(&[[0.0, 0.0]]))).chain(rows()).collect();
+        assert_eq!(combined(&mut guider, all), [5.0, 4.0]);
     }
 }

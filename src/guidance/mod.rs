@@ -5,7 +5,7 @@
 
 mod classifier_free;
 
-pub use classifier_free::ClassifierFree;
+pub use classifier_free::{ClassifierFree, GuidanceScales};
 
 use crate::Result;
 use crate::sampling::{Branch, Branches, CallPoint};

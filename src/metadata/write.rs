@@ -10,8 +10,8 @@ use super::a1111::NEGATIVE;
 use crate::Result;
 use crate::inputs::InputFile;
 use crate::noise::Rng;
-use crate::sampling::SigmaSchedule;
-use crate::settings::{Request, table};
+use crate::sampling::{Levels, SigmaSchedule};
+use crate::settings::{NumberList, Request, Value, table};
 use candle_core::DType;
 use std::sync::Arc;
 
@@ -52,6 +52,15 @@ pub fn parameters(request: &Request, seed: u64, generator: &GeneratedBy) -> Resu
         for (at, value) in row.written(request).into_iter().enumerate() {
             pairs.push((if at == 0 { key.to_owned() } else { format!("{key} {}", at + 1) }, value));
         }
+    }
+    match &scheduler.levels {
+        Some(Levels::Sigmas(sigmas)) => pairs.push(("Sigmas".into(), NumberList(sigmas.clone()).typed())),
+        Some(Levels::Timesteps(timesteps)) => pairs.push(("Timesteps".into(), NumberList(timesteps.clone()).typed())),
+        None => {}
+    }
+    for (at, (name, value)) in scheduler.options.iter().enumerate() {
+        let key = if at == 0 { "Sampler option".to_owned() } else { format!("Sampler option {}", at + 1) };
+        pairs.push((key, format!("{name}={value}")));
     }
     // As A1111 names them: a LoRA by its tensors, an embedding by its whole file.
     let hashes = |files: &mut dyn Iterator<Item = (&InputFile, Option<String>)>| {

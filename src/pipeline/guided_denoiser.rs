@@ -4,7 +4,7 @@ use super::BatchItem;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
-use crate::guidance::{ClassifierFree, Guider};
+use crate::guidance::{ClassifierFree, GuidanceScales, Guider};
 use crate::models::Backbone;
 use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
 use crate::{Error, Result};
@@ -53,10 +53,16 @@ impl<'a> GuidedDenoiser<'a> {
 
 /// The guidance of a batch, whose images agree in their shape.
 fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
-    if !batch.first().is_some_and(|item| item.request.is_guided()) {
-        return Ok(Box::new(ClassifierFree::off()));
-    }
-    let images: Vec<(f64, f64)> = batch.iter().map(|item| (item.request.guidance.scale, item.request.guidance.rescale)).collect();
+    let scales = |item: &BatchItem<'_>| {
+        let guidance = &item.request.guidance;
+        GuidanceScales {
+            scale: item.request.is_guided().then_some(guidance.scale),
+            rescale: guidance.rescale,
+            interval: (guidance.start, guidance.end),
+            perturbed: guidance.pag_scale,
+        }
+    };
+    let images: Vec<GuidanceScales> = batch.iter().map(scales).collect();
     Ok(Box::new(ClassifierFree::new(&images, device)?))
 }
 

@@ -16,7 +16,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 pub fn denoising_bytes(spec: &ModelSpec, request: &Request, dtype: DType, device: &Device) -> u64 {
     let factor = spec.vae.factor().max(1);
     let pixels = (request.canvas.height / factor) * (request.canvas.width / factor);
-    let rows = if request.is_guided() { 2 } else { 1 };
+    let rows = request.rows();
     let first = spec.unet.down.first();
     let channels = first.map_or(0, |level| level.channels);
     // Skip connections of the finest level (three of them, and a third of that below it), the joined input of the way up,

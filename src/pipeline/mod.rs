@@ -25,7 +25,7 @@ pub use vae_tiling::decoding_bytes;
 
 use crate::adapter::{AdapterCache, AdapterSet};
 use crate::device::Pace;
-use crate::extension::{Extension, RunContext};
+use crate::extension::{Extension, FreeU, PerturbedAttention, RunContext};
 use crate::image::to_rgb;
 use crate::models::AutoencoderTinyDecoder;
 use crate::noise::SeededNoise;
@@ -92,6 +92,20 @@ pub struct GeneratedImage {
     pub image: RgbImage,
     /// The final latents, `(1, channels, height, width)`, f32, unscaled.
     pub latents: Tensor,
+}
+
+/// What works beside the loop for a batch, whose images agree in it.
+fn extensions(request: &Request) -> Vec<Box<dyn Extension>> {
+    let guidance = &request.guidance;
+    let mut extensions: Vec<Box<dyn Extension>> = vec![];
+    if guidance.pag_scale != 0.0 {
+        let layers = guidance.pag_layers.split(',').map(|layer| layer.trim().to_owned()).collect();
+        extensions.push(Box::new(PerturbedAttention::new(layers)));
+    }
+    if let Some(factors) = guidance.freeu {
+        extensions.push(Box::new(FreeU { backbone: factors.backbone, skip: factors.skip }));
+    }
+    extensions
 }
 
 impl Pipeline {
@@ -221,19 +235,24 @@ impl Pipeline {
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
             return Err(Error::Image("images of different size, steps or sampler cannot be generated at once".into()));
         }
+        if batch.len() > 1 && request.scheduler.sampler()?.adapts() {
+            // Its steps are as long as the latents allow, and another image's must not matter.
+            let alone = |item| self.denoise(std::slice::from_ref(item), observer);
+            return Ok(Tensor::cat(&batch.iter().map(alone).collect::<Result<Vec<_>>>()?, 0)?);
+        }
         let _span = debug_span!("denoise", images = batch.len(), width = request.canvas.width, height = request.canvas.height).entered();
         let schedule = plan(&request.scheduler, request.sampling.steps)?;
         let factor = self.spec.vae.factor();
         let shape = (batch.len(), self.spec.vae.latent_channels, request.canvas.height / factor, request.canvas.width / factor);
         let seeds: Vec<u64> = batch.iter().map(|sketch| sketch.seed).collect();
-        let mut noise = SeededNoise::new(request.sampling.rng, &seeds);
+        let mut noise = SeededNoise::new(request.sampling.rng, &seeds).with_brownian(schedule.brownian);
         let latents = noise.fresh(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
         let adapters = self.adapters(request)?;
         self.components.with_unet(&adapters, observer, |unet, observer| {
             let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
             let run = RunContext { schedule: &schedule, latents: &latents, dtype: self.dtype };
-            let extensions: Vec<Box<dyn Extension>> = vec![];
+            let extensions = extensions(request);
             let mut denoiser = GuidedDenoiser::new(unet, &run, batch, extensions, &checks)?;
             let steps = schedule.steps.len();
             let denoised = RefCell::new(None);

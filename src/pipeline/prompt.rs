@@ -92,6 +92,8 @@ impl Conditioning {
     }
 
     fn row(&self, branch: Branch, at: &CallPoint) -> Result<&Arc<ConditioningRow>> {
+        // Attention is disturbed under the prompt's own condition.
+        let branch = if branch == Branch::Perturbed { Branch::Prompt } else { branch };
         let timeline = self.branches.iter().find(|(known, _)| *known == branch).map(|(_, timeline)| timeline);
         timeline
             .and_then(|timeline| timeline.at(at))

@@ -4,6 +4,7 @@ use super::sigmas::{BetaSchedule, NoiseTable, betas};
 use super::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing, without_infinities};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The keys of a diffusers `scheduler_config.json`; `None` is an absent key, whose default depends on the class.
 ///
@@ -45,6 +46,20 @@ pub struct SchedulerFile {
     pub lower_order_final: Option<bool>,
     pub euler_at_final: Option<bool>,
     pub lambda_min_clipped: Option<f64>,
+    pub predict_x0: Option<bool>,
+    pub predictor_order: Option<usize>,
+    pub corrector_order: Option<usize>,
+    pub original_inference_steps: Option<usize>,
+    pub timestep_scaling: Option<f64>,
+}
+
+/// Noise levels that the user gave, from the noisiest one down.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Levels {
+    /// Sigmas; a last 0 may be left out.
+    Sigmas(Vec<f64>),
+    /// Timesteps, from the last of which a step goes to sigma 0.
+    Timesteps(Vec<f64>),
 }
 
 /// A model's noise schedule and sampler, and what the user put in their place.
@@ -59,8 +74,16 @@ pub struct SchedulerConfig {
     pub source: Option<String>,
     /// A schedule that takes the place of the file's.
     pub schedule: Option<SigmaSchedule>,
-    /// How much noise DDIM (0 by default) and Euler ancestral (1 by default) add.
+    /// How much noise the sampler adds, where it takes that ([`Sampler::takes_eta`]).
     pub eta: Option<f64>,
+    /// The sampler that the user named.
+    pub chosen: Option<Sampler>,
+    /// Further options of the sampler, by name.
+    pub options: BTreeMap<String, f64>,
+    /// Takes the place of any schedule.
+    pub levels: Option<Levels>,
+    /// The schedules that were found for SDXL hold, and not those for Stable Diffusion 1.
+    pub is_sdxl: bool,
 }
 
 /// No network was trained on more; a table of as many betas as a file says must not fill the memory.
@@ -81,7 +104,7 @@ impl Default for SchedulerConfig {
             steps_offset: Some(1),
             ..SchedulerFile::default()
         };
-        Self { file, source: None, schedule: None, eta: None }
+        Self::of_file(file, None)
     }
 }
 
@@ -100,6 +123,20 @@ impl Serialize for SchedulerConfig {
         if let Some(keys) = keys.as_object_mut() {
             keys.retain(|_, value| !value.is_null());
         }
+        // What no file of diffusers can say.
+        if let Some(keys) = keys.as_object_mut() {
+            if let Some(sampler) = self.chosen.filter(|sampler| !sampler.is_its_class()) {
+                keys.insert("sampler".into(), sampler.name().into());
+            }
+            if !self.options.is_empty() {
+                keys.insert("sampler_options".into(), serde_json::to_value(&self.options).map_err(serde::ser::Error::custom)?);
+            }
+            match &self.levels {
+                Some(Levels::Sigmas(sigmas)) => drop(keys.insert("sigmas".into(), sigmas.clone().into())),
+                Some(Levels::Timesteps(timesteps)) => drop(keys.insert("timesteps".into(), timesteps.clone().into())),
+                None => {}
+            }
+        }
         keys.serialize(serializer)
     }
 }
@@ -114,7 +151,11 @@ impl SchedulerConfig {
         let file = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&without_infinities(text.as_bytes()))
             .and_then(|object| serde_json::from_value::<SchedulerFile>(object.into()))
             .map_err(|e| Error::Model(format!("{where_} is not a scheduler's configuration: {e}")))?;
-        Ok(Self { file, source: Some(where_.into()), schedule: None, eta: None })
+        Ok(Self::of_file(file, Some(where_.into())))
+    }
+
+    fn of_file(file: SchedulerFile, source: Option<String>) -> Self {
+        Self { file, source, schedule: None, eta: None, chosen: None, options: BTreeMap::new(), levels: None, is_sdxl: false }
     }
 
     /// With a sampler by name, as `--sampler` takes it; a schedule word in the name is obeyed.
@@ -126,12 +167,14 @@ impl SchedulerConfig {
     /// [`Error::Input`] for a name that is not available.
     pub fn with_sampler(mut self, name: &str) -> Result<Self> {
         let (sampler, schedule) = Sampler::from_name(name)?;
-        self.file.class_name = Some(sampler.class_name().into());
+        if !sampler.class_name().is_empty() {
+            self.file.class_name = Some(sampler.class_name().into());
+        }
+        self.chosen = Some(sampler);
         self.file.clip_sample = self.file.clip_sample.or(Some(false));
         self.file.skip_prk_steps = self.file.skip_prk_steps.or(Some(true));
-        if let Some(algorithm) = sampler.row().algorithms.first() {
-            self.file.algorithm_type = Some((*algorithm).into());
-        }
+        // Another class's key means nothing to this sampler, or something else.
+        self.file.algorithm_type = sampler.row().algorithms.first().map(|algorithm| (*algorithm).into());
         self.schedule = schedule.or(self.schedule);
         Ok(self)
     }
@@ -171,10 +214,15 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] for a class or an algorithm that is not implemented.
     pub fn sampler(&self) -> Result<Sampler> {
+        if let Some(sampler) = self.chosen {
+            return Ok(sampler);
+        }
         let class = self.file.class_name.as_deref().unwrap_or("missing");
         let of_class: Vec<Sampler> = Sampler::of_class(class).collect();
         let Some(first) = of_class.first() else {
             let mut known: Vec<&str> = Sampler::all().map(Sampler::class_name).collect();
+            known.retain(|class| !class.is_empty());
+            known.sort_unstable();
             known.dedup();
             return Err(self.refuse("_class_name", &format!("{class:?}"), &format!("{}; name another with --sampler", known.join(", "))));
         };
@@ -243,7 +291,18 @@ impl SchedulerConfig {
             (SigmaSchedule::Karras, _) => "Karras",
             (SigmaSchedule::Exponential | SigmaSchedule::Lu, _) => "Exponential",
             (SigmaSchedule::Discrete, TimestepSpacing::Trailing) => "SGM Uniform",
-            (SigmaSchedule::Discrete, _) => "Uniform",
+            (SigmaSchedule::Discrete | SigmaSchedule::Normal, _) => "Uniform",
+            (SigmaSchedule::Polyexponential, _) => "Polyexponential",
+            (SigmaSchedule::SgmUniform, _) => "SGM Uniform",
+            (SigmaSchedule::Simple, _) => "Simple",
+            (SigmaSchedule::DdimUniform, _) => "DDIM",
+            (SigmaSchedule::Beta, _) => "Beta",
+            (SigmaSchedule::KlOptimal, _) => "KL Optimal",
+            (SigmaSchedule::AlignYourSteps, _) => "Align Your Steps",
+            (SigmaSchedule::Gits, _) => "Align Your Steps GITS",
+            (SigmaSchedule::Turbo, _) => "Turbo",
+            (SigmaSchedule::LinearQuadratic, _) => "linear_quadratic",
+            (SigmaSchedule::Smoothstep, _) => "smoothstep",
         })
     }
 
@@ -257,6 +316,13 @@ impl SchedulerConfig {
         self.spacing()?;
         self.sigma_schedule()?;
         self.noise_table()?;
+        let known: Vec<&str> = sampler.row().options.iter().map(|(name, _)| *name).collect();
+        if let Some((name, value)) = self.options.iter().find(|(name, value)| !known.contains(&name.as_str()) || value.is_nan()) {
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let sampler = sampler.name();
+            return Err(Error::Input(format!("--sampler-option {name}={value} does not go with --sampler {sampler}; it takes {known}")));
+        }
+        self.levels()?;
         if let Some(eta) = self.eta {
             if !sampler.takes_eta() {
                 let able: Vec<&str> = Sampler::all().filter(|s| s.takes_eta()).map(Sampler::name).collect();
@@ -267,6 +333,32 @@ impl SchedulerConfig {
             }
         }
         (sampler.row().check)(self)
+    }
+
+    /// The levels that the user gave, without the 0 that may end them.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where they are not descending positive numbers, or timesteps that the model was not trained on.
+    pub fn levels(&self) -> Result<Option<Vec<f64>>> {
+        let most = self.file.num_train_timesteps.unwrap_or(1000) as f64 - 1.0;
+        let (flag, levels, range, example) = match &self.levels {
+            None => return Ok(None),
+            Some(Levels::Sigmas(sigmas)) => ("--sigmas", sigmas, f64::MIN_POSITIVE..=1e6, "14.6,5.2,1.8,0.6,0"),
+            Some(Levels::Timesteps(timesteps)) => ("--timesteps", timesteps, 0.0..=most, "999,749,499,249"),
+        };
+        let mut levels = levels.clone();
+        if matches!(self.levels, Some(Levels::Sigmas(_))) && levels.len() > 1 && levels.last() == Some(&0.0) {
+            levels.pop();
+        }
+        if let Some(wrong) = levels.iter().find(|level| !range.contains(*level)) {
+            return Err(Error::Input(format!("{flag} {wrong} is out of range; it goes from 0 to {}", range.end())));
+        }
+        if levels.is_empty() || levels.windows(2).any(|pair| pair[0] <= pair[1]) {
+            return Err(Error::Input(format!(
+                "{flag}: the numbers must fall from the noisiest level to the cleanest, as in {flag} {example}"
+            )));
+        }
+        Ok(Some(levels))
     }
 
     pub(super) fn noise_table(&self) -> Result<NoiseTable> {

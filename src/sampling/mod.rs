@@ -22,6 +22,8 @@
 
 mod config;
 mod denoised;
+#[cfg(test)]
+mod oracle_tests;
 mod plan;
 mod prediction;
 mod process;
@@ -33,7 +35,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use config::{SchedulerConfig, SchedulerFile};
+pub use config::{Levels, SchedulerConfig, SchedulerFile};
 pub use denoised::{Branch, Branches, Denoised};
 pub use plan::{Schedule, plan};
 pub use prediction::PredictionType;

@@ -1,5 +1,6 @@
 //! Which levels a run visits.
 
+use super::config::Levels;
 use super::sigmas::{NoiseTable, spaced};
 use super::{NoiseLevel, NoiseProcess, Sampler, SchedulerConfig, SigmaSchedule, Solver, Step, TimestepSpacing, VariancePreserving};
 use crate::{Error, Result};
@@ -19,6 +20,8 @@ pub struct Schedule {
     pub process: Arc<dyn NoiseProcess>,
     /// The sampler.
     pub sampler: Sampler,
+    /// The smallest positive sigma and the largest one, where the noise of the steps comes from one Brownian path between them.
+    pub brownian: Option<(f64, f64)>,
     pub(super) solver: Box<dyn Solver>,
     /// Between steps, latents keep their variance-preserving value and not their sigma-space one.
     pub(super) variance_preserving: bool,
@@ -33,6 +36,7 @@ pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
     config.check()?;
     let table = config.noise_table()?;
     let trained = table.len();
+    let steps = config.levels()?.map_or(steps, |levels| levels.len());
     if steps == 0 || steps > trained {
         return Err(Error::Input(format!("--steps {steps} is out of range; this model takes 1 to {trained}")));
     }
@@ -43,6 +47,7 @@ pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
 }
 
 /// What the planning of every sampler starts from.
+#[derive(Clone)]
 pub(super) struct Planner<'a> {
     pub(super) config: &'a SchedulerConfig,
     pub(super) sampler: Sampler,
@@ -54,9 +59,50 @@ pub(super) struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// How much noise an ancestral sampler adds.
+    /// An option of the sampler: the user's, or its row's.
+    pub(super) fn option(&self, name: &str) -> f64 {
+        let row = || self.sampler.row().options.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+        self.config.options.get(name).copied().or_else(row).unwrap_or(if name == "s_noise" { 1.0 } else { 0.0 })
+    }
+
+    /// How much noise the sampler adds.
     pub(super) fn eta(&self) -> f64 {
-        self.config.eta.unwrap_or(self.sampler.default_eta())
+        self.config.eta.unwrap_or_else(|| self.option("eta"))
+    }
+
+    /// The levels were given, or laid by a schedule, and not by the sampler's own timesteps.
+    pub(super) fn has_levels(&self) -> bool {
+        self.config.levels.is_some() || self.schedule != SigmaSchedule::Discrete
+    }
+
+    /// The user named the sampler, so that it is the field's own and not diffusers' class of it.
+    fn is_named(&self) -> bool {
+        self.config.chosen.is_some()
+    }
+
+    /// The levels that the user gave, without the last one.
+    fn given_levels(&self) -> Result<Option<Vec<NoiseLevel>>> {
+        let Some(levels) = self.config.levels()? else { return Ok(None) };
+        let level = |value: f64| match self.config.levels {
+            Some(Levels::Timesteps(_)) => NoiseLevel::new(single(self.table.sigma(value)), value),
+            _ => NoiseLevel::new(single(value), self.process.timestep(value)),
+        };
+        Ok(Some(levels.iter().copied().map(level).collect()))
+    }
+
+    /// The levels of a schedule that other tools lay over the trained table, without the last one.
+    fn scheduled_levels(&self) -> Result<Option<Vec<NoiseLevel>>> {
+        let discards = usize::from(self.is_named() && self.sampler.row().discards);
+        let steps = self.steps + discards;
+        let Some(mut sigmas) = self.schedule.over_table(&self.table, steps, self.config.is_sdxl, discards > 0)? else {
+            return Ok(None);
+        };
+        // The last sigma is 0, which is added where the run is put together.
+        sigmas.pop();
+        if discards > 0 && sigmas.len() > 1 {
+            sigmas.pop();
+        }
+        Ok(Some(sigmas.into_iter().map(|sigma| NoiseLevel::new(single(sigma), single(self.table.timestep(sigma)))).collect()))
     }
 
     pub(super) fn offset(&self) -> f64 {
@@ -82,6 +128,13 @@ impl Planner<'_> {
 
     /// The run of a sampler that works in sigma space (Euler, Heun and k-diffusion's other ones), as diffusers lays it.
     pub(super) fn sigma_space(&self, solver: Box<dyn Solver>) -> Result<Schedule> {
+        if let Some(levels) = self.given_levels()?.map_or_else(|| self.scheduled_levels(), |levels| Ok(Some(levels)))? {
+            let largest = levels.iter().map(|level| level.sigma).fold(0.0, f64::max);
+            let ends: Vec<NoiseLevel> = levels.into_iter().chain([NoiseLevel::new(0.0, 0.0)]).collect();
+            let steps = ends.windows(2).map(|pair| (pair[0], pair[1])).collect();
+            let schedule = self.assemble(steps, solver);
+            return Ok(Schedule { initial_scale: largest, final_scale: 1.0, variance_preserving: false, ..schedule });
+        }
         let obeys_the_ends = self.sampler.row().file_sets_the_ends;
         let trained = self.table.len();
         let timesteps: Vec<f64> =
@@ -94,7 +147,11 @@ impl Planner<'_> {
         let mut levels: Vec<NoiseLevel> = match self.schedule {
             SigmaSchedule::Discrete => timesteps.iter().zip(&sigmas).map(|(t, s)| NoiseLevel::new(single(*s), *t)).collect(),
             schedule => {
-                let told = |sigma: f64| NoiseLevel::new(single(sigma), single(self.table.timestep(sigma)));
+                let rounds = schedule == SigmaSchedule::Karras && self.sampler.row().rounds_karras;
+                let told = |sigma: f64| {
+                    let timestep = self.table.timestep(sigma);
+                    NoiseLevel::new(single(sigma), if rounds { timestep.round_ties_even() } else { single(timestep) })
+                };
                 schedule.sigmas(max, min, self.steps).into_iter().map(told).collect()
             }
         };
@@ -108,11 +165,69 @@ impl Planner<'_> {
         Ok(Schedule { initial_scale, final_scale: 1.0, variance_preserving: false, ..schedule })
     }
 
+    /// A run in sigma space between pairs of sigmas.
+    pub(super) fn sigma_pairs(&self, pairs: &[(f64, f64)], solver: Box<dyn Solver>) -> Result<Schedule> {
+        let level = |sigma: f64| match sigma == 0.0 {
+            true => NoiseLevel::new(0.0, 0.0),
+            false => self.process.level(sigma),
+        };
+        let plain = self.sigma_space(solver.clone())?;
+        let mut schedule = self.assemble(pairs.iter().map(|(from, to)| (level(*from), level(*to))).collect(), solver);
+        schedule.brownian = plain.brownian;
+        Ok(Schedule { initial_scale: plain.initial_scale, final_scale: 1.0, variance_preserving: false, ..schedule })
+    }
+
+    /// Where a run in `t = −ln sigma` begins and ends: at the first sigma and at the last positive one.
+    pub(super) fn time_ends(&self) -> Result<(f64, f64)> {
+        let plain = super::solver::euler::plan(self)?;
+        let ends = plain.steps.first().zip(plain.steps.last());
+        Ok(ends.map_or((0.0, 0.0), |(first, last)| (-first.from.sigma.ln(), -last.from.sigma.ln())))
+    }
+
+    /// The run of a sampler that works along `lambda = −ln sigma` (DPM-Solver and its kin), as diffusers lays it.
+    pub(super) fn lambda_space(&self, solver: Box<dyn Solver>) -> Result<Schedule> {
+        if self.given_levels()?.is_some() || self.scheduled_levels()?.is_some() {
+            return self.sigma_space(solver);
+        }
+        let trained = self.table.len();
+        let file = &self.config.file;
+        let usable = self.table.count_above(file.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY));
+        let ends_at_zero = self.config.ends_at_zero()? && !self.sampler.row().ends_at_trained;
+        if self.schedule == SigmaSchedule::Discrete && self.spacing == TimestepSpacing::Leading && usable <= self.steps {
+            let most = usable.saturating_sub(1);
+            return Err(Error::Input(format!("--steps {} is too many for leading timesteps; this sampler takes up to {most}", self.steps)));
+        }
+        let mut levels: Vec<NoiseLevel> = match self.schedule {
+            SigmaSchedule::Discrete => {
+                let whole = spaced(self.spacing, trained, usable, self.steps, self.steps + 1, self.offset());
+                whole.into_iter().map(f64::round_ties_even).map(|t| NoiseLevel::new(single(self.table.sigma(t)), t)).collect()
+            }
+            schedule => {
+                // The timesteps are whole numbers: rounded for Karras and Lu, except on a cosine schedule, and cut off otherwise.
+                let rounds = schedule != SigmaSchedule::Exponential && file.beta_schedule.as_deref() != Some("squaredcos_cap_v2");
+                let (max, min) = (self.table.sigma((trained - 1) as f64), self.table.sigma(0.0));
+                let told = |sigma: f64| {
+                    let t = self.table.timestep(sigma);
+                    NoiseLevel::new(single(sigma), if rounds { t.round_ties_even() } else { t.trunc() })
+                };
+                schedule.sigmas(max, min, self.steps).into_iter().map(told).collect()
+            }
+        };
+        levels.push(NoiseLevel::new(if ends_at_zero { 0.0 } else { self.table.sigma(0.0) }, 0.0));
+        let steps = levels.windows(2).map(|pair| (pair[0], pair[1])).collect();
+        Ok(self.assemble(steps, solver))
+    }
+
     /// The schedule of variance-preserving latents.
-    pub(super) fn assemble(&self, pairs: Vec<(NoiseLevel, NoiseLevel)>, solver: Box<dyn Solver>) -> Schedule {
+    pub(super) fn assemble(&self, pairs: Vec<(NoiseLevel, NoiseLevel)>, mut solver: Box<dyn Solver>) -> Schedule {
         let (initial_scale, final_scale) = ends(&pairs);
         let (process, sampler) = (Arc::clone(&self.process), self.sampler);
-        Schedule { steps: numbered(pairs), initial_scale, final_scale, process, sampler, solver, variance_preserving: true }
+        let positive = pairs.iter().flat_map(|(from, to)| [from.sigma, to.sigma]).filter(|sigma| *sigma > 0.0);
+        let ends = (positive.clone().fold(f64::INFINITY, f64::min), positive.fold(0.0, f64::max));
+        let brownian = (self.sampler.row().brownian && self.is_named()).then_some(ends);
+        let steps = numbered(pairs);
+        solver.prepare(&steps);
+        Schedule { steps, initial_scale, final_scale, process, sampler, brownian, solver, variance_preserving: true }
     }
 }
 
@@ -149,12 +264,17 @@ impl Schedule {
 
     /// Whether the solver reads the estimates of the branches beside the guided one.
     pub fn reads_branches(&self) -> bool {
-        self.solver.reads_branches()
+        self.sampler.reads_unguided()
+    }
+
+    /// Whether nothing happens in a step.
+    pub(super) fn is_empty(&self, step: &Step) -> bool {
+        step.from.sigma == step.to.sigma && self.solver.skips_empty_steps()
     }
 
     /// Network calls that a step of [`Schedule::steps`] makes.
     pub fn evaluations(&self, step: &Step) -> usize {
-        self.solver.evaluations(step)
+        if self.is_empty(step) { 0 } else { self.solver.evaluations(step) }
     }
 
     /// The schedule without its first `index` steps, as diffusers' image to image pipelines cut it; steps count from 0 again.
@@ -178,6 +298,7 @@ impl Schedule {
             (rest.initial_scale, rest.final_scale) = ends(&pairs);
         }
         rest.steps = numbered(pairs);
+        rest.solver.prepare(&rest.steps);
         Ok(rest)
     }
 }

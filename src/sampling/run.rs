@@ -32,7 +32,7 @@ pub fn sample(
             latents = rescale(&latents, sigma, step.from.sigma)?;
         }
         denoiser.begin_step(step)?;
-        let next = solver.step(step, &latents, denoiser, noise)?;
+        let next = if schedule.is_empty(step) { latents.clone() } else { solver.step(step, &latents, denoiser, noise)? };
         latents = denoiser.end_step(step, next)?;
         at = Some(step.to.sigma);
         on_step(step, &latents)?;

@@ -1,7 +1,11 @@
 //! The samplers: one row each. A sampler is a solver's file and its row here.
 
 use super::plan::Planner;
-use super::solver::{dpm_solver, euler, heun, pndm};
+use super::solver::churn::Churn;
+use super::solver::{
+    cfg_pp, deis, dpm_single, dpm_singlestep, dpm_solver, dpm2, dpmpp_2s, dpmpp_sde, er_sde, euler, gradient_estimation, heun, heunpp2,
+    ipndm, lcm, lms, pndm, res_multistep, restart, sa_solver, seeds, unipc,
+};
 use super::{Schedule, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::{Error, Result};
 
@@ -25,12 +29,24 @@ pub(super) struct SamplerRow {
     steps: usize,
     /// A1111's schedule "Automatic", where it is not the model's own.
     automatic: Option<SigmaSchedule>,
-    /// The noise that it adds by default, where `--eta` scales it.
-    eta: Option<f64>,
+    /// Its options and their defaults; `eta` scales the noise that it adds.
+    pub(super) options: &'static [(&'static str, f64)],
     /// Sigmas may be laid by a schedule instead of by timesteps.
     takes_sigma_schedule: bool,
+    /// A schedule has one sigma more for it, and its next-to-last one is left out (A1111's and ComfyUI's).
+    pub(super) discards: bool,
+    /// The noise of its steps comes from one Brownian path.
+    pub(super) brownian: bool,
+    /// It reads the unguided estimate too (CFG++), which is computed for it whatever the guidance scale.
+    pub(super) unguided: bool,
+    /// The length of its steps depends on the latents.
+    pub(super) adapts: bool,
+    /// The class ends at the smallest trained sigma.
+    pub(super) ends_at_trained: bool,
     /// The class obeys `use_karras_sigmas` and its kin.
     pub(super) file_names_a_schedule: bool,
+    /// The class rounds the timesteps of its Karras sigmas.
+    pub(super) rounds_karras: bool,
     /// The class knows `use_lu_lambdas` and `use_flow_sigmas`.
     pub(super) file_knows_lambdas: bool,
     /// The class obeys `sigma_min`, `sigma_max` and `final_sigmas_type`.
@@ -55,9 +71,15 @@ const BASE: SamplerRow = SamplerRow {
     algorithms: &[],
     steps: 30,
     automatic: None,
-    eta: None,
+    options: &[],
     takes_sigma_schedule: true,
+    discards: false,
+    brownian: false,
+    unguided: false,
+    adapts: false,
+    ends_at_trained: false,
     file_names_a_schedule: true,
+    rounds_karras: false,
     file_knows_lambdas: false,
     file_sets_the_ends: false,
     spacing: TimestepSpacing::Linspace,
@@ -71,26 +93,106 @@ const BASE: SamplerRow = SamplerRow {
 const TIMESTEPS: SamplerRow = SamplerRow { steps: 50, takes_sigma_schedule: false, spacing: TimestepSpacing::Leading, ..BASE };
 
 /// diffusers' `DPMSolverMultistepScheduler`.
-const DPM: SamplerRow = SamplerRow { class: "DPMSolverMultistepScheduler", file_knows_lambdas: true, check: dpm_solver::check, ..BASE };
+const DPM: SamplerRow =
+    SamplerRow { class: "DPMSolverMultistepScheduler", file_knows_lambdas: true, check: dpm_solver::check, steps: 25, ..BASE };
+
+/// Samplers of models that were distilled to a few steps.
+const FEW_STEPS: SamplerRow = SamplerRow { steps: 4, check: lcm::check, file_names_a_schedule: false, ..BASE };
+
+const NOISE: &[(&str, f64)] = &[("eta", 1.0), ("s_noise", 1.0)];
+
+/// Stable Diffusion's betas, which only some of diffusers' classes have as their defaults.
+const OWN_BETAS: (f64, f64) = (0.00085, 0.012);
 
 #[rustfmt::skip]
 const TABLE: &[SamplerRow] = &[
     SamplerRow { name: "pndm", a1111: "PLMS", aliases: &["plms"], class: "PNDMScheduler", plan: pndm::plan, ..TIMESTEPS },
-    SamplerRow { name: "ddim", a1111: "DDIM", class: "DDIMScheduler", eta: Some(0.0), clips: true,
+    SamplerRow { name: "ddim", a1111: "DDIM", class: "DDIMScheduler", options: &[("eta", 0.0)], clips: true,
         check: |config| config.refuse_true("thresholding", config.file.thresholding), plan: euler::plan_ddim, ..TIMESTEPS },
+    SamplerRow { name: "ddim-trailing", options: &[("eta", 0.0)], plan: euler::plan_ddim_trailing, ..TIMESTEPS },
     SamplerRow { name: "ddpm", a1111: "DDPM", class: "DDPMScheduler", clips: true, check: euler::check_ddpm, plan: euler::plan_ddpm, ..TIMESTEPS },
-    SamplerRow { name: "euler", a1111: "Euler", aliases: &["keuler"], class: "EulerDiscreteScheduler", file_sets_the_ends: true,
-        check: euler::check, plan: euler::plan, ..BASE },
+    SamplerRow { name: "euler", a1111: "Euler", aliases: &["keuler"], class: "EulerDiscreteScheduler", options: &Churn::OPTIONS,
+        file_sets_the_ends: true, check: euler::check, plan: euler::plan, ..BASE },
     SamplerRow { name: "euler-a", a1111: "Euler a", aliases: &["eulerancestral", "keulera", "keulerancestral"],
-        class: "EulerAncestralDiscreteScheduler", eta: Some(1.0), file_names_a_schedule: false, plan: euler::plan_ancestral, ..BASE },
-    // Heun alone has Stable Diffusion's betas as its defaults.
-    SamplerRow { name: "heun", a1111: "Heun", aliases: &["kheun"], class: "HeunDiscreteScheduler", steps: 25, betas: (0.00085, 0.012),
-        plan: heun::plan, ..BASE },
+        class: "EulerAncestralDiscreteScheduler", options: NOISE, file_names_a_schedule: false, plan: euler::plan_ancestral, ..BASE },
+    SamplerRow { name: "euler-cfg++", aliases: &["eulercfgpp"], unguided: true, plan: cfg_pp::plan_euler, ..BASE },
+    SamplerRow { name: "euler-a-cfg++", aliases: &["eulerancestralcfgpp", "euleracfgpp"], options: NOISE, unguided: true,
+        plan: cfg_pp::plan_euler, ..BASE },
+    SamplerRow { name: "heun", a1111: "Heun", aliases: &["kheun"], class: "HeunDiscreteScheduler", options: &Churn::OPTIONS, steps: 25,
+        betas: OWN_BETAS, plan: heun::plan, ..BASE },
+    SamplerRow { name: "heun++2", a1111: "HeunPP2", aliases: &["heunpp2"], steps: 20, plan: heunpp2::plan, ..BASE },
+    SamplerRow { name: "dpm2", a1111: "DPM2", aliases: &["kdpm2", "kdpm2discrete"], class: "KDPM2DiscreteScheduler", steps: 25,
+        options: &Churn::OPTIONS, automatic: Some(SigmaSchedule::Karras), discards: true, rounds_karras: true,
+        betas: OWN_BETAS, plan: dpm2::plan, ..BASE },
+    SamplerRow { name: "dpm2-a", a1111: "DPM2 a", aliases: &["kdpm2a", "dpm2ancestral", "kdpm2ancestral"],
+        class: "KDPM2AncestralDiscreteScheduler", steps: 25, options: NOISE, automatic: Some(SigmaSchedule::Karras), discards: true,
+        rounds_karras: true, betas: OWN_BETAS, plan: dpm2::plan_ancestral, ..BASE },
+    SamplerRow { name: "lms", a1111: "LMS", aliases: &["klms"], class: "LMSDiscreteScheduler",
+        options: &[("order", 4.0), ("ends_denoised", 0.0)], plan: lms::plan, ..BASE },
+    SamplerRow { name: "dpm-fast", a1111: "DPM fast", aliases: &["kdpmfast"], options: &[("eta", 0.0), ("s_noise", 1.0)],
+        plan: dpm_single::plan_fast, ..BASE },
+    SamplerRow { name: "dpm-adaptive", a1111: "DPM adaptive", aliases: &["kdpmad", "kdpmadaptive"],
+        adapts: true, options: &[("eta", 0.0), ("s_noise", 1.0), ("rtol", 0.05), ("atol", 0.0078)], plan: dpm_single::plan_adaptive, ..BASE },
+    SamplerRow { name: "dpm++2s", class: "DPMSolverSinglestepScheduler", aliases: &["dpmpp2s"], steps: 25, file_knows_lambdas: true,
+        check: dpm_singlestep::check, plan: dpm_singlestep::plan, ..BASE },
+    SamplerRow { name: "dpm++2s-a", a1111: "DPM++ 2S a", aliases: &["dpmpp2sa", "kdpmpp2sa", "dpmpp2sancestral"], steps: 25, options: NOISE,
+        automatic: Some(SigmaSchedule::Karras), plan: dpmpp_2s::plan, ..BASE },
+    SamplerRow { name: "dpm++2s-a-cfg++", aliases: &["dpmpp2sancestralcfgpp"], steps: 25, options: NOISE, unguided: true,
+        plan: dpmpp_2s::plan, ..BASE },
+    SamplerRow { name: "dpm++sde", a1111: "DPM++ SDE", aliases: &["dpmppsde", "kdpmppsde", "dpmppsdegpu"], steps: 20, brownian: true,
+        options: &[("eta", 1.0), ("s_noise", 1.0), ("r", 0.5)], automatic: Some(SigmaSchedule::Karras), plan: dpmpp_sde::plan, ..BASE },
     SamplerRow { name: "dpm++2m", a1111: "DPM++ 2M", aliases: &["dpmpp2m", "kdpmpp2m", "dpmpp", "dpmsolver++", "dpmsolverpp", "dpmsolvermultistep"],
-        algorithms: &["dpmsolver++", "deis"], steps: 25, automatic: Some(SigmaSchedule::Karras), plan: dpm_solver::plan, ..DPM },
+        algorithms: &["dpmsolver++", "deis"], automatic: Some(SigmaSchedule::Karras), plan: dpm_solver::plan, ..DPM },
+    SamplerRow { name: "dpm++2m-v2", aliases: &["dpm++2mv2", "dpmpp2mv2"], class: "", plan: dpm_solver::plan_averaged, ..DPM },
+    SamplerRow { name: "dpm++2m-cfg++", aliases: &["dpmpp2mcfgpp"], unguided: true, steps: 25, plan: cfg_pp::plan_2m, ..BASE },
     // ComfyUI's `_gpu` says where its noise is drawn.
-    SamplerRow { name: "dpm++2m-sde", a1111: "DPM++ 2M SDE", aliases: &["dpmpp2msde", "kdpmpp2msde", "dpmpp2msdegpu"],
-        algorithms: &["sde-dpmsolver++"], automatic: Some(SigmaSchedule::Exponential), plan: dpm_solver::plan_sde, ..DPM },
+    SamplerRow { name: "dpm++2m-sde", a1111: "DPM++ 2M SDE", aliases: &["dpmpp2msde", "kdpmpp2msde", "dpmpp2msdegpu", "dpm++2msdebt"],
+        algorithms: &["sde-dpmsolver++"], steps: 30, options: NOISE, brownian: true, automatic: Some(SigmaSchedule::Exponential),
+        plan: dpm_solver::plan_sde, ..DPM },
+    SamplerRow { name: "dpm++2m-sde-heun", a1111: "DPM++ 2M SDE Heun", aliases: &["dpmpp2msdeheun", "kdpmpp2msdeheun", "dpmpp2msdeheungpu"],
+        options: NOISE, brownian: true, automatic: Some(SigmaSchedule::Exponential), plan: dpm_solver::plan_sde_heun, ..BASE },
+    SamplerRow { name: "dpm++3m-sde", a1111: "DPM++ 3M SDE", aliases: &["dpmpp3msde", "kdpmpp3msde", "dpmpp3msdegpu"], options: NOISE,
+        brownian: true, automatic: Some(SigmaSchedule::Exponential), discards: true, plan: dpm_solver::plan_3m_sde, ..BASE },
+    SamplerRow { name: "dpm", algorithms: &["dpmsolver"], aliases: &["dpmsolver"], ends_at_trained: true,
+        check: dpm_solver::check_noise, plan: dpm_solver::plan_noise, ..DPM },
+    SamplerRow { name: "unipc", a1111: "UniPC", aliases: &["unipcmultistep"], class: "UniPCMultistepScheduler", steps: 20,
+        file_knows_lambdas: true, check: unipc::check, plan: unipc::plan, ..BASE },
+    SamplerRow { name: "uni-pc-bh1", aliases: &["unipcbh1"], steps: 20, options: &[("bh", 1.0)], discards: true,
+        plan: unipc::plan_to_the_end, ..BASE },
+    SamplerRow { name: "uni-pc-bh2", aliases: &["unipcbh2"], steps: 20, options: &[("bh", 2.0)], discards: true,
+        plan: unipc::plan_to_the_end, ..BASE },
+    SamplerRow { name: "deis", a1111: "DEIS", aliases: &["deismultistep"], class: "DEISMultistepScheduler", ends_at_trained: true,
+        check: dpm_singlestep::check_deis, plan: dpm_singlestep::plan_deis, ..BASE },
+    SamplerRow { name: "deis-tab", options: &[("order", 3.0)], plan: deis::plan, ..BASE },
+    SamplerRow { name: "ipndm", a1111: "IPNDM", options: &[("order", 4.0), ("ends_denoised", 1.0)], plan: ipndm::plan, ..BASE },
+    SamplerRow { name: "ipndm-v", a1111: "IPNDM_V", options: &[("order", 4.0), ("ends_denoised", 1.0)], plan: ipndm::plan_variable, ..BASE },
+    SamplerRow { name: "lcm", a1111: "LCM", aliases: &["klcm"], class: "LCMScheduler", options: &[("boundary", 1.0), ("s_noise", 1.0)],
+        betas: OWN_BETAS, plan: lcm::plan, ..FEW_STEPS },
+    SamplerRow { name: "tcd", class: "TCDScheduler", options: &[("eta", 0.3)], betas: OWN_BETAS, plan: lcm::plan_trajectory, ..FEW_STEPS },
+    SamplerRow { name: "restart", a1111: "Restart", options: &[("s_noise", 1.0)], automatic: Some(SigmaSchedule::Karras),
+        plan: restart::plan, ..BASE },
+    SamplerRow { name: "res-multistep", steps: 20, options: &[("s_noise", 1.0)], plan: res_multistep::plan, ..BASE },
+    SamplerRow { name: "res-multistep-a", aliases: &["resmultistepancestral"], options: NOISE, plan: res_multistep::plan, ..BASE },
+    SamplerRow { name: "res-multistep-cfg++", aliases: &["resmultistepcfgpp"], unguided: true, plan: res_multistep::plan, ..BASE },
+    SamplerRow { name: "res-multistep-a-cfg++", aliases: &["resmultistepancestralcfgpp"], options: NOISE, unguided: true,
+        plan: res_multistep::plan, ..BASE },
+    SamplerRow { name: "res-2s", options: &[("eta", 0.0), ("s_noise", 1.0), ("r", 0.5), ("phi", 2.0)], plan: seeds::plan_two, ..BASE },
+    SamplerRow { name: "er-sde", options: &[("eta", 1.0), ("s_noise", 1.0), ("max_stage", 3.0)], plan: er_sde::plan, ..BASE },
+    SamplerRow { name: "seeds-2", options: &[("eta", 1.0), ("s_noise", 1.0), ("r", 0.5), ("phi", 1.0)], plan: seeds::plan_two, ..BASE },
+    SamplerRow { name: "seeds-3", options: &[("eta", 1.0), ("s_noise", 1.0), ("r1", 1.0 / 3.0), ("r2", 2.0 / 3.0)],
+        plan: seeds::plan_three, ..BASE },
+    SamplerRow { name: "exp-heun-2-x0", options: &[("eta", 0.0), ("s_noise", 1.0), ("r", 1.0), ("phi", 2.0)], plan: seeds::plan_two, ..BASE },
+    SamplerRow { name: "exp-heun-2-x0-sde", options: &[("eta", 1.0), ("s_noise", 1.0), ("r", 1.0), ("phi", 2.0)],
+        plan: seeds::plan_two, ..BASE },
+    SamplerRow { name: "sa-solver", class: "SASolverScheduler", options: &[("eta", 1.0)], ends_at_trained: true,
+        check: sa_solver::check, plan: sa_solver::plan, ..BASE },
+    SamplerRow { name: "sa-solver-sigma", aliases: &["sasolvercomfyui"], plan: sa_solver::plan_by_sigma,
+        options: &[("eta", 1.0), ("predictor_order", 3.0), ("corrector_order", 4.0), ("simple_order_2", 0.0), ("pece", 0.0)], ..BASE },
+    SamplerRow { name: "sa-solver-pece", plan: sa_solver::plan_by_sigma,
+        options: &[("eta", 1.0), ("predictor_order", 3.0), ("corrector_order", 4.0), ("simple_order_2", 0.0), ("pece", 1.0)], ..BASE },
+    SamplerRow { name: "gradient-estimation", aliases: &["eulerge"], options: &[("gamma", 2.0)], plan: gradient_estimation::plan, ..BASE },
+    SamplerRow { name: "gradient-estimation-cfg++", aliases: &["gradientestimationcfgpp"], options: &[("gamma", 2.0)], unguided: true,
+        plan: gradient_estimation::plan, ..BASE },
 ];
 
 /// Words that other tools append to a sampler's name, folded.
@@ -135,9 +237,9 @@ impl Sampler {
         self.0.name
     }
 
-    /// The name in A1111's metadata.
+    /// The name in A1111's metadata; its own where A1111 has no such sampler.
     pub fn a1111_name(self) -> &'static str {
-        self.0.a1111
+        if self.0.a1111.is_empty() { self.0.name } else { self.0.a1111 }
     }
 
     /// What A1111's schedule "Automatic" is for it; `None` is the model's own.
@@ -164,12 +266,22 @@ impl Sampler {
 
     /// Whether the sampler adds noise of its own, scaled by eta.
     pub fn takes_eta(self) -> bool {
-        self.0.eta.is_some()
+        self.0.options.iter().any(|(name, _)| *name == "eta")
     }
 
-    /// Eta where the user does not say.
-    pub(super) fn default_eta(self) -> f64 {
-        self.0.eta.unwrap_or(0.0)
+    /// Whether it reads the unguided estimate, which is then computed whatever the guidance scale is.
+    pub fn reads_unguided(self) -> bool {
+        self.0.unguided
+    }
+
+    /// Whether the length of its steps depends on the latents, so that images are generated one by one.
+    pub fn adapts(self) -> bool {
+        self.0.adapts
+    }
+
+    /// Whether a `scheduler_config.json` says the same as its name.
+    pub(super) fn is_its_class(self) -> bool {
+        !self.0.class.is_empty() && !self.0.brownian
     }
 
     /// Reads a sampler's name and the schedule word that may end it; case, spaces, `+`, `-`, `_` and brackets do not matter.
@@ -198,7 +310,7 @@ fn fold(name: &str) -> String {
 }
 
 fn spellings(row: &'static SamplerRow) -> impl Iterator<Item = String> {
-    [row.name, row.a1111, row.class].into_iter().chain(row.aliases.iter().copied()).map(fold)
+    [row.name, row.a1111, row.class].into_iter().filter(|name| !name.is_empty()).chain(row.aliases.iter().copied()).map(fold)
 }
 
 fn lookup(folded: &str) -> Option<Sampler> {

@@ -118,7 +118,7 @@ impl Draft {
             // 32 bits, so that it can be typed again and is a seed for every other tool too.
             Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
         };
-        let request = Request {
+        let mut request = Request {
             prompt,
             seed,
             text: self.text.decide(&by),
@@ -130,6 +130,20 @@ impl Draft {
             scheduler,
             scheduler_is_named: self.scheduler.config.is_some(),
         };
+        if let Some(levels) = request.scheduler.levels()? {
+            // Levels that were given are the steps.
+            if let Some(steps) = self.sampling.steps.filter(|steps| *steps != levels.len()) {
+                return Err(Error::setting(
+                    "steps",
+                    format!("{steps}: the levels that were given make {} steps; leave it out", levels.len()),
+                ));
+            }
+            request.sampling.steps = levels.len();
+        }
+        let guidance = &request.guidance;
+        if guidance.start > guidance.end {
+            return Err(Error::setting("guidance-start", format!("{}: is after the end of guidance, {}", guidance.start, guidance.end)));
+        }
         self.check_sides(&request, spec)?;
         // Planning finds out whether sampler, schedule and steps go together, before a weight is read.
         // A file named by the user is input, however alike it is to a model's own.

@@ -1,6 +1,6 @@
 //! How strongly the texts steer the image.
 
-use super::{By, Heading, Request, Setting, Together};
+use super::{By, Heading, Parts, Request, Setting, Together, Value, ValueKind};
 
 settings! {
     /// Classifier-free guidance.
@@ -19,4 +19,63 @@ settings! {
         infotext: Some("CFG Rescale"), off: Some("0"), together: Together::Class(|request| request.guidance.rescale != 0.0),
         ..Setting::IMAGE
     };
+
+    /// Guides from this share of the steps on, 0 to 1
+    start: one f64 = |_| 0.0 => Setting {
+        name: "guidance-start", value: "X", default: "0", heading: Heading::Sampling, range: Some((0.0, 1.0)),
+        infotext: Some("Guidance start"), off: Some("0"), ..Setting::IMAGE
+    };
+
+    /// Guides up to this share of the steps, 0 to 1
+    end: one f64 = |_| 1.0 => Setting {
+        name: "guidance-end", value: "X", default: "1", heading: Heading::Sampling, range: Some((0.0, 1.0)),
+        infotext: Some("Guidance end"), off: Some("1"), ..Setting::IMAGE
+    };
+
+    /// Perturbed-attention guidance: how strongly the image leaves what it is with disturbed attention
+    pag_scale: one f64 = |_| 0.0 => Setting {
+        name: "pag-scale", value: "X", default: "0", heading: Heading::Sampling, range: Some((0.0, 100.0)),
+        infotext: Some("PAG scale"), off: Some("0"), together: Together::Class(|request| request.guidance.pag_scale != 0.0),
+        ..Setting::IMAGE
+    };
+
+    /// Where attention is disturbed: parts of the UNet's names, such as mid,up_blocks.0
+    pag_layers: one String = |_| "mid".to_owned() => Setting {
+        name: "pag-layers", value: "LIST", default: "mid", heading: Heading::Sampling, infotext: Some("PAG layers"), off: Some("mid"),
+        ..Setting::IMAGE
+    };
+
+    /// FreeU's factors for backbone and skip connections, such as b1=1.4,b2=1.6,s1=0.9,s2=0.2
+    freeu: maybe FreeUFactors => Setting {
+        name: "freeu", value: "FACTORS", heading: Heading::Sampling, infotext: Some("FreeU"), ..Setting::IMAGE
+    };
+}
+
+/// The factors of FreeU for the two deepest up blocks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FreeUFactors {
+    /// For the backbone's features: b1, b2.
+    pub backbone: [f64; 2],
+    /// For the skip connections' low frequencies: s1, s2.
+    pub skip: [f64; 2],
+}
+
+impl Value for FreeUFactors {
+    const KIND: ValueKind = ValueKind::Word;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Parts::read(text)?;
+        let mut take =
+            |key: &str| parts.take_number(key, 0.0..=10.0)?.ok_or_else(|| format!("{key} is missing, as in b1=1.4,b2=1.6,s1=0.9,s2=0.2"));
+        let factors = Self { backbone: [take("b1")?, take("b2")?], skip: [take("s1")?, take("s2")?] };
+        match (parts.head, parts.pairs.first()) {
+            (None, None) => Ok(factors),
+            (head, pair) => Err(format!("{} is not b1, b2, s1 or s2", head.or(pair.map(|(key, _)| key.clone())).unwrap_or_default())),
+        }
+    }
+
+    fn typed(&self) -> String {
+        let ([b1, b2], [s1, s2]) = (self.backbone, self.skip);
+        format!("b1={b1},b2={b2},s1={s1},s2={s2}")
+    }
 }

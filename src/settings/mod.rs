@@ -51,14 +51,14 @@ pub use adapters::{AdapterDraft, AdapterSettings};
 pub use canvas::{CanvasDraft, CanvasSettings, parse_size};
 pub use docs::flag_table;
 pub use draft::Draft;
-pub use guidance::{GuidanceDraft, GuidanceSettings};
+pub use guidance::{FreeUFactors, GuidanceDraft, GuidanceSettings};
 pub use load::{LoadDraft, LoadSettings, VaeTiling};
 pub use output::{BatchSize, OutputDraft, OutputSettings};
 pub use parts::{NumberList, Parts, WeightedFile};
 pub use request::{Request, Shape};
 pub use run::{Graphics, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verbosity};
 pub use sampling::{SamplingDraft, SamplingSettings, Seed};
-pub use scheduler::SchedulerDraft;
+pub use scheduler::{SamplerOption, SchedulerDraft};
 pub use text::{TextDraft, TextSettings};
 pub use value::{SourcePath, Value, ValueKind};
 

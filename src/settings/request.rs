@@ -1,7 +1,7 @@
 //! What is generated, everything decided and checked.
 
 use super::{AdapterSettings, CanvasSettings, Effect, GuidanceSettings, OutputSettings, SamplingSettings, TextSettings, Together, table};
-use crate::sampling::SchedulerConfig;
+use crate::sampling::{Sampler, SchedulerConfig};
 use serde_json::{Map, Value as Json, json};
 
 /// What is generated, everything decided and checked: what [`super::Draft::resolve`] makes of a draft for a model.
@@ -37,7 +37,12 @@ pub struct Shape(String);
 impl Request {
     /// Classifier-free guidance is on: the network sees two rows an image.
     pub fn is_guided(&self) -> bool {
-        self.guidance.scale > 1.0
+        self.guidance.scale > 1.0 || self.scheduler.sampler().is_ok_and(Sampler::reads_unguided)
+    }
+
+    /// Rows of the network for each image, where all branches of its guidance are computed.
+    pub fn rows(&self) -> usize {
+        1 + usize::from(self.is_guided()) + usize::from(self.guidance.pag_scale != 0.0)
     }
 
     /// The seeds of the images.

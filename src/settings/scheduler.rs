@@ -1,8 +1,8 @@
 //! The noise schedule and the solver: what is said here is laid over the model's own configuration.
 
-use super::{Draft, Heading, Setting};
+use super::{Draft, Heading, NumberList, Setting, Value, ValueKind};
 use crate::inputs::InputFile;
-use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::sampling::{Levels, PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 
@@ -16,7 +16,7 @@ settings! {
         default: "the model's own", words: || Sampler::all().map(Sampler::name).collect(), ..Setting::SCHEDULER
     };
 
-    /// Which noise levels: discrete (also normal, uniform), karras, exponential or lu
+    /// How the noise levels are laid: karras, exponential, beta, align_your_steps, …
     schedule: maybe SigmaSchedule => Setting {
         name: "schedule", hidden_aliases: &["schedule-type"], value: "NAME", default: "the model's own",
         words: || SigmaSchedule::NAMES.iter().map(|(name, _)| *name).collect(), ..Setting::SCHEDULER
@@ -33,6 +33,19 @@ settings! {
 
     /// Noise of ancestral samplers (1) and DDIM (0)
     eta: maybe f64 => Setting { name: "eta", value: "X", range: Some((0.0, 1.0)), ..Setting::SCHEDULER };
+
+    /// The noise levels themselves, such as 14.6,5.2,1.8,0.6,0
+    sigmas: maybe NumberList => Setting {
+        name: "sigmas", value: "LIST", infotext: Some("Sigmas"), conflicts: &["timesteps"], ..Setting::SCHEDULER
+    };
+
+    /// The timesteps themselves, such as 999,749,499,249
+    timesteps: maybe NumberList => Setting { name: "timesteps", value: "LIST", infotext: Some("Timesteps"), ..Setting::SCHEDULER };
+
+    /// An option of the sampler's own, such as s_churn=12 or order=2; may be repeated
+    options: many SamplerOption => Setting {
+        name: "sampler-option", value: "NAME=X", infotext: Some("Sampler option"), ..Setting::SCHEDULER
+    };
 
     /// What the UNet predicts: epsilon or v
     prediction: maybe PredictionType => Setting {
@@ -77,7 +90,37 @@ impl Draft {
         if let Some(eta) = said.eta {
             scheduler = scheduler.with_eta(eta);
         }
+        let lists = [(&said.sigmas, Levels::Sigmas as fn(Vec<f64>) -> Levels), (&said.timesteps, Levels::Timesteps)];
+        for (list, kind) in lists {
+            scheduler.levels = list.clone().map(|list| kind(list.0)).or(scheduler.levels);
+        }
+        scheduler.options.extend(said.options.iter().map(|option| (option.name.clone(), option.value)));
+        scheduler.is_sdxl = spec.unet.text_time.is_some();
         Ok(scheduler)
+    }
+}
+
+/// An option of a sampler's own: `NAME=X`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplerOption {
+    /// Its name, as the sampler's original has it.
+    pub name: String,
+    /// Its value.
+    pub value: f64,
+}
+
+impl Value for SamplerOption {
+    const KIND: ValueKind = ValueKind::Word;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or("give a name and a number, such as s_churn=12")?;
+        let value =
+            value.trim().parse().ok().filter(|value: &f64| !value.is_nan()).ok_or("give a number after the =, such as s_churn=12")?;
+        Ok(Self { name: name.trim().to_lowercase().replace('-', "_"), value })
+    }
+
+    fn typed(&self) -> String {
+        format!("{}={}", self.name, self.value)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Noise levels: from betas to sigmas, and which of them a run visits.
 
+mod schedules;
 mod spacing;
 mod table;
 
@@ -20,6 +21,30 @@ pub enum SigmaSchedule {
     Exponential,
     /// Lu et al. 2022, arXiv:2206.00927: even in log-SNR, which is `Exponential` with whole timesteps.
     Lu,
+    /// Even timesteps from the last to the first, as k-diffusion has them.
+    Normal,
+    /// `Exponential` with a power of the ramp, which is 1 wherever it is used.
+    Polyexponential,
+    /// Even timesteps that leave out the cleanest end (Stability's generative-models).
+    SgmUniform,
+    /// Every n-th trained sigma from the noisy end (ComfyUI).
+    Simple,
+    /// Every n-th trained sigma from the clean end (DDIM's).
+    DdimUniform,
+    /// Timesteps by a beta distribution: Lee et al. 2024, arXiv:2407.12173.
+    Beta,
+    /// Sabour et al. 2024, arXiv:2404.14507, section 4.2: even in the arctangent of sigma.
+    KlOptimal,
+    /// Sabour et al. 2024, arXiv:2404.14507: levels found for a family of models, 10 steps and others between them.
+    AlignYourSteps,
+    /// Chen et al. 2024, arXiv:2405.11326: levels found by the trajectories' geometry, coefficient 1.20.
+    Gits,
+    /// A linear start and a quadratic end (Genmo's Mochi).
+    LinearQuadratic,
+    /// The timesteps 999, 899, … of SD Turbo.
+    Turbo,
+    /// Timesteps along a smooth step (stable-diffusion.cpp).
+    Smoothstep,
 }
 
 impl SigmaSchedule {
@@ -29,8 +54,25 @@ impl SigmaSchedule {
         ("karras", SigmaSchedule::Karras),
         ("exponential", SigmaSchedule::Exponential),
         ("lu", SigmaSchedule::Lu),
-        ("normal", SigmaSchedule::Discrete),
-        ("uniform", SigmaSchedule::Discrete),
+        ("normal", SigmaSchedule::Normal),
+        ("polyexponential", SigmaSchedule::Polyexponential),
+        ("sgm_uniform", SigmaSchedule::SgmUniform),
+        ("simple", SigmaSchedule::Simple),
+        ("ddim_uniform", SigmaSchedule::DdimUniform),
+        ("beta", SigmaSchedule::Beta),
+        ("kl_optimal", SigmaSchedule::KlOptimal),
+        ("align_your_steps", SigmaSchedule::AlignYourSteps),
+        ("gits", SigmaSchedule::Gits),
+        ("linear_quadratic", SigmaSchedule::LinearQuadratic),
+        ("turbo", SigmaSchedule::Turbo),
+        ("smoothstep", SigmaSchedule::Smoothstep),
+        ("default", SigmaSchedule::Discrete),
+        ("uniform", SigmaSchedule::Normal),
+        ("ddim", SigmaSchedule::DdimUniform),
+        ("ays", SigmaSchedule::AlignYourSteps),
+        ("align_your_steps_11", SigmaSchedule::AlignYourSteps),
+        ("align_your_steps_gits", SigmaSchedule::Gits),
+        ("exp", SigmaSchedule::Exponential),
     ];
 
     /// The canonical name.
@@ -56,7 +98,7 @@ impl SigmaSchedule {
                 SigmaSchedule::Karras => between(max.powf(1.0 / rho), min.powf(1.0 / rho), ramp(i)).powf(rho),
                 // From the f32 logarithms of the table, as in diffusers.
                 SigmaSchedule::Lu => between((max as f32).ln().into(), (min as f32).ln().into(), ramp(i)).exp(),
-                SigmaSchedule::Exponential | SigmaSchedule::Discrete => between(max.ln(), min.ln(), ramp(i)).exp(),
+                _ => between(max.ln(), min.ln(), ramp(i)).exp(),
             })
             .collect()
     }
@@ -69,7 +111,8 @@ pub(super) fn name_of<T: Copy + PartialEq>(names: &[(&'static str, T)], value: T
 
 /// The value of a name, which a flag gave.
 pub(super) fn by_name<T: Copy>(names: &[(&str, T)], name: &str) -> Result<T> {
-    names.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.trim())).map(|(_, v)| *v).ok_or_else(|| {
+    let folded = |name: &str| name.trim().to_lowercase().replace([' ', '-'], "_");
+    names.iter().find(|(known, _)| folded(known) == folded(name)).map(|(_, v)| *v).ok_or_else(|| {
         let all: Vec<&str> = names.iter().map(|(n, _)| *n).collect();
         Error::Input(format!("`{name}` is not available; it can be {}", all.join(", ")))
     })

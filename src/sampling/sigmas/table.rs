@@ -66,6 +66,15 @@ impl NoiseTable {
         self.sigmas[low] + fraction * (self.sigmas[high] - self.sigmas[low])
     }
 
+    /// Sigma at a timestep, interpolated in log sigma (k-diffusion `external.py`, `t_to_sigma`).
+    pub(in super::super) fn sigma_by_log(&self, timestep: f64) -> f64 {
+        let last = self.sigmas.len() - 1;
+        let low = (timestep.max(0.0).floor() as usize).min(last);
+        let high = (low + 1).min(last);
+        let fraction = (timestep.max(0.0) - low as f64).clamp(0.0, 1.0);
+        ((1.0 - fraction) * self.sigmas[low].ln() + fraction * self.sigmas[high].ln()).exp()
+    }
+
     /// The timestep of a sigma, interpolated in log sigma (k-diffusion `external.py`, `sigma_to_t`).
     ///
     /// The table's logarithms are f32, as numpy has them: where DPM-Solver cuts the fraction off, that decides between 998 and 999.

@@ -1,10 +1,9 @@
 //! DPM-Solver++, multistep: the estimates of earlier steps extrapolate the present one.
 
-use super::{Denoiser, NoiseLevel, NoiseSource, Solver, Step};
-use crate::sampling::plan::{Planner, Schedule, single};
-use crate::sampling::sigmas::spaced;
-use crate::sampling::{SchedulerConfig, SigmaSchedule, TimestepSpacing, blend};
-use crate::{Error, Result};
+use super::{Denoiser, NoiseLevel, NoiseSource, Solver, Step, slope};
+use crate::Result;
+use crate::sampling::plan::{Planner, Schedule};
+use crate::sampling::{SchedulerConfig, blend};
 use candle_core::Tensor;
 
 /// How the second-order term is weighted.
@@ -15,23 +14,46 @@ pub(in super::super) enum SolverType {
     Heun,
 }
 
-/// DPM-Solver++ of order 1, 2 ("2M") or 3, and its SDE form.
+/// What the polynomial is of, and how a step ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Algorithm {
+    /// DPM-Solver++: of the estimates.
+    Data,
+    /// The same with the geometric mean of the last two steps (stable-diffusion.cpp's "v2").
+    DataAveraged,
+    /// DPM-Solver: of the noise.
+    Noise,
+}
+
+/// DPM-Solver++ of order 1, 2 ("2M") or 3 ("3M"), its SDE form, and DPM-Solver.
 ///
-/// In sigma space, with `h = ln(from / to)`, `k` = 1 (2 for the SDE) and `e = exp(−k·h)`:
+/// In sigma space, with `h = ln(from / to)`, `k = 1 + eta` and `e = exp(−k·h)`:
 /// `x' = e·x + (1 − e)·D0 + weights · differences of the history`. The `sqrt(ᾱ)` of the paper's variance-preserving form cancel.
 ///
 /// # Source
-/// Lu et al. 2022, arXiv:2211.01095, eq. 8 and algorithm 2; order 3 as in arXiv:2206.00927, appendix B.
+/// Lu et al. 2022, arXiv:2211.01095, eq. 8 and algorithm 2; order 3 and the noise form as in arXiv:2206.00927, appendix B and
+/// algorithm 2.
 #[derive(Debug, Clone)]
 pub(in super::super) struct DpmSolver {
     pub(in super::super) order: usize,
     pub(in super::super) solver_type: SolverType,
-    /// The SDE: draws noise at every step.
-    pub(in super::super) stochastic: bool,
+    pub(in super::super) algorithm: Algorithm,
+    /// The SDE: how much noise is drawn at every step.
+    pub(in super::super) eta: f64,
+    pub(in super::super) s_noise: f64,
+    /// The sign of the third-order term's half: diffusers' SDE has −0.5, where k-diffusion's and the ODE have 0.5.
+    pub(in super::super) half: f64,
     /// For each step, the highest order that may be used there.
     pub(in super::super) order_limits: Vec<usize>,
-    /// `(lambda = −ln sigma, denoised)`, newest first.
+    /// `(lambda = −ln sigma, what the polynomial is of)`, newest first.
     pub(in super::super) history: Vec<(f64, Tensor)>,
+}
+
+/// Judges the keys of `DPMSolverMultistepScheduler` for its noise form, which cannot reach sigma 0.
+pub(in crate::sampling) fn check_noise(config: &SchedulerConfig) -> Result<()> {
+    check(config)?;
+    let ends = &config.file.final_sigmas_type;
+    config.choice("final_sigmas_type", ends, (), &[("sigma_min", ())])
 }
 
 /// Judges the keys of `DPMSolverMultistepScheduler`.
@@ -59,85 +81,84 @@ fn solver_order(config: &SchedulerConfig) -> Result<usize> {
 
 /// Plans a run of the ordinary equation.
 pub(in crate::sampling) fn plan(planner: &Planner<'_>) -> Result<Schedule> {
-    plan_with(planner, false)
+    planner.lambda_space(Box::new(solver(planner, Algorithm::Data, 0.0)?))
 }
 
-/// Plans a run of the stochastic equation.
+/// Plans a run of the ordinary equation with averaged steps.
+pub(in crate::sampling) fn plan_averaged(planner: &Planner<'_>) -> Result<Schedule> {
+    let solver = DpmSolver { order: 2, solver_type: SolverType::Midpoint, ..solver(planner, Algorithm::DataAveraged, 0.0)? };
+    planner.lambda_space(Box::new(solver))
+}
+
+/// Plans a run of the ordinary equation's noise form.
+pub(in crate::sampling) fn plan_noise(planner: &Planner<'_>) -> Result<Schedule> {
+    planner.lambda_space(Box::new(solver(planner, Algorithm::Noise, 0.0)?))
+}
+
+/// Plans a run of the stochastic equation, of second order.
 pub(in crate::sampling) fn plan_sde(planner: &Planner<'_>) -> Result<Schedule> {
-    plan_with(planner, true)
+    planner.lambda_space(Box::new(solver(planner, Algorithm::Data, planner.eta())?))
 }
 
-fn plan_with(planner: &Planner<'_>, stochastic: bool) -> Result<Schedule> {
-    let trained = planner.table.len();
+/// Plans a run of the stochastic equation, of second order with Heun's weights.
+pub(in crate::sampling) fn plan_sde_heun(planner: &Planner<'_>) -> Result<Schedule> {
+    let solver = DpmSolver { solver_type: SolverType::Heun, ..solver(planner, Algorithm::Data, planner.eta())? };
+    planner.sigma_space(Box::new(solver))
+}
+
+/// Plans a run of the stochastic equation, of third order (k-diffusion's "3M SDE").
+pub(in crate::sampling) fn plan_3m_sde(planner: &Planner<'_>) -> Result<Schedule> {
+    let solver = solver(planner, Algorithm::Data, planner.eta())?;
+    planner.sigma_space(Box::new(DpmSolver { order: 3, solver_type: SolverType::Heun, half: 0.5, order_limits: vec![], ..solver }))
+}
+
+fn solver(planner: &Planner<'_>, algorithm: Algorithm, eta: f64) -> Result<DpmSolver> {
     let file = &planner.config.file;
-    let usable = planner.table.count_above(file.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY));
-    let ends_at_zero = planner.config.ends_at_zero()?;
-    if planner.schedule == SigmaSchedule::Discrete && planner.spacing == TimestepSpacing::Leading && usable <= planner.steps {
-        let most = usable.saturating_sub(1);
-        return Err(Error::Input(format!("--steps {} is too many for leading timesteps; this sampler takes up to {most}", planner.steps)));
-    }
-    let mut levels: Vec<NoiseLevel> = match planner.schedule {
-        SigmaSchedule::Discrete => {
-            let whole = spaced(planner.spacing, trained, usable, planner.steps, planner.steps + 1, planner.offset());
-            whole.into_iter().map(f64::round_ties_even).map(|t| NoiseLevel::new(single(planner.table.sigma(t)), t)).collect()
-        }
-        schedule => {
-            // The timesteps are whole numbers: rounded for Karras and Lu, except on a cosine schedule, and cut off otherwise.
-            let rounds = schedule != SigmaSchedule::Exponential && file.beta_schedule.as_deref() != Some("squaredcos_cap_v2");
-            let (max, min) = (planner.table.sigma((trained - 1) as f64), planner.table.sigma(0.0));
-            let told = |sigma: f64| {
-                let t = planner.table.timestep(sigma);
-                NoiseLevel::new(single(sigma), if rounds { t.round_ties_even() } else { t.trunc() })
-            };
-            schedule.sigmas(max, min, planner.steps).into_iter().map(told).collect()
-        }
-    };
-    levels.push(NoiseLevel::new(if ends_at_zero { 0.0 } else { planner.table.sigma(0.0) }, 0.0));
-    let order = solver_order(planner.config)?;
-    let lower = file.lower_order_final.unwrap_or(true) && planner.steps < 15;
-    let limit = |i: usize| match planner.steps - i {
-        1 if lower || ends_at_zero || file.euler_at_final.unwrap_or(false) => 1,
-        2 if lower => 2,
-        _ => order,
-    };
-    let solver = DpmSolver {
-        order,
+    let half = if planner.sampler.row().options.iter().any(|(name, _)| *name == "eta") { -0.5 } else { 0.5 };
+    Ok(DpmSolver {
+        order: solver_order(planner.config)?,
         solver_type: solver_type(planner.config)?,
-        stochastic,
-        order_limits: (0..planner.steps).map(limit).collect(),
+        algorithm,
+        eta,
+        s_noise: planner.option("s_noise"),
+        half,
+        order_limits: vec![],
         history: vec![],
-    };
-    let steps = levels.windows(2).map(|pair| (pair[0], pair[1])).collect();
-    Ok(planner.assemble(steps, Box::new(solver)))
+    }
+    .limited(
+        planner.steps,
+        file.lower_order_final.unwrap_or(true),
+        planner.config.ends_at_zero()?,
+        file.euler_at_final.unwrap_or(false),
+    ))
 }
 
 impl Solver for DpmSolver {
     fn step(&mut self, step: &Step, latents: &Tensor, denoiser: &mut dyn Denoiser, noise: &mut dyn NoiseSource) -> Result<Tensor> {
         let (from, to) = (step.from.sigma, step.to.sigma);
-        if from == to {
-            // Rounded timesteps coincide when there are nearly as many steps as trained levels; diffusers divides by 0 here.
-            return Ok(latents.clone());
-        }
         let denoised = denoiser.denoise(latents, step.from)?.guided;
-        self.history.insert(0, (-from.ln(), denoised.clone()));
-        self.history.truncate(self.order);
-        let order = self.history.len().min(self.order_limits.get(step.index).copied().unwrap_or(1));
+        let of = if self.algorithm == Algorithm::Noise { slope(latents, &denoised, from)? } else { denoised };
+        self.history.insert(0, (-from.ln(), of.clone()));
+        self.history.truncate(self.order.max(1));
+        let limit = if to == 0.0 { 1 } else { self.order_limits.get(step.index).copied().unwrap_or(self.order) };
+        let order = self.history.len().min(limit);
 
         let h = (from / to).ln();
-        let k = if self.stochastic { 2.0 } else { 1.0 };
+        let k = 1.0 + self.eta;
         let e = (to / from).powf(k);
-        let mut next = blend(e, latents, 1.0 - e, &denoised)?;
-        for (weight, difference) in self.weights(k * h, e, order).into_iter().zip(self.differences(h, order)?) {
+        let mut next = match self.algorithm {
+            Algorithm::Noise => blend(1.0, latents, to - from, &of)?,
+            Algorithm::DataAveraged if order == 2 => return self.averaged(latents, from, to),
+            _ => blend(e, latents, 1.0 - e, &of)?,
+        };
+        for (weight, difference) in self.weights(from, to, order).into_iter().zip(self.differences(h, order)?) {
             next = blend(1.0, &next, weight, &difference)?;
         }
-        if self.stochastic {
-            next = blend(1.0, &next, to * (1.0 - e).sqrt(), &noise.fresh(latents)?)?;
+        if self.eta > 0.0 && to > 0.0 {
+            let up = to * (1.0 - (to / from).powf(2.0 * self.eta)).sqrt();
+            next = blend(1.0, &next, self.s_noise * up, &noise.between(latents, from, to)?)?;
         }
         Ok(next)
-    }
-
-    fn evaluations(&self, step: &Step) -> usize {
-        usize::from(step.from.sigma != step.to.sigma)
     }
 
     fn skip(&mut self, steps: usize) -> Option<Vec<(NoiseLevel, NoiseLevel)>> {
@@ -147,15 +168,52 @@ impl Solver for DpmSolver {
 }
 
 impl DpmSolver {
-    /// What the first and second difference are multiplied by; `kh` is h, doubled for the SDE.
-    fn weights(&self, kh: f64, e: f64, order: usize) -> Vec<f64> {
+    /// A step of second order over the mean length of this step and of the last one.
+    ///
+    /// # Source
+    /// stable-diffusion.cpp `src/runtime/denoiser.hpp`, `dpm++2mv2`.
+    fn averaged(&self, latents: &Tensor, from: f64, to: f64) -> Result<Tensor> {
+        let [(newest, d0), (earlier, d1), ..] = self.history.as_slice() else { return Ok(latents.clone()) };
+        let (h, last) = ((from / to).ln(), newest - earlier);
+        let share = h.min(last) / (2.0 * h.max(last));
+        let estimate = blend(1.0 + share, d0, -share, d1)?;
+        blend(to / from, latents, -(-(h + last) / 2.0).exp_m1(), &estimate)
+    }
+
+    /// With the orders that diffusers allows at each step.
+    fn limited(self, steps: usize, lower_order_final: bool, ends_at_zero: bool, euler_at_final: bool) -> Self {
+        let lower = lower_order_final && steps < 15;
+        let limit = |i: usize| match steps - i {
+            1 if lower || ends_at_zero || euler_at_final => 1,
+            2 if lower => 2,
+            _ => 3,
+        };
+        Self { order_limits: (0..steps).map(limit).collect(), ..self }
+    }
+
+    /// What the first and second difference are multiplied by.
+    fn weights(&self, from: f64, to: f64, order: usize) -> Vec<f64> {
+        let h = (from / to).ln();
+        if self.algorithm == Algorithm::Noise {
+            let first = match self.solver_type {
+                SolverType::Midpoint if order == 2 => 0.5 * (to - from),
+                _ => to - (from - to) / h,
+            };
+            return match order {
+                0 | 1 => vec![],
+                2 => vec![first],
+                _ => vec![first, 0.5 * to - (from - to - to * h) / (h * h)],
+            };
+        }
+        // h, with the noise's part.
+        let kh = h * (1.0 + self.eta);
+        let e = (to / from).powf(1.0 + self.eta);
         let linear = 1.0 - (1.0 - e) / kh;
         match (order, self.solver_type) {
             (0 | 1, _) => vec![],
             (2, SolverType::Midpoint) => vec![0.5 * (1.0 - e)],
             (2, SolverType::Heun) => vec![linear],
-            // The sign of the SDE's half is diffusers'; its papers have no third-order SDE.
-            _ => vec![linear, if self.stochastic { -0.5 } else { 0.5 } - (e - 1.0 + kh) / (kh * kh)],
+            _ => vec![linear, self.half - (e - 1.0 + kh) / (kh * kh)],
         }
     }
 

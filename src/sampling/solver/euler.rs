@@ -1,10 +1,12 @@
 //! Euler's method, and the three samplers that are Euler's method with noise added back.
 
-use super::{Denoiser, NoiseSource, Solver, Step, clip};
+use super::churn::Churn;
+use super::{Denoiser, NoiseSource, Solver, Step, ancestral, clip};
 use crate::Result;
 use crate::sampling::plan::{Planner, Schedule, level};
-use crate::sampling::{PredictionType, SchedulerConfig, blend};
+use crate::sampling::{NoiseProcess, PredictionType, SchedulerConfig, TimestepSpacing, blend};
 use candle_core::Tensor;
+use std::sync::Arc;
 
 /// One first-order step down to `sigma_down`, then fresh noise up to `step.to`.
 ///
@@ -14,10 +16,13 @@ use candle_core::Tensor;
 /// - Euler ancestral (k-diffusion `sampling.py`, `sample_euler_ancestral`) at `eta` 1,
 /// - DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 and 16) for any `eta`: dividing its equation by `sqrt(ᾱ)` leaves exactly this,
 /// - DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 7) at `eta` 1, where `sigma_down = to² / from`.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone)]
 pub(in crate::sampling) struct Euler {
+    process: Arc<dyn NoiseProcess>,
+    churn: Churn,
     /// How much of the ancestral noise is added.
     eta: f64,
+    s_noise: f64,
     /// Bounds the denoised latents.
     clip: Option<f64>,
     /// The direction is taken from the clipped estimate (DDPM) and not from the network's own (DDIM).
@@ -51,27 +56,37 @@ fn large_variance(config: &SchedulerConfig) -> Result<bool> {
 
 /// Plans a run of Euler's method.
 pub(in crate::sampling) fn plan(planner: &Planner<'_>) -> Result<Schedule> {
-    planner.sigma_space(Box::new(Euler::default()))
+    planner.sigma_space(Box::new(Euler { churn: Churn::of(planner), ..Euler::new(planner, 0.0) }))
 }
 
 /// Plans a run of Euler ancestral.
 pub(in crate::sampling) fn plan_ancestral(planner: &Planner<'_>) -> Result<Schedule> {
-    planner.sigma_space(Box::new(Euler { eta: planner.eta(), ..Euler::default() }))
+    planner.sigma_space(Box::new(Euler { s_noise: planner.option("s_noise"), ..Euler::new(planner, planner.eta()) }))
 }
 
 /// Plans a run of DDIM: from each timestep to the one a whole ratio before it.
 pub(in crate::sampling) fn plan_ddim(planner: &Planner<'_>) -> Result<Schedule> {
-    let euler = Euler { eta: planner.eta(), clip: planner.config.clip_range()?, ..Euler::default() };
+    let euler = Euler { clip: planner.config.clip_range()?, ..Euler::new(planner, planner.eta()) };
+    if planner.has_levels() {
+        return planner.sigma_space(Box::new(euler));
+    }
     let (ratio, end) = (planner.ratio(), planner.final_sigma(true));
     let at = |timestep: i64| level(&planner.table, timestep, end);
     let steps = planner.whole_timesteps().into_iter().map(|t| (at(t), at(t - ratio))).collect();
     Ok(planner.assemble(steps, Box::new(euler)))
 }
 
+/// Plans a run of DDIM with trailing timesteps, down to sigma 0 (stable-diffusion.cpp's `ddim_trailing`).
+pub(in crate::sampling) fn plan_ddim_trailing(planner: &Planner<'_>) -> Result<Schedule> {
+    let mut planner = planner.clone();
+    planner.spacing = TimestepSpacing::Trailing;
+    plan_ddim(&planner)
+}
+
 /// Plans a run of DDPM: from each timestep to the next.
 pub(in crate::sampling) fn plan_ddpm(planner: &Planner<'_>) -> Result<Schedule> {
     let large_variance = large_variance(planner.config)?;
-    let euler = Euler { eta: 1.0, clip: planner.config.clip_range()?, clip_direction: true, large_variance };
+    let euler = Euler { clip: planner.config.clip_range()?, clip_direction: true, large_variance, ..Euler::new(planner, 1.0) };
     let timesteps = planner.whole_timesteps();
     let next = timesteps.iter().copied().skip(1).chain([-1]);
     let at = |timestep: i64| level(&planner.table, timestep, 0.0);
@@ -79,10 +94,27 @@ pub(in crate::sampling) fn plan_ddpm(planner: &Planner<'_>) -> Result<Schedule> 
     Ok(planner.assemble(steps, Box::new(euler)))
 }
 
+impl Euler {
+    fn new(planner: &Planner<'_>, eta: f64) -> Self {
+        let (process, churn) = (Arc::clone(&planner.process), Churn::default());
+        Self { process, churn, eta, s_noise: 1.0, clip: None, clip_direction: false, large_variance: false }
+    }
+}
+
 impl Solver for Euler {
+    fn prepare(&mut self, steps: &[Step]) {
+        self.churn.steps = steps.len();
+    }
+
+    fn skips_empty_steps(&self) -> bool {
+        false
+    }
+
     fn step(&mut self, step: &Step, latents: &Tensor, denoiser: &mut dyn Denoiser, noise: &mut dyn NoiseSource) -> Result<Tensor> {
-        let (from, to) = (step.from.sigma, step.to.sigma);
-        let denoised = denoiser.denoise(latents, step.from)?.guided;
+        let (level, latents) = self.churn.apply(&*self.process, step.from, latents, noise)?;
+        let latents = &latents;
+        let (from, to) = (level.sigma, step.to.sigma);
+        let denoised = denoiser.denoise(latents, level)?.guided;
         let clipped = clip(&denoised, self.clip)?;
         let origin = if self.clip_direction { &clipped } else { &denoised };
         let (down, up) = ancestral(from, to, self.eta);
@@ -95,14 +127,8 @@ impl Solver for Euler {
         // Drawn even where it is multiplied by 0: the next draw must be the one that diffusers makes there.
         let noise = noise.fresh(latents)?;
         let up = if self.large_variance { forward_deviation(from, to) } else { up };
-        blend(1.0, &next, up, &noise)
+        blend(1.0, &next, self.s_noise * up, &noise)
     }
-}
-
-/// `(sigma_down, sigma_up)`: how far to go down so that noise of `sigma_up` brings the latents up to `to`.
-fn ancestral(from: f64, to: f64, eta: f64) -> (f64, f64) {
-    let up = (eta * to * ((from * from - to * to).max(0.0)).sqrt() / from).min(to);
-    ((to * to - up * up).max(0.0).sqrt(), up)
 }
 
 /// Standard deviation, at `to` and in sigma space, of the forward step from `to` to `from` (the square root of DDPM's beta).

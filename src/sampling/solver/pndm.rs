@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use std::sync::Arc;
 
 /// Adams-Bashforth weights over the newest outputs, newest first, by how many there are.
-const ADAMS_BASHFORTH: [&[f64]; 4] =
+pub(super) const ADAMS_BASHFORTH: [&[f64]; 4] =
     [&[1.0], &[3.0 / 2.0, -1.0 / 2.0], &[23.0 / 12.0, -16.0 / 12.0, 5.0 / 12.0], &[55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0]];
 
 /// What happens in one step.
@@ -124,6 +124,10 @@ impl Solver for Pndm {
             }
         };
         self.transfer(&rescale(latents, from, start)?, start, to, &slope)
+    }
+
+    fn skips_empty_steps(&self) -> bool {
+        false
     }
 
     fn evaluations(&self, step: &Step) -> usize {

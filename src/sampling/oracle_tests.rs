@@ -1,0 +1,298 @@
+//! The recorded paths of other tools' samplers over a denoiser in closed form.
+//!
+//! A small part of the recordings is committed (`tests/data/samplers`, made by `make_subset.py` there); with `SD_GEN_SAMPLER_ORACLE` naming
+//! the folder of all of them, all are compared.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+struct Oracle {
+    index: Value,
+    tensors: HashMap<String, Tensor>,
+}
+
+/// The mean of what was noised: an exact denoiser for a mixture of two Gaussians.
+struct Mixture {
+    means: Vec<Tensor>,
+    weights: Vec<f64>,
+    deviations: Vec<f64>,
+}
+
+impl Mixture {
+    fn read(oracle: &Oracle, name: &str) -> Self {
+        let spec = &oracle.index["mixtures"][name];
+        let means = oracle.tensors[&format!("{name}.means")].to_dtype(DType::F64).unwrap();
+        let means = (0..means.dim(0).unwrap()).map(|i| means.narrow(0, i, 1).unwrap()).collect();
+        Self { means, weights: numbers(&spec["weights"]), deviations: numbers(&spec["deviations"]) }
+    }
+
+    fn denoise(&self, x: &Tensor, sigma: f64) -> Result<Tensor> {
+        let variance = |k: usize| self.deviations[k].powi(2) + sigma * sigma;
+        let mut logs = Vec::new();
+        for (k, mean) in self.means.iter().enumerate() {
+            let distance = (x - mean)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+            logs.push(self.weights[k].ln() - 128.0 * variance(k).ln() - distance / (2.0 * variance(k)));
+        }
+        let most = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = logs.iter().map(|log| (log - most).exp()).sum();
+        let mut sum = x.zeros_like()?;
+        for (k, mean) in self.means.iter().enumerate() {
+            let share = (logs[k] - most).exp() / total / variance(k);
+            sum = ((sum + (x * (share * self.deviations[k].powi(2)))?)? + (mean * (share * sigma * sigma))?)?;
+        }
+        Ok(sum)
+    }
+}
+
+struct Guided {
+    cond: Mixture,
+    uncond: Mixture,
+    scale: Option<f64>,
+    /// The network is told timesteps and works with their noise, as under diffusers.
+    alphas: Option<Vec<f64>>,
+}
+
+impl Denoiser for Guided {
+    fn denoise(&mut self, latents: &Tensor, level: NoiseLevel) -> Result<Denoised> {
+        if let Some(alphas) = &self.alphas {
+            let (low, last) = (level.timestep.floor() as usize, alphas.len() - 1);
+            let log = |i: usize| 0.5 * alphas[i.min(last)].ln();
+            let alpha = (log(low) + (level.timestep - low as f64) * (log(low + 1) - log(low))).exp();
+            let sigma = (1.0 - alpha * alpha).sqrt() / alpha;
+            let x = (latents / ((1.0 + level.sigma * level.sigma).sqrt() * alpha))?;
+            let noise = ((&x - self.cond.denoise(&x, sigma)?)? / sigma)?;
+            return Ok(Denoised::plain((latents - (noise * level.sigma)?)?));
+        }
+        let cond = self.cond.denoise(latents, level.sigma)?;
+        let Some(scale) = self.scale else { return Ok(Denoised::plain(cond)) };
+        let uncond = self.uncond.denoise(latents, level.sigma)?;
+        let guided = (&uncond + ((&cond - &uncond)? * scale)?)?;
+        Ok(Denoised { guided, branches: Branches::new(vec![(Branch::Negative, uncond), (Branch::Prompt, cond)]) })
+    }
+}
+
+struct Recorded {
+    draws: Tensor,
+    taken: usize,
+}
+
+impl NoiseSource for Recorded {
+    fn fresh(&mut self, _: &Tensor) -> Result<Tensor> {
+        self.taken += 1;
+        Ok(self.draws.narrow(0, self.taken - 1, 1)?)
+    }
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+impl Oracle {
+    fn open(folder: &Path) -> Self {
+        let index = serde_json::from_slice(&std::fs::read(folder.join("index.json")).unwrap()).unwrap();
+        let read = |name: &str| candle_core::safetensors::load(folder.join(name), &Device::Cpu).unwrap();
+        let mut tensors = read("common.safetensors");
+        tensors.extend(read("paths.safetensors"));
+        Self { index, tensors }
+    }
+
+    /// Compares a run; `None` where it is left out, with the reason.
+    fn compare(&self, run: &Value) -> std::result::Result<f64, &'static str> {
+        let (peer, name) = (run["peer"].as_str().unwrap(), run["sampler"].as_str().unwrap());
+        let (sampler, mut options) = ours(peer, name, run)?;
+        if run["schedule"].as_str().unwrap().starts_with("lcm-") && peer != "sd.cpp" {
+            return Err("A1111's LCM has a table of its own");
+        }
+        let mut sigmas = numbers(&self.index["schedules"][run["schedule"].as_str().unwrap()]);
+        let mut config = SchedulerConfig::default().with_sampler(sampler).unwrap();
+        config.eta = options.iter().position(|(key, _)| *key == "eta").map(|at| options.remove(at).1);
+        config.options = options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let (start, is_diffusers) = (sigmas[0], peer == "diffusers");
+        let schedule = if is_diffusers {
+            let mut file = run["options"].as_object().unwrap().clone();
+            file.insert("_class_name".into(), file["class"].clone());
+            file.insert("beta_schedule".into(), "scaled_linear".into());
+            file.insert("beta_start".into(), 0.00085.into());
+            file.insert("beta_end".into(), 0.012.into());
+            let mut config = SchedulerConfig::from_json(&Value::Object(file.clone()).to_string(), "oracle").unwrap();
+            config.eta = file.get("eta").and_then(Value::as_f64);
+            let steps = run["schedule"].as_str().unwrap().rsplit('-').next().unwrap().parse().unwrap();
+            plan(&config, steps).unwrap()
+        } else {
+            if sigmas.last() == Some(&0.0) {
+                sigmas.pop();
+            }
+            config.levels = Some(Levels::Sigmas(sigmas));
+            plan(&config, 1).unwrap()
+        };
+        let stored = &self.tensors[&format!("{}/x", run["path"].as_str().unwrap())].to_dtype(DType::F64).unwrap();
+        let draws = run["noise"].as_str().unwrap_or("noise");
+        let mut noise = Recorded { draws: self.tensors[draws].to_dtype(DType::F64).unwrap(), taken: 0 };
+        let unit = self.tensors["unit_noise"].to_dtype(DType::F64).unwrap();
+        let scale = if is_diffusers { schedule.initial_scale } else { start };
+        let x = (unit * scale).unwrap();
+        let mut denoiser = Guided {
+            cond: Mixture::read(self, "cond"),
+            uncond: Mixture::read(self, "uncond"),
+            scale: run["guidance"].as_f64(),
+            alphas: is_diffusers.then(|| self.tensors["alphas_cumprod"].to_dtype(DType::F64).unwrap().to_vec1().unwrap()),
+        };
+        let mut path = vec![x.clone()];
+        let last = sample(&schedule, &x, &mut denoiser, &mut noise, &mut |_, x| {
+            path.push(x.clone());
+            Ok(())
+        })
+        .unwrap();
+        *path.last_mut().unwrap() = last;
+        let states = stored.dim(0).unwrap();
+        let distance = |ours: &Tensor, i: usize| -> f64 {
+            let theirs = stored.narrow(0, i, 1).unwrap();
+            (ours - theirs).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+        };
+        // Where a tool shows the latents in another form between the steps (variance-preserving, predicted, churned), their end is compared.
+        let all = states == path.len() && run["space"].is_null() && !name.starts_with("sa_solver") && !name.ends_with("+churn");
+        let compared =
+            if all { (0..states).map(|i| distance(&path[i], i)).fold(0.0, f64::max) } else { distance(&path[path.len() - 1], states - 1) };
+        Ok(compared)
+    }
+}
+
+type Ours = (&'static str, Vec<(&'static str, f64)>);
+
+/// Which sampler of ours takes a run, with which options.
+fn ours(peer: &str, name: &str, run: &Value) -> std::result::Result<Ours, &'static str> {
+    let base = name.split('+').next().unwrap_or(name);
+    let sampler = match (peer, if peer == "sd.cpp" { name } else { base }) {
+        ("a1111", "restart") => "restart",
+        ("a1111", _) => return Err("walks A1111's own timesteps"),
+        ("diffusers", _) => "euler",
+        (_, "euler" | "ddim_trailing") => "euler",
+        (_, "euler_ancestral" | "ddpm" | "euler_a") => "euler-a",
+        (_, "euler_cfg_pp") => "euler-cfg++",
+        (_, "euler_ancestral_cfg_pp" | "euler_a_cfg_pp") => "euler-a-cfg++",
+        (_, "heun") => "heun",
+        (_, "heunpp2") => "heun++2",
+        (_, "dpm_2" | "dpm2") => "dpm2",
+        (_, "dpm_2_ancestral") => "dpm2-a",
+        ("sd.cpp", "lms") => return Err("sd.cpp shifts the history of its LMS"),
+        (_, "lms") => "lms",
+        (_, "dpm_fast") => "dpm-fast",
+        (_, "dpm_adaptive") => "dpm-adaptive",
+        (_, "dpmpp_2s_ancestral" | "dpm++2s_a") => "dpm++2s-a",
+        (_, "dpmpp_2s_ancestral_cfg_pp") => "dpm++2s-a-cfg++",
+        (_, "dpmpp_sde") => "dpm++sde",
+        (_, "dpmpp_2m" | "dpm++2m") => "dpm++2m",
+        (_, "dpm++2mv2") => "dpm++2m-v2",
+        (_, "dpmpp_2m_cfg_pp") => "dpm++2m-cfg++",
+        (_, "dpmpp_2m_sde" | "dpm++2m_sde") => "dpm++2m-sde",
+        (_, "dpmpp_2m_sde_heun") => "dpm++2m-sde-heun",
+        (_, "dpmpp_3m_sde") => "dpm++3m-sde",
+        (_, "uni_pc") => "uni-pc-bh1",
+        (_, "uni_pc_bh2") => "uni-pc-bh2",
+        (_, "deis") => "deis-tab",
+        (_, "ipndm") => "ipndm",
+        ("sd.cpp", "ipndm_v") => return Err("sd.cpp's iPNDM_v has other coefficients"),
+        (_, "ipndm_v") => "ipndm-v",
+        (_, "lcm") => "lcm",
+        (_, "res_multistep" | "res_multistep+eta1") if peer == "sd.cpp" => "res-multistep-a",
+        (_, "res_multistep") => "res-multistep",
+        (_, "res_multistep_ancestral") => "res-multistep-a",
+        (_, "res_multistep_cfg_pp") => "res-multistep-cfg++",
+        (_, "res_multistep_ancestral_cfg_pp") => "res-multistep-a-cfg++",
+        (_, "res_2s") => "res-2s",
+        (_, "er_sde") => "er-sde",
+        (_, "seeds_2") => "seeds-2",
+        (_, "seeds_3") => "seeds-3",
+        (_, "exp_heun_2_x0") => "exp-heun-2-x0",
+        (_, "exp_heun_2_x0_sde") => "exp-heun-2-x0-sde",
+        (_, "sa_solver") => "sa-solver-sigma",
+        (_, "sa_solver_pece") => "sa-solver-pece",
+        (_, "gradient_estimation" | "euler_ge") => "gradient-estimation",
+        (_, "gradient_estimation_cfg_pp") => "gradient-estimation-cfg++",
+        _ => return Err("a variant of sd.cpp that is no sampler here"),
+    };
+    let names: HashMap<&str, &'static str> = [
+        ("eta", "eta"),
+        ("s_noise", "s_noise"),
+        ("s_churn", "s_churn"),
+        ("s_tmin", "s_tmin"),
+        ("s_tmax", "s_tmax"),
+        ("r", "r"),
+        ("rtol", "rtol"),
+        ("order", "order"),
+        ("max_order", "order"),
+        ("max_stage", "max_stage"),
+        ("ge_gamma", "gamma"),
+        ("predictor_order", "predictor_order"),
+        ("corrector_order", "corrector_order"),
+    ]
+    .into();
+    let mut options = Vec::new();
+    let known = |key: &str| Sampler::from_name(sampler).unwrap().0.row().options.iter().any(|(name, _)| *name == key);
+    for (key, value) in run["options"].as_object().into_iter().flatten() {
+        if let (Some(ours), Some(value)) = (names.get(key.as_str()), value.as_f64()) {
+            if known(ours) {
+                options.push((*ours, value));
+            }
+        } else if (key == "solver_type" && value == "phi_2") || (key == "order2" && value == true) {
+            options.push(("phi", 2.0));
+        } else if key == "simple_order_2" {
+            options.push(("simple_order_2", 1.0));
+        }
+    }
+    match (peer, sampler) {
+        ("comfyui", "lms") => options.push(("ends_denoised", 1.0)),
+        ("forge" | "sd.cpp", "ipndm" | "ipndm-v") => options.push(("ends_denoised", 0.0)),
+        (_, "lcm") => options.push(("boundary", 0.0)),
+        ("sd.cpp", "res-multistep-a") if name == "res_multistep" => options.push(("eta", 0.0)),
+        _ => {}
+    }
+    Ok((sampler, options))
+}
+
+#[test]
+fn paths_are_those_of_the_other_tools() {
+    let committed = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/samplers");
+    let named = std::env::var_os("SD_GEN_SAMPLER_ORACLE").map(PathBuf::from);
+    let oracle = Oracle::open(named.as_deref().unwrap_or(&committed));
+    let (mut held, mut wrong, mut left_out) = (0, vec![], std::collections::BTreeMap::<_, usize>::new());
+    for run in oracle.index["runs"].as_array().unwrap() {
+        let what = format!("{} {} {}", run["peer"], run["sampler"], run["schedule"]);
+        match oracle.compare(run) {
+            Err(reason) => *left_out.entry(reason).or_default() += 1,
+            Ok(apart) => {
+                // What was run in f32 only strays by its own rounding.
+                let fair = run["f32_apart"].as_f64().unwrap_or(5e-5).max(2e-6);
+                if apart <= 4.0 * fair { held += 1 } else { wrong.push(format!("{what}: {apart:.1e}, fair is {fair:.1e}")) }
+            }
+        }
+    }
+    println!("{held} held, {} left out: {left_out:?}", left_out.values().sum::<usize>());
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), wrong.len() + held, wrong.join("\n"));
+    assert!(held > 20, "only {held} were compared");
+}
+
+#[test]
+fn schedules_are_those_of_the_other_tools() {
+    let text = std::fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/samplers/schedules.json")).unwrap();
+    let recorded: Vec<Value> = serde_json::from_slice(&text).unwrap();
+    assert!(recorded.len() > 60);
+    for case in recorded {
+        let (name, family, steps) = (case[0].as_str().unwrap(), case[1].as_str().unwrap(), case[2].as_u64().unwrap() as usize);
+        let schedule = SigmaSchedule::from_name(name).unwrap();
+        let table = SchedulerConfig::default().noise_table().unwrap();
+        let Ok(sigmas) = schedule.over_table(&table, steps, family == "sdxl", true) else {
+            assert_eq!((name, steps), ("gits", 1), "ComfyUI's node gives another row's end there");
+            continue;
+        };
+        let (ours, theirs) = (sigmas.unwrap(), numbers(&case[3]));
+        assert_eq!(ours.len(), theirs.len(), "{case}");
+        for (a, b) in ours.iter().zip(&theirs) {
+            assert!((a - b).abs() <= 1e-5 * b.max(1.0), "{name} {family} {steps}: {ours:?} {theirs:?}");
+        }
+    }
+}
