@@ -154,6 +154,39 @@ fn loras_of_every_kind_are_named() {
 }
 
 #[test]
+fn numbered_layers_and_kronecker_products_tell_their_family() {
+    // cloneofsimo/lora numbers its layers, and keeps the words that it learns in the same file.
+    for (width, family) in [(768, "Stable Diffusion 1.x"), (1024, "Stable Diffusion 2.x")] {
+        let found = survey(
+            &shapes(&[
+                ("unet:0:down", &[2, 320]),
+                ("unet:0:up", &[320, 2]),
+                ("unet:1:down", &[2, width]),
+                ("unet:1:up", &[320, 2]),
+                ("text_encoder:0:down", &[2, width]),
+                ("text_encoder:0:up", &[width, 2]),
+                ("<s1>", &[width]),
+            ]),
+            &[("<s1>", "<embed>")],
+        );
+        assert_eq!((found.kind, found.family), (Kind::Adapter, Some(family)));
+        assert_eq!(found.what, format!("LoRA (cloneofsimo keys) for {family}"));
+        let adapter = found.adapter.expect("a LoRA");
+        assert_eq!((adapter.ranks(), adapter.word_names().collect::<Vec<_>>()), (vec![2], vec!["<s1>"]));
+    }
+    // A Kronecker product is as wide as its factors' widths multiplied, whole or as products themselves.
+    let layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k";
+    for (one, other, family) in [
+        (&[("lokr_w1", &[4, 32][..])][..], &[("lokr_w2_a", &[80, 4][..]), ("lokr_w2_b", &[4, 24][..])][..], "Stable Diffusion 1.x"),
+        (&[("lokr_w1_a", &[20, 4][..]), ("lokr_w1_b", &[4, 32][..])][..], &[("lokr_w2", &[16, 32][..])][..], "Stable Diffusion 2.x"),
+        (&[("lokr_w1", &[4, 64][..])][..], &[("lokr_w2", &[160, 32][..])][..], "Stable Diffusion XL"),
+    ] {
+        let names: Shapes = one.iter().chain(other).map(|(end, shape)| (format!("{layer}.{end}"), shape.to_vec())).collect();
+        assert_eq!(survey(&names, &[]).family, Some(family), "{names:?}");
+    }
+}
+
+#[test]
 fn a_lora_is_held_against_a_model() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("model.safetensors"), file(&original(&sd1()), &[])).unwrap();

@@ -48,6 +48,124 @@ fn other_tools_images_are_read_field_by_field() {
     }
 }
 
+/// The flags of a command and their values.
+fn flags(arguments: &[String]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut words = arguments.iter().peekable();
+    while let Some(word) = words.next() {
+        let (name, value) = match word.split_once('=').filter(|_| word.starts_with("--")) {
+            Some((name, value)) => (name.to_owned(), value.to_owned()),
+            None => (word.clone(), words.next_if(|next| !next.starts_with("--")).cloned().unwrap_or_default()),
+        };
+        found.push((name, value));
+    }
+    found
+}
+
+/// The committed cases, by file.
+fn cases() -> Vec<Value> {
+    read_json("cases.json").as_array().expect("a list").clone()
+}
+
+fn case_file(case: &Value) -> PathBuf {
+    data("cases").join(case["file"].as_str().expect("a name"))
+}
+
+#[test]
+fn what_real_files_of_other_tools_do_is_answered_case_by_case() {
+    let cases = cases();
+    assert!(cases.len() >= 80);
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let file = case["file"].as_str().expect("a name");
+        let image = read(&case_file(case)).expect(file).expect("an image");
+        let Some(recipe) = image.recipe else {
+            if case.get("recipe") != Some(&Value::Null) {
+                wrong.push(format!("{file}: no recipe in {:?}", image.texts));
+            }
+            continue;
+        };
+        let (found, command) = (recipe.json(), sd_gen::metadata::command(&recipe));
+        let have = flags(&command.arguments);
+        let rest = found["other"].to_string();
+        for (key, wanted) in case.as_object().expect("an object") {
+            let words = || wanted.as_array().into_iter().flatten().filter_map(Value::as_str);
+            let holds = match key.as_str() {
+                "file" => true,
+                "recipe" => false,
+                "flags" => wanted
+                    .as_object()
+                    .expect("an object")
+                    .iter()
+                    .all(|(flag, value)| have.iter().find(|(name, _)| name == flag).map(|(_, value)| value.as_str()) == value.as_str()),
+                "loras" => {
+                    let loras = found["loras"].as_array().expect("a list").iter().map(|lora| json!([lora["name"], lora["weight"]]));
+                    loras.collect::<Vec<_>>() == *wanted.as_array().expect("a list")
+                }
+                "says" => words().all(|word| rest.contains(word) || command.notes.iter().any(|note| note.contains(word))),
+                "silent" => words().all(|word| !command.notes.iter().any(|note| note.contains(word))),
+                "command" => command.arguments.is_empty(),
+                field => same(&found[field], wanted),
+            };
+            if !holds {
+                wrong.push(format!("{file}: {key} is not {wanted} in {found:#} with {:?} and {:?}", command.arguments, command.notes));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A command as a line of a batch file, at a size and a length that are planned at once; the model is the one that is built in.
+fn line_of(arguments: &[String]) -> Value {
+    let mut line = serde_json::Map::new();
+    for (flag, value) in flags(arguments) {
+        if flag != "--model" {
+            let value = if value.is_empty() && flag == "--zero-snr" { true.into() } else { Value::from(value) };
+            line.insert(flag.trim_start_matches("--").to_owned(), value);
+        }
+    }
+    Value::Object(line)
+}
+
+#[test]
+fn every_printed_command_is_one_that_is_taken() {
+    use sd_gen::sampling::{Sampler, SigmaSchedule, TimestepSpacing};
+    let mut recipes: Vec<sd_gen::metadata::Recipe> = Vec::new();
+    for case in cases() {
+        recipes.extend(read(&case_file(&case)).expect("read").expect("an image").recipe);
+    }
+    let samplers: Vec<&str> = Sampler::all().map(Sampler::a1111_name).chain(["Nonesuch", "sample_euler", "DPM++ 2M Karras"]).collect();
+    let schedules: Vec<&str> =
+        SigmaSchedule::NAMES.iter().map(|(name, _)| *name).chain(["Automatic", "SGM Uniform", "simple", "Nonesuch", ""]).collect();
+    let spacings: Vec<&str> = TimestepSpacing::NAMES.iter().map(|(name, _)| *name).chain(["", "Nonesuch"]).collect();
+    for (i, sampler) in samplers.iter().enumerate() {
+        for (j, schedule) in schedules.iter().enumerate() {
+            for (k, spacing) in spacings.iter().enumerate() {
+                // Eta, rescaling, sizes and tools go round, so that each meets each sampler.
+                let eta = ["0", "0.5", "1", "inf", "2", "-1", "x"][(i + j + k) % 7];
+                let tool = ["v1.10.1", "ComfyUI", "f2.0.1v1.10.1", "stable-diffusion.cpp", "Fooocus v2.5"][(j + k) % 5];
+                let size = ["64x64", "0x64", "511x300", "1x1", "99999x64", "64"][(i + k) % 6];
+                let text = format!(
+                    "a cat\nSteps: 3, Sampler: {sampler}, Schedule type: {schedule}, Timestep spacing: {spacing}, CFG scale: {}, CFG Rescale: {eta}, \
+                     Seed: 1, Size: {size}, Eta: {eta}, Clip skip: {}, Version: {tool}",
+                    i * 300,
+                    k % 3
+                );
+                recipes.extend(understand(&[text_of("parameters", &text)]));
+            }
+        }
+    }
+    assert!(recipes.len() > 500);
+    let commands = recipes.iter().map(|recipe| sd_gen::metadata::command(recipe)).filter(|c| !c.arguments.is_empty());
+    let lines: Vec<String> = commands.map(|command| line_of(&command.arguments).to_string()).collect();
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::write(folder.path().join("lines.jsonl"), lines.join("\n")).expect("write");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    command.args(["batch", "lines.jsonl", "--dry-run", "--output-dir", "out"]).current_dir(folder.path()).env_remove("SD_GEN_MODELS");
+    let output = command.output().expect("sd-gen starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// What the committed `sd-gen.png` was generated with.
 const OURS: &[&str] = &[
     "--prompt",

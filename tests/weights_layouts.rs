@@ -337,6 +337,7 @@ fn tokenizers_travel_with_the_model() {
         merges: "#version: 0.2\na b\n".into(),
         pad_token: Some("!".into()),
         model_max_length: Some(77),
+        added: vec![("<cat-toy>".into(), 1)],
     };
     let model = open(&sd2(), &[]);
     assert_eq!(model.tokenizer(0), None);
@@ -506,7 +507,13 @@ fn edit(path: &Path, field: &str, value: Option<serde_json::Value>) {
 fn a_folder_inside_the_program_is_opened_like_one_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("m");
-    let tokenizer = TokenizerFiles { vocab_json: "{}".into(), merges: String::new(), pad_token: Some("!".into()), model_max_length: None };
+    let tokenizer = TokenizerFiles {
+        vocab_json: "{}".into(),
+        merges: String::new(),
+        pad_token: Some("!".into()),
+        model_max_length: None,
+        added: Vec::new(),
+    };
     convert(&open(&sd1(), &[]), &root, Layout::Diffusers, None, &[("tokenizer", tokenizer)]).unwrap();
     let mut files: Vec<(&'static str, &'static [u8])> = Vec::new();
     for entry in std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()) {
@@ -602,4 +609,141 @@ fn a_folders_index_and_configurations_are_obeyed() {
     assert_eq!(spec().family, SDXL);
     edit(&root.join("text_encoder_2/config.json"), "architectures", Some(serde_json::json!(["CLIPTextModel"])));
     assert!(Checkpoint::open(&root).unwrap_err().to_string().contains("text_projection"));
+}
+
+/// The error of a file with these tensors.
+fn refused(names: &Shapes) -> String {
+    Checkpoint::from_bytes("x.safetensors", file(names, &[])).unwrap_err().to_string()
+}
+
+/// The tensors of a plan, with every name put through `rename`.
+fn renamed(plan: &Plan, rename: impl Fn(&str) -> String) -> Shapes {
+    original(plan).into_iter().map(|(name, shape)| (rename(&name), shape)).collect()
+}
+
+#[test]
+fn an_autoencoders_attention_is_found_under_any_of_its_names() {
+    let plain = open(&sd1(), &[]);
+    for leaves in [["to_q", "to_k", "to_v", "to_out.0"], ["query", "key", "value", "proj_attn"]] {
+        let names = renamed(&sd1(), |name| {
+            let pairs = ["q", "k", "v", "proj_out"].iter().zip(leaves);
+            pairs.fold(name.to_owned(), |name, (from, to)| name.replace(&format!("mid.attn_1.{from}."), &format!("mid.attn_1.{to}.")))
+        });
+        let model = Checkpoint::from_bytes("x.safetensors", file(&names, &[])).unwrap();
+        assert!(model.spec().vae.mid_attention);
+        assert_eq!(model.unknown(), Vec::<String>::new());
+        let count = |model: &Checkpoint| model.component(Component::VAE).shape("decoder.mid_block.attentions.0.to_q.weight");
+        assert_eq!(count(&model), count(&plain));
+        load_everything(&model);
+    }
+    // Under none of them it is missed, and not left out.
+    let names = renamed(&sd1(), |name| name.replace("mid.attn_1.q.", "mid.attn_1.ask."));
+    assert!(refused(&names).contains("mid.attn_1.ask."), "{}", refused(&names));
+}
+
+#[test]
+fn a_tensor_of_a_layer_that_was_left_out_is_an_error() {
+    for (extra, network) in [
+        ("model.diffusion_model.input_blocks.99.0.in_layers.0.weight", "the UNet"),
+        ("model.diffusion_model.middle_block.1.more.weight", "the UNet"),
+        ("first_stage_model.decoder.up.0.attn.0.q.weight", "the autoencoder"),
+        ("cond_stage_model.transformer.text_model.encoder.layers.7.mlp.fc1.weight", "the text encoder"),
+    ] {
+        let mut names = original(&sd1());
+        names.push((extra.to_owned(), vec![3]));
+        let said = refused(&names);
+        assert!(said.contains(extra) && said.contains(network), "{said}");
+    }
+    // A gap in the numbering leaves the layers behind it out.
+    let gap = renamed(&sd1(), |name| name.replace("encoder.layers.1.", "encoder.layers.2."));
+    assert!(refused(&gap).contains("encoder.layers.2."), "{}", refused(&gap));
+    // What is of no use to anybody may stay.
+    let mut names = original(&sd1());
+    for harmless in ["first_stage_model.model_ema.decay", "cond_stage_model.transformer.text_model.embeddings.position_ids"] {
+        names.push((harmless.to_owned(), vec![3]));
+    }
+    Checkpoint::from_bytes("x.safetensors", file(&names, &[])).unwrap();
+}
+
+#[test]
+fn a_projection_may_be_stored_as_a_layer() {
+    let names = renamed(&sdxl(), |name| name.replace("1.model.text_projection", "1.model.text_projection.weight"));
+    let model = Checkpoint::from_bytes("x.safetensors", file(&names, &[])).unwrap();
+    assert_eq!(model.spec().text_encoders[1].clip.projection_dim, Some(1280));
+    load_everything(&model);
+}
+
+#[test]
+fn scaled_weights_are_refused_with_and_without_their_marker() {
+    for mark in ["scaled_fp8", "X.scale_weight", "X.weight_scale", "X.comfy_quant"] {
+        let mut names = original(&sd1());
+        names.push((mark.replace('X', "model.diffusion_model.out.2"), vec![1]));
+        assert!(refused(&names).contains("scaled_fp8"), "{mark}: {}", refused(&names));
+    }
+}
+
+#[test]
+fn learned_words_do_not_move_the_end_of_a_text() {
+    for (rows, end) in [(49_408, 49_407), (49_409, 49_407), (49_600, 49_407), (96, 95)] {
+        let names = original(&sd1()).into_iter().map(|(name, shape)| match name.ends_with("token_embedding.weight") {
+            true => (name, vec![rows, shape[1]]),
+            false => (name, shape),
+        });
+        let model = Checkpoint::from_bytes("x.safetensors", file(&names.collect(), &[])).unwrap();
+        assert_eq!(model.spec().text_encoders[0].clip.eos_token_id, end, "{rows}");
+    }
+}
+
+#[test]
+fn a_text_encoder_without_its_vocabulary_is_missed_by_name() {
+    let names = renamed(&sd1(), |name| name.replace("token_embedding.weight", "token_embedding.wrapped.weight"));
+    let said = refused(&names);
+    assert!(said.contains("text_model.embeddings.token_embedding.weight") && said.contains("token_embedding.wrapped.weight"), "{said}");
+}
+
+#[test]
+fn a_tokenizer_is_read_from_whatever_files_hold_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("folder");
+    let vocab = "{\"a\":0,\"b</w>\":1,\"ab</w>\":2}";
+    let files = TokenizerFiles {
+        vocab_json: vocab.into(),
+        merges: "a b</w>".into(),
+        pad_token: Some("!".into()),
+        model_max_length: Some(77),
+        added: Vec::new(),
+    };
+    convert(&open(&sd1(), &[]), &folder, Layout::Diffusers, None, &[("tokenizer", files.clone())]).unwrap();
+    let tokenizer = folder.join("tokenizer");
+    let read = || Checkpoint::open(&folder).unwrap().tokenizer(0).cloned();
+    assert_eq!(read(), Some(files.clone()));
+    // A byte order mark.
+    std::fs::write(tokenizer.join("vocab.json"), format!("\u{feff}{vocab}")).unwrap();
+    let scheduler = folder.join("scheduler/scheduler_config.json");
+    std::fs::write(&scheduler, format!("\u{feff}{}", std::fs::read_to_string(&scheduler).unwrap())).unwrap();
+    assert_eq!(read(), Some(files.clone()));
+    // tokenizer.json alone, its merges as pairs or as lines.
+    std::fs::remove_file(tokenizer.join("vocab.json")).unwrap();
+    std::fs::remove_file(tokenizer.join("merges.txt")).unwrap();
+    assert_eq!(read(), None);
+    for merges in ["[[\"a\", \"b</w>\"]]", "[\"a b</w>\"]"] {
+        let whole = format!(
+            "{{\"added_tokens\": [{{\"id\": 0, \"content\": \"a\"}}], \"model\": {{\"type\": \"BPE\", \"vocab\": {vocab}, \"merges\": {merges}}}}}"
+        );
+        std::fs::write(tokenizer.join("tokenizer.json"), whole).unwrap();
+        assert_eq!(read(), Some(files.clone()), "{merges}");
+    }
+    std::fs::write(tokenizer.join("tokenizer.json"), "{\"model\": {\"vocab\": {}, \"merges\": [1]}}").unwrap();
+    assert!(Checkpoint::open(&folder).unwrap_err().to_string().contains("tokenizer.json"));
+    std::fs::remove_file(tokenizer.join("tokenizer.json")).unwrap();
+    // Words that a training added, in either of the files that are written for them.
+    std::fs::write(tokenizer.join("vocab.json"), vocab).unwrap();
+    std::fs::write(tokenizer.join("merges.txt"), "a b</w>").unwrap();
+    std::fs::write(tokenizer.join("added_tokens.json"), "{\"<cat-toy>\": 3}").unwrap();
+    let with_word = TokenizerFiles { added: vec![("<cat-toy>".into(), 3)], ..files };
+    assert_eq!(read(), Some(with_word.clone()));
+    std::fs::remove_file(tokenizer.join("added_tokens.json")).unwrap();
+    let decoder = serde_json::json!({ "0": { "content": "a" }, "3": { "content": "<cat-toy>", "special": false } });
+    edit(&tokenizer.join("tokenizer_config.json"), "added_tokens_decoder", Some(decoder));
+    assert_eq!(read(), Some(with_word));
 }

@@ -94,7 +94,7 @@ impl<'a> Tensors<'a> {
             Change::LoHa => self.shape(Role::HadaW1B)?.get(1).copied(),
             Change::LoKr => {
                 let second = |whole: Role, half: Role| self.shape(whole).or_else(|| self.shape(half))?.get(1).copied();
-                Some(second(Role::LokrW1, Role::LokrW1B)? * second(Role::LokrW2, Role::LokrW2B)?)
+                second(Role::LokrW1, Role::LokrW1B)?.checked_mul(second(Role::LokrW2, Role::LokrW2B)?)
             }
             Change::GLora => self.shape(Role::A1)?.iter().take(2).max().copied(),
             Change::Full => self.shape(Role::Diff).filter(|shape| shape.len() > 1)?.get(1).copied(),

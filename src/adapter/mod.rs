@@ -202,6 +202,11 @@ impl Adapter {
     }
 
     /// Words that were learned with it.
+    pub fn word_names(&self) -> impl Iterator<Item = &str> {
+        self.words.iter().map(|file| file.word.as_str())
+    }
+
+    /// Their files.
     pub(crate) fn words(&self) -> &[Arc<EmbeddingFile>] {
         &self.words
     }
@@ -235,6 +240,11 @@ impl Adapter {
         if let Some(target) = cross {
             let width = input(target)?;
             return Some((family::of_context(width)?, format!("{} takes text of width {width}", target.path)));
+        }
+        // Of layers that only have numbers, those that take text have a width that no other layer has.
+        let numbered = self.targets.iter().filter(|t| t.site == Site::UNet && t.path.starts_with('#'));
+        if let Some(width) = numbered.filter_map(input).find(|width| matches!(width, 768 | 1024 | 2048)) {
+            return Some((family::of_context(width)?, format!("some of its layers take text of width {width}")));
         }
         if let Some(target) = self.targets.iter().find(|t| t.site == Site::Text(1)) {
             return Some((family::SDXL, format!("it changes a second text encoder ({})", target.path)));

@@ -36,6 +36,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
         merges: merges.clone(),
         pad_token: Some(encoder.pad_token.clone()),
         model_max_length: Some(encoder.clip.max_positions),
+        added: Vec::new(),
     };
     // SDXL's refiner has one text encoder, and it is the second one.
     let encoders = &from.spec().text_encoders;

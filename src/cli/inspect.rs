@@ -155,6 +155,11 @@ fn image_text(path: &Path, image: &Image, verbose: bool) -> String {
             lines.push((name.replace('_', " "), vec![text.to_owned()]));
         }
     }
+    let loras = image.recipe.iter().flat_map(|recipe| &recipe.loras);
+    lines.push((
+        "lora".into(),
+        loras.map(|lora| lora.weight.as_ref().map_or_else(|| lora.name.clone(), |weight| format!("{} × {weight}", lora.name))).collect(),
+    ));
     let settings = image.recipe.iter().flat_map(|recipe| recipe.settings());
     lines.extend(settings.map(|(name, value)| (name.replace('-', " "), vec![value.to_owned()])));
     let others = image.recipe.iter().flat_map(|recipe| &recipe.other);
@@ -163,6 +168,10 @@ fn image_text(path: &Path, image: &Image, verbose: bool) -> String {
         lines.extend(image.texts.iter().map(|text| (format!("{}, {}", text.place, text.keyword), vec![text.text.clone()])));
     }
     let Some(command) = again(image) else { return facts(&heading, &lines) };
+    if command.arguments.is_empty() {
+        lines.push(("note".into(), command.notes));
+        return facts(&heading, &lines);
+    }
     lines.push(("again, but".into(), command.notes.clone()));
     // At the margin: a prompt of several lines is copied as it is.
     format!("{}\n{}", facts(&heading, &lines), harmless(&command.shell()))
@@ -194,6 +203,7 @@ fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Adap
         let numbers = |list: Vec<String>| list.join(", ");
         add("ranks", vec![numbers(adapter.ranks().iter().map(usize::to_string).collect())]);
         add("alphas", vec![numbers(adapter.alphas().iter().map(f32::to_string).collect())]);
+        add("words", adapter.word_names().map(str::to_owned).collect());
         add("changes", adapter.sites().iter().map(|(site, layers)| format!("{site}: {}", several(*layers, "layer"))).collect());
     }
     if let Some(embedding) = &survey.embedding {
@@ -310,7 +320,7 @@ fn weights_json(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Adap
         let sites: serde_json::Map<String, Value> = adapter.sites().into_iter().map(|(site, layers)| (site, layers.into())).collect();
         add(
             "lora",
-            json!({ "changes": changes, "dora": adapter.is_dora(), "writer": adapter.writer, "ranks": adapter.ranks(), "alphas": adapter.alphas(), "layers": sites }),
+            json!({ "changes": changes, "dora": adapter.is_dora(), "writer": adapter.writer, "ranks": adapter.ranks(), "alphas": adapter.alphas(), "layers": sites, "words": adapter.word_names().collect::<Vec<_>>() }),
         );
     }
     if let Some(embedding) = &survey.embedding {

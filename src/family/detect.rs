@@ -14,6 +14,8 @@ use crate::spec::{Activation, ClipTextSpec, LatentRgb, TextTimeSpec, UNetLevel, 
 const GROUPS: usize = 32;
 /// Channels of one attention head of Stable Diffusion 2.x and XL, and of every CLIP.
 const HEAD: usize = 64;
+/// The end of a text in CLIP's own vocabulary.
+const CLIP_END: usize = 49_407;
 /// Attention heads of Stable Diffusion 1.x.
 const SD1_HEADS: usize = 8;
 
@@ -31,6 +33,12 @@ impl<'a> Probe<'a> {
 
     fn has(&self, key: &str) -> bool {
         self.shape(key).is_some()
+    }
+
+    /// Whether some name begins so.
+    fn has_any(&self, beginning: &str) -> bool {
+        let beginning = format!("{}{beginning}", self.prefix);
+        self.file.names().any(|name| name.starts_with(&beginning))
     }
 
     /// How many of `site.0.leaf`, `site.1.leaf`, … there are. What is beyond the limit counts as unknown: names are made for each.
@@ -239,7 +247,8 @@ pub(crate) fn vae(probe: Probe<'_>, scaling_factor: f64, force_upcast: bool) -> 
         force_upcast,
         quant_conv: probe.has("quant_conv.weight"),
         post_quant_conv: probe.has("post_quant_conv.weight"),
-        mid_attention: probe.has("decoder.mid.attn_1.q.weight"),
+        // Under any of its names: what is then missing of it is missed.
+        mid_attention: probe.has_any("decoder.mid.attn_1."),
         latent_rgb: LatentRgb::known(scaling_factor, latent_channels),
     })
 }
@@ -261,6 +270,7 @@ pub(crate) fn clip_text(probe: Probe<'_>, layout: TextLayout, projected: bool) -
     }
     let projection_dim = match (projected, layout) {
         (false, _) => None,
+        (true, TextLayout::OpenClip) if probe.has("text_projection.weight") => Some(probe.need::<2>("text_projection.weight")?[0]),
         (true, TextLayout::OpenClip) => Some(probe.need::<2>("text_projection")?[1]),
         (true, TextLayout::Clip) => Some(probe.need::<2>("text_projection.weight")?[0]),
     };
@@ -277,8 +287,8 @@ pub(crate) fn clip_text(probe: Probe<'_>, layout: TextLayout, projected: bool) -
         },
         projection_dim,
         layer_norm_eps: 1e-5,
-        // CLIP's vocabularies end in the start and the end of a text.
-        eos_token_id: (vocab_size - 1) as u32,
+        // CLIP's vocabularies end in the start and the end of a text, and learned words come after them.
+        eos_token_id: (vocab_size - 1).min(CLIP_END) as u32,
     })
 }
 

@@ -52,6 +52,8 @@ impl dyn ConfigFiles + '_ {
     /// The UTF-8 text of the file `path`, or `None` where there is none.
     pub(crate) fn utf8(&self, path: &str) -> Result<Option<String>> {
         let Some(bytes) = self.text(path)? else { return Ok(None) };
+        // Some editors begin a file with a byte order mark.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").map_or_else(|| bytes.clone(), <[u8]>::to_vec);
         String::from_utf8(bytes).map(Some).map_err(|_| model_error(self.shown(path), "is not UTF-8 text"))
     }
 }
@@ -118,6 +120,8 @@ pub struct TokenizerFiles {
     pub pad_token: Option<String>,
     /// Tokens of one text, with start and end.
     pub model_max_length: Option<usize>,
+    /// Words that were added to the vocabulary, with their numbers, which follow it.
+    pub added: Vec<(String, u32)>,
 }
 
 /// One network, and under which names its tensors are stored.
@@ -128,6 +132,8 @@ pub(crate) struct NetworkPlan {
     pub(crate) title: String,
     /// Its folder in a diffusers folder; of a single file its component's name.
     pub(crate) folder: &'static str,
+    /// What all of its tensors' names begin with in the file.
+    pub(crate) prefix: &'static str,
     pub(crate) pairs: Vec<Pair>,
 }
 

@@ -28,8 +28,6 @@ impl Fields {
     /// Text that is not a JSON object.
     pub(crate) fn parse(file: impl Into<String>, text: &[u8]) -> Result<Fields> {
         let file = file.into();
-        // Some editors begin a file with a byte order mark.
-        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         let text = without_infinities(text);
         match serde_json::from_slice(&text) {
             Ok(Value::Object(map)) => Ok(Fields { file, map }),

@@ -129,6 +129,8 @@ const OPEN_CLIP: Leaves = &[
     ("positional_embedding", "text_model.embeddings.position_embedding.weight", Tensor(Form::Same)),
     ("ln_final", "text_model.final_layer_norm", Layer),
     ("text_projection", "text_projection.weight", Tensor(Form::Transposed)),
+    // As diffusers' own script for SDXL writes it: a layer's weight.
+    ("text_projection.weight", "text_projection.weight", Tensor(Form::Same)),
 ];
 const OPEN_CLIP_LAYER: Leaves = &[
     ("ln_1", "layer_norm1", Layer),
@@ -150,6 +152,18 @@ const OLD_VAE: &[(&str, &str)] = &[
     (".attentions.0.to_k.", ".attentions.0.key."),
     (".attentions.0.to_v.", ".attentions.0.value."),
     (".attentions.0.to_out.0.", ".attentions.0.proj_attn."),
+];
+/// Names that trainers gave to the attention of an autoencoder in the original layout: the original, theirs.
+const TRAINERS_VAE: &[(&str, &str)] = &[
+    (".mid.attn_1.norm.", ".mid.attn_1.group_norm."),
+    (".mid.attn_1.q.", ".mid.attn_1.to_q."),
+    (".mid.attn_1.k.", ".mid.attn_1.to_k."),
+    (".mid.attn_1.v.", ".mid.attn_1.to_v."),
+    (".mid.attn_1.proj_out.", ".mid.attn_1.to_out.0."),
+    (".mid.attn_1.q.", ".mid.attn_1.query."),
+    (".mid.attn_1.k.", ".mid.attn_1.key."),
+    (".mid.attn_1.v.", ".mid.attn_1.value."),
+    (".mid.attn_1.proj_out.", ".mid.attn_1.proj_attn."),
 ];
 const OLD_CLIP: &[(&str, &str)] = &[("text_model.", "")];
 
@@ -237,8 +251,12 @@ pub(crate) fn unet(spec: &UNetSpec, prefix: &'static str) -> Vec<Pair> {
     pairs.pairs
 }
 
-/// The autoencoder's names in the original layout, behind `prefix`.
+/// The autoencoder's names in the original layout, behind `prefix`, and after them those that trainers write.
 pub(crate) fn vae(spec: &VaeSpec, prefix: &'static str) -> Vec<Pair> {
+    with_old_names(original_vae(spec, prefix), TRAINERS_VAE)
+}
+
+fn original_vae(spec: &VaeSpec, prefix: &'static str) -> Vec<Pair> {
     let mut pairs = Pairs { prefix, pairs: Vec::new() };
     pairs.add("", "", VAE);
     let levels = spec.block_out_channels.len();
@@ -319,7 +337,7 @@ pub(crate) fn diffusers_unet(spec: &UNetSpec) -> Vec<Pair> {
 
 /// As [`diffusers_unet`].
 pub(crate) fn diffusers_vae(spec: &VaeSpec) -> Vec<Pair> {
-    with_old_names(vae(spec, "").into_iter().map(diffusers).collect(), OLD_VAE)
+    with_old_names(original_vae(spec, "").into_iter().map(diffusers).collect(), OLD_VAE)
 }
 
 /// As [`diffusers_unet`].

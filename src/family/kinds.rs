@@ -27,6 +27,8 @@ const fn change(part: &'static str, what: &'static str) -> ForeignKind {
 }
 
 const TRANSFORMER: &str = "whose denoiser is a transformer; only UNets are implemented";
+const SCALED: &str = "a model of scaled eight-bit weights (scaled_fp8)";
+const PLAIN: &str = "which are not read; use a plain f16 or f8_e4m3 file of the same model";
 const NOT_YET: &str = "which is not implemented";
 const EDM: &str = "whose noise schedule (EDM) is not implemented";
 
@@ -58,7 +60,11 @@ const FOREIGN_KINDS: &[ForeignKind] = &[
     model("edm_mean", "Playground 2.5", EDM),
     model("edm_vpred.", "CosXL", EDM),
     model("cond_proj.weight", "a latent consistency model with an embedded guidance scale", NOT_YET),
-    model("scaled_fp8", "a model of scaled eight-bit weights", "which are not read; use a plain f16 or f8_e4m3 file of the same model"),
+    // Newer files carry the scales without the marker.
+    model("scaled_fp8", SCALED, PLAIN),
+    model(".scale_weight", SCALED, PLAIN),
+    model(".weight_scale", SCALED, PLAIN),
+    model(".comfy_quant", SCALED, PLAIN),
     add_on("emb_params", "a textual inversion"),
     add_on(".rdb1.conv1.", "an ESRGAN upscaler"),
     add_on(".RDB1.conv1.", "an ESRGAN upscaler"),

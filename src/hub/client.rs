@@ -164,9 +164,11 @@ impl<'a> Client<'a> {
 
     /// The name and the length of the content of `path`.
     pub(super) fn metadata(&self, commit: &str, path: &str) -> Result<Metadata, Failure> {
-        // The hub itself knows them; where it sends to for the bytes need not.
+        // The hub itself knows them; where it sends to for the bytes need not. Who does not know, as a mirror that sends to the hub, is not
+        // the last to be asked.
         let response = self.send(&self.asking, &Method::HEAD, &self.url(commit, path), 0, |r| {
-            r.headers().contains_key("x-linked-etag") || self.redirect(r).is_some_and(|to| !self.is_hub(&to))
+            let elsewhere = || self.redirect(r).is_some_and(|to| !self.is_hub(&to));
+            r.headers().contains_key("x-linked-etag") || r.headers().contains_key(ETAG) && elsewhere()
         })?;
         if !response.status().is_success() && !response.status().is_redirection() {
             return Err(self.refusal(&response, Some(path)));

@@ -78,7 +78,7 @@ impl Settings {
     /// [`Error::Input`] for a value that cannot be meant.
     pub fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Settings> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let path = |name: &str| set(name).map(PathBuf::from);
+        let path = |name: &str| set(name).map(|value| expanded(value, &set));
         let text = |name: &str| set(name).map(|value| value.to_string_lossy().into_owned());
         let truth = |name: &str| text(name).is_some_and(|v| ["1", "ON", "YES", "TRUE"].contains(&v.to_ascii_uppercase().as_str()));
         let seconds = |name: &str| text(name).and_then(|v| v.parse::<u64>().ok()).filter(|s| (1..=86_400).contains(s));
@@ -123,6 +123,37 @@ impl Settings {
     }
 }
 
+/// A path with `~` and variables, as compose and .env files have them, where no shell expands them. What is not set stays as it stands.
+///
+/// # Source
+/// huggingface_hub: constants.py, which puts every path through `os.path.expandvars` and `os.path.expanduser`.
+fn expanded(value: OsString, set: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    let Some(text) = value.to_str() else { return PathBuf::from(value) };
+    let mut path = OsString::new();
+    let mut rest = text;
+    if let Some(home) = set("HOME").or_else(|| set("USERPROFILE"))
+        && let Some(below) = text.strip_prefix('~').filter(|below| below.is_empty() || below.starts_with(['/', '\\']))
+    {
+        path.push(home);
+        rest = below;
+    }
+    while let Some((before, after)) = rest.split_once('$') {
+        path.push(before);
+        let braced = after.strip_prefix('{').and_then(|inside| inside.split_once('}'));
+        let (name, left) = braced.unwrap_or_else(|| {
+            let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
+            after.split_at(end)
+        });
+        match set(name).filter(|_| !name.is_empty()) {
+            Some(value) => path.push(value),
+            None => path.push(&rest[before.len()..rest.len() - left.len()]),
+        }
+        rest = left;
+    }
+    path.push(rest);
+    PathBuf::from(path)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
@@ -141,6 +172,14 @@ mod tests {
             (&[("HOME", "/h"), ("HF_HOME", "/f")], "/f/hub"),
             (&[("HOME", "/h"), ("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")], "/c"),
             (&[("HOME", "/h"), ("HF_HOME", "")], "/h/.cache/huggingface/hub"),
+            (&[("HOME", "/h"), ("HF_HOME", "~/hf")], "/h/hf/hub"),
+            (&[("HOME", "/h"), ("HF_HOME", "$HOME/hf")], "/h/hf/hub"),
+            (&[("HOME", "/h"), ("HF_HOME", "${HOME}/$WHO/hf"), ("WHO", "me")], "/h/me/hf/hub"),
+            (&[("HOME", "/h"), ("HF_HUB_CACHE", "~/hf/hub")], "/h/hf/hub"),
+            (&[("HOME", "/h"), ("XDG_CACHE_HOME", "~/c")], "/h/c/huggingface/hub"),
+            // What is not set, another user's home, and a sign that begins no name stay.
+            (&[("HOME", "/h"), ("HF_HUB_CACHE", "$NOBODY/~/a$")], "$NOBODY/~/a$"),
+            (&[("HOME", "/h"), ("HF_HUB_CACHE", "~other/a${x")], "~other/a${x"),
         ] {
             assert_eq!(settings(variables).expect("settings").cache, PathBuf::from(cache), "{variables:?}");
         }

@@ -56,7 +56,10 @@ impl Store {
         let said = said.map(|text| String::from_utf8_lossy(&text).trim().to_owned());
         let commit = said.unwrap_or_else(|| revision.to_owned());
         let is_commit = (40..=64).contains(&commit.len()) && commit.bytes().all(|b| b.is_ascii_hexdigit());
-        is_commit.then_some(commit)
+        // Who fills a cache by hand gives the snapshot a name of his own; it must be a plain one.
+        let is_plain =
+            !commit.is_empty() && !commit.starts_with('.') && commit.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        (is_commit || is_plain && self.snapshot(&commit).is_dir()).then_some(commit)
     }
 
     /// Remembers which commit the revision is.

@@ -1,8 +1,10 @@
 //! From a recipe to the `sd-gen` command that generates it again, and what of the recipe it cannot say.
 
-use super::recipe::{Field, Recipe};
+use super::recipe::{Field, NamedLora, Recipe, file_stem, is_nothing};
+use super::tool::Engine;
+use crate::Result;
 use crate::noise::Rng;
-use crate::sampling::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing};
+use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing, plan};
 
 /// A command, and what it leaves out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,53 +44,69 @@ impl Command {
     }
 }
 
-/// Whose numbers a tool draws its noise from where the image does not say.
-const GENERATORS: &[(&str, Rng)] = &[
-    ("AUTOMATIC1111", Rng::TorchCuda),
-    ("Forge", Rng::TorchCuda),
-    ("SD.Next", Rng::TorchCuda),
-    ("stable-diffusion.cpp", Rng::TorchCuda),
-    ("Easy Diffusion", Rng::TorchCuda),
-    ("ComfyUI", Rng::TorchCpu),
-    ("SwarmUI", Rng::TorchCpu),
-    ("Fooocus", Rng::TorchCpu),
-    ("InvokeAI", Rng::TorchCpu),
-];
-
-/// Schedules that other tools name by what is one schedule and one spacing here.
-const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] = &[
-    ("sgmuniform", SigmaSchedule::Discrete, Some(TimestepSpacing::Trailing)),
-    ("simple", SigmaSchedule::Discrete, None),
-    ("ddim", SigmaSchedule::Discrete, Some(TimestepSpacing::Leading)),
-    ("ddimuniform", SigmaSchedule::Discrete, Some(TimestepSpacing::Leading)),
-    ("native", SigmaSchedule::Discrete, None),
-];
+/// Words for noise levels that are one schedule and one spacing here, folded.
+const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] =
+    &[("trailing", SigmaSchedule::Discrete, Some(TimestepSpacing::Trailing)), ("native", SigmaSchedule::Discrete, None)];
 
 /// What other tools write beside their settings and what changes no image.
-const HARMLESS: &[&str] =
-    &["User", "App", "Operations", "fooocus_scheme", "metadata_scheme", "created_by", "generation_mode", "date", "generation_time"];
+const HARMLESS: &[&str] = &[
+    "User",
+    "App",
+    "Operations",
+    "Pipeline",
+    "Parser",
+    "SDCPP",
+    "Hashes",
+    "Lora hashes",
+    "TI hashes",
+    "VAE hash",
+    "Created Date",
+    "Civitai metadata",
+    "fooocus_scheme",
+    "metadata_scheme",
+    "created_by",
+    "created_at",
+    "generation_mode",
+    "date",
+    "generation_time",
+    "generation_time_seconds",
+    "full_prompt",
+    "full_negative_prompt",
+    "styles",
+    "performance",
+    "software",
+    "app_id",
+    "base",
+    "sui_models",
+    "Raw prompt",
+    "Raw negative prompt",
+    "Performance",
+    "Styles",
+    "images",
+    "imageformat",
+];
+/// What tools write where they took what they always take.
+const DEFAULTS: &[&str] = &["", "None", "none", "false", "Default (model)", "Automatic", "[]", "{}"];
 
-/// The arguments that generate `recipe` again.
+/// The arguments that generate `recipe` again. Without a prompt there are none.
 pub fn command(recipe: &Recipe) -> Command {
     let own = recipe.tool == "sd-gen";
     let mut command = Command::default();
-    prompts(recipe, own, &mut command);
-    if let Some(model) = recipe.get(Field::Model) {
-        // Ours is what --model took, a hub id included.
-        let name = if own { model } else { model_name(model) };
-        if !name.is_empty() {
-            command.flag("--model", name);
-        }
+    if recipe.get(Field::Prompt).is_none() {
+        command.note("the prompt is not known, so there is no command");
+        left_out(recipe, own, &mut command);
+        return command;
     }
+    prompts(recipe, own, &mut command);
+    model(recipe, own, &mut command);
     size(recipe, &mut command);
+    counts(recipe, &mut command);
+    clip_skip(recipe, own, &mut command);
     sampling(recipe, own, &mut command);
-    for (field, flag) in [(Field::GuidanceRescale, "--guidance-rescale"), (Field::Eta, "--eta")] {
-        let Some(text) = recipe.get(field) else { continue };
-        match number(text) {
-            // No rescaling is what everybody does who does not say so.
-            Some(number) if number == 0.0 && !own => {}
-            Some(number) => command.flag(flag, number.to_string()),
-            None => command.note(format!("{flag}: {text:?} is no number")),
+    if let Some(rescale) = in_range(recipe, Field::GuidanceRescale, "--guidance-rescale", 1.0, &mut command) {
+        // No rescaling is what everybody does who does not say so.
+        if rescale != 0.0 || own {
+            command.flag("--guidance-rescale", rescale.to_string());
         }
     }
     if let Some(text) = recipe.get(Field::Prediction) {
@@ -131,80 +149,189 @@ fn prompts(recipe: &Recipe, own: bool, command: &mut Command) {
     }
 }
 
-/// A model as `--model` finds it: without folders and ending.
-fn model_name(model: &str) -> &str {
-    let name = model.rsplit(['/', '\\']).next().unwrap_or(model);
-    [".safetensors", ".ckpt", ".pt", ".gguf"].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name)
+fn model(recipe: &Recipe, own: bool, command: &mut Command) {
+    let Some(model) = recipe.get(Field::Model) else { return };
+    // Ours is what --model took, a hub id included.
+    let name = if own { model } else { file_stem(model) };
+    if model.starts_with("urn:") {
+        command.note(format!("the model is {model}: give the file of it to --model"));
+    } else if !name.trim().is_empty() && !is_nothing(name) {
+        command.flag("--model", name);
+    }
 }
 
 fn size(recipe: &Recipe, command: &mut Command) {
+    /// What a size is a multiple of, and the largest side.
+    const MULTIPLE: u64 = 8;
+    const LARGEST: u64 = 16_384;
     let side = |field| recipe.get(field).and_then(whole);
     let (Some(width), Some(height)) = (side(Field::Width), side(Field::Height)) else { return };
-    command.flag("--size", format!("{width}x{height}"));
-    if width % 8 != 0 || height % 8 != 0 {
-        command.note(format!("{width}x{height} is not a multiple of 8: choose a size near it"));
+    if !(1..=LARGEST).contains(&width) || !(1..=LARGEST).contains(&height) {
+        command.note(format!("{width}x{height} is no size that can be generated"));
+        return;
+    }
+    let near = |side: u64| ((side + MULTIPLE / 2) / MULTIPLE * MULTIPLE).clamp(MULTIPLE, LARGEST);
+    command.flag("--size", format!("{}x{}", near(width), near(height)));
+    if (near(width), near(height)) != (width, height) {
+        command.note(format!("{width}x{height} is not a multiple of {MULTIPLE}: the nearest size is taken"));
     }
 }
 
-fn sampling(recipe: &Recipe, own: bool, command: &mut Command) {
-    for (field, flag) in [(Field::Steps, "--steps"), (Field::Seed, "--seed"), (Field::ClipSkip, "--clip-skip")] {
+/// Steps, seed and guidance.
+fn counts(recipe: &Recipe, command: &mut Command) {
+    for (field, flag, least) in [(Field::Steps, "--steps", 1), (Field::Seed, "--seed", 0)] {
         let Some(text) = recipe.get(field) else { continue };
-        // A1111 counts from 1, Invoke and others write 0 or less for none.
-        match whole(text) {
-            Some(0) if field == Field::ClipSkip => {}
-            Some(1) if field == Field::ClipSkip && !own => {}
+        match whole(text).filter(|number| *number >= least) {
             Some(number) => command.flag(flag, number.to_string()),
-            None => command.note(format!("{flag}: {text:?} is no whole number from 0 on")),
+            None => command.note(format!("{flag}: {text:?} is no whole number from {least} on")),
         }
     }
-    if let Some(text) = recipe.get(Field::GuidanceScale) {
-        match number(text) {
-            Some(number) => command.flag("--guidance-scale", number.to_string()),
-            None => command.note(format!("--guidance-scale: {text:?} is no number")),
-        }
+    if let Some(guidance) = in_range(recipe, Field::GuidanceScale, "--guidance-scale", 1000.0, command) {
+        command.flag("--guidance-scale", guidance.to_string());
     }
-    let mut sampler = None;
-    let mut schedule = None;
-    if let Some(name) = recipe.get(Field::Sampler) {
-        // A schedule may stand behind the name: "euler_a karras".
-        match Sampler::from_name(name) {
-            Ok((known, fused)) => {
-                command.flag("--sampler", known.name());
-                (sampler, schedule) = (Some(known), fused);
-            }
-            Err(_) => {
-                command.note(format!("the sampler {name:?} is not available; the model's own is taken, which generates another image"))
-            }
-        }
+}
+
+/// A number from 0 to `most`; what is none is said.
+fn in_range(recipe: &Recipe, field: Field, flag: &str, most: f64, command: &mut Command) -> Option<f64> {
+    let text = recipe.get(field)?;
+    let number = number(text).filter(|number| (0.0..=most).contains(number));
+    if number.is_none() {
+        command.note(format!("{flag}: {text:?} is no number from 0 to {most}"));
     }
-    let mut spacing = None;
+    number
+}
+
+/// A1111 counts from the last layer, which is 1; here it is from the layer that the family takes, which for SDXL is the last but one.
+fn clip_skip(recipe: &Recipe, own: bool, command: &mut Command) {
+    let Some(text) = recipe.get(Field::ClipSkip) else { return };
+    let Some(layer) = whole(text.trim_start_matches('-')) else {
+        if !matches!(text, "false" | "true") {
+            command.note(format!("--clip-skip: {text:?} is no whole number from 0 on"));
+        }
+        return;
+    };
+    // Some write 0 or 1 for none.
+    if layer == 0 || layer == 1 && !own {
+        return;
+    }
+    let layer = match (recipe.is_xl() && !own, recipe.engine()) {
+        (false, _) => layer,
+        (true, Some(Engine::Comfy | Engine::Cpp)) => layer - 1,
+        (true, _) => {
+            let tool = &recipe.tool;
+            command.note(format!("clip skip {layer} is left out: with SDXL {tool} takes the same layer whatever it says"));
+            return;
+        }
+    };
+    if layer > 1 || own {
+        command.flag("--clip-skip", layer.to_string());
+    }
+}
+
+/// The sampler and its noise levels. What cannot be planned together is said, and left out: first the eta, then the spacing, then the
+/// schedule. All of them go with a named sampler only: whether they go with the model's own is not known.
+fn sampling(recipe: &Recipe, own: bool, command: &mut Command) {
+    let name = recipe.get(Field::Sampler);
+    // A schedule may stand behind the name: "euler_a karras". ComfyUI once had a prefix before it.
+    let known = name.and_then(|name| Sampler::from_name(name.strip_prefix("sample_").unwrap_or(name)).ok());
+    let (mut schedule, mut spacing) = (known.and_then(|(_, fused)| fused), None);
+    let sampler = known.map(|(sampler, _)| sampler);
     if let Some(name) = recipe.get(Field::Schedule) {
         let folded: String = name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
         if let Some((_, known, spaced)) = SCHEDULES.iter().find(|(tool, ..)| *tool == folded) {
             (schedule, spacing) = (Some(*known), *spaced);
         } else if folded == "automatic" {
             schedule = sampler.and_then(Sampler::automatic_schedule);
-        } else if let Ok(known) = SigmaSchedule::from_name(&folded) {
+        } else if let Ok(known) = SigmaSchedule::from_name(name) {
             schedule = Some(known);
         } else {
             command.note(format!("the schedule {name:?} is not available"));
         }
     }
-    match (schedule, sampler) {
-        (Some(schedule), Some(sampler)) if schedule != SigmaSchedule::Discrete && !sampler.takes_sigma_schedule() => {
-            command.note(format!("the schedule {} does not go with {}", schedule.name(), sampler.name()));
-        }
-        (Some(schedule), _) => command.flag("--schedule", schedule.name()),
-        (None, _) => {}
-    }
+    let eta = in_range(recipe, Field::Eta, "--eta", 1.0, command).filter(|eta| *eta != 0.0 || own);
     let said = recipe.get(Field::TimestepSpacing).and_then(|name| TimestepSpacing::from_name(name).ok());
-    if let Some(spacing) = said.or(spacing) {
+    let Some(sampler) = sampler else {
+        if let Some(name) = name {
+            command.note(format!("the sampler {name:?} is not available; the model's own is taken, which generates another image"));
+        }
+        let lost = [eta.map(|eta| format!("eta {eta}")), schedule.map(|schedule| format!("the schedule {}", schedule.name()))];
+        lost.into_iter().flatten().for_each(|lost| command.note(format!("{lost} goes with the image's own sampler only")));
+        return;
+    };
+    let whole_range = || (!own && starts_at_the_largest(recipe, sampler, schedule)).then_some(TimestepSpacing::Linspace);
+    let mut levels = Levels { schedule, spacing: said.or(spacing).or_else(whole_range), eta };
+    let steps = recipe.get(Field::Steps).and_then(whole).map_or(sampler.default_steps(), |steps| (steps as usize).clamp(1, MOST_STEPS));
+    while let Err(why) = levels.plan(sampler, steps) {
+        // Whatever is wrong with it, a name alone is always taken.
+        let Some(lost) = levels.give_up() else { break };
+        command.note(format!("{lost} does not go with {} here ({why})", sampler.name()));
+    }
+    command.flag("--sampler", sampler.name());
+    if let Some(schedule) = levels.schedule {
+        command.flag("--schedule", schedule.name());
+    }
+    if let Some(spacing) = levels.spacing {
         command.flag("--timestep-spacing", spacing.name());
+    }
+    if let Some(eta) = levels.eta {
+        command.flag("--eta", eta.to_string());
     }
 }
 
+/// Steps that are planned to find out whether settings go together; more make no difference.
+const MOST_STEPS: usize = 200;
+
+/// What goes with a sampler or not.
+struct Levels {
+    schedule: Option<SigmaSchedule>,
+    spacing: Option<TimestepSpacing>,
+    eta: Option<f64>,
+}
+
+impl Levels {
+    /// Plans a run, as every request is before it is generated.
+    fn plan(&self, sampler: Sampler, steps: usize) -> Result<()> {
+        let mut config = SchedulerConfig::default().with_sampler(sampler.name())?;
+        if let Some(schedule) = self.schedule {
+            config = config.with_schedule(schedule);
+        }
+        if let Some(spacing) = self.spacing {
+            config = config.with_spacing(spacing);
+        }
+        if let Some(eta) = self.eta {
+            config = config.with_eta(eta);
+        }
+        config.check()?;
+        plan(&config, steps).map(drop)
+    }
+
+    /// Leaves one out, the least important first.
+    fn give_up(&mut self) -> Option<String> {
+        let eta = self.eta.take().map(|eta| format!("eta {eta}"));
+        let spacing = || self.spacing.take().map(|spacing| format!("the timestep spacing {}", spacing.name()));
+        eta.or_else(spacing).or_else(|| self.schedule.take().map(|schedule| format!("the schedule {}", schedule.name())))
+    }
+}
+
+/// k-diffusion and ComfyUI begin at the largest sigma that was trained, also where a schedule lays the others, and a model's own
+/// configuration may begin below. Other schedules and the samplers that walk whole timesteps say themselves where they begin; DPM-Solver
+/// lays a schedule over the whole range whatever the spacing.
+///
+/// # Source
+/// ComfyUI@a125cd8:comfy/samplers.py `normal_scheduler`; k-diffusion: external.py `get_sigmas`; stable-diffusion.cpp: denoiser.hpp.
+fn starts_at_the_largest(recipe: &Recipe, sampler: Sampler, schedule: Option<SigmaSchedule>) -> bool {
+    use SigmaSchedule::{Discrete, Exponential, Karras, Normal, Polyexponential};
+    let by_spacing = match schedule {
+        None | Some(Discrete | Normal) => true,
+        Some(Karras | Exponential | Polyexponential) => !sampler.class_name().starts_with("DPMSolver"),
+        Some(_) => false,
+    };
+    let engine = matches!(recipe.engine(), Some(Engine::KDiffusion | Engine::Comfy | Engine::Cpp));
+    engine && sampler.takes_sigma_schedule() && by_spacing
+}
+
 fn generator(recipe: &Recipe, own: bool, command: &mut Command) {
-    let usual = GENERATORS.iter().find(|(tool, _)| *tool == recipe.tool).map(|(_, rng)| *rng);
+    let usual = recipe.usual_rng();
     let rng = match recipe.get(Field::Rng).map(str::to_lowercase).as_deref() {
         Some("nv" | "gpu" | "cuda") => Some(Rng::TorchCuda),
         Some("cpu") => Some(Rng::TorchCpu),
@@ -246,8 +373,14 @@ fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
     if let Some(strength) = recipe.get(Field::Strength).filter(|text| number(text) != Some(1.0) && !is_second_pass) {
         command.note(format!("the image was generated over another one (strength {strength}), which is not in the file"));
     }
-    // More than one tool writes Python's word for nothing.
-    let others = recipe.other.iter().filter(|(name, value)| !HARMLESS.contains(&name.as_str()) && !value.is_empty() && value != "None");
+    if !recipe.loras.is_empty() && !own {
+        let weighed =
+            |lora: &NamedLora| lora.weight.as_ref().map_or_else(|| lora.name.clone(), |weight| format!("{} ({weight})", lora.name));
+        let loras: Vec<String> = recipe.loras.iter().map(weighed).collect();
+        command.note(format!("with LoRA, which --lora takes: {}", loras.join(", ")));
+    }
+    // Defaults of more than one tool are written out as Python's word for nothing.
+    let others = recipe.other.iter().filter(|(name, value)| !HARMLESS.contains(&name.as_str()) && !DEFAULTS.contains(&value.trim()));
     let others: Vec<String> = others.map(|(name, value)| format!("{name}: {}", shortened(value))).collect();
     if !others.is_empty() {
         command.note(format!("not carried over: {}", others.join("; ")));
@@ -320,16 +453,17 @@ mod tests {
         );
         assert_eq!(
             cpp.shell(),
-            "sd-gen --prompt 'a cat' --size 512x512 --steps 8 --seed 42 --guidance-scale 7 --sampler euler-a --schedule karras --rng torch-cuda"
+            "sd-gen --prompt 'a cat' --size 512x512 --steps 8 --seed 42 --guidance-scale 7 --sampler euler-a --schedule karras \
+             --timestep-spacing linspace --rng torch-cuda"
         );
     }
 
     #[test]
     fn what_cannot_be_carried_over_is_said() {
-        let end = "Steps: x, Sampler: Restart, Schedule type: Beta, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Tiling: True";
+        let end = "Steps: x, Sampler: Nonesuch, Schedule type: Nothing, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Tiling: True";
         let notes = of("parameters", &format!("(a cat:1.2) <lora:x:1>\n{end}, RNG: dice, Nothing: None")).notes.join("\n");
         assert!(!notes.contains("Nothing"), "{notes}");
-        for said in ["Restart", "Beta", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice", "syntax"] {
+        for said in ["Nonesuch", "Nothing", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice", "syntax"] {
             assert!(notes.contains(said), "{said:?} is not in {notes}");
         }
     }

@@ -1,5 +1,6 @@
 //! What an image says about its making, in one form for all tools.
 
+use super::json::plain;
 use crate::settings::Setting;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -77,6 +78,15 @@ impl Field {
     }
 }
 
+/// A LoRA or its kin, as the tool names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedLora {
+    /// A file's name, or what a site calls it.
+    pub name: String,
+    /// Its strength, where it is said.
+    pub weight: Option<String>,
+}
+
 /// What an image says about its making. Everything is text as the tool wrote it, unchecked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recipe {
@@ -84,6 +94,8 @@ pub struct Recipe {
     pub tool: String,
     /// What is understood.
     pub fields: BTreeMap<Field, String>,
+    /// The LoRAs that took part.
+    pub loras: Vec<NamedLora>,
     /// What else is said, in the order in which it stands.
     pub other: Vec<(String, String)>,
 }
@@ -111,12 +123,43 @@ impl Recipe {
         }
     }
 
-    /// Notes `512x768` as width and height.
+    /// Notes `512x768`, `(512, 768)` or `512 × 768 | 2:3` as width and height.
     pub(super) fn set_size(&mut self, size: &str) -> bool {
-        let Some((width, height)) = size.split_once(['x', 'X']) else { return false };
-        self.set(Field::Width, width.trim());
-        self.set(Field::Height, height.trim());
+        let Some((width, height)) = two_sides(size) else { return false };
+        self.set(Field::Width, width);
+        self.set(Field::Height, height);
         true
+    }
+
+    /// Notes a LoRA, unless it is none, or already there.
+    pub(super) fn add_lora(&mut self, name: &str, weight: Option<String>) {
+        let name = name.trim();
+        let known = self.loras.iter().any(|lora| file_stem(&lora.name) == file_stem(name));
+        if !name.is_empty() && !known && !is_nothing(name) {
+            self.loras.push(NamedLora { name: name.to_owned(), weight });
+        }
+    }
+
+    /// The LoRAs that stand in a text as `<lora:name:weight>`.
+    pub(super) fn add_tagged_loras(&mut self, text: &str) {
+        for tag in text.split('<').skip(1).filter_map(|rest| rest.split_once('>')).map(|(tag, _)| tag) {
+            let mut parts = tag.split(':');
+            if matches!(parts.next(), Some("lora" | "lyco"))
+                && let Some(name) = parts.next()
+            {
+                self.add_lora(name, parts.next().map(str::to_owned));
+            }
+        }
+    }
+
+    /// Takes over from `other` what is not said here.
+    pub(super) fn complete(&mut self, other: &Recipe) {
+        for (field, value) in &other.fields {
+            self.set(*field, value.as_str());
+        }
+        for lora in &other.loras {
+            self.add_lora(&lora.name, lora.weight.clone());
+        }
     }
 
     /// Notes something that no field stands for.
@@ -153,19 +196,66 @@ impl Recipe {
             let number = field.is_number().then(|| serde_json::from_str::<serde_json::Number>(text).ok()).flatten();
             map.insert((*name).into(), number.map_or_else(|| text.into(), Value::Number));
         }
+        let loras = self.loras.iter().map(|lora| {
+            let weight = lora.weight.as_ref().map(|text| serde_json::from_str(text).map_or_else(|_| text.as_str().into(), Value::Number));
+            serde_json::json!({ "name": lora.name, "weight": weight })
+        });
+        map.insert("loras".into(), loras.collect());
         map.extend(self.settings().map(|(name, value)| (name.replace('-', "_"), value.into())));
         map.insert("other".into(), self.other.iter().map(|(name, value)| (name.clone(), Value::from(value.clone()))).collect());
         Value::Object(map)
     }
 }
 
-/// A JSON value as text: without quotes, and nothing for null and for empty collections.
-pub(super) fn plain(value: &Value) -> Option<String> {
-    match value {
-        Value::Null => None,
-        Value::String(text) => Some(text.clone()),
-        Value::Array(list) if list.is_empty() => None,
-        Value::Object(map) if map.is_empty() => None,
-        other => Some(other.to_string()),
+/// The word that several tools write where there is nothing.
+pub(super) fn is_nothing(text: &str) -> bool {
+    matches!(text.trim(), "None" | "none" | "undefined" | "Undefined")
+}
+
+/// A file's name without folders and ending.
+pub(super) fn file_stem(path: &str) -> &str {
+    const ENDINGS: &[&str] = &[".safetensors", ".ckpt", ".pt", ".gguf", ".bin", ".sft"];
+    let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    ENDINGS.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name)
+}
+
+/// The first two numbers of a text, where a sign for "by" stands between them.
+pub(super) fn two_sides(text: &str) -> Option<(String, String)> {
+    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
+    for (at, _) in text.match_indices(|c: char| c.is_ascii_digit()) {
+        if text[..at].ends_with(|c: char| c.is_ascii_digit() || c == '.') {
+            continue;
+        }
+        let width = digits(&text[at..]);
+        let rest = text[at + width.len()..].trim_start().trim_start_matches(['\'', '"']);
+        let height = rest.strip_prefix(['x', 'X', '×', '*', ',']).map(|rest| digits(rest.trim_start().trim_start_matches(['\'', '"'])));
+        if let Some(height) = height.filter(|height| !height.is_empty()) {
+            return Some((width, height));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_in_every_form() {
+        for (text, wanted) in [
+            ("512x768", Some(("512", "768"))),
+            ("(1152, 896)", Some(("1152", "896"))),
+            ("('1152', '896')", Some(("1152", "896"))),
+            ("1024 x 1024 (square)", Some(("1024", "1024"))),
+            ("SDXL - 3:4 portrait 896x1152", Some(("896", "1152"))),
+            ("704×1408 | 1:2", Some(("704", "1408"))),
+            ("1:1", None),
+            ("", None),
+            ("x", None),
+            ("12", None),
+        ] {
+            let found = two_sides(text);
+            assert_eq!(found.as_ref().map(|(w, h)| (w.as_str(), h.as_str())), wanted, "{text}");
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! # Source
 //! `create_infotext` in stable-diffusion-webui@v1.10:modules/processing.py.
 
-use super::a1111::NEGATIVE;
+use super::read::a1111::NEGATIVE;
 use crate::Result;
 use crate::inputs::InputFile;
 use crate::noise::Rng;

@@ -1,9 +1,9 @@
 //! CLIP's text transformer, in the names that transformers gives it; OpenCLIP's towers are the same network.
 
 use super::Scope;
-use crate::Result;
 use crate::ops::{Epilogue, LayerNorm, Linear, attention, gelu, quick_gelu};
 use crate::spec::{Activation, ClipTextSpec};
+use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 #[derive(Debug)]
@@ -155,7 +155,7 @@ impl ClipTextModel {
 
     /// The state at the first end-of-text token of each row, projected.
     fn pool(&self, last: &Tensor, ids: &[Vec<u32>]) -> Result<Tensor> {
-        let rows: Result<Vec<Tensor>> = ids.iter().enumerate().map(|(i, row)| Ok(last.get(i)?.get(self.end_of_text(row))?)).collect();
+        let rows: Result<Vec<Tensor>> = ids.iter().enumerate().map(|(i, row)| Ok(last.get(i)?.get(self.end_of_text(row)?)?)).collect();
         let ends = Tensor::stack(&rows?, 0)?;
         Ok(match &self.text_projection {
             Some(projection) => projection.forward(&ends)?,
@@ -163,14 +163,20 @@ impl ClipTextModel {
         })
     }
 
-    fn end_of_text(&self, row: &[u32]) -> usize {
+    /// Where a text ends. Without an end every text would be the same to who takes the pooled state.
+    fn end_of_text(&self, row: &[u32]) -> Result<usize> {
         // Configurations from before transformers 4.24 say 2 and mean the largest id of the vocabulary.
         let wanted = if self.spec.eos_token_id == 2 {
             row.iter().copied().filter(|id| (*id as usize) < self.spec.vocab_size).max().unwrap_or(0)
         } else {
             self.spec.eos_token_id
         };
-        row.iter().position(|&id| id == wanted).unwrap_or(0)
+        row.iter().position(|&id| id == wanted).ok_or_else(|| {
+            Error::Model(format!(
+                "the text encoder's configuration says that a text ends with token {wanted} (eos_token_id), and its tokenizer ends texts \
+                 otherwise; take the tokenizer that came with the model"
+            ))
+        })
     }
 
     /// Tokens of one text, with start and end.

@@ -230,7 +230,9 @@ fn tokenizer(model: &dyn ModelSource, index: usize, encoder: &TextEncoderSpec) -
     match model.tokenizer(index) {
         Some(files) => {
             let length = files.model_max_length.unwrap_or(length).min(length);
-            ClipTokenizer::from_files(model.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)
+            let mut tokenizer = ClipTokenizer::from_files(model.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)?;
+            tokenizer.add_words(model.name(), &files.added)?;
+            Ok(tokenizer)
         }
         None => ClipTokenizer::clip(&encoder.pad_token, length),
     }

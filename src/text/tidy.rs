@@ -14,6 +14,8 @@
 //! huggingface/transformers@v4.57.6:src/transformers/models/clip/tokenization_clip.py (`CLIPTokenizer`, `BasicTokenizer`),
 //! openai/CLIP:clip/simple_tokenizer.py (`basic_clean`), rspeer/python-ftfy@v6.3.1:ftfy/__init__.py (`fix_and_explain`).
 
+use tokenizers::NormalizedString;
+
 /// Characters that `ftfy` replaces one by one.
 const REPLACED: &[(char, &str)] = &[
     ('\u{2018}', "'"),
@@ -54,6 +56,13 @@ const REPLACED: &[(char, &str)] = &[
 const ENTITIES: &[(&str, &str)] =
     &[("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&apos;", "'"), ("&nbsp;", "\u{A0}"), ("&amp;", "&")];
 
+/// A full-width or half-width form as what it is a form of; a mark of its own then joins the letter before it, where NFC is taken.
+fn wide(c: char) -> String {
+    let mut form = NormalizedString::from(c.to_string());
+    form.nfkc();
+    form.get().to_owned()
+}
+
 /// Tidies, folds white space to single blanks, and lowers the case.
 pub(super) fn tidy(text: &str) -> String {
     let mut text = text.to_owned();
@@ -66,8 +75,8 @@ pub(super) fn tidy(text: &str) -> String {
     let mut tidied = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            // Full-width forms of ASCII.
-            '\u{FF01}'..='\u{FF5E}' => tidied.extend(char::from_u32(c as u32 - 0xFF01 + 0x21)),
+            // Full-width forms of ASCII, half-width ones of katakana and hangul, and signs, as NFKC has them.
+            '\u{FF01}'..='\u{FFEF}' => tidied.push_str(&wide(c)),
             // Control characters other than white space, byte order marks and the like are dropped.
             '\u{0}'..='\u{8}'
             | '\u{B}'
@@ -95,6 +104,8 @@ mod tests {
             ("  A  Red\n\tApple ", "a red apple"),
             ("“it’s” ﬁne", "\"it's\" fine"),
             ("ＡＢＣ１２３", "abc123"),
+            ("ｶﾀｶﾅ｡", "カタカナ。"),
+            ("ｶﾞ￠￫ﾡ", "カ\u{3099}¢→\u{1100}"),
             ("cats &amp; dogs", "cats & dogs"),
             ("<b>cats &amp; dogs", "<b>cats &amp; dogs"),
             ("bell\u{7}\u{FEFF}", "bell"),

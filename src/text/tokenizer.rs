@@ -86,6 +86,27 @@ impl ClipTokenizer {
         Ok(Self { inner, start, end, pad, length, learned: Vec::new() })
     }
 
+    /// Takes words that were added to the vocabulary with these numbers as one token each, wherever they stand in a text.
+    ///
+    /// # Errors
+    /// The numbers do not follow the vocabulary's.
+    pub fn add_words(&mut self, origin: &str, words: &[(String, u32)]) -> Result<()> {
+        for (word, id) in words {
+            // As the text is before it is split.
+            let tidied = tidy(word);
+            self.inner.add_tokens([AddedToken::from(tidied.clone(), false)]).map_err(|e| Error::Model(format!("{origin}: {e}")))?;
+            let given = self.inner.token_to_id(&tidied);
+            if given != Some(*id) {
+                let given = given.map_or("none".to_owned(), |given| given.to_string());
+                return Err(Error::Model(format!(
+                    "{origin}: the added token {word:?} has the number {id}, where the vocabulary goes on with {given}; take the tokenizer \
+                     files that came with the model"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets all learned words.
     pub fn unlearn(&mut self) {
         self.learned.clear();
@@ -178,6 +199,29 @@ mod tests {
                 assert_eq!(clip.encode(&text).unwrap().ids, wanted, "{text:?}");
             }
         }
+    }
+
+    #[test]
+    fn half_width_katakana_is_katakana() {
+        let clip = ClipTokenizer::clip(END_OF_TEXT, 77).unwrap();
+        for (half, full) in [("ｶﾀｶﾅ", "カタカナ"), ("ｶﾞﾊﾟ", "ガパ")] {
+            assert_eq!(clip.encode(half).unwrap(), clip.encode(full).unwrap());
+        }
+    }
+
+    #[test]
+    fn added_words_are_one_token_wherever_they_stand() {
+        let mut clip = ClipTokenizer::clip(END_OF_TEXT, 77).unwrap();
+        let without = clip.encode("a <cat-toy>").unwrap();
+        clip.add_words("here", &[("<cat-toy>".into(), 49408), ("<Dog>".into(), 49409)]).unwrap();
+        let a = clip.encode("a").unwrap().ids[1];
+        assert_eq!(clip.encode("a <cat-toy>").unwrap().ids[..4], [49406, a, 49408, 49407]);
+        assert_ne!(clip.encode("a <cat-toy>").unwrap(), without);
+        assert_eq!(clip.encode("a <cat-toy>s<dog>").unwrap().ids[1..3], [a, 49408]);
+        assert!(clip.encode("a <cat-toy>s<dog>").unwrap().ids.contains(&49409));
+        assert_eq!(clip.largest_id(), 49409);
+        let said = clip.add_words("here", &[("<far>".into(), 60_000)]).unwrap_err().to_string();
+        assert!(said.contains("<far>") && said.contains("60000") && said.contains("49410"), "{said}");
     }
 
     #[test]

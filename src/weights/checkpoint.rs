@@ -107,7 +107,11 @@ impl Checkpoint {
         files: impl Fn(&str) -> Result<Vec<Arc<WeightFile>>>,
     ) -> Result<Checkpoint> {
         let Description { spec, networks, tokenizers, scheduler } = description;
-        let parts = networks.into_iter().map(|plan| Ok((plan.component, Part::new(plan.title, files(plan.folder)?, plan.pairs)?)));
+        let parts = networks.into_iter().map(|plan| {
+            let part = Part::new(plan.title, files(plan.folder)?, plan.pairs)?;
+            part.check_left_out(plan.prefix)?;
+            Ok((plan.component, part))
+        });
         let parts = parts.collect::<Result<Vec<(Component, Part)>>>()?;
         info!("{name}: {}", spec.family.name());
         for sentence in &spec.evidence {

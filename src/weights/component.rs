@@ -2,12 +2,12 @@
 
 use super::file::WeightFile;
 use super::header::Entry;
-use super::{TensorSource, decode, model_error, quoted};
+use super::{TensorSource, decode, ignorable, model_error, quoted};
 use crate::family::keys::{Form, Pair};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Where a tensor is.
@@ -52,6 +52,27 @@ impl Part {
         // Of several spellings one is enough.
         absent.retain(|pair| !places.contains_key(&pair.name));
         Ok(Part { title: title.into(), files, places, absent })
+    }
+
+    /// Refuses a file with a tensor behind `prefix` that no layer of the network takes: the layer that it belongs to was left out, and the
+    /// network would compute something else than the one that was trained.
+    ///
+    /// # Errors
+    /// The message names the tensor.
+    pub(crate) fn check_left_out(&self, prefix: &str) -> Result<()> {
+        let placed: HashSet<(usize, usize)> = self.places.values().map(|place| (place.file, place.entry)).collect();
+        for (i, file) in self.files.iter().enumerate() {
+            let mut rest = file.entries().iter().enumerate().filter(|(entry, _)| !placed.contains(&(i, *entry)));
+            if let Some((_, entry)) = rest.find(|(_, entry)| entry.name.starts_with(prefix) && !ignorable::is(&entry.name)) {
+                let what = format!(
+                    "has the tensor {}, which belongs to a layer that {} was not found to have; take a file whose tensors have their usual names",
+                    quoted(&entry.name),
+                    self.title
+                );
+                return Err(model_error(&file.name, what));
+            }
+        }
+        Ok(())
     }
 
     /// A network without tensors.

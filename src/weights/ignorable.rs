@@ -4,16 +4,17 @@
 enum Key {
     Is(&'static str),
     Starts(&'static str),
+    Has(&'static str),
     Ends(&'static str),
 }
-use Key::{Ends, Is, Starts};
+use Key::{Ends, Has, Is, Starts};
 
 /// What is left out, and why.
 const TABLE: &[Key] = &[
     // The indices 0, 1, 2, … of a text's tokens.
     Ends("position_ids"),
     // A second, averaged UNet, which training goes on with.
-    Starts("model_ema."),
+    Has("model_ema."),
     // The noise schedule, which follows from its configuration.
     Is("betas"),
     Is("logvar"),
@@ -56,6 +57,7 @@ pub(crate) fn is(key: &str) -> bool {
     TABLE.iter().any(|row| match row {
         Is(name) => key == *name,
         Starts(prefix) => key.starts_with(prefix),
+        Has(part) => key.contains(part),
         Ends(suffix) => key.ends_with(suffix),
     })
 }

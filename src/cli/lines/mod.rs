@@ -211,6 +211,9 @@ fn without_effect(name: &str) -> Option<&'static [&'static str]> {
 
 /// The flag of a name, where a line may set it.
 fn flag_of(name: &str) -> Result<usize, String> {
+    if fold(name.trim_start_matches('-')) == "sampler-index" {
+        return Err("sampler_index is a number in A1111's own list of samplers; write the name, such as --sampler_name \"Euler a\"".into());
+    }
     let flag = GENERATION.find(name)?;
     varies(flag).map(|()| flag)
 }

@@ -53,6 +53,18 @@ fn flags_on_a_line_are_read_as_a1111_reads_them() {
         let args = one(Format::Text, line);
         assert_eq!((args.prompts[0].as_str(), args.seed), (prompt, seed.map(crate::settings::Seed::Is)), "{line}");
     }
+    // Letters after the prompt; a dash in a prompt is none.
+    let args = one(Format::Text, "a pear -n blurry fruit -W 512 -H 256 -s 5");
+    assert_eq!((args.prompts[0].as_str(), args.text.negative_prompt.as_deref()), ("a pear", Some("blurry fruit")));
+    assert_eq!((args.canvas.width, args.canvas.height, args.seed), (Some(512), Some(256), Some(crate::settings::Seed::Is(5))));
+    for prompt in ["a cat - or -- a dog", "x-ray of a t-shirt -z", "#1 dad mug"] {
+        assert_eq!(one(Format::Text, prompt).prompts, [prompt]);
+    }
+    // kohya-ss's letters have two dashes.
+    let args = one(Format::Text, "a red apple --n low quality, blurry --w 768 --h 512 --d 1 --l 7.5 --s 28");
+    assert_eq!((args.prompts[0].as_str(), args.text.negative_prompt.as_deref()), ("a red apple", Some("low quality, blurry")));
+    assert_eq!((args.canvas.width, args.canvas.height, args.sampling.steps), (Some(768), Some(512), Some(28)));
+    assert_eq!((args.seed, args.guidance.scale), (Some(crate::settings::Seed::Is(1)), Some(7.5)));
     let args = one(Format::Text, "--prompt a --batch_size 4.0 --n_iter 3");
     assert_eq!((args.output.images, args.output.batch_size), (Some(12), Some(BatchSize(Some(4)))));
 }
@@ -159,6 +171,16 @@ fn every_error_has_its_place_and_its_caret() {
             Format::Text,
             "a --threads 3",
             "lines:1:3: --threads is for the whole run; give it on the command line\n  1 | a --threads 3\n    |   ^^^^^^^^^",
+        ),
+        (
+            Format::Text,
+            "banana sushi -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms",
+            "lines:1:20: this is InvokeAI's, where -s is the steps and -S the seed; write --steps, --seed, --width, --height, --guidance-scale and --sampler\n  1 | banana sushi -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms\n    |                    ^^",
+        ),
+        (
+            Format::Text,
+            "--prompt a --sampler_index 2",
+            "lines:1:12: sampler_index is a number in A1111's own list of samplers; write the name, such as --sampler_name \"Euler a\"\n  1 | --prompt a --sampler_index 2\n    |            ^^^^^^^^^^^^^^^",
         ),
         (
             Format::Text,

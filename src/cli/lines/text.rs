@@ -4,15 +4,16 @@ use super::error::{LineError, LineErrors, Record};
 use super::source::Source;
 use super::{Pair, Row};
 use crate::Error;
+use crate::settings::table;
 use std::ops::Range;
 use std::path::Path;
 
-/// Reads a line as one row; empty lines and those that begin with `#` are passed over.
+/// Reads a line as one row; empty lines and comments are passed over.
 pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError>> {
     let file = source.file.clone();
     source.filter_map(move |line| match line {
         Err(error) => Some(Err(error)),
-        Ok((_, text)) if text.trim().is_empty() || text.trim_start().starts_with('#') => None,
+        Ok((_, text)) if is_passed_over(&text) => None,
         Ok((number, text)) => {
             let record = Record::line(&file, number, text);
             Some(match pairs(&record.text) {
@@ -23,7 +24,14 @@ pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError
     })
 }
 
-/// The lines of a file as values of one flag, at most one more than `most`; empty lines and those that begin with `#` are passed over.
+/// An empty line, or a comment: a `#` and a space. `#1 dad mug` is a prompt.
+fn is_passed_over(line: &str) -> bool {
+    let line = line.trim();
+    line.is_empty()
+        || line.strip_prefix('#').is_some_and(|rest| rest.is_empty() || rest.starts_with(|c: char| c.is_whitespace() || c == '#'))
+}
+
+/// The lines of a file as values of one flag, at most one more than `most`; empty lines and comments are passed over.
 ///
 /// # Errors
 /// The file cannot be read, or a line is no text.
@@ -35,7 +43,7 @@ pub(in crate::cli) fn values_of(path: &Path, most: usize) -> Result<Vec<String>,
             break;
         }
         match line {
-            Ok((_, text)) if text.trim().is_empty() || text.trim_start().starts_with('#') => {}
+            Ok((_, text)) if is_passed_over(&text) => {}
             Ok((_, text)) => values.push(text.trim().to_owned()),
             Err(error) => errors.push(error),
         }
@@ -53,13 +61,36 @@ struct Word {
 
 type TextError = (Range<usize>, String);
 
+/// kohya-ss/sd-scripts' letters, which it writes with two dashes: `gen_img.py`. None of them means anything else here.
+const KOHYA: &[(&str, &str)] = &[
+    ("--n", "--negative-prompt"),
+    ("--w", "--width"),
+    ("--h", "--height"),
+    ("--d", "--seed"),
+    ("--l", "--guidance-scale"),
+    ("--s", "--steps"),
+];
+
+/// InvokeAI's flags, of which some are letters of others here: the place of one that shows that a line is InvokeAI's.
+fn of_invoke(line: &str) -> Option<Range<usize>> {
+    [" -S", " -C"].iter().find_map(|flag| {
+        let (at, _) = line.match_indices(flag).find(|(at, _)| line[at + 3..].trim_start().starts_with(|c: char| c.is_ascii_digit()))?;
+        Some(at + 1..at + 3)
+    })
+}
+
 fn pairs(line: &str) -> Result<Vec<Pair>, TextError> {
+    if let Some(part) = of_invoke(line) {
+        let what = "this is InvokeAI's, where -s is the steps and -S the seed; write --steps, --seed, --width, --height, --guidance-scale and \
+                    --sampler";
+        return Err((part, what.into()));
+    }
     let start = line.len() - line.trim_start().len();
     let flags = if names_a_flag(&line[start..]) {
         start
     } else {
         // A prompt, and perhaps flags after it.
-        let ends = line.match_indices(" --").chain(line.match_indices("\t--")).map(|(at, _)| at);
+        let ends = line.match_indices(" -").chain(line.match_indices("\t-")).map(|(at, _)| at);
         ends.filter(|at| names_a_flag(&line[at + 1..])).min().unwrap_or(line.len())
     };
     let mut pairs = Vec::new();
@@ -86,13 +117,13 @@ fn pairs(line: &str) -> Result<Vec<Pair>, TextError> {
     Ok(pairs)
 }
 
-/// The text begins with `--name` or with a letter's flag such as `-p` and a space.
+/// The text begins with `--name`, or with the letter of a flag, such as `-p`, and a space.
 fn names_a_flag(text: &str) -> bool {
     let mut characters = text.chars();
     let mut next = || characters.next();
     match (next(), next(), next()) {
         (Some('-'), Some('-'), Some(letter)) => letter.is_alphabetic(),
-        (Some('-'), Some(letter), Some(space)) => letter.is_ascii_alphabetic() && space.is_whitespace(),
+        (Some('-'), Some(letter), Some(space)) => space.is_whitespace() && table().iter().any(|row| row.short == Some(letter)),
         _ => false,
     }
 }
@@ -137,6 +168,7 @@ fn words(line: &str, from: usize) -> Result<Vec<Word>, TextError> {
         }
         let flag = (!quoted && names_a_flag(&format!("{text} "))).then(|| {
             let (name, value) = text.split_once('=').map_or((text.as_str(), None), |(name, value)| (name, Some(value.to_owned())));
+            let name = KOHYA.iter().find(|(theirs, _)| *theirs == name).map_or(name, |(_, ours)| ours);
             (name.to_owned(), value)
         });
         words.push(Word { text, part: start..end, flag });

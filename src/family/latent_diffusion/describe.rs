@@ -8,6 +8,8 @@ use super::{PAD_CLIP, PAD_OPEN_CLIP, TEXT_ENCODERS};
 use crate::Result;
 use crate::error::{model_error, quoted};
 use crate::spec::{Activation, Component, ModelSpec, TextEncoderSpec, UNetSpec, VaeSpec};
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
@@ -31,7 +33,8 @@ pub(super) fn texts() -> Vec<String> {
     for (dir, tokenizer) in TEXT_ENCODERS {
         texts.push(format!("{dir}/config.json"));
         texts.extend(
-            ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"].map(|name| format!("{tokenizer}/{name}")),
+            ["vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"]
+                .map(|name| format!("{tokenizer}/{name}")),
         );
     }
     texts
@@ -123,7 +126,7 @@ pub(super) fn describe(folder: &dyn ConfigFiles) -> Result<Description> {
         evidence.push(format!("{} recommends steps and guidance.", fields.file));
     }
     let latents = config::sample_size(&unet_json)?.unwrap_or(row.default_size / 8);
-    let plan = |component: Component, title: String, folder, pairs| NetworkPlan { component, title, folder, pairs };
+    let plan = |component: Component, title: String, folder, pairs| NetworkPlan { component, title, folder, prefix: "", pairs };
     let mut networks = vec![
         plan(Component::UNET, "the UNet".to_owned(), "unet", keys::diffusers_unet(&unet)),
         plan(Component::VAE, "the autoencoder".to_owned(), "vae", keys::diffusers_vae(&vae)),
@@ -203,12 +206,58 @@ fn projected(index: Option<&Fields>, dir: &str, fields: &Fields) -> Result<bool>
 
 fn tokenizer_files(folder: &dyn ConfigFiles, dir: &str) -> Result<Option<TokenizerFiles>> {
     let text = |name: &str| folder.utf8(&format!("{dir}/{name}"));
-    let (Some(vocab_json), Some(merges)) = (text("vocab.json")?, text("merges.txt")?) else { return Ok(None) };
+    let whole = folder.json(&format!("{dir}/tokenizer.json"))?;
+    let (vocab_json, merges) = match (text("vocab.json")?, text("merges.txt")?) {
+        (Some(vocab), Some(merges)) => (vocab, merges),
+        _ => match &whole {
+            Some(whole) => vocabulary(whole)?,
+            None => return Ok(None),
+        },
+    };
     let config = folder.json(&format!("{dir}/tokenizer_config.json"))?;
     // "No limit" is written as a number beyond any integer.
+    let added = added_words(&vocab_json, folder.json(&format!("{dir}/added_tokens.json"))?.as_ref(), config.as_ref(), whole.as_ref());
     let longest = config.and_then(|fields| fields.get("model_max_length")?.as_u64());
     let model_max_length = longest.and_then(|n| usize::try_from(n).ok()).filter(|n| (2..=config::limit::POSITIONS).contains(n));
-    Ok(Some(TokenizerFiles { vocab_json, merges, pad_token: pad_token(folder, dir)?, model_max_length }))
+    Ok(Some(TokenizerFiles { vocab_json, merges, pad_token: pad_token(folder, dir)?, model_max_length, added }))
+}
+
+/// The texts of vocab.json and merges.txt that a tokenizer.json stands for; transformers 5 saves nothing else.
+fn vocabulary(whole: &Fields) -> Result<(String, String)> {
+    let wrong = |what: &str| whole.wrong("model", what);
+    let model = whole.object("model").ok_or_else(|| wrong("is missing"))?;
+    let vocab = model.get("vocab").filter(|vocab| vocab.is_object()).ok_or_else(|| wrong("has no vocab"))?;
+    let merges = model.get("merges").and_then(Value::as_array).ok_or_else(|| wrong("has no merges"))?;
+    // "a b</w>", or since tokenizers 0.20 a pair.
+    let line = |merge: &Value| match merge {
+        Value::String(line) => Some(line.clone()),
+        Value::Array(pair) => match pair.as_slice() {
+            [Value::String(one), Value::String(other)] => Some(format!("{one} {other}")),
+            _ => None,
+        },
+        _ => None,
+    };
+    let lines: Option<Vec<String>> = merges.iter().map(line).collect();
+    Ok((vocab.to_string(), lines.ok_or_else(|| wrong("has merges that are no pairs of tokens"))?.join("\n")))
+}
+
+/// The words that `save_pretrained` wrote beside the vocabulary after a training added them, by their numbers.
+fn added_words(vocab_json: &str, list: Option<&Fields>, config: Option<&Fields>, whole: Option<&Fields>) -> Vec<(String, u32)> {
+    let vocab: serde_json::Map<String, Value> = serde_json::from_str(vocab_json).unwrap_or_default();
+    let number = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let content = |token: &Value| token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned);
+    let mut words = BTreeMap::new();
+    if let Some(Value::Object(list)) = list.map(Fields::value) {
+        words.extend(list.iter().filter_map(|(word, id)| Some((number(id)?, word.clone()))));
+    }
+    if let Some(Value::Object(decoder)) = config.and_then(|config| config.get("added_tokens_decoder")) {
+        words.extend(decoder.iter().filter_map(|(id, token)| Some((id.parse().ok()?, content(token)?))));
+    }
+    if let Some(Value::Array(list)) = whole.and_then(|whole| whole.get("added_tokens")) {
+        words.extend(list.iter().filter_map(|token| Some((number(token.get("id")?)?, content(token)?))));
+    }
+    // CLIP's own special tokens are in its vocabulary.
+    words.into_iter().filter(|(_, word)| !vocab.contains_key(word)).map(|(id, word)| (word, id)).collect()
 }
 
 /// The padding token: text, or an object with the text in `content`.

@@ -57,6 +57,10 @@ pub(super) fn texts(model: &Exported<'_>, usual: &[(&str, TokenizerFiles)]) -> R
         if let Some(files) = own {
             texts.insert(format!("{tokenizer}/vocab.json"), files.vocab_json.clone());
             texts.insert(format!("{tokenizer}/merges.txt"), files.merges.clone());
+            if !files.added.is_empty() {
+                let added: Map<String, Value> = files.added.iter().map(|(word, id)| (word.clone(), json!(id))).collect();
+                texts.insert(format!("{tokenizer}/added_tokens.json"), format!("{:#}\n", Value::Object(added)));
+            }
         }
     }
     Ok(texts)

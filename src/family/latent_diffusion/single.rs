@@ -39,15 +39,20 @@ pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>) -> Re
         let (has, says) = (text.len(), spec.text_encoders.len());
         return Err(model_error(file.name(), format!("has {has} text encoders, but its configuration says {says}")));
     }
-    let plan =
-        |component: Component, title: &str, pairs| NetworkPlan { component, title: title.to_owned(), folder: component.name(), pairs };
+    let plan = |component: Component, title: &str, prefix, pairs| NetworkPlan {
+        component,
+        title: title.to_owned(),
+        folder: component.name(),
+        prefix,
+        pairs,
+    };
     let mut networks = vec![
-        plan(Component::UNET, "the UNet", keys::unet(&spec.unet, UNET)),
-        plan(Component::VAE, "the autoencoder", keys::vae(&spec.vae, vae_prefix)),
+        plan(Component::UNET, "the UNet", UNET, keys::unet(&spec.unet, UNET)),
+        plan(Component::VAE, "the autoencoder", vae_prefix, keys::vae(&spec.vae, vae_prefix)),
     ];
     for (i, ((prefix, layout), encoder)) in text.iter().zip(&spec.text_encoders).enumerate() {
         let title = if text.len() > 1 { format!("text encoder {}", i + 1) } else { "the text encoder".to_owned() };
-        networks.push(plan(Component::text_encoder(i), &title, keys::text(&encoder.clip, *layout, prefix)));
+        networks.push(plan(Component::text_encoder(i), &title, prefix, keys::text(&encoder.clip, *layout, prefix)));
     }
     description.networks = networks;
     Ok((description, concluded))
@@ -84,13 +89,29 @@ fn find(file: &dyn TensorNames) -> Result<(&'static str, Vec<FoundText>)> {
     let wanted = [
         (!unet, format!("the UNet ({UNET}…)")),
         (vae.is_none(), format!("the autoencoder ({}…)", VAE[0])),
-        (text.is_empty(), "the text encoder (cond_stage_model.… or conditioner.embedders.…)".to_owned()),
+        (
+            text.is_empty(),
+            half_text_encoder(file).unwrap_or_else(|| "the text encoder (cond_stage_model.… or conditioner.embedders.…)".to_owned()),
+        ),
     ];
     let missing: Vec<String> = wanted.into_iter().filter(|(missing, _)| *missing).map(|(_, what)| what).collect();
     match vae {
         Some(vae) if missing.is_empty() => Ok((vae, text)),
         _ => Err(model_error(file.name(), format!("lacks {}; a whole model is needed", missing.join(" and ")))),
     }
+}
+
+/// A text encoder that is there but for its vocabulary: which tensor is missing, and which one looks like it.
+fn half_text_encoder(file: &dyn TensorNames) -> Option<String> {
+    let (prefix, layout) = TEXT.into_iter().find(|(prefix, _)| file.names().any(|name| name.starts_with(prefix)))?;
+    let missing = match layout {
+        TextLayout::Clip => "text_model.embeddings.token_embedding.weight",
+        TextLayout::OpenClip => "token_embedding.weight",
+    };
+    let there = file.names().filter(|name| name.starts_with(prefix)).count();
+    let alike = file.names().find(|name| name.starts_with(prefix) && name.contains("token_embedding"));
+    let alike = alike.map(|name| format!("; {} looks like it", quoted(name))).unwrap_or_default();
+    Some(format!("the tensor {prefix}{missing} of the text encoder, of which {there} others are there{alike}"))
 }
 
 /// Concludes the specs from names and shapes.
@@ -115,7 +136,9 @@ fn concluded(file: &dyn TensorNames, vae_prefix: &'static str, text: &[FoundText
             (false, TextLayout::Clip) => (0, true),
             // Of OpenCLIP-H's 24 layers the last is never used. Who converts a diffusers folder has 23, and no text_projection.
             (false, TextLayout::OpenClip) => {
-                let whole = clip.layers == 24 || clip.layers != 23 && file.shape(&format!("{prefix}text_projection")).is_some();
+                let projection =
+                    ["text_projection", "text_projection.weight"].iter().any(|key| file.shape(&format!("{prefix}{key}")).is_some());
+                let whole = clip.layers == 24 || clip.layers != 23 && projection;
                 evidence.push(match whole {
                     true => "It is a whole OpenCLIP, whose penultimate layer is taken.".to_owned(),
                     false => "It has 23 layers or no text_projection: the layer that is never used was left out already.".to_owned(),

@@ -134,7 +134,7 @@ CASES = {
     "a1111.jpg": (comment(A1111, "JPEG"), WEBUI),
     "a1111.webp": (comment(A1111, "WEBP"), WEBUI),
     "a1111-stealth.png": (stealth(A1111), WEBUI),
-    "sdcpp.png": (png(("parameters", CPP)), case(PROMPT, NEGATIVE, "sd15.safetensors", "euler_a karras", 42, 7.0, 20, tool="stable-diffusion.cpp")),
+    "sdcpp.png": (png(("parameters", CPP)), case(PROMPT, NEGATIVE, "sd15.safetensors", "euler_a", 42, 7.0, 20, tool="stable-diffusion.cpp", schedule="karras")),
     "comfyui.png": (png(("prompt", json.dumps(GRAPH)), ("workflow", json.dumps(WORKFLOW)), size=(512, 768)), COMFY),
     "comfyui-long.png": (png(("prompt", json.dumps(LONG_GRAPH)), ("workflow", json.dumps(WORKFLOW))), {**COMFY, "seed": 77}),
     "comfyui.webp": (webp_fields(workflow="workflow:" + json.dumps(WORKFLOW), prompt="prompt:" + json.dumps(GRAPH)), COMFY),

@@ -2,8 +2,13 @@
 //!
 //! # Source
 //! TIFF 6.0 §2 and Exif 2.32 §4.6: a byte order, a directory of twelve-byte entries, and values behind offsets.
+//!
+//! # Why not a crate
+//! `kamadak-exif` copies every value: a block whose thousand entries point to the same megabytes takes gigabytes with it. And what
+//! fails with real files is the text's coding, which it leaves to its callers.
 
-use super::container::Text;
+use super::Text;
+use super::coding::{guessed, utf16};
 
 /// The fields that tools write their text into.
 const FIELDS: &[(u16, &str)] = &[
@@ -12,8 +17,13 @@ const FIELDS: &[(u16, &str)] = &[
     (0x0110, "Model"),
     (0x0131, "Software"),
     (0x9286, "UserComment"),
+    (0x9c9b, "XPTitle"),
     (0x9c9c, "XPComment"),
+    (0x9c9e, "XPKeywords"),
+    (0x9c9f, "XPSubject"),
 ];
+/// What UserComment begins with.
+const HEADS: &[&[u8; 8]] = &[b"UNICODE\0", b"ASCII\0\0\0", b"JIS\0\0\0\0\0", &[0; 8]];
 /// The entry that leads to the directory with UserComment.
 const EXIF_DIRECTORY: u16 = 0x8769;
 /// Entries of one directory: more than EXIF has tags.
@@ -74,10 +84,10 @@ impl ExifBlock<'_> {
             let Some(value) = value else { continue };
             let text = match *name {
                 "UserComment" => self.comment(value),
-                "XPComment" => utf16(value, true),
-                _ => String::from_utf8_lossy(value).into_owned(),
+                name if name.starts_with("XP") => utf16(value, true),
+                _ => guessed(value, self.little),
             };
-            let text = text.trim_end_matches('\0');
+            let text = text.trim_matches('\0');
             if !text.is_empty() {
                 take(Text::new("EXIF", *name, text))?;
             }
@@ -85,29 +95,12 @@ impl ExifBlock<'_> {
         Ok(exif)
     }
 
-    /// UserComment: eight bytes name the coding of the rest.
+    /// UserComment: eight bytes name the coding of the rest, which tools take lightly.
     fn comment(&self, value: &[u8]) -> String {
-        match value.split_first_chunk::<8>() {
-            Some((b"UNICODE\0", rest)) => {
-                // The standard wants the block's byte order, most tools write big-endian in any; letters below 256 show which it is.
-                let zeros = |odd: usize| rest.iter().skip(odd).step_by(2).filter(|byte| **byte == 0).count();
-                let little = match (zeros(0), zeros(1)) {
-                    (even, odd) if even == odd => self.little,
-                    (even, odd) => odd > even,
-                };
-                match rest {
-                    [0xff, 0xfe, rest @ ..] => utf16(rest, true),
-                    [0xfe, 0xff, rest @ ..] => utf16(rest, false),
-                    _ => utf16(rest, little),
-                }
-            }
-            Some((b"ASCII\0\0\0" | [0, 0, 0, 0, 0, 0, 0, 0], rest)) => String::from_utf8_lossy(rest).into_owned(),
-            _ => String::from_utf8_lossy(value).into_owned(),
-        }
+        let rest = match value.split_first_chunk::<8>() {
+            Some((head, rest)) if HEADS.iter().any(|known| head.eq_ignore_ascii_case(*known)) => rest,
+            _ => value,
+        };
+        guessed(rest, self.little)
     }
-}
-
-fn utf16(bytes: &[u8], little: bool) -> String {
-    let units = bytes.as_chunks::<2>().0.iter().map(|pair| if little { u16::from_le_bytes(*pair) } else { u16::from_be_bytes(*pair) });
-    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
 }
