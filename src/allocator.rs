@@ -3,6 +3,13 @@
 //! Every op makes a fresh image of activations, and the system clears fresh pages before it gives them: on the autoencoder's
 //! large images that took longer than the arithmetic of a normalisation. The program installs this; a library's user chooses
 //! an allocator of their own.
+//!
+//! # Against mimalloc
+//! Counted, not timed: three images' activations of a 512×512 step and decode, as sizes alone (Linux 6.18, two cores). Page faults after
+//! the first image: the system's allocator 4.3 million an image, this one none, mimalloc (libmimalloc-sys 0.1.49) none without purging and 12,000 to 120,000 with
+//! (`MIMALLOC_PURGE_DELAY` 1000 and 10 ms). Resident afterwards: 27 MB, 1701 MB, 872 MB and 420 MB. So mimalloc does as well with half of
+//! the memory. This one stays until a whole image was measured with both: it needs no C compiler in a build without `hub`, and gives back
+//! all that it keeps before an allocation fails.
 #![expect(unsafe_code, reason = "an allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, LayoutError, System};
@@ -32,6 +39,15 @@ pub struct KeepsLargeBlocks {
 struct FreeBlock {
     address: *mut u8,
     size: usize,
+}
+
+impl FreeBlock {
+    fn give_back(self) {
+        if let Ok(layout) = block_layout(self.size) {
+            // SAFETY: the block was made with the layout of its size, and nobody uses it.
+            unsafe { System.dealloc(self.address, layout) };
+        }
+    }
 }
 
 /// The first `count`, in the order in which they were freed.
@@ -79,11 +95,17 @@ impl FreeBlocks {
     /// Gives back to the system what has to go.
     fn make_room(&mut self) {
         while let Some(block) = self.crowded_out() {
-            if let Ok(layout) = block_layout(block.size) {
-                // SAFETY: the block was made with the layout of its size, and nobody uses it.
-                unsafe { System.dealloc(block.address, layout) };
-            }
+            block.give_back();
         }
+    }
+
+    /// Gives all of it back to the system; whether there was any.
+    fn give_all_back(&mut self) -> bool {
+        let any = self.count > 0;
+        while self.count > 0 {
+            self.remove(self.count - 1).give_back();
+        }
+        any
     }
 
     fn keep(&mut self, block: FreeBlock) {
@@ -94,12 +116,13 @@ impl FreeBlocks {
 }
 
 /// What a block of some bytes really has: few enough sizes that blocks find takers. Memory beyond what is asked for is never touched.
+/// `None` where the system is asked for what the caller wants: small blocks, and alignments beyond that of a kept one.
 fn whole(layout: Layout) -> Option<Layout> {
-    if layout.size() < LARGE || layout.align() > HUGE_PAGE {
+    if layout.size() < LARGE {
         return None;
     }
     let size = layout.size().checked_next_multiple_of(layout.size().checked_next_power_of_two()? / 8)?;
-    block_layout(size).ok()
+    block_layout(size).ok().filter(|whole| whole.align() >= layout.align())
 }
 
 /// The layout of a block of a whole size.
@@ -118,6 +141,12 @@ impl KeepsLargeBlocks {
     fn kept(&self) -> MutexGuard<'_, FreeBlocks> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// What `ask` gets of the system. When that is nothing, all kept blocks are given back, and it asks once more.
+    fn of_system(&self, mut ask: impl FnMut() -> *mut u8) -> *mut u8 {
+        let address = ask();
+        if address.is_null() && self.kept().give_all_back() { ask() } else { address }
+    }
 }
 
 // SAFETY: small blocks are the system's. A large one is made with the layout of `whole`, which depends on the caller's layout
@@ -126,7 +155,7 @@ unsafe impl GlobalAlloc for KeepsLargeBlocks {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some(whole) = whole(layout) else {
             // SAFETY: the caller's promise.
-            return unsafe { System.alloc(layout) };
+            return self.of_system(|| unsafe { System.alloc(layout) });
         };
         let mut kept = self.kept();
         kept.used += whole.size();
@@ -136,7 +165,7 @@ unsafe impl GlobalAlloc for KeepsLargeBlocks {
         kept.make_room();
         drop(kept);
         // SAFETY: the size is not 0.
-        let address = unsafe { System.alloc(whole) };
+        let address = self.of_system(|| unsafe { System.alloc(whole) });
         if address.is_null() {
             self.kept().used -= whole.size();
         }
@@ -158,7 +187,7 @@ unsafe impl GlobalAlloc for KeepsLargeBlocks {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if whole(layout).is_none() {
             // SAFETY: the caller's promise.
-            return unsafe { System.alloc_zeroed(layout) };
+            return self.of_system(|| unsafe { System.alloc_zeroed(layout) });
         }
         // SAFETY: the caller's promise; the block is that long.
         unsafe {
@@ -174,8 +203,8 @@ unsafe impl GlobalAlloc for KeepsLargeBlocks {
         // SAFETY: the caller promises that the size is valid with this alignment.
         let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         match (whole(layout), whole(new)) {
-            // SAFETY: the caller's promise.
-            (None, None) => unsafe { System.realloc(address, layout, size) },
+            // SAFETY: the caller's promise; a block that could not be resized is as it was.
+            (None, None) => self.of_system(|| unsafe { System.realloc(address, layout, size) }),
             (Some(old), Some(new)) if old == new => address,
             // SAFETY: the caller's promise; both blocks are that long, and apart.
             _ => unsafe {
@@ -258,6 +287,58 @@ mod tests {
                 assert_eq!(allocator.kept().used, 0);
             }
             assert!(allocator.kept().bytes > 0);
+        }
+    }
+
+    #[test]
+    fn every_alignment_is_honoured() {
+        let allocator = KeepsLargeBlocks::new();
+        for align in (0..23).map(|bits| 1usize << bits) {
+            for size in [1, 1000, LARGE, LARGE + 1, 1 << 20, HUGE_PAGE - 1, HUGE_PAGE, 3 << 20] {
+                let layout = Layout::from_size_align(size, align).expect("a layout");
+                // SAFETY: the size is not 0, and each block is freed once with its layout.
+                unsafe {
+                    let blocks: Vec<*mut u8> =
+                        (0..8).map(|i| if i % 2 == 0 { allocator.alloc(layout) } else { allocator.alloc_zeroed(layout) }).collect();
+                    for block in blocks {
+                        assert!(!block.is_null() && block.addr().is_multiple_of(align), "{layout:?} at {block:?}");
+                        allocator.dealloc(block, layout);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn kept_blocks_are_given_back_before_an_allocation_fails() {
+        let allocator = KeepsLargeBlocks::new();
+        let (large, small, much) = (layout(5_000_000), layout(1000), layout(1 << 62));
+        // SAFETY: the sizes are not 0, and blocks are freed once with their layouts.
+        unsafe {
+            // Whatever is asked for, large or small, cleared or longer: what the system has not is first looked for in what is kept.
+            for ask in 0..4 {
+                allocator.dealloc(allocator.alloc(large), large);
+                assert_eq!(allocator.kept().count, 1);
+                let first = allocator.alloc(small);
+                let mut asked = 0;
+                let address = match ask {
+                    0 => allocator.alloc(much),
+                    1 => allocator.alloc_zeroed(much),
+                    2 => allocator.realloc(first, small, much.size()),
+                    // A system that has a small block only after the kept one came back.
+                    _ => allocator.of_system(|| {
+                        asked += 1;
+                        if allocator.kept().count > 0 { std::ptr::null_mut() } else { System.alloc(small) }
+                    }),
+                };
+                assert_eq!((allocator.kept().count, address.is_null()), (0, ask < 3), "{ask}");
+                if ask == 3 {
+                    assert_eq!(asked, 2);
+                    allocator.dealloc(address, small);
+                }
+                allocator.dealloc(first, small);
+            }
+            assert!(allocator.of_system(std::ptr::null_mut).is_null());
         }
     }
 

@@ -1,54 +1,66 @@
-//! Stable Diffusion as a library: a checkpoint becomes a pipeline, a pipeline generates requests.
+//! Stable Diffusion as a library: a model becomes a pipeline, a pipeline generates what a draft says.
 //!
-//! ```no_run
-//! use sd_gen::{candle_core::{DType, Device}, pipeline::{Pipeline, Silent, BatchItem}, settings::Draft, weights::Checkpoint};
+//! ```
+//! use sd_gen::{device::DeviceChoice, pipeline::Pipeline, settings::Draft};
 //!
-//! let checkpoint = Checkpoint::open("models/emoji".as_ref())?;
-//! let pipeline = Pipeline::load(&checkpoint, &Device::Cpu, DType::F32, DType::F32, &mut Silent)?;
-//! let request = Draft::new("a red apple").resolve(pipeline.spec())?;
-//! let prompt = pipeline.encode_prompt(&request, &mut Silent)?;
-//! let seeds: Vec<u64> = request.seeds().collect();
-//! for generated in pipeline.generate(&BatchItem::of_seeds(&request, &prompt, &seeds), &mut Silent)? {
-//!     generated.image.save(format!("apple-{}.png", generated.seed)).map_err(|e| sd_gen::Error::Image(e.to_string()))?;
-//! }
+//! let draft = Draft::new("a red apple").with(|draft| draft.sampling.steps = Some(2));
+//! let images = Pipeline::open("models/emoji")?.device(DeviceChoice::Cpu).build()?.generate(&draft)?;
+//! assert_eq!(images[0].image.dimensions(), (128, 128));
 //! # Ok::<(), sd_gen::Error>(())
 //! ```
 //!
-//! The dependencies point one way:
+//! What the draft leaves open is decided by the model ([`settings::Draft::resolve`]). Whoever wants to hear of every step, to
+//! stop it, or to generate several requests at once encodes and generates by hand: [`pipeline::Pipeline::encode_prompt`],
+//! [`pipeline::Pipeline::generate_batch`].
 //!
-//! ```text
-//! main → cli → {batch, bench} → pipeline → weights → spec → {models, text} → ops
-//!                                  └→ sampling, settings, noise, image, metadata, disk      error: leaf
-//!   └→ hub → weights
-//! ```
+//! `tests/architecture.rs` holds which module may use which; `ARCHITECTURE.md` tells why.
 
 pub mod adapter;
+#[doc(hidden)]
 pub mod allocator;
+#[doc(hidden)]
 pub mod batch;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod bench;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
 pub mod device;
+#[doc(hidden)]
 pub mod disk;
 mod error;
+#[doc(hidden)]
 pub mod extension;
 pub mod family;
+#[doc(hidden)]
 pub mod guidance;
 pub mod hub;
+#[doc(hidden)]
 pub mod image;
+#[doc(hidden)]
 pub mod inputs;
 pub mod metadata;
+#[doc(hidden)]
 pub mod models;
+#[doc(hidden)]
 pub mod noise;
+#[doc(hidden)]
 pub mod ops;
 pub mod pipeline;
 pub mod prompt;
 pub mod sampling;
 pub mod settings;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod sheet;
 pub mod spec;
 pub mod survey;
+#[doc(hidden)]
 pub mod text;
 pub mod weights;
 
+/// The crate of the images that are generated.
+pub use ::image as image_crate;
 pub use candle_core;
 pub use error::{Error, Result};

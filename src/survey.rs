@@ -147,7 +147,7 @@ impl Survey {
             survey.problem = Some(model_error(path.display(), PICKLE).to_string());
             return Ok(survey);
         }
-        match Blob::map(path).and_then(|blob| WeightFile::new(path.display().to_string(), blob)) {
+        match Blob::open(path).and_then(|blob| WeightFile::new(path.display().to_string(), blob)) {
             Ok(file) => survey.take_file(file),
             Err(error) => {
                 survey.what = "a file that holds no tensors to be read".into();

@@ -27,7 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "extension",
             "family::time_ids",
             "guidance",
-            "image::to_rgb",
+            "image",
             "models",
             "noise",
             "settings",
@@ -50,7 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("extension", &["Error", "Result", "models", "ops", "sampling"]),
     ("ops", &["device"]),
     ("spec", &["sampling"]),
-    ("settings", &["Error", "Result", "adapter", "device", "inputs", "noise", "sampling", "spec"]),
+    ("settings", &["Error", "Result", "adapter", "device", "image", "inputs", "noise", "sampling", "spec"]),
     ("inputs", &[]),
     ("metadata", &["Error", "Result", "inputs", "noise", "settings", "sampling"]),
     ("noise", &["Error", "Result", "sampling::NoiseSource"]),
@@ -74,6 +74,16 @@ const CONFINED: &[(&[&str], &[&str], &str)] = &[
         &["family", "weights", "adapter"],
         "what a family is is its row in `family`; others read the spec's fields",
     ),
+];
+
+/// What each part of the command line may name of it, from the tree of commands down.
+const CLI_MAY_USE: &[(&str, &[&str])] = &[
+    ("commands", &["command", "settings"]),
+    ("command", &["model", "settings", "terminal", "process"]),
+    ("model", &["settings", "terminal", "process"]),
+    ("settings", &["terminal", "process"]),
+    ("terminal", &["process"]),
+    ("process", &[]),
 ];
 
 /// Lines of a file, its tests apart.
@@ -123,6 +133,18 @@ fn violations(sources: &[Source]) -> Vec<String> {
                 let mut uses = uses(&code, &module);
                 uses.retain(|used| !allowed(used));
                 found.extend(uses.into_iter().map(|used| format!("src/{path}: `{top}` may not use `{used}`")));
+            }
+        }
+        if let ("cli", Some(part)) = (top, module.get(1)) {
+            match CLI_MAY_USE.iter().find(|(name, _)| name == part) {
+                None => found.push(format!("src/{path}: `cli::{part}` has no row in tests/architecture.rs")),
+                Some((_, allowed)) => {
+                    let parts = uses(&code, &module)
+                        .into_iter()
+                        .filter_map(|used| Some(used.strip_prefix("cli::")?.split("::").next()?.to_owned()));
+                    let wrong = parts.filter(|used| used != part && !allowed.contains(&used.as_str()));
+                    found.extend(wrong.map(|used| format!("src/{path}: `cli::{part}` may not use `cli::{used}`")));
+                }
             }
         }
         for (words, places, why) in CONFINED.iter().filter(|(_, places, _)| !places.contains(&top)) {
@@ -338,13 +360,15 @@ fn what_breaks_a_rule_is_found() {
         ("weights/a.rs", "use crate::pipeline::Pipeline;", "pipeline::Pipeline"),
         ("error.rs", "use crate::spec::Family;", "spec::Family"),
         ("main.rs", "fn main() { sd_gen::pipeline::f() }", "pipeline::f"),
+        ("cli/terminal/a.rs", "use crate::cli::settings::flags::Flags;", "cli::settings"),
+        ("cli/a.rs", "fn f() {}", "cli::a"),
         ("pipeline/a.rs", "fn f() { println!(\"x\") }", "println!"),
         ("pipeline/a.rs", "fn f() { let s = \"// \"; dbg!(s) }", "dbg!"),
         ("models/a.rs", "#[cfg(feature = \"cuda\")]\nfn f() {}", "cuda"),
         ("models/a.rs", "fn f() { if is_x86_feature_detected!(\"avx2\") {} }", "feature_detected"),
         ("noise.rs", "#[target_feature(enable = \"fma\")]\nfn f() {}", "target_feature"),
         ("pipeline/a.rs", "fn f(x: Family) -> bool { x == family::SDXL }", "family::SDXL"),
-        ("cli/utils.rs", "", "name it"),
+        ("ops/cpu/utils.rs", "", "name it"),
         ("rest.rs", "", "no row"),
     ] {
         let found = violations(&[(path.into(), text.into())]);

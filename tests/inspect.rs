@@ -318,6 +318,23 @@ fn the_models_folder_is_a_table_with_names_that_resolve() {
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2));
     assert!(message.contains("several models start so; say which: plain, xl/plain two"), "{message}");
+    // A whole name is meant by itself, whatever else ends or begins so; and what the advice says can be typed.
+    std::fs::create_dir_all(models.join("sub")).unwrap();
+    for copy in ["sub/plain.safetensors", "plain more.safetensors", "Plain.SAFETENSORS", "sub/large one.safetensors"] {
+        std::fs::copy(models.join("plain.safetensors"), models.join(copy)).unwrap();
+    }
+    for (name, file) in
+        [("plain", "models/plain.safetensors"), ("Plain", "models/Plain.SAFETENSORS"), ("sub/pl", "models/sub/plain.safetensors")]
+    {
+        let files = &said_json(folder.path(), &["inspect", "--no-hash", "--json", name])["path"];
+        assert!(files.as_str().is_some_and(|path| path.ends_with(file)), "{name}: {files}");
+    }
+    let refused = sd_gen(folder.path(), &["inspect", "large one"]);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(message.contains("say which: sub/large one, xl/Large One"), "{message}");
+    for name in ["sub/large one", "xl/Large One"] {
+        said(folder.path(), &["inspect", "--no-hash", name]);
+    }
     let nothing = sd_gen(folder.path(), &["inspect", "nothing-of-this-name"]);
     assert_eq!(nothing.status.code(), Some(2));
     let missing = sd_gen(folder.path(), &["models", "nowhere"]);

@@ -202,7 +202,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
 
 fn generate(pipeline: &Pipeline, request: &Request, seeds: &[u64]) -> Vec<GeneratedImage> {
     let prompt = pipeline.encode_prompt(request, &mut Silent).expect("the prompt is encoded");
-    pipeline.generate(&BatchItem::of_seeds(request, &prompt, seeds), &mut Silent).expect("an image")
+    pipeline.generate_batch(&BatchItem::of_seeds(request, &prompt, seeds), &mut Silent).expect("an image")
 }
 
 /// The largest and the mean difference of two images, in levels of 255.
@@ -476,7 +476,7 @@ fn estimates_come_to_look_like_the_image() {
         let request = request.resolve(checkpoint.spec()).expect("a request");
         let prompt = pipeline.encode_prompt(&request, &mut Silent).expect("an encoded prompt");
         let mut looking = Looking::default();
-        let generated = pipeline.generate(&BatchItem::of_seeds(&request, &prompt, &[1]), &mut looking).expect("an image").remove(0);
+        let generated = pipeline.generate_batch(&BatchItem::of_seeds(&request, &prompt, &[1]), &mut looking).expect("an image").remove(0);
         assert_eq!(looking.0.len(), evaluated, "{sampler}");
         let small = image::imageops::resize(&generated.image, 16, 16, image::imageops::FilterType::Triangle);
         let off = |look: &image::RgbImage| -> f64 {

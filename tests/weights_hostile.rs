@@ -71,7 +71,7 @@ fn broken_headers_are_refused() {
         (with_header(&tensor("[1]", "-4", "0"), 4), &["a.b"]),
         (with_header(&tensor("[1]", "18446744073709551612", "18446744073709551615"), 4), &["a.b"]),
         (with_header(&tensor("[1]", "4", "8"), 8), &["a.b", "gap"]),
-        (with_header(&tensor(&format!("[{}1]", "1,".repeat(50)), "0", "4"), 4), &["a.b", "51 dimensions"]),
+        (with_header(&tensor(&format!("[{}1]", "1,".repeat(50)), "0", "4"), 4), &["a.b", "more than 16 dimensions"]),
         (with_header(r#"{"a.b":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}}"#, 4), &["a.b", "F33"]),
         (with_header(r#"{"a.b":{"dtype":"F4","shape":[1],"data_offsets":[0,1]}}"#, 1), &["a.b", "do not agree"]),
         (
@@ -452,6 +452,67 @@ fn a_truncated_file_is_refused_wherever_it_ends() {
     let bytes = file(&original(&sd1()), &[]);
     for keep in [8, 9, 100, 5_000, bytes.len() / 2, bytes.len() - 1] {
         refused_with(bytes[..keep].to_vec(), &["truncated"]);
+    }
+}
+
+#[test]
+fn a_model_that_is_changed_while_it_is_open_is_an_error_that_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.safetensors");
+    let bytes = file(&original(&sd1()), &[]);
+    let load = |model: &Checkpoint| {
+        let (source, name) = (model.component(Component::UNET), "conv_in.weight");
+        let in_place = source.in_place(name, &[32, 4, 3, 3]).map(|stored| stored.map(|stored| stored.bytes().to_vec()));
+        (in_place, source.tensor(name, &[32, 4, 3, 3], DType::F32, &Device::Cpu))
+    };
+    let cut = |len: usize| std::fs::File::options().write(true).open(&path).unwrap().set_len(len as u64).unwrap();
+    let change: [&dyn Fn(); 3] = [&|| cut(bytes.len() / 2), &|| cut(0), &|| std::fs::write(&path, [&bytes[..], b"more"].concat()).unwrap()];
+    for change in change {
+        std::fs::write(&path, &bytes).unwrap();
+        let model = Checkpoint::open(&path).unwrap();
+        let (in_place, tensor) = load(&model);
+        assert!(in_place.unwrap().is_some() && tensor.is_ok());
+        change();
+        let (in_place, tensor) = load(&model);
+        for error in [in_place.unwrap_err(), tensor.unwrap_err(), model.identity().unwrap_err()] {
+            assert!(error.exit_code() == 3 && error.to_string().contains("m.safetensors was truncated or overwritten"), "{error}");
+        }
+    }
+}
+
+/// What a run of the program that has so many kilobytes of memory says, and its exit code.
+#[cfg(all(target_os = "linux", feature = "builtin-model"))]
+fn run_within(kilobytes: u64, folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let script = format!("ulimit -v {kilobytes} && exec \"$0\" \"$@\"");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_sd-gen")]).args(arguments).current_dir(folder).env("RAYON_NUM_THREADS", "2");
+    let output = command.output().unwrap();
+    (output.status.code(), [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat())
+}
+
+#[cfg(all(target_os = "linux", feature = "builtin-model"))]
+#[test]
+fn a_hostile_file_takes_little_more_memory_than_its_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let zeros = "0,".repeat(15_000_000);
+    std::fs::write(dir.path().join("a.safetensors"), with_header(&format!(r#"{{"__metadata__":{{"a":[{zeros}0]}}}}"#), 0)).unwrap();
+    std::fs::write(dir.path().join("b.safetensors"), with_header(&format!(r#"{{"a":{{"dtype":"U8","shape":[{zeros}0]}}}}"#), 0)).unwrap();
+    let words = format!("{{\"a\":{{\"b\":[{zeros}0]}}}}");
+    std::fs::write(dir.path().join("c.safetensors"), file(&vec![("emb_params".into(), vec![1, 768])], &[("ss_tag_frequency", &words)]))
+        .unwrap();
+    for name in ["model_index.json", "unet/config.json"] {
+        let path = dir.path().join("folder").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, format!("{{\"a\":[{zeros}0]}}")).unwrap();
+    }
+    for (name, words) in [
+        ("a.safetensors", "holds no tensors"),
+        ("b.safetensors", "more than 16 dimensions"),
+        ("c.safetensors", "textual inversion"),
+        ("folder", "too many for a configuration file"),
+    ] {
+        let (code, said) = run_within(700_000, dir.path(), &["inspect", "--no-hash", name]);
+        assert!(code == Some(0) && said.contains(words), "{name}: {code:?} {said:.1000}");
     }
 }
 

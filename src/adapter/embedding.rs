@@ -81,7 +81,7 @@ impl EmbeddingFile {
         if is_pickle(path) {
             return Err(model_error(&shown, PICKLE));
         }
-        Ok(Self::named(WeightFile::new(shown, Blob::map(path)?)?))
+        Ok(Self::named(WeightFile::new(shown, Blob::open(path)?)?))
     }
 
     /// Opens a file's bytes, as [`EmbeddingFile::open`] does a file.
@@ -152,7 +152,7 @@ impl EmbeddingFile {
         if !decode::readable(entry.dtype) {
             return Err(self.wrong(format!("stores {key} as {}, which is not read", entry.dtype)));
         }
-        let values = decode::numbers::<f32>(self.file.bytes(entry)?, entry.dtype);
+        let values = decode::numbers::<f32>(&self.file.bytes(entry)?, entry.dtype);
         if values.iter().any(|x| !x.is_finite()) {
             return Err(self.wrong(format!("has values that are not numbers (NaN or infinity) in {key}")));
         }

@@ -271,7 +271,7 @@ impl<'a> Tensors<'a> {
     fn matrix(self, role: Role) -> Result<Tensor> {
         let entry = self.target.tensors.get(&role).and_then(|i| self.file.entries().get(*i));
         let entry = entry.ok_or_else(|| model_error(&self.file.name, format!("lacks a part of the change of {}", self.target.path)))?;
-        let numbers = decode::numbers::<f32>(self.file.bytes(entry)?, entry.dtype);
+        let numbers = decode::numbers::<f32>(&self.file.bytes(entry)?, entry.dtype);
         let rows = entry.shape.first().copied().unwrap_or(1).max(1);
         let columns = numbers.len() / rows;
         Ok(Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)?)

@@ -103,7 +103,7 @@ impl Adapter {
         if is_pickle(path) {
             return Err(model_error(&shown, PICKLE));
         }
-        Self::understood(WeightFile::new(shown, Blob::map(path)?)?)
+        Self::understood(WeightFile::new(shown, Blob::open(path)?)?)
     }
 
     /// Opens a file's bytes, as [`Adapter::open`] does a file.
@@ -324,8 +324,7 @@ impl Adapter {
     /// The message names the first such tensor.
     pub fn check_numbers(&self) -> Result<()> {
         for entry in self.file.entries().iter().filter(|entry| decode::readable(entry.dtype)) {
-            let finite = decode::are_finite(self.file.bytes(entry)?, entry.dtype);
-            self.file.release(entry);
+            let finite = decode::are_finite(&self.file.bytes(entry)?, entry.dtype);
             if !finite {
                 let what = format!(
                     "has values that are not numbers (NaN or infinity) in {}: the training went wrong; take another file of it",
@@ -344,7 +343,7 @@ fn one_number(file: &WeightFile, target: &Target, role: Role) -> Option<f64> {
     if !decode::readable(entry.dtype) || entry.shape.iter().product::<usize>() != 1 {
         return None;
     }
-    decode::numbers::<f64>(file.bytes(entry).ok()?, entry.dtype).first().copied()
+    decode::numbers::<f64>(&file.bytes(entry).ok()?, entry.dtype).first().copied()
 }
 
 /// What diffusers writes of PEFT's configuration into a file's header.

@@ -424,7 +424,7 @@ impl GeneratedBy {
         let batch: Vec<BatchItem<'_>> =
             tasks.iter().map(|(task, prompt)| BatchItem { request: &task.request, prompt, seed: task.seed }).collect();
         let start = Instant::now();
-        let generated = pipeline.generate(&batch, &mut self.events);
+        let generated = pipeline.generate_batch(&batch, &mut self.events);
         // What generators do side by side takes each of them as much longer.
         let seconds = start.elapsed().as_secs_f64() / (beside * tasks.len()) as f64;
         let error = match generated {

@@ -126,7 +126,7 @@ mod tests {
             other(&generator, request(|_| ()), 1);
         }
         other(&generator(), request(|_| ()), 2);
-        let changes: [fn(&mut Draft); 17] = [
+        let changes: [fn(&mut Draft); 16] = [
             |d| d.prompts = vec!["a dog".into()],
             |d| d.text.negative_prompt = Some(String::new()),
             |d| d.text.negative_prompt = Some("blurry".into()),
@@ -137,7 +137,6 @@ mod tests {
             |d| d.guidance.rescale = Some(0.5),
             |d| d.scheduler.sampler = Some("dpm++2m".into()),
             |d| d.scheduler.schedule = Some(SigmaSchedule::Karras),
-            |d| d.scheduler.schedule = Some(SigmaSchedule::Discrete),
             |d| d.scheduler.timestep_spacing = Some(TimestepSpacing::Trailing),
             |d| d.scheduler.prediction = Some(PredictionType::VPrediction),
             |d| d.scheduler.zero_snr = Some(true),
@@ -164,6 +163,13 @@ mod tests {
         for change in changes {
             assert_eq!(Key::of("m", &generator(), &request(change), 1).unwrap(), key);
         }
+        // A name for what the model does by itself is the same.
+        let named = request(|d| {
+            d.scheduler.schedule = Some(SigmaSchedule::Discrete);
+            d.scheduler.prediction = Some(PredictionType::Epsilon);
+            d.scheduler.zero_snr = Some(false);
+        });
+        assert_eq!(Key::of("m", &generator(), &named, 1).unwrap(), key);
         // Where a scheduler's configuration was read from does not matter either.
         let mut moved = request(|_| ());
         moved.scheduler.source = Some("elsewhere/scheduler_config.json".into());

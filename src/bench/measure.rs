@@ -176,7 +176,7 @@ fn fill(
     drop((latents, decoded));
     clock.time(row, Phase::Image, observer, |observer| {
         let prompt = pipeline.encode_prompt(&whole, observer)?;
-        pipeline.generate(&BatchItem::of_seeds(&whole, &prompt, &seeds), observer)
+        pipeline.generate_batch(&BatchItem::of_seeds(&whole, &prompt, &seeds), observer)
     })?;
     row.peak_host_bytes = can_reset.then(memory::peak).flatten();
     row.peak_device_bytes = device::peak(&case.device);

@@ -70,7 +70,7 @@ pub(super) fn load_cuda() -> Result<(), String> {
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod slots {
     use super::Library;
-    use std::ffi::{CString, c_void};
+    use std::ffi::{CString, c_char, c_void};
     use std::sync::atomic::{AtomicPtr, Ordering};
 
     /// What is called as long as a library is not loaded: CUDA's code for an unknown error.
@@ -78,13 +78,26 @@ mod slots {
         999
     }
 
+    /// The same for a function that returns a text.
+    extern "C" fn absent_text() -> *const c_char {
+        c"the CUDA runtime is not loaded".as_ptr()
+    }
+
+    /// What is called for a function before its library is there.
+    const fn stand_in(name: &str) -> *mut c_void {
+        match name.as_bytes() {
+            b"cudaGetErrorName" | b"cudaGetErrorString" => absent_text as *mut c_void,
+            _ => absent as *mut c_void,
+        }
+    }
+
     macro_rules! jumps {
         ($($library:ident { $($name:ident)* })*) => {
             /// Where each function is.
             #[expect(non_upper_case_globals, reason = "named after the functions")]
             mod slot {
-                use super::{AtomicPtr, absent, c_void};
-                $($(pub(super) static $name: AtomicPtr<c_void> = AtomicPtr::new(absent as *mut c_void);)*)*
+                use super::{AtomicPtr, c_void, stand_in};
+                $($(pub(super) static $name: AtomicPtr<c_void> = AtomicPtr::new(stand_in(stringify!($name)));)*)*
             }
 
             $($(std::arch::global_asm!(

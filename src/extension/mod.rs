@@ -4,9 +4,11 @@
 //! order of a run's extensions is the order in which they act.
 
 mod free_u;
+mod inpaint;
 mod perturbed_attention;
 
 pub use free_u::FreeU;
+pub use inpaint::{KeepUnmaskedLatents, MoreChannels};
 pub use perturbed_attention::PerturbedAttention;
 
 use crate::Result;

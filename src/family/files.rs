@@ -2,6 +2,7 @@
 
 use super::json::Fields;
 use super::keys::Pair;
+use super::lean_json::{Lean, LeanBounds};
 use crate::error::model_error;
 use crate::spec::{Component, ModelSpec};
 use crate::{Error, Result};
@@ -23,6 +24,15 @@ pub(crate) trait TensorNames {
     /// # Errors
     /// Its bytes are not there.
     fn numbers(&self, key: &str) -> Result<Option<Vec<f32>>>;
+}
+
+/// The longest configuration or vocabulary file that is read, in bytes. CLIP's vocabulary has one million. Vocabularies take about
+/// 25 times their length while a tokenizer is made of them.
+pub(crate) const MAX_TEXT: u64 = 16 << 20;
+
+/// An error about a file that is longer than any configuration.
+pub(crate) fn too_long(file: &str, len: u64) -> Error {
+    model_error(file, format!("has {len} bytes, too many for a configuration file"))
 }
 
 /// The configuration files of a diffusers folder, wherever it is. Paths inside it are written with `/`.
@@ -67,9 +77,11 @@ pub(crate) struct CarriedFiles {
 impl CarriedFiles {
     /// From a JSON object of paths and texts in the metadata of the file `name`.
     pub(crate) fn parse(name: &str, carried: &str) -> Result<Self> {
-        let texts = serde_json::from_str(carried)
-            .map_err(|e| model_error(name, format!("carries a configuration ({}) that cannot be read: {e}", super::CONFIGURATION)))?;
-        Ok(Self { name: name.to_owned(), texts })
+        let wrong = |what: &dyn std::fmt::Display| {
+            model_error(name, format!("carries a configuration ({}) that cannot be read: {what}", super::CONFIGURATION))
+        };
+        let texts = Lean::parse(carried, LeanBounds::TEXTS).map_err(|e| wrong(&e))?.into_texts();
+        Ok(Self { name: name.to_owned(), texts: texts.ok_or_else(|| wrong(&"it is no object"))? })
     }
 }
 
@@ -83,7 +95,10 @@ impl ConfigFiles for CarriedFiles {
     }
 
     fn text(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        Ok(self.texts.get(path).map(|text| text.clone().into_bytes()))
+        match self.texts.get(path).map(String::as_bytes) {
+            Some(text) if text.len() as u64 > MAX_TEXT => Err(too_long(&self.shown(path), text.len() as u64)),
+            text => Ok(text.map(<[u8]>::to_vec)),
+        }
     }
 }
 

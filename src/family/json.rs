@@ -1,9 +1,14 @@
 //! Reads the fields of a configuration file, each checked, with errors that name the file and the field.
 
+use super::too_long;
 use crate::error::{model_error, quoted};
 use crate::sampling::without_infinities;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
+
+/// The longest text of a JSON object, in bytes; the largest index of shards has less than one million. What is made of it takes
+/// up to sixty times the memory.
+const MAX_JSON: usize = 4 << 20;
 
 /// A JSON object and the file that it stands in.
 #[derive(Debug, Clone)]
@@ -25,9 +30,12 @@ pub(crate) enum Allowed {
 
 impl Fields {
     /// # Errors
-    /// Text that is not a JSON object.
+    /// Text that is not a JSON object, or far too long for a configuration.
     pub(crate) fn parse(file: impl Into<String>, text: &[u8]) -> Result<Fields> {
         let file = file.into();
+        if text.len() > MAX_JSON {
+            return Err(too_long(&file, text.len() as u64));
+        }
         let text = without_infinities(text);
         match serde_json::from_slice(&text) {
             Ok(Value::Object(map)) => Ok(Fields { file, map }),

@@ -13,6 +13,7 @@ pub(crate) mod json;
 pub(crate) mod keys;
 pub(crate) mod kinds;
 mod latent_diffusion;
+pub(crate) mod lean_json;
 mod refiner;
 pub(crate) mod schedule;
 mod sd1;
@@ -21,7 +22,7 @@ mod sdxl;
 
 use files::CarriedFiles;
 pub use files::TokenizerFiles;
-pub(crate) use files::{ConfigFiles, Description, Exported, TensorNames, names_in};
+pub(crate) use files::{ConfigFiles, Description, Exported, MAX_TEXT, TensorNames, names_in, too_long};
 
 use crate::Result;
 use crate::spec::{Family, ModelSpec};
@@ -174,9 +175,9 @@ fn formats() -> impl Iterator<Item = &'static Format> {
 ///
 /// # Source
 /// `_get_add_time_ids` in diffusers@v0.36:src/diffusers/pipelines/stable_diffusion_xl.
-pub(crate) fn time_ids(spec: &ModelSpec, (height, width): (f64, f64), negative: bool) -> Vec<f64> {
+pub(crate) fn time_ids(spec: &ModelSpec, (height, width): (f64, f64), aesthetic_score: f64) -> Vec<f64> {
     match spec.aesthetic_score {
-        true => refiner::time_ids((height, width), negative),
+        true => refiner::time_ids((height, width), aesthetic_score),
         false => sdxl::time_ids((height, width)),
     }
 }

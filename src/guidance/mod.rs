@@ -4,8 +4,10 @@
 //! no prompt, no model, no noise level but the one it is asked about. What works on the latents or on the network itself is an extension.
 
 mod classifier_free;
+mod instruction_edit;
 
 pub use classifier_free::{ClassifierFree, GuidanceScales};
+pub use instruction_edit::InstructionEdit;
 
 use crate::Result;
 use crate::sampling::{Branch, Branches, CallPoint};

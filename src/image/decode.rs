@@ -99,7 +99,7 @@ fn grey(width: u32, height: u32, values: impl Iterator<Item = u8>) -> GrayImage 
     GrayImage::from_raw(width, height, values.collect()).unwrap_or_else(|| GrayImage::new(width, height))
 }
 
-fn colour(width: u32, height: u32, values: impl Iterator<Item = [u8; 3]>) -> RgbImage {
+pub(super) fn colour(width: u32, height: u32, values: impl Iterator<Item = [u8; 3]>) -> RgbImage {
     let mut image = RgbImage::new(width, height);
     for (pixel, value) in image.pixels_mut().zip(values) {
         *pixel = Rgb(value);

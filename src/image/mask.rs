@@ -1,7 +1,7 @@
 //! Masks: where an image is to be made anew. White is made anew, black is kept.
 
 use super::{ResizeFilter, Span, resize, resize_part};
-use image::{GrayImage, RgbImage, imageops};
+use image::{GrayImage, ImageBuffer, Pixel, RgbImage, imageops};
 
 /// An image's luma, as Pillow's `convert("L")` rounds it (ITU-R 601-2).
 pub fn luma(rgb: &RgbImage) -> GrayImage {
@@ -125,12 +125,16 @@ fn grown(from: i64, to: i64, more: i64, side: i64) -> (i64, i64) {
 ///
 /// # Source
 /// `_resize_and_fill` in huggingface/diffusers@v0.36:src/diffusers/image_processor.py.
-pub fn resize_and_fill(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+pub fn resize_and_fill<P: Pixel<Subpixel = u8> + 'static>(
+    image: &ImageBuffer<P, Vec<u8>>,
+    width: u32,
+    height: u32,
+) -> ImageBuffer<P, Vec<u8>> {
     let (ratio, shape) = (f64::from(width) / f64::from(height), f64::from(image.width()) / f64::from(image.height()));
     let inner_width = if ratio < shape { width } else { scaled(image.width(), height, image.height()) };
     let inner_height = if ratio >= shape { height } else { scaled(image.height(), width, image.width()) };
     let resized = resize(image, inner_width, inner_height, ResizeFilter::Lanczos);
-    let mut filled = RgbImage::new(width, height);
+    let mut filled = ImageBuffer::new(width, height);
     let (x, y) = (i64::from(width / 2) - i64::from(inner_width / 2), i64::from(height / 2) - i64::from(inner_height / 2));
     imageops::replace(&mut filled, &resized, x, y);
     let at = |edge: u32| Span { from: f64::from(edge), to: f64::from(edge) };

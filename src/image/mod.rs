@@ -1,6 +1,7 @@
 //! Images: from the network's numbers to a PNG file with the request inside, and from an input file to pixels.
 
 mod decode;
+mod fill;
 mod mask;
 mod resample;
 #[cfg(test)]
@@ -8,6 +9,7 @@ mod resample;
 mod tests;
 
 pub use decode::{InputImage, decode};
+pub use fill::{Growth, fill_from_around, grow};
 pub use mask::{Region, blur_mask, invert_mask, is_empty_mask, keep_unmasked, luma, masked_region, resize_and_crop, resize_and_fill};
 pub use resample::{ResizeFilter, Span, resize, resize_part};
 

@@ -136,3 +136,34 @@ fn a_blurred_mask_is_opencvs_to_a_level() {
         assert!(levels(blurred.as_raw(), grey(case).as_raw()) <= 1, "{}", case["deviation"]);
     }
 }
+
+#[test]
+fn a_grown_canvas_keeps_the_image_and_goes_on_from_its_edge() {
+    let image = RgbImage::from_fn(24, 16, |x, y| ::image::Rgb([(x * 10) as u8, (y * 15) as u8, 90]));
+    let growth = Growth { left: 8, right: 0, top: 0, bottom: 16 };
+    let (canvas, mask) = grow(&image, growth, 7).unwrap();
+    assert_eq!((canvas.dimensions(), mask.dimensions()), ((32, 32), (32, 32)));
+    for (x, y, pixel) in image.enumerate_pixels() {
+        assert_eq!((canvas.get_pixel(x + 8, y), mask.get_pixel(x + 8, y).0[0]), (pixel, 0));
+    }
+    let new = mask.as_raw().iter().filter(|v| **v == 255).count();
+    assert_eq!(new, 32 * 32 - 24 * 16);
+    for y in 0..16 {
+        let (edge, beside) = (canvas.get_pixel(8, y).0, canvas.get_pixel(7, y).0);
+        assert!(levels(&edge, &beside) <= 30, "row {y}: {edge:?} {beside:?}");
+    }
+    assert_eq!(grow(&image, growth, 7).unwrap().0, canvas, "the same seed, the same bytes");
+    assert!(grow(&image, Growth { left: u32::MAX, ..growth }, 7).is_none());
+}
+
+#[test]
+fn a_hole_is_filled_with_the_colours_around_it() {
+    let mut image = RgbImage::from_pixel(40, 40, ::image::Rgb([200, 40, 10]));
+    let mut mask = GrayImage::new(40, 40);
+    for (x, y) in (12..28).flat_map(|x| (12..28).map(move |y| (x, y))) {
+        image.put_pixel(x, y, ::image::Rgb([0, 255, 255]));
+        mask.put_pixel(x, y, ::image::Luma([255]));
+    }
+    let filled = fill_from_around(&image, &mask);
+    assert!(filled.pixels().all(|p| levels(&p.0, &[200, 40, 10]) <= 2), "{:?}", filled.get_pixel(20, 20));
+}

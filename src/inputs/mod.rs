@@ -20,11 +20,11 @@ const CHUNK: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct InputFile {
     path: PathBuf,
-    content: Option<Content>,
+    content: Option<InputContent>,
 }
 
 #[derive(Debug, Clone)]
-struct Content {
+struct InputContent {
     sha256: [u8; 32],
     /// Of what follows the header of a safetensors file.
     tensors: [u8; 32],
@@ -54,7 +54,7 @@ impl InputFile {
         let mut hash = TensorHash::default();
         hash.update(&bytes);
         let content =
-            Content { sha256: Sha256::digest(&bytes).into(), tensors: hash.finalize(), length: bytes.len() as u64, kept: Some(bytes) };
+            InputContent { sha256: Sha256::digest(&bytes).into(), tensors: hash.finalize(), length: bytes.len() as u64, kept: Some(bytes) };
         Self { path: name.into(), content: Some(content) }
     }
 
@@ -96,7 +96,7 @@ impl InputFile {
 /// Reads inputs, each file once.
 #[derive(Debug, Default)]
 pub struct InputReader {
-    known: HashMap<PathBuf, Content>,
+    known: HashMap<PathBuf, InputContent>,
 }
 
 impl InputReader {
@@ -160,7 +160,7 @@ fn is_pipe(_metadata: &std::fs::Metadata) -> bool {
     false
 }
 
-fn content_of(path: &Path, limit: u64) -> Result<Content, String> {
+fn content_of(path: &Path, limit: u64) -> Result<InputContent, String> {
     let (mut file, again) = open(path)?;
     let (mut hash, mut tensors) = (Sha256::new(), TensorHash::default());
     let mut length = 0u64;
@@ -184,7 +184,7 @@ fn content_of(path: &Path, limit: u64) -> Result<Content, String> {
             kept.extend_from_slice(read);
         }
     }
-    Ok(Content { sha256: hash.finalize().into(), tensors: tensors.finalize(), length, kept: (!again).then(|| kept.into()) })
+    Ok(InputContent { sha256: hash.finalize().into(), tensors: tensors.finalize(), length, kept: (!again).then(|| kept.into()) })
 }
 
 fn hex(hash: &[u8]) -> String {

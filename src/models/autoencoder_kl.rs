@@ -5,7 +5,7 @@ use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig};
 use crate::ops::{Conv2d, Epilogue, GroupNorm, Linear, Padding, UpsamplingConv2d, attention, on_workers};
 use crate::spec::VaeSpec;
 use crate::{Error, Result};
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 /// Epsilon of every norm of the autoencoder.
 const NORM_EPS: f64 = 1e-6;
@@ -149,6 +149,35 @@ impl AutoencoderKLDecoder {
     }
 }
 
+/// What the encoder says of an image's latents, before scaling: `(batch, latent channels, height, width)` each.
+#[derive(Debug, Clone)]
+pub struct LatentDistribution {
+    /// The mean.
+    pub mean: Tensor,
+    /// The standard deviation.
+    pub deviation: Tensor,
+}
+
+impl LatentDistribution {
+    /// One draw, from unit noise.
+    ///
+    /// # Errors
+    /// The noise has another shape.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        Ok(self.mean.broadcast_add(&noise.broadcast_mul(&self.deviation)?)?)
+    }
+}
+
+impl VaeSpec {
+    /// The encoder's latents as the denoising loop wants them.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    pub fn scaled(&self, latents: &Tensor) -> Result<Tensor> {
+        Ok(latents.affine(self.scaling_factor, -self.shift_factor * self.scaling_factor)?)
+    }
+}
+
 /// Image to latents.
 #[derive(Debug)]
 pub struct AutoencoderKLEncoder {
@@ -197,15 +226,23 @@ impl AutoencoderKLEncoder {
         })
     }
 
-    /// The mean of the latent distribution of an image, scaled as the denoising loop wants it.
+    /// The latents' distribution.
     ///
     /// # Shapes
     /// `(batch, 3, height, width)` in [-1, 1] to `(batch, latent channels, height / factor, width / factor)`.
-    pub fn encode_mean(&self, image: &Tensor) -> Result<Tensor> {
-        on_workers(image.device(), || self.mean(image))
+    pub fn encode(&self, image: &Tensor) -> Result<LatentDistribution> {
+        on_workers(image.device(), || self.distribution(image))
     }
 
-    fn mean(&self, image: &Tensor) -> Result<Tensor> {
+    /// The mean of the distribution, scaled as the denoising loop wants it.
+    ///
+    /// # Shapes
+    /// As [`AutoencoderKLEncoder::encode`].
+    pub fn encode_mean(&self, image: &Tensor) -> Result<Tensor> {
+        self.spec.scaled(&self.encode(image)?.mean)
+    }
+
+    fn distribution(&self, image: &Tensor) -> Result<LatentDistribution> {
         let mut x = self.conv_in.forward(&image.permute((0, 2, 3, 1))?.contiguous()?)?;
         for (blocks, downsample) in &self.down {
             for block in blocks {
@@ -219,7 +256,9 @@ impl AutoencoderKLEncoder {
         if let Some(conv) = &self.quant_conv {
             x = conv.forward(&x)?;
         }
-        let mean = x.narrow(D::Minus1, 0, self.spec.latent_channels)?.permute((0, 3, 1, 2))?.contiguous()?;
-        Ok(mean.affine(self.spec.scaling_factor, -self.spec.shift_factor * self.spec.scaling_factor)?)
+        let channels = self.spec.latent_channels;
+        let part = |at: usize| x.narrow(D::Minus1, at, channels)?.permute((0, 3, 1, 2))?.contiguous();
+        let log_variance = part(channels)?.to_dtype(DType::F32)?.clamp(-30.0, 20.0)?;
+        Ok(LatentDistribution { mean: part(0)?, deviation: log_variance.affine(0.5, 0.0)?.exp()? })
     }
 }

@@ -12,7 +12,7 @@ mod resnet;
 mod transformer_2d;
 mod unet_2d_condition;
 
-pub use autoencoder_kl::{AutoencoderKLDecoder, AutoencoderKLEncoder};
+pub use autoencoder_kl::{AutoencoderKLDecoder, AutoencoderKLEncoder, LatentDistribution};
 pub use autoencoder_tiny::AutoencoderTinyDecoder;
 pub use call::{AttentionSite, Backbone, ModelCall, ModelOutput, Patch, Residuals};
 pub use clip_text_model::{ClipTextModel, ClipTextOutput};
@@ -89,7 +89,8 @@ impl<'a> Scope<'a> {
     /// Gives `make` the weights `name` of this place: where they are stored if `ops` reads them there, as a tensor if not.
     fn weight<T>(&self, name: &str, shape: &[usize], make: impl FnOnce(Weight<'_>) -> Result<T>) -> Result<T> {
         let name = format!("{}{name}", self.prefix);
-        if let Some(stored) = self.source.in_place(&name, shape)?
+        if Weight::reads_in_place(self.dtype, self.device)
+            && let Some(stored) = self.source.in_place(&name, shape)?
             && let Some(weight) = Weight::in_place(stored.bytes(), stored.dtype(), shape, self.dtype, self.device)
         {
             return make(weight);

@@ -23,9 +23,13 @@ impl<'a> Weight<'a> {
     /// `shape` says.
     pub fn in_place(bytes: &'a [u8], stored: DType, shape: &[usize], dtype: DType, device: &Device) -> Option<Self> {
         let numbers = Numbers::new(bytes, stored)?;
-        let fits = numbers.len() == shape.iter().product::<usize>() && Numbers::reads(dtype);
-        let here = device.is_cpu() && !super::REFERENCE_ONLY.get();
-        (fits && here).then(|| Self { inner: Inner::InPlace { numbers, shape: shape.to_vec(), dtype } })
+        let fits = numbers.len() == shape.iter().product::<usize>();
+        (fits && Self::reads_in_place(dtype, device)).then(|| Self { inner: Inner::InPlace { numbers, shape: shape.to_vec(), dtype } })
+    }
+
+    /// Whether weights of type `dtype` on `device` are made of numbers in place.
+    pub fn reads_in_place(dtype: DType, device: &Device) -> bool {
+        Numbers::reads(dtype) && device.is_cpu() && !super::REFERENCE_ONLY.get()
     }
 
     /// Numbers that were computed on the CPU, as many as `shape` says, to be used there as `dtype`.

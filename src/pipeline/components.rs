@@ -4,8 +4,8 @@ use super::loading::read;
 use super::observer::Observer;
 use crate::adapter::{AdapterSet, Deltas, ModelWithDeltas};
 use crate::device;
-use crate::models::{AutoencoderKLDecoder, LayerStore, Scope, UNet2DCondition};
-use crate::spec::{ModelSpec, TextEncoderSpec};
+use crate::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, LayerStore, Scope, UNet2DCondition};
+use crate::spec::TextEncoderSpec;
 use crate::text::{ClipTokenizer, TextEncoder};
 use crate::weights::{Checkpoint, Component, ModelSource, TensorSource};
 use crate::{Error, Result};
@@ -34,6 +34,8 @@ pub(super) struct Components {
     text_encoders: RwLock<Slot<Vec<AdaptedText>>>,
     unet: RwLock<Slot<AdaptedUNet>>,
     vae: RwLock<Slot<Box<AutoencoderKLDecoder>>>,
+    /// Read when the first image is to be encoded.
+    encoder: RwLock<Slot<Box<AutoencoderKLEncoder>>>,
 }
 
 /// A place for a network.
@@ -94,7 +96,15 @@ impl Components {
     }
 
     fn empty(model: Option<SharedModel>, place: Placement, turn: Option<Mutex<()>>) -> Self {
-        Self { place, model, turn, text_encoders: RwLock::default(), unet: RwLock::default(), vae: RwLock::default() }
+        Self {
+            place,
+            model,
+            turn,
+            text_encoders: RwLock::default(),
+            unet: RwLock::default(),
+            vae: RwLock::default(),
+            encoder: RwLock::default(),
+        }
     }
 
     pub(super) fn with_text_encoders<T>(
@@ -130,6 +140,15 @@ impl Components {
     ) -> Result<T> {
         let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_vae(model, &self.place, observer);
         self.with(&self.vae, "", observer, load, |vae: &Box<AutoencoderKLDecoder>, observer| work(vae, observer))
+    }
+
+    pub(super) fn with_encoder<T>(
+        &self,
+        observer: &mut dyn Observer,
+        work: impl FnOnce(&AutoencoderKLEncoder, &mut dyn Observer) -> Result<T>,
+    ) -> Result<T> {
+        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_encoder(model, &self.place, observer);
+        self.with(&self.encoder, "", observer, load, |encoder: &Box<AutoencoderKLEncoder>, observer| work(encoder, observer))
     }
 
     /// Works with a network as `signature` wants it; `load` makes it so, of the one that is there or of none.
@@ -172,6 +191,7 @@ impl Components {
         empty(&self.text_encoders);
         empty(&self.unet);
         empty(&self.vae);
+        empty(&self.encoder);
         device::release(&self.place.device);
     }
 }
@@ -182,17 +202,6 @@ fn fill<T>(slot: &RwLock<Slot<T>>, network: T) {
 
 fn empty<T>(slot: &RwLock<Slot<T>>) {
     *slot.write().unwrap_or_else(PoisonError::into_inner) = Slot::default();
-}
-
-/// Refuses models that the pipeline cannot generate with.
-pub(super) fn check(name: &str, spec: &ModelSpec) -> Result<()> {
-    if spec.unet.in_channels == spec.vae.latent_channels {
-        return Ok(());
-    }
-    Err(Error::Model(format!(
-        "{name}: the UNet takes {} channels; models that regenerate (9) or edit (8) need an image to start from, which this version cannot give yet",
-        spec.unet.in_channels
-    )))
 }
 
 fn load_text_encoders(
@@ -265,5 +274,11 @@ fn load_unet(
 fn load_vae(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Box<AutoencoderKLDecoder>> {
     let load =
         |source: &dyn TensorSource| AutoencoderKLDecoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
+    read(model, Component::VAE, place.vae_dtype, observer, load).map(Box::new)
+}
+
+fn load_encoder(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Box<AutoencoderKLEncoder>> {
+    let load =
+        |source: &dyn TensorSource| AutoencoderKLEncoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
     read(model, Component::VAE, place.vae_dtype, observer, load).map(Box::new)
 }

@@ -4,7 +4,7 @@ use super::BatchItem;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
-use crate::guidance::{ClassifierFree, GuidanceScales, Guider};
+use crate::guidance::{ClassifierFree, GuidanceScales, Guider, InstructionEdit};
 use crate::models::Backbone;
 use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
 use crate::{Error, Result};
@@ -53,6 +53,11 @@ impl<'a> GuidedDenoiser<'a> {
 
 /// The guidance of a batch, whose images agree in their shape.
 fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
+    if batch.iter().all(|item| item.request.inputs.edit && item.request.is_guided()) {
+        let scales: Vec<(f64, f64)> =
+            batch.iter().map(|item| (item.request.guidance.scale, item.request.inputs.image_guidance_scale)).collect();
+        return Ok(Box::new(InstructionEdit::new(&scales, device)?));
+    }
     let scales = |item: &BatchItem<'_>| {
         let guidance = &item.request.guidance;
         GuidanceScales {

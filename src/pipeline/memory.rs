@@ -3,7 +3,7 @@
 //! A GPU refuses memory that it has not. On a CPU the system ends the program, and that of every later run at the same image.
 
 use super::BatchItem;
-use super::vae_tiling::{decoding_bytes, tile_bytes};
+use super::vae_tiling::{free_bytes, tile_bytes};
 use crate::device::{memory, release};
 use crate::settings::Request;
 use crate::settings::VaeTiling;
@@ -96,7 +96,8 @@ impl MemoryPromise {
             return Ok(Self { to: &PROMISES, bytes: 0 });
         };
         let (width, height) = (request.canvas.width, request.canvas.height);
-        let (whole, tile) = (decoding_bytes(&spec.vae, height, width, vae_dtype), tile_bytes(&spec.vae, vae_dtype));
+        let whole = free_bytes(&spec.vae, height, width, vae_dtype, device);
+        let tile = tile_bytes(&spec.vae, vae_dtype, device);
         let decoding = if tiling == VaeTiling::Off { whole } else { whole.min(tile) };
         // The image as floats, blended from tiles or not, and as it was decoded.
         let image = (width * height * 3 * 4 * 2) as u64;

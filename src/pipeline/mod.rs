@@ -14,12 +14,15 @@ mod guided_denoiser;
 mod loading;
 mod memory;
 mod observer;
+mod open;
 mod prompt;
+mod start;
 mod vae_tiling;
 
 pub use components::SharedModel;
 pub use memory::denoising_bytes;
 pub use observer::{Estimate, Observer, Silent, Stage};
+pub use open::PipelineBuilder;
 pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
 pub use vae_tiling::decoding_bytes;
 
@@ -41,6 +44,7 @@ use estimate::WithEstimate;
 use finite::{Checks, check_finite};
 use guided_denoiser::GuidedDenoiser;
 use memory::MemoryPromise;
+use start::{Start, StartImage};
 use std::cell::RefCell;
 use std::sync::Arc;
 use tracing::{debug_span, trace};
@@ -114,7 +118,6 @@ impl Pipeline {
     /// # Errors
     /// A tensor is missing or wrong, a tokenizer is unusable, or the observer stops it.
     pub fn load(model: &dyn ModelSource, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
-        components::check(model.name(), model.spec())?;
         let place = Placement { device: device.clone(), dtype, vae_dtype };
         let components = Components::all(model, None, &place, observer)?;
         Ok(Self::of(model.spec().clone(), place, components))
@@ -125,7 +128,6 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::load`].
     pub fn load_shared(model: SharedModel, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
-        components::check(model.name(), model.spec())?;
         let place = Placement { device: device.clone(), dtype, vae_dtype };
         let components = Components::all(&*model, Some(model.clone()), &place, observer)?;
         Ok(Self::of(model.spec().clone(), place, components))
@@ -136,7 +138,6 @@ impl Pipeline {
     /// # Errors
     /// The model cannot be generated with. What is wrong with its tensors shows when they are read.
     pub fn in_turn(model: SharedModel, device: &Device, dtype: DType, vae_dtype: DType) -> Result<Self> {
-        components::check(model.name(), model.spec())?;
         let place = Placement { device: device.clone(), dtype, vae_dtype };
         Ok(Self::of(model.spec().clone(), place.clone(), Components::in_turn(model, place)))
     }
@@ -208,29 +209,36 @@ impl Pipeline {
     /// # Errors
     /// The observer stops it, the images do not go together, the memory is too small for them, or a value stops being finite; the
     /// message names the stage.
-    pub fn generate(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
+    pub fn generate_batch(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
         let memory = MemoryPromise::for_batch(&self.spec, &self.device, (self.dtype, self.vae_dtype), self.vae_tiling, batch)?;
-        let latents = self.denoise(batch, observer)?;
+        let start = batch.first().map(|item| StartImage::of(item.request)).transpose()?.flatten();
+        let latents = self.denoise_from(start.as_ref(), batch, observer)?;
         let mut generated = Vec::new();
         for (i, sketch) in batch.iter().enumerate() {
             observer.stage(Stage::Decode { done: i, all: batch.len() })?;
             // One image at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
             let image = to_rgb(&self.decode_and_tell(&latents, observer)?)?;
+            let image = start.as_ref().map_or(Ok(image.clone()), |start| start.finish(image))?;
             generated.push(GeneratedImage { seed: sketch.seed, image, latents: latents.to_device(&Device::Cpu)? });
         }
         memory.kept();
         Ok(generated)
     }
 
-    /// The final latents of a batch: the first half of [`Pipeline::generate`].
+    /// The final latents of a batch: the first half of [`Pipeline::generate_batch`].
     ///
     /// # Shapes
     /// `(images, channels, height, width)`, f32, unscaled.
     ///
     /// # Errors
-    /// As [`Pipeline::generate`].
+    /// As [`Pipeline::generate_batch`].
     pub fn denoise(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Tensor> {
+        let start = batch.first().map(|item| StartImage::of(item.request)).transpose()?.flatten();
+        self.denoise_from(start.as_ref(), batch, observer)
+    }
+
+    fn denoise_from(&self, start: Option<&StartImage>, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Tensor> {
         let Some(BatchItem { request, .. }) = batch.first() else { return Err(Error::Image("a batch without images".into())) };
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
             return Err(Error::Image("images of different size, steps or sampler cannot be generated at once".into()));
@@ -246,13 +254,21 @@ impl Pipeline {
         let shape = (batch.len(), self.spec.vae.latent_channels, request.canvas.height / factor, request.canvas.width / factor);
         let seeds: Vec<u64> = batch.iter().map(|sketch| sketch.seed).collect();
         let mut noise = SeededNoise::new(request.sampling.rng, &seeds).with_brownian(schedule.brownian);
-        let latents = noise.fresh(&Tensor::zeros(shape, DType::F32, &self.device)?)?.affine(schedule.initial_scale, 0.0)?;
+        let empty = Tensor::zeros(shape, DType::F32, &self.device)?;
+        let Start { latents, schedule, extensions: beside } = match start {
+            None => Start { latents: noise.fresh(&empty)?.affine(schedule.initial_scale, 0.0)?, schedule, extensions: vec![] },
+            Some(start) => self.start(start, request, schedule, &empty, &mut noise, observer)?,
+        };
+        if schedule.steps.is_empty() {
+            return Ok(latents);
+        }
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
         let adapters = self.adapters(request)?;
         self.components.with_unet(&adapters, observer, |unet, observer| {
             let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
             let run = RunContext { schedule: &schedule, latents: &latents, dtype: self.dtype };
-            let extensions = extensions(request);
+            let mut extensions = extensions(request);
+            extensions.extend(beside);
             let mut denoiser = GuidedDenoiser::new(unet, &run, batch, extensions, &checks)?;
             let steps = schedule.steps.len();
             let denoised = RefCell::new(None);
@@ -273,7 +289,7 @@ impl Pipeline {
         })
     }
 
-    /// The images of latents: the second half of [`Pipeline::generate`], before it is rounded to bytes.
+    /// The images of latents: the second half of [`Pipeline::generate_batch`], before it is rounded to bytes.
     ///
     /// # Shapes
     /// `(batch, channels, height, width)` to `(batch, 3, factor × height, factor × width)`, f32, nominally in [-1, 1].

@@ -202,13 +202,18 @@ pub(super) fn condition(spec: &ModelSpec, request: &Request, texts: &[&EncodedTe
     let zero_negative = guided && request.text.negative_prompt.is_none() && spec.zero_missing_negative;
     let size = (request.canvas.height as f64, request.canvas.width as f64);
     let row = |branch: Branch, text: &EncodedText| -> Result<(Branch, Timeline)> {
-        let zero = |x: &Tensor| if zero_negative && branch == Branch::Negative { x.zeros_like() } else { Ok(x.clone()) };
+        let zero = |x: &Tensor| if zero_negative && branch != Branch::Prompt { x.zeros_like() } else { Ok(x.clone()) };
         let pooled = text.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(zero).transpose()?;
-        let time_ids = if pooled.is_some() { time_ids(spec, size, branch == Branch::Negative) } else { vec![] };
+        let guidance = &request.guidance;
+        let score = if branch == Branch::Prompt { guidance.aesthetic_score } else { guidance.negative_aesthetic_score };
+        let time_ids = if pooled.is_some() { time_ids(spec, size, score) } else { vec![] };
         Ok((branch, Timeline::constant(ConditioningRow { context: zero(&text.hidden)?, pooled, time_ids })))
     };
     let branches: &[Branch] = if guided { &[Branch::Negative, Branch::Prompt] } else { &[Branch::Prompt] };
-    let branches = branches.iter().zip(texts).map(|(branch, text)| row(*branch, text)).collect::<Result<_>>()?;
+    let mut branches: Vec<_> = branches.iter().zip(texts).map(|(branch, text)| row(*branch, text)).collect::<Result<_>>()?;
+    if let ([negative, _], true) = (texts, request.inputs.edit) {
+        branches.push(row(Branch::ImageOnly, negative)?);
+    }
     Ok(Conditioning::new(branches))
 }
 

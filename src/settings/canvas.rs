@@ -23,6 +23,7 @@ pub(super) const SIZE: &[Setting] = &[Setting {
     value: "WxH",
     help: "Width and height at once",
     kind: ValueKind::Word,
+    example: "768x512",
     conflicts: &["width", "height"],
     access: super::Access {
         read: |draft, values| {

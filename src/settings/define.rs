@@ -30,8 +30,8 @@ macro_rules! settings {
             const GROUP: fn(&crate::settings::Request) -> Option<&$Group> = $get;
             crate::settings::Setting {
                 access: crate::settings::Access {
-                    decided: |request| GROUP(request).map_or(Vec::new(), |group| crate::settings::value::Slot::<$T>::typed(&group.$field)),
-                    json: |request| GROUP(request).map_or(serde_json::Value::Null, |group| crate::settings::value::Slot::<$T>::json(&group.$field)),
+                    decided: |request| GROUP(request).map_or(Vec::new(), |group| crate::settings::value::ValueSlot::<$T>::public(&group.$field)),
+                    json: |request| GROUP(request).map_or(serde_json::Value::Null, |group| crate::settings::value::ValueSlot::<$T>::json(&group.$field)),
                     ..settings!(@access $at.$field $mode $T)
                 },
                 ..settings!(@row $mode $T, $row, $($help)+)
@@ -77,8 +77,8 @@ macro_rules! settings {
     (@access $at:ident.$field:ident $mode:ident $T:ty) => {
         crate::settings::Access {
             read: |draft, values| crate::settings::value::Said::<$T>::read(&mut draft.$at.$field, values),
-            given: |draft| crate::settings::value::Slot::<$T>::typed(&draft.$at.$field),
-            numbers: |draft| crate::settings::value::Slot::<$T>::numbers(&draft.$at.$field),
+            given: |draft| crate::settings::value::ValueSlot::<$T>::typed(&draft.$at.$field),
+            numbers: |draft| crate::settings::value::ValueSlot::<$T>::numbers(&draft.$at.$field),
             files: |draft| crate::settings::value::Said::<$T>::files(&mut draft.$at.$field),
             ..crate::settings::Setting::IMAGE.access
         }

@@ -1,8 +1,8 @@
 //! What the user said, and what it becomes for a model.
 
 use super::{
-    AdapterDraft, By, CanvasDraft, Effect, GuidanceDraft, LoadDraft, OutputDraft, Request, RunDraft, SamplingDraft, SchedulerDraft, Seed,
-    Setting, TextDraft, ValueKind, find, table,
+    AdapterDraft, By, CanvasDraft, Effect, GuidanceDraft, InputDraft, LoadDraft, OutputDraft, Request, RunDraft, SamplingDraft,
+    SchedulerDraft, Seed, Setting, TextDraft, ValueKind, find, table,
 };
 use crate::inputs::InputReader;
 use crate::spec::ModelSpec;
@@ -37,6 +37,8 @@ pub struct Draft {
     pub scheduler: SchedulerDraft,
     /// Classifier-free guidance.
     pub guidance: GuidanceDraft,
+    /// The images that it is made from.
+    pub inputs: InputDraft,
     /// LoRAs and textual inversions.
     pub adapters: AdapterDraft,
     /// How many images.
@@ -99,7 +101,7 @@ impl Draft {
     pub fn resolve(&self, spec: &ModelSpec) -> Result<Request> {
         let mut draft = self.clone();
         draft.read_files(&mut InputReader::default())?;
-        draft.resolve_read(spec)
+        draft.with_inputs(spec)?.resolve_read(spec)
     }
 
     fn resolve_read(&self, spec: &ModelSpec) -> Result<Request> {
@@ -125,6 +127,7 @@ impl Draft {
             canvas: self.canvas.decide(&by),
             sampling: self.sampling.decide(&by),
             guidance: self.guidance.decide(&by),
+            inputs: self.inputs.decide(&by),
             adapters: self.adapters.decide(&by),
             output: self.output.decide(&by),
             scheduler,

@@ -20,6 +20,17 @@ settings! {
         ..Setting::IMAGE
     };
 
+    /// What SDXL's refiner is told of the image's beauty, 1 to 10
+    aesthetic_score: one f64 = |_| 6.0 => Setting {
+        name: "aesthetic-score", value: "X", default: "6", heading: Heading::Sampling, range: Some((0.0, 100.0)),
+        infotext: Some("Aesthetic score"), off: Some("6"), ..Setting::IMAGE
+    };
+
+    /// The same for the negative prompt
+    negative_aesthetic_score: one f64 = |_| 2.5 => Setting {
+        name: "negative-aesthetic-score", value: "X", default: "2.5", heading: Heading::Sampling, range: Some((0.0, 100.0)),
+        infotext: Some("Negative aesthetic score"), off: Some("2.5"), ..Setting::IMAGE
+    };
     /// Guides from this share of the steps on, 0 to 1
     start: one f64 = |_| 0.0 => Setting {
         name: "guidance-start", value: "X", default: "0", heading: Heading::Sampling, range: Some((0.0, 1.0)),

@@ -23,6 +23,9 @@
 //! A new group is a file with `settings! {}` in it, a field of [`Draft`] and [`Request`], and a line in [`table`]. Relations between
 //! settings, and whatever depends on the model, are checked in [`Draft::resolve`].
 //!
+//! A row whose values are neither numbers, switches, texts nor `words` needs an `example`: the tests take every row through a PNG and
+//! the command that is printed for it, and back.
+//!
 //! `off` is the value that changes nothing: it is neither in the key nor in the PNG, so that images of older versions keep their keys.
 //! `together` says whether the images of one batch must agree in it; they must, where a row is silent.
 //!
@@ -38,6 +41,7 @@ mod canvas;
 mod docs;
 mod draft;
 mod guidance;
+mod inputs;
 mod load;
 mod output;
 mod parts;
@@ -52,6 +56,7 @@ pub use canvas::{CanvasDraft, CanvasSettings, parse_size};
 pub use docs::flag_table;
 pub use draft::Draft;
 pub use guidance::{FreeUFactors, GuidanceDraft, GuidanceSettings};
+pub use inputs::{InpaintArea, InpaintFill, InputDraft, InputSettings};
 pub use load::{LoadDraft, LoadSettings, VaeTiling};
 pub use output::{BatchSize, OutputDraft, OutputSettings};
 pub use parts::{NumberList, Parts, WeightedFile};
@@ -156,6 +161,8 @@ pub struct Setting {
     pub range: Option<(f64, f64)>,
     /// Words that a shell completes.
     pub words: fn() -> Vec<&'static str>,
+    /// A value, where the kind or the words do not give one.
+    pub example: &'static str,
     /// The key in A1111's `parameters`.
     pub infotext: Option<&'static str>,
     /// The value that changes nothing.
@@ -193,7 +200,7 @@ pub struct Access {
     pub numbers: fn(&Draft) -> Vec<f64>,
     /// The files of a draft.
     pub files: fn(&mut Draft) -> Vec<&mut InputFile>,
-    /// A request's values as they would be typed.
+    /// A request's values as they would be typed; files by their names, without their folders.
     pub decided: fn(&Request) -> Vec<String>,
     /// A request's value in its key.
     pub json: fn(&Request) -> serde_json::Value,
@@ -212,6 +219,7 @@ impl Setting {
         heading: Heading::What,
         range: None,
         words: Vec::new,
+        example: "",
         infotext: None,
         off: None,
         effect: Effect::Image,
@@ -270,6 +278,7 @@ pub fn table() -> &'static [Setting] {
             sampling::ROWS,
             scheduler::ROWS,
             guidance::ROWS,
+            inputs::ROWS,
             adapters::ROWS,
             output::ROWS,
             load::ROWS,

@@ -19,6 +19,10 @@ impl WeightedFile {
         self.weights.first().copied().unwrap_or(1.0)
     }
 
+    fn typed_weights(&self) -> String {
+        self.weights.iter().map(|weight| format!(":{weight}")).collect()
+    }
+
     /// The second weight; the first where none was given.
     pub fn second_weight(&self) -> f64 {
         self.weights.get(1).copied().unwrap_or_else(|| self.weight())
@@ -49,8 +53,11 @@ impl Value for WeightedFile {
     }
 
     fn typed(&self) -> String {
-        let weights: String = self.weights.iter().map(|weight| format!(":{weight}")).collect();
-        format!("{}{weights}", self.file.typed())
+        format!("{}{}", self.file.typed(), self.typed_weights())
+    }
+
+    fn public(&self) -> String {
+        format!("{}{}", self.file.public(), self.typed_weights())
     }
 
     fn json(&self) -> Json {

@@ -1,6 +1,9 @@
 //! What is generated, everything decided and checked.
 
-use super::{AdapterSettings, CanvasSettings, Effect, GuidanceSettings, OutputSettings, SamplingSettings, TextSettings, Together, table};
+use super::{
+    AdapterSettings, CanvasSettings, Effect, GuidanceSettings, InputSettings, OutputSettings, SamplingSettings, TextSettings, Together,
+    table,
+};
 use crate::sampling::{Sampler, SchedulerConfig};
 use serde_json::{Map, Value as Json, json};
 
@@ -24,6 +27,8 @@ pub struct Request {
     pub scheduler_is_named: bool,
     /// Classifier-free guidance.
     pub guidance: GuidanceSettings,
+    /// The images that it is made from.
+    pub inputs: InputSettings,
     /// LoRAs and textual inversions.
     pub adapters: AdapterSettings,
     /// How many images.
@@ -35,14 +40,17 @@ pub struct Request {
 pub struct Shape(String);
 
 impl Request {
-    /// Classifier-free guidance is on: the network sees two rows an image.
+    /// Classifier-free guidance is on: the network sees two rows an image, or three where it edits one.
     pub fn is_guided(&self) -> bool {
+        if self.inputs.edit {
+            return self.guidance.scale > 1.0 && self.inputs.image_guidance_scale >= 1.0;
+        }
         self.guidance.scale > 1.0 || self.scheduler.sampler().is_ok_and(Sampler::reads_unguided)
     }
 
     /// Rows of the network for each image, where all branches of its guidance are computed.
     pub fn rows(&self) -> usize {
-        1 + usize::from(self.is_guided()) + usize::from(self.guidance.pag_scale != 0.0)
+        1 + usize::from(self.is_guided()) + usize::from(self.is_guided() && self.inputs.edit) + usize::from(self.guidance.pag_scale != 0.0)
     }
 
     /// The seeds of the images.

@@ -1,6 +1,6 @@
 //! How many steps, and whose noise.
 
-use super::value::{Said, Slot, not_whole};
+use super::value::{Said, ValueSlot, not_whole};
 use super::{By, Heading, Request, Setting, Together, Value, ValueKind};
 use crate::noise::Rng;
 use crate::sampling::Sampler;

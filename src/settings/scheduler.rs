@@ -75,16 +75,17 @@ impl Draft {
         if let Some(name) = &said.sampler {
             scheduler = with_sampler(scheduler, name)?;
         }
-        if let Some(schedule) = said.schedule {
+        // What is so already is left as it is, so that an image has one key whether its scheduler was named or not.
+        if let Some(schedule) = said.schedule.filter(|schedule| !scheduler.sigma_schedule().is_ok_and(|own| own == *schedule)) {
             scheduler = scheduler.with_schedule(schedule);
         }
-        if let Some(spacing) = said.timestep_spacing {
+        if let Some(spacing) = said.timestep_spacing.filter(|spacing| !scheduler.spacing().is_ok_and(|own| own == *spacing)) {
             scheduler = scheduler.with_spacing(spacing);
         }
-        if let Some(prediction) = said.prediction {
+        if let Some(prediction) = said.prediction.filter(|prediction| !scheduler.prediction().is_ok_and(|own| own == *prediction)) {
             scheduler = scheduler.with_prediction(prediction);
         }
-        if let Some(zero_snr) = said.zero_snr {
+        if let Some(zero_snr) = said.zero_snr.filter(|zero_snr| *zero_snr != scheduler.file.rescale_betas_zero_snr.unwrap_or(false)) {
             scheduler = scheduler.with_zero_snr(zero_snr);
         }
         if let Some(eta) = said.eta {
@@ -137,7 +138,7 @@ fn config_of(file: &InputFile) -> Result<SchedulerConfig> {
 fn with_sampler(scheduler: SchedulerConfig, name: &str) -> Result<SchedulerConfig> {
     let (sampler, schedule) = Sampler::from_name(name)?;
     if scheduler.sampler().is_ok_and(|own| own == sampler) {
-        return Ok(match schedule {
+        return Ok(match schedule.filter(|schedule| !scheduler.sigma_schedule().is_ok_and(|own| own == *schedule)) {
             Some(schedule) => scheduler.with_schedule(schedule),
             None => scheduler,
         });

@@ -1,6 +1,6 @@
 //! What the texts are, and how they are encoded.
 
-use super::value::{Said, Slot};
+use super::value::{Said, ValueSlot};
 use super::{By, Heading, Request, Setting, Together, Value, ValueKind};
 
 /// A draft may have several prompts, each of which becomes a request.

@@ -78,6 +78,11 @@ pub trait Value: Sized + Clone {
     /// As it would be typed; [`Value::parse`] reads it back.
     fn typed(&self) -> String;
 
+    /// As it is told to others: what is typed, but for the folders of files.
+    fn public(&self) -> String {
+        self.typed()
+    }
+
     /// As it is in a key: what decides the pixels, and nothing else.
     fn json(&self) -> Json {
         self.typed().into()
@@ -95,11 +100,15 @@ pub trait Value: Sized + Clone {
 }
 
 /// Where values are kept.
-pub(super) trait Slot<T: Value> {
+pub(super) trait ValueSlot<T: Value> {
     fn all(&self) -> Vec<&T>;
 
     fn typed(&self) -> Vec<String> {
         self.all().into_iter().map(T::typed).collect()
+    }
+
+    fn public(&self) -> Vec<String> {
+        self.all().into_iter().map(T::public).collect()
     }
 
     fn numbers(&self) -> Vec<f64> {
@@ -112,19 +121,19 @@ pub(super) trait Slot<T: Value> {
     }
 }
 
-impl<T: Value> Slot<T> for T {
+impl<T: Value> ValueSlot<T> for T {
     fn all(&self) -> Vec<&T> {
         vec![self]
     }
 }
 
-impl<T: Value> Slot<T> for Option<T> {
+impl<T: Value> ValueSlot<T> for Option<T> {
     fn all(&self) -> Vec<&T> {
         self.iter().collect()
     }
 }
 
-impl<T: Value> Slot<T> for Vec<T> {
+impl<T: Value> ValueSlot<T> for Vec<T> {
     fn all(&self) -> Vec<&T> {
         self.iter().collect()
     }
@@ -314,6 +323,10 @@ impl Value for InputFile {
 
     fn typed(&self) -> String {
         self.path().display().to_string()
+    }
+
+    fn public(&self) -> String {
+        self.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// Its content; where it lies does not matter.

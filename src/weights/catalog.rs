@@ -1,9 +1,11 @@
 //! What lies in a folder of models: which files and folders can be named, without opening them.
 
 use super::folder::is_pickle;
+use std::collections::{HashSet, VecDeque};
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
-/// Folders in folders: enough for every way to sort models, and no ring of links is walked for long.
+/// Folders in folders: enough for every way to sort models.
 const DEEPEST: usize = 6;
 /// More than anybody has; a folder given by mistake must not be walked for ever.
 const MOST_ENTRIES: usize = 1_000_000;
@@ -36,41 +38,111 @@ pub fn is_model_folder(path: &Path) -> bool {
 }
 
 /// Everything in `folder` and its folders that holds weights, sorted by name; none where there is no such folder.
+///
+/// Links are followed. A folder that several names lead to is looked into once, under the shortest: a link to a folder above
+/// itself adds nothing.
 pub fn find_models(folder: &Path) -> Vec<Found> {
     let mut found = Vec::new();
     let mut left = MOST_ENTRIES;
-    walk(folder, "", DEEPEST, &mut left, &mut found);
+    let mut seen = HashSet::new();
+    if let Ok(metadata) = std::fs::metadata(folder) {
+        seen.insert(identity(folder, &metadata));
+    }
+    let mut folders = VecDeque::from([(folder.to_owned(), String::new(), DEEPEST)]);
+    while let Some((folder, before, depth)) = folders.pop_front() {
+        let mut below = Vec::new();
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            left -= 1;
+            if left == 0 {
+                break;
+            }
+            // Hidden ones are caches, unfinished downloads and version control.
+            let Some(name) = entry.file_name().to_str().filter(|name| !name.starts_with('.')).map(str::to_owned) else { continue };
+            let path = entry.path();
+            // Follows links, in contrast to the entry's own.
+            let Ok(metadata) = std::fs::metadata(&path) else { continue };
+            if metadata.is_dir() {
+                if is_model_folder(&path) {
+                    found.push(Found { name: format!("{before}{name}"), path, holds: CatalogKind::Folder });
+                } else if depth > 0 {
+                    let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+                    below.push((is_link, format!("{before}{name}/"), path, metadata));
+                }
+            } else if metadata.is_file()
+                && let Some((stem, ending)) = name.rsplit_once('.')
+            {
+                let holds = match ending.eq_ignore_ascii_case("safetensors") {
+                    true => CatalogKind::File,
+                    false if is_pickle(&name) => CatalogKind::Pickle,
+                    false => continue,
+                };
+                found.push(Found { name: format!("{before}{stem}"), path, holds });
+            }
+        }
+        if left == 0 {
+            break;
+        }
+        // Of several names of one folder its own comes before those of links, and the order is always the same.
+        below.sort_by(|(one_is_link, one, ..), (other_is_link, other, ..)| (one_is_link, one).cmp(&(other_is_link, other)));
+        let unseen = below.into_iter().filter(|(_, _, path, metadata)| seen.insert(identity(path, metadata)));
+        folders.extend(unseen.map(|(_, name, path, _)| (path, name, depth - 1)).collect::<Vec<_>>());
+    }
     found.sort_by(|one, other| one.name.cmp(&other.name).then_with(|| one.path.cmp(&other.path)));
     found
 }
 
-fn walk(folder: &Path, before: &str, depth: usize, left: &mut usize, found: &mut Vec<Found>) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        *left = left.saturating_sub(1);
-        if *left == 0 {
-            return;
+/// What tells a folder from all others, whatever it is called: its device and its number there.
+#[cfg(unix)]
+fn identity(_: &Path, metadata: &Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (metadata.dev(), metadata.ino())
+}
+
+/// What tells a folder from all others, whatever it is called: its path without links.
+#[cfg(not(unix))]
+fn identity(path: &Path, _: &Metadata) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        find_models(folder).into_iter().map(|found| found.name).collect()
+    }
+
+    #[test]
+    fn models_are_found_in_folders_and_not_in_hidden_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b.safetensors", "a.ckpt", "text.txt", "d/e/c.SAFETENSORS", ".hidden/x.safetensors", "f/model_index.json"] {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
         }
-        let path = entry.path();
-        // Hidden ones are caches, unfinished downloads and version control.
-        let Some(name) = entry.file_name().to_str().filter(|name| !name.starts_with('.')).map(str::to_owned) else { continue };
-        // Follows links, in contrast to the entry's own.
-        let Ok(metadata) = std::fs::metadata(&path) else { continue };
-        let named = |name: &str| format!("{before}{name}");
-        if metadata.is_dir() {
-            if is_model_folder(&path) {
-                found.push(Found { name: named(&name), path, holds: CatalogKind::Folder });
-            } else if depth > 0 {
-                walk(&path, &format!("{before}{name}/"), depth - 1, left, found);
-            }
-        } else if metadata.is_file()
-            && let Some((stem, ending)) = name.rsplit_once('.')
-        {
-            let holds = match ending.eq_ignore_ascii_case("safetensors") {
-                true => CatalogKind::File,
-                false if is_pickle(&name) => CatalogKind::Pickle,
-                false => continue,
-            };
-            found.push(Found { name: named(stem), path, holds });
+        assert_eq!(names(folder.path()), ["a", "b", "d/e/c", "f"]);
+        assert!(names(&folder.path().join("none")).is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_to_folders_above_add_no_names_and_no_time() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let (models, elsewhere) = (folder.path().join("models"), folder.path().join("elsewhere"));
+        std::fs::create_dir_all(models.join("sub")).unwrap();
+        std::fs::create_dir_all(&elsewhere).unwrap();
+        for path in [models.join("one.safetensors"), models.join("sub/two.safetensors"), elsewhere.join("three.safetensors")] {
+            std::fs::write(path, "").unwrap();
         }
+        // Ten names for every folder on every level: a walk of all of them would take 10^7 looks.
+        for i in 0..10 {
+            symlink(".", models.join(format!("loop{i}"))).unwrap();
+            symlink("..", models.join(format!("sub/up{i}"))).unwrap();
+        }
+        symlink("sub", models.join("also-sub")).unwrap();
+        symlink(&elsewhere, models.join("linked")).unwrap();
+        symlink("one.safetensors", models.join("other.safetensors")).unwrap();
+        assert_eq!(names(&models), ["linked/three", "one", "other", "sub/two"]);
     }
 }

@@ -1,4 +1,4 @@
-//! A model that was found, understood and mapped, and is ready to be read.
+//! A model that was found, understood and opened, and is ready to be read.
 
 use super::component::{ComponentTensors, Part};
 use super::file::{Blob, WeightFile};
@@ -18,7 +18,7 @@ pub struct OpenOptions {
     pub prefer_variant: Option<String>,
 }
 
-/// An opened model. See the module's documentation for what must not happen to its files meanwhile.
+/// An opened model. Its files stay open; see the module's documentation for what happens when they change.
 #[derive(Debug)]
 pub struct Checkpoint {
     pub(crate) name: String,
@@ -54,7 +54,7 @@ impl Checkpoint {
         if is_pickle(path) {
             return Err(model_error(&shown, PICKLE));
         }
-        Checkpoint::from_file(WeightFile::new(shown, Blob::map(path)?)?)
+        Checkpoint::from_file(WeightFile::new(shown, Blob::open(path)?)?)
     }
 
     /// Opens a diffusers folder that is compiled into the program: relative paths with `/`, and bytes.
@@ -142,7 +142,7 @@ impl Checkpoint {
 
     /// The tensors of one network.
     pub fn component(&self, component: Component) -> ComponentTensors<'_> {
-        ComponentTensors { part: self.part(component).unwrap_or(&self.nothing), concluded: &self.concluded }
+        ComponentTensors::new(self.part(component).unwrap_or(&self.nothing), &self.concluded)
     }
 
     pub(crate) fn part(&self, component: Component) -> Option<&Part> {

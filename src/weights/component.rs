@@ -1,13 +1,14 @@
 //! One network of a checkpoint: which stored tensor stands behind each of diffusers' names.
 
+use super::disk_file::{ReadBuffers, TensorBytes};
 use super::file::WeightFile;
 use super::header::Entry;
 use super::{TensorSource, decode, ignorable, model_error, quoted};
 use crate::family::keys::{Form, Pair};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Where a tensor is.
@@ -122,7 +123,7 @@ impl Part {
     }
 
     /// The tensor as it is stored, brought into diffusers' form.
-    pub(crate) fn raw(&self, name: &str) -> Result<Raw<'_>> {
+    pub(crate) fn raw<'a>(&'a self, name: &str, buffers: &'a ReadBuffers) -> Result<Raw<'a>> {
         let (file, entry, form) = self.find(name).ok_or_else(|| self.missing(name))?;
         if !decode::readable(entry.dtype) {
             return Err(model_error(
@@ -133,18 +134,13 @@ impl Part {
         if let Some(place) = self.places.get(name) {
             file.mark_used(place.entry);
         }
-        let raw = Raw { dtype: entry.dtype, shape: entry.shape.clone(), bytes: Cow::Borrowed(file.bytes(entry)?) };
-        form.apply(raw).ok_or_else(|| {
+        let cannot = || {
             let what = format!("has tensor {} of shape {:?}, which cannot be {form:?} to become {name}", quoted(&entry.name), entry.shape);
             model_error(&file.name, what)
-        })
-    }
-
-    /// Says that the tensor's bytes are not needed any more.
-    pub(crate) fn release(&self, name: &str) {
-        if let Some((file, entry, _)) = self.find(name) {
-            file.release(entry);
-        }
+        };
+        let bytes = file.part(entry, form.part(entry).ok_or_else(cannot)?, buffers)?;
+        let bytes = form.apply(bytes, &entry.shape, entry.dtype).ok_or_else(cannot)?;
+        Ok(Raw { dtype: entry.dtype, shape: form.shape(&entry.shape), bytes })
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -157,11 +153,11 @@ impl Part {
 }
 
 /// A tensor's numbers as bytes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Raw<'a> {
     pub(crate) dtype: safetensors::Dtype,
     pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: Cow<'a, [u8]>,
+    pub(crate) bytes: TensorBytes<'a>,
 }
 
 impl Form {
@@ -175,26 +171,24 @@ impl Form {
         }
     }
 
-    /// From the stored tensor to diffusers'; `None` where the shape does not allow it.
-    fn apply(self, raw: Raw<'_>) -> Option<Raw<'_>> {
-        let shape = self.shape(&raw.shape);
-        let Raw { dtype, bytes, .. } = raw;
-        let bytes = match self {
-            Form::Same | Form::Squeezed => bytes,
+    /// Which of the stored tensor's bytes are wanted; `None` where the shape does not allow it.
+    fn part(self, entry: &Entry) -> Option<Range<usize>> {
+        let all = entry.range.len();
+        match self {
             Form::Third(part) => {
-                if raw.shape.first()? % 3 != 0 {
-                    return None;
-                }
-                let third = bytes.len() / 3;
-                let range = part * third..(part + 1) * third;
-                match bytes {
-                    Cow::Borrowed(bytes) => Cow::Borrowed(bytes.get(range)?),
-                    Cow::Owned(bytes) => Cow::Owned(bytes.get(range)?.to_vec()),
-                }
+                let third = all / 3;
+                (entry.shape.first()? % 3 == 0).then_some(part * third..(part + 1) * third)
             }
-            Form::Transposed => transpose(&bytes, &raw.shape, dtype.bitsize() / 8)?.into(),
-        };
-        Some(Raw { dtype, shape, bytes })
+            _ => Some(0..all),
+        }
+    }
+
+    /// From the stored bytes that are wanted to diffusers'; `None` where the shape does not allow it.
+    fn apply<'a>(self, bytes: TensorBytes<'a>, stored: &[usize], dtype: safetensors::Dtype) -> Option<TensorBytes<'a>> {
+        match self {
+            Form::Same | Form::Squeezed | Form::Third(_) => Some(bytes),
+            Form::Transposed => transpose(&bytes, stored, dtype.bitsize() / 8).map(Into::into),
+        }
     }
 
     /// The stored tensor's shape, from the shapes of all of its parts in diffusers: the inverse of [`Form::shape`].
@@ -215,7 +209,7 @@ impl Form {
         }
     }
 
-    /// The stored tensor, from all of its parts in diffusers, in order: the inverse of [`Form::apply`].
+    /// The stored tensor, from all of its parts in diffusers, in order: the inverse of [`Form::part`] and [`Form::apply`].
     pub(crate) fn invert(self, mut parts: Vec<Raw<'_>>) -> Option<Raw<'_>> {
         let shapes: Vec<Vec<usize>> = parts.iter().map(|part| part.shape.clone()).collect();
         let shape = self.stored_shape(&shapes)?;
@@ -224,7 +218,7 @@ impl Form {
             return None;
         }
         let bytes = match self {
-            Form::Third(_) => parts.iter().map(|part| part.bytes.as_ref()).collect::<Vec<_>>().concat().into(),
+            Form::Third(_) => parts.iter().map(|part| &*part.bytes).collect::<Vec<_>>().concat().into(),
             Form::Same | Form::Squeezed => parts.pop()?.bytes,
             Form::Transposed => {
                 let part = parts.pop()?;
@@ -248,16 +242,21 @@ fn transpose(bytes: &[u8], shape: &[usize], width: usize) -> Option<Vec<u8>> {
 }
 
 /// One network's tensors, served.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct ComponentTensors<'a> {
-    pub(crate) part: &'a Part,
+    part: &'a Part,
     /// What the architecture was concluded from, for messages.
-    pub(crate) concluded: &'a str,
+    concluded: &'a str,
+    buffers: ReadBuffers,
 }
 
-impl ComponentTensors<'_> {
-    /// The tensor `name` as it is stored, and where, after its shape was found to be `shape`.
-    fn checked(&self, name: &str, shape: &[usize]) -> Result<(&WeightFile, &Entry, Raw<'_>)> {
+impl<'a> ComponentTensors<'a> {
+    pub(crate) fn new(part: &'a Part, concluded: &'a str) -> Self {
+        Self { part, concluded, buffers: ReadBuffers::default() }
+    }
+
+    /// Where the tensor `name` is, after its shape was found to be `shape`.
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<(&WeightFile, &Entry, Form)> {
         let with_reason = |e: Error| match e {
             Error::Model(what) => Error::Model(format!("{what} ({})", self.concluded)),
             other => other,
@@ -271,25 +270,23 @@ impl ComponentTensors<'_> {
                 format!("has tensor {key} of shape {found:?} where {} needs {shape:?}", self.part.title),
             )));
         }
-        Ok((file, entry, self.part.raw(name)?))
+        Ok((file, entry, form))
     }
 }
 
 impl TensorSource for ComponentTensors<'_> {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        let (file, entry, raw) = self.checked(name, shape)?;
+        let (file, ..) = self.checked(name, shape)?;
+        let raw = self.part.raw(name, &self.buffers)?;
         let tensor = decode::tensor(&raw.bytes, raw.dtype, shape, dtype, device);
-        file.release(entry);
         Ok(tensor
             .ok_or_else(|| model_error(&file.name, format!("has tensor {} as {}, not read as {dtype:?}", quoted(name), raw.dtype)))??)
     }
 
     fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
-        let (file, entry, raw) = self.checked(name, shape)?;
-        Ok(match (raw.bytes, decode::computed_as(raw.dtype)) {
-            (Cow::Borrowed(bytes), Some(dtype)) => Some(InPlace { bytes, dtype, file, entry }),
-            _ => None,
-        })
+        let (_, entry, form) = self.checked(name, shape)?;
+        let Some(dtype) = decode::computed_as(entry.dtype).filter(|_| form != Form::Transposed) else { return Ok(None) };
+        Ok(Some(InPlace { bytes: self.part.raw(name, &self.buffers)?.bytes, dtype }))
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
@@ -297,31 +294,21 @@ impl TensorSource for ComponentTensors<'_> {
     }
 }
 
-/// A tensor's numbers where the file has them: little-endian, at any alignment, in the order of the shape.
-///
-/// When it goes, so do the file's pages from the process's memory.
+/// A tensor's numbers as the file has them: little-endian, at any alignment, in the order of the shape.
 #[derive(Debug)]
 pub struct InPlace<'a> {
-    bytes: &'a [u8],
+    bytes: TensorBytes<'a>,
     dtype: DType,
-    file: &'a WeightFile,
-    entry: &'a Entry,
 }
 
 impl InPlace<'_> {
     /// The numbers.
     pub fn bytes(&self) -> &[u8] {
-        self.bytes
+        &self.bytes
     }
 
     /// Their type.
     pub fn dtype(&self) -> DType {
         self.dtype
-    }
-}
-
-impl Drop for InPlace<'_> {
-    fn drop(&mut self) {
-        self.file.release(self.entry);
     }
 }

@@ -1,10 +1,11 @@
 //! Writes a model in another layout.
 //!
-//! Tensors go from the map to the file one after the other; nothing else of the weights is in memory. An existing file or
+//! Tensors go from file to file one after the other; nothing else of the weights is in memory. An existing file or
 //! folder is never touched: the result grows under a temporary name beside its own and is renamed when it is complete.
 
 use super::checkpoint::Checkpoint;
 use super::component::{Part, Raw};
+use super::disk_file::ReadBuffers;
 use super::{decode, model_error, quoted};
 use crate::disk;
 use crate::family::json::Fields;
@@ -294,13 +295,13 @@ fn write(
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
     out.write_all(&header).map_err(Error::io(path))?;
     let mut synced = report.bytes;
+    let buffers = ReadBuffers::default();
     for Planned { item, dtype, shape, bytes } in &plan {
-        let raw = item.read(*dtype)?;
+        let raw = item.read(*dtype, &buffers)?;
         if raw.shape != *shape || raw.bytes.len() != *bytes || raw.dtype != *dtype {
             return Err(unexpected(&format!("{} changed while it was written", item.key)));
         }
         out.write_all(&raw.bytes).map_err(Error::io(path))?;
-        item.names.iter().for_each(|name| item.part.release(name));
         report.tensors += 1;
         report.bytes += *bytes as u64;
         written(report.bytes)?;
@@ -350,13 +351,13 @@ fn plan<'a>(items: &'a [Item<'a>], wanted: Option<Dtype>) -> Result<Vec<Planned<
 }
 
 impl Item<'_> {
-    fn read(&self, dtype: Dtype) -> Result<Raw<'_>> {
+    fn read<'b>(&'b self, dtype: Dtype, buffers: &'b ReadBuffers) -> Result<Raw<'b>> {
         if self.names.is_empty() {
             return Ok(Raw { dtype, shape: vec![0], bytes: [].as_slice().into() });
         }
         let no_way = |stored: Dtype| unexpected(&format!("{} has no way from {stored} to {dtype}", self.key));
-        let read = |name: &String| -> Result<Raw<'_>> {
-            let raw = self.part.raw(name)?;
+        let read = |name: &String| -> Result<Raw<'b>> {
+            let raw = self.part.raw(name, buffers)?;
             if self.changes.changes(self.component, name) {
                 let values = decode::numbers::<f32>(&raw.bytes, raw.dtype);
                 let values = self.changes.changed(self.component, name, &raw.shape, values)?;

@@ -1,6 +1,6 @@
 //! Turns the bytes of one stored tensor into numbers of another type.
 //!
-//! Numbers are converted in blocks from the mapped bytes into the memory of the result: there is no copy in between, and
+//! Numbers are converted in blocks from the stored bytes into the memory of the result: there is no copy in between, and
 //! equal types are copied as they are.
 
 use candle_core::{DType, Device, Tensor, WithDType};

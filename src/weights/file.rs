@@ -1,49 +1,55 @@
 //! One weight file: its bytes, where they come from, and which tensors were asked for.
 
+use super::disk_file::{DiskFile, ReadBuffers, TensorBytes};
 use super::header::{self, Entry, Header};
 use super::{decode, model_error, quoted};
-use crate::Result;
 use crate::family::TensorNames;
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use crate::{Error, Result};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::debug;
 
-/// The bytes of a file.
+/// Where the bytes of a weight file are.
+#[derive(Debug)]
 pub(crate) enum Blob {
-    Mapped(memmap2::Mmap),
+    Disk(DiskFile),
     Static(&'static [u8]),
     Owned(Vec<u8>),
 }
 
 impl Blob {
-    /// Maps the file at `path`, which is a regular file and not a device or a pipe.
-    pub(crate) fn map(path: &Path) -> Result<Blob> {
-        let shown = path.display();
-        let failed = |e: std::io::Error| model_error(shown.to_string(), format!("cannot be read: {e}"));
-        // Before opening: opening a named pipe would wait for a writer.
-        let metadata = std::fs::metadata(path).map_err(failed)?;
-        if !metadata.is_file() {
-            return Err(model_error(shown, "is not a regular file"));
-        }
-        let file = File::open(path).map_err(failed)?;
-        if metadata.len() == 0 {
-            return Ok(Blob::Static(&[]));
-        }
-        #[expect(unsafe_code, reason = "mapping a file is unsafe because another process can change it")]
-        // SAFETY: the map is read-only, and is only ever read as plain bytes that are copied out and converted: no reference
-        // into it is kept as another type, and no length or offset in it is read twice. What another process can do to the
-        // mapped bytes is stated in the module's documentation.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
-        Ok(Blob::Mapped(map))
+    /// The regular file at `path`.
+    ///
+    /// # Errors
+    /// As [`DiskFile::open`].
+    pub(crate) fn open(path: &Path) -> Result<Blob> {
+        DiskFile::open(path).map(Blob::Disk)
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// How many bytes there are.
+    pub(crate) fn len(&self) -> u64 {
         match self {
-            Blob::Mapped(map) => map,
-            Blob::Static(bytes) => bytes,
-            Blob::Owned(bytes) => bytes,
+            Blob::Disk(file) => file.len(),
+            Blob::Static(bytes) => bytes.len() as u64,
+            Blob::Owned(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// The bytes of `range`, in a buffer of `buffers` where they come from the disk; `None` where there are not as many.
+    ///
+    /// # Errors
+    /// As [`DiskFile::read`].
+    pub(crate) fn read<'a>(&'a self, range: Range<usize>, buffers: &'a ReadBuffers) -> Result<Option<TensorBytes<'a>>> {
+        match self {
+            Blob::Disk(file) if range.start <= range.end && range.end as u64 <= file.len() => {
+                buffers.read(file, range.start as u64, range.len()).map(Some)
+            }
+            Blob::Disk(_) => Ok(None),
+            Blob::Static(bytes) => Ok(bytes.get(range).map(Into::into)),
+            Blob::Owned(bytes) => Ok(bytes.get(range).map(Into::into)),
         }
     }
 }
@@ -54,23 +60,21 @@ pub(crate) struct WeightFile {
     pub(crate) name: String,
     blob: Blob,
     header: Header,
-    by_name: HashMap<String, usize>,
     used: Vec<AtomicBool>,
 }
 
 impl WeightFile {
     /// Reads the header of `blob`.
     pub(crate) fn new(name: String, blob: Blob) -> Result<WeightFile> {
-        let header = header::parse(&name, blob.bytes())?;
-        debug!(bytes = blob.bytes().len(), tensors = header.entries.len(), "opened {name}");
-        let by_name = header.entries.iter().enumerate().map(|(i, entry)| (entry.name.clone(), i)).collect();
+        let header = header::read(&name, &blob)?;
+        debug!(bytes = blob.len(), tensors = header.entries.len(), "opened {name}");
         let used = header.entries.iter().map(|_| AtomicBool::new(false)).collect();
-        Ok(WeightFile { name, blob, header, by_name, used })
+        Ok(WeightFile { name, blob, header, used })
     }
 
     /// The file's bytes, header and all.
     pub(crate) fn len(&self) -> u64 {
-        self.blob.bytes().len() as u64
+        self.blob.len()
     }
 
     pub(crate) fn entries(&self) -> &[Entry] {
@@ -83,7 +87,7 @@ impl WeightFile {
 
     /// The number of the tensor `key`.
     pub(crate) fn find(&self, key: &str) -> Option<usize> {
-        self.by_name.get(key).copied()
+        self.header.find(key)
     }
 
     /// The tensor `key`.
@@ -96,25 +100,28 @@ impl WeightFile {
         self.entry(key).map(|entry| entry.shape.as_slice())
     }
 
-    /// The bytes of a tensor of this file.
-    pub(crate) fn bytes(&self, entry: &Entry) -> Result<&[u8]> {
-        self.blob
-            .bytes()
-            .get(entry.range.clone())
-            .ok_or_else(|| model_error(&self.name, format!("has no bytes for tensor {}", quoted(&entry.name))))
+    /// The bytes of a tensor of this file, in memory of their own where the file is on the disk.
+    pub(crate) fn bytes(&self, entry: &Entry) -> Result<Cow<'_, [u8]>> {
+        Ok(match &self.blob {
+            Blob::Disk(file) => {
+                let mut bytes = vec![0; entry.range.len()];
+                file.read(entry.range.start as u64, &mut bytes)?;
+                bytes.into()
+            }
+            Blob::Static(bytes) => bytes.get(entry.range.clone()).ok_or_else(|| self.has_no_bytes(entry))?.into(),
+            Blob::Owned(bytes) => bytes.get(entry.range.clone()).ok_or_else(|| self.has_no_bytes(entry))?.into(),
+        })
     }
 
-    /// Tells the system that a tensor's bytes were copied out, so that the file's pages do not count as ours beside the weights.
-    pub(crate) fn release(&self, entry: &Entry) {
-        #[cfg(unix)]
-        if let Blob::Mapped(map) = &self.blob {
-            #[expect(unsafe_code, reason = "some of these advices destroy what is in memory")]
-            // SAFETY: a read-only map of a file has nothing that could be lost: whoever reads the range again gets it from the file.
-            // The range was checked to lie in the map when the header was read; the map's own page rounding keeps it there.
-            let advised = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, entry.range.start, entry.range.len()) };
-            // Only memory is at stake, so a system that refuses is no error.
-            drop(advised);
-        }
+    /// Some of the bytes of a tensor of this file, in a buffer of `buffers`.
+    pub(crate) fn part<'a>(&'a self, entry: &Entry, part: Range<usize>, buffers: &'a ReadBuffers) -> Result<TensorBytes<'a>> {
+        let from = entry.range.start;
+        let bytes = self.blob.read(from + part.start..from + part.end, buffers)?;
+        bytes.ok_or_else(|| self.has_no_bytes(entry))
+    }
+
+    fn has_no_bytes(&self, entry: &Entry) -> Error {
+        model_error(&self.name, format!("has no bytes for tensor {}", quoted(&entry.name)))
     }
 
     /// Notes that somebody asked for the tensor.
@@ -150,7 +157,7 @@ impl TensorNames for WeightFile {
 
     fn numbers(&self, key: &str) -> Result<Option<Vec<f32>>> {
         let entry = self.entry(key).filter(|entry| decode::readable(entry.dtype));
-        entry.map(|entry| Ok(decode::numbers::<f32>(self.bytes(entry)?, entry.dtype))).transpose()
+        entry.map(|entry| Ok(decode::numbers::<f32>(&self.bytes(entry)?, entry.dtype))).transpose()
     }
 }
 
@@ -178,7 +185,7 @@ mod tests {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut file = File::options().write(true).open(&path).unwrap();
+                let mut file = std::fs::File::options().write(true).open(&path).unwrap();
                 while !done.load(Ordering::Relaxed) {
                     for name in [b"\xf4z", b"zz"] {
                         file.seek(SeekFrom::Start(last)).unwrap();
@@ -187,7 +194,7 @@ mod tests {
                 }
             });
             for _ in 0..100 {
-                let opened = Blob::map(&path).and_then(|blob| WeightFile::new("a".into(), blob));
+                let opened = Blob::open(&path).and_then(|blob| WeightFile::new("a".into(), blob));
                 for entry in opened.iter().flat_map(WeightFile::entries) {
                     // What `str` promises, of bytes that it never looks at again.
                     if std::str::from_utf8(std::hint::black_box(entry.name.as_bytes())).is_err() {

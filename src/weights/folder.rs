@@ -2,14 +2,12 @@
 
 use super::file::{Blob, WeightFile};
 use super::{model_error, quoted};
-use crate::Result;
-use crate::family::{ConfigFiles, names_in};
-use std::io::Read;
+use crate::family::{ConfigFiles, MAX_TEXT, names_in, too_long};
+use crate::{Result, disk};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The longest configuration or vocabulary file that is read, in bytes. CLIP's vocabulary has one million.
-const MAX_TEXT: u64 = 64 << 20;
 /// Why a pickle is not read, and what to do.
 pub(crate) const PICKLE: &str = "is a pickle, which can run any code when it is read, and is refused; \
                                  use the .safetensors file of the same model, or convert it in a sandbox";
@@ -54,28 +52,29 @@ impl ConfigFiles for Folder {
             Folder::Embedded(_, files) => return Ok(files.iter().find(|(p, _)| *p == path).map(|(_, bytes)| bytes.to_vec())),
             Folder::Disk(root) => root,
         };
-        let file = root.join(path);
-        let failed = |e: std::io::Error| model_error(file.display(), format!("cannot be read: {e}"));
-        let metadata = match std::fs::metadata(&file) {
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(None),
-            other => other.map_err(failed)?,
+        let file = match disk::open_regular(&root.join(path)) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+            other => other,
         };
-        if !metadata.is_file() {
-            return Err(model_error(file.display(), "is not a regular file"));
-        }
-        if metadata.len() > MAX_TEXT {
-            return Err(model_error(file.display(), format!("has {} bytes, too many for a configuration file", metadata.len())));
-        }
         let mut text = Vec::new();
-        std::fs::File::open(&file).map_err(failed)?.take(MAX_TEXT).read_to_end(&mut text).map_err(failed)?;
-        Ok(Some(text))
+        // The length that the file system tells is not always what there is to read.
+        let read = file.and_then(|file| {
+            let len = file.metadata()?.len();
+            file.take(MAX_TEXT + 1).read_to_end(&mut text)?;
+            Ok(len.max(text.len() as u64))
+        });
+        match read {
+            Ok(len) if len > MAX_TEXT => Err(too_long(&self.shown(path), len)),
+            Ok(_) => Ok(Some(text)),
+            Err(e) => Err(model_error(self.shown(path), format!("cannot be read: {e}"))),
+        }
     }
 }
 
 impl Folder {
     fn weight_file(&self, path: &str) -> Result<Arc<WeightFile>> {
         let blob = match self {
-            Folder::Disk(root) => Blob::map(&root.join(path))?,
+            Folder::Disk(root) => Blob::open(&root.join(path))?,
             Folder::Embedded(_, files) => match files.iter().find(|(p, _)| *p == path) {
                 Some((_, bytes)) => Blob::Static(bytes),
                 None => return Err(model_error(self.shown(path), "is missing")),

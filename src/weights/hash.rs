@@ -3,11 +3,10 @@
 //! # Source
 //! `sha256` and `addnet_hash_safetensors` in stable-diffusion-webui@v1.10:modules/hashes.py; Civitai calls them AutoV2 and AutoV3.
 
-use crate::{Error, Result};
+use crate::{Error, Result, disk};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -48,7 +47,9 @@ impl Hashes {
 /// # Errors
 /// The file cannot be read, or `progress` gave an error.
 pub fn hash(path: &Path, mut progress: impl FnMut(u64) -> Result<()>) -> Result<Hashes> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
+    let file = disk::open_regular(path).map_err(Error::io(path))?;
+    // No more than there was: another process may write to the file without end.
+    let mut file = file.metadata().map(|metadata| file.take(metadata.len())).map_err(Error::io(path))?;
     let mut block = vec![0; BLOCK];
     let (mut whole, mut tensors) = (Sha256::new(), Sha256::new());
     let mut header = None;
@@ -72,7 +73,7 @@ pub fn hash(path: &Path, mut progress: impl FnMut(u64) -> Result<()>) -> Result<
 }
 
 /// Reads until the block is full or the file ends.
-fn fill(file: &mut File, block: &mut [u8]) -> std::io::Result<usize> {
+fn fill(file: &mut impl Read, block: &mut [u8]) -> std::io::Result<usize> {
     let mut length = 0;
     while let Some(rest) = block.get_mut(length..).filter(|rest| !rest.is_empty()) {
         match file.read(rest) {
@@ -107,8 +108,8 @@ impl HashCache {
     /// The cache in `file`; without a file nothing is remembered.
     pub fn open(file: Option<PathBuf>) -> HashCache {
         let read = |path: &PathBuf| {
-            let small = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() <= LONGEST_CACHE);
-            let bytes = small.then(|| std::fs::read(path).ok()).flatten()?;
+            let mut bytes = Vec::new();
+            disk::open_regular(path).ok()?.take(LONGEST_CACHE).read_to_end(&mut bytes).ok()?;
             serde_json::from_slice(&bytes).ok()
         };
         let known = file.as_ref().and_then(read).unwrap_or_default();

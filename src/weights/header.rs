@@ -1,22 +1,30 @@
 //! Reads the header of a safetensors file from bytes that nobody vouches for.
 //!
 //! Every number is compared with the bytes that are really there before it is used, and nothing is allocated by a number
-//! that the file claims: what this module allocates is bounded by the length of the header text itself.
+//! that the file claims: what this module allocates is bounded by the length of the header text itself, which is at most
+//! 100 MB. The bytes are this module's own before it looks at them, so that nobody else can change them in between.
 //!
 //! The `safetensors` crate's own reader accepts a name that occurs twice (the last one wins) and reports a bad shape without
 //! its tensor's name, so that the entries are read here, with that crate's [`Dtype`].
 
+use super::disk_file::ReadBuffers;
+use super::file::Blob;
 use super::{model_error, quoted};
 use crate::Result;
+use crate::family::lean_json::LeanBounds;
 use safetensors::Dtype;
-use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
-use std::collections::{BTreeMap, HashSet};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The longest header text that is read, in bytes; the format's reference implementation has the same limit.
 const MAX_HEADER: usize = 100_000_000;
 /// The most dimensions of one tensor; a network's have at most four.
 const MAX_RANK: usize = 16;
+/// The most tensors of a file: far above any real one's, and what bounds the memory for their names.
+const MAX_TENSORS: usize = 1_000_000;
+/// Bytes by which other kinds of files are recognised.
+const RECOGNISED: usize = 512;
 
 /// One tensor as the header describes it.
 #[derive(Debug, Clone)]
@@ -31,37 +39,55 @@ pub(crate) struct Entry {
 /// A header whose every range lies inside the file.
 #[derive(Debug, Default)]
 pub(crate) struct Header {
+    /// In the order of the file.
     pub(crate) entries: Vec<Entry>,
     pub(crate) metadata: BTreeMap<String, String>,
+    /// Numbers of entries, in the order of their names.
+    by_name: Vec<u32>,
 }
 
-/// Reads the header of `bytes`, which are the whole file called `file`.
+impl Header {
+    /// The number of the entry `name`.
+    pub(crate) fn find(&self, name: &str) -> Option<usize> {
+        let named = |i: &u32| self.entries.get(*i as usize).map_or("", |entry| &entry.name);
+        let at = self.by_name.binary_search_by(|i| named(i).cmp(name)).ok()?;
+        self.by_name.get(at).map(|i| *i as usize)
+    }
+}
+
+/// Reads the header of the file called `file`.
 ///
 /// # Errors
 /// [`crate::Error::Model`] that names the file and, where there is one, the tensor.
-pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Header> {
-    if let Some(what) = recognise(bytes) {
+pub(crate) fn read(file: &str, blob: &Blob) -> Result<Header> {
+    let (buffers, all) = (ReadBuffers::default(), usize::try_from(blob.len()).unwrap_or(usize::MAX));
+    let bytes = |range: Range<usize>| -> Result<Vec<u8>> {
+        blob.read(range, &buffers)?.map(|bytes| bytes.to_vec()).ok_or_else(|| model_error(file, "is shorter than it was"))
+    };
+    let start = bytes(0..all.min(RECOGNISED))?;
+    if let Some(what) = recognise(&start) {
         return Err(model_error(file, what));
     }
-    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(model_error(file, format!("is only {} bytes long, too short for a safetensors file", bytes.len())));
+    let Some((length, _)) = start.split_first_chunk::<8>() else {
+        return Err(model_error(file, format!("is only {all} bytes long, too short for a safetensors file")));
     };
     let claimed = u64::from_le_bytes(*length);
+    let rest = all - 8;
     let length = match usize::try_from(claimed) {
-        Ok(length) if length <= MAX_HEADER && length <= rest.len() => length,
+        Ok(length) if length <= MAX_HEADER && length <= rest => length,
         _ => {
             return Err(model_error(
                 file,
-                format!("claims a header of {claimed} bytes but has {} bytes left: it is truncated or no safetensors file", rest.len()),
+                format!("claims a header of {claimed} bytes but has {rest} bytes left: it is truncated or no safetensors file"),
             ));
         }
     };
-    let (text, data) = rest.split_at(length);
-    // A copy: in a mapped file, others can write between the check that it is UTF-8 and the parsing.
-    let text = String::from_utf8(text.to_vec()).map_err(|_| model_error(file, "has a header that is not UTF-8 text: it is damaged"))?;
+    let text = bytes(8..8 + length)?;
+    let text = String::from_utf8(text).map_err(|_| model_error(file, "has a header that is not UTF-8 text: it is damaged"))?;
     let raw: RawHeader = serde_json::from_str(text.trim_end_matches(['\0', ' ']))
         .map_err(|e| model_error(file, format!("has a header that cannot be read: {}", quoted_tail(&e.to_string()))))?;
-    check(file, raw, data.len(), 8 + length)
+    drop(text);
+    check(file, raw, rest - length, 8 + length)
 }
 
 /// Compares shapes, ranges and the file's length, and moves the ranges to where the data begin.
@@ -72,10 +98,7 @@ fn check(file: &str, raw: RawHeader, data_len: usize, data_start: usize) -> Resu
     let mut end = 0;
     for (name, info) in tensors {
         let (from, to) = info.data_offsets;
-        let shown = quoted(&name);
-        if info.shape.len() > MAX_RANK {
-            return Err(model_error(file, format!("gives tensor {shown} {} dimensions", info.shape.len())));
-        }
+        let (shown, shape) = (quoted(&name), info.shape.0);
         if from > to {
             return Err(model_error(file, format!("has tensor {shown} end at byte {to} before its begin {from}")));
         }
@@ -89,20 +112,26 @@ fn check(file: &str, raw: RawHeader, data_len: usize, data_start: usize) -> Resu
             let what = if from < end { "overlaps the tensor before it" } else { "leaves a gap before it" };
             return Err(model_error(file, format!("has tensor {shown} at bytes {from} to {to}, which {what} (ends at {end})")));
         }
-        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |product, &size| product.checked_mul(size));
+        let bits = shape.iter().try_fold(info.dtype.bitsize(), |product, &size| product.checked_mul(size));
         if bits.is_none_or(|bits| bits % 8 != 0 || bits / 8 != to - from) {
             return Err(model_error(
                 file,
-                format!("gives tensor {shown} the shape {:?} of {} in {} bytes, which do not agree", info.shape, info.dtype, to - from),
+                format!("gives tensor {shown} the shape {:?} of {} in {} bytes, which do not agree", shape, info.dtype, to - from),
             ));
         }
         end = to;
-        entries.push(Entry { name, dtype: info.dtype, shape: info.shape, range: data_start + from..data_start + to });
+        entries.push(Entry { name, dtype: info.dtype, shape, range: data_start + from..data_start + to });
     }
     if end != data_len {
         return Err(model_error(file, format!("has {} bytes after its last tensor: it is damaged", data_len - end)));
     }
-    Ok(Header { entries, metadata: raw.metadata })
+    let mut by_name: Vec<u32> = (0..).take(entries.len()).collect();
+    let name = |i: &u32| entries.get(*i as usize).map_or("", |entry| entry.name.as_str());
+    by_name.sort_unstable_by(|one, other| name(one).cmp(name(other)));
+    if let Some(twice) = by_name.iter().zip(by_name.iter().skip(1)).find(|(one, other)| name(one) == name(other)) {
+        return Err(model_error(file, format!("has the tensor {} twice", quoted(name(twice.0)))));
+    }
+    Ok(Header { entries, by_name, metadata: raw.metadata.unwrap_or_default() })
 }
 
 /// Says what a file is that people take for a safetensors file, by its first bytes.
@@ -148,14 +177,42 @@ fn quoted_tail(message: &str) -> String {
 #[derive(serde::Deserialize)]
 struct RawInfo {
     dtype: Dtype,
-    shape: Vec<usize>,
+    shape: Shape,
     data_offsets: (usize, usize),
+}
+
+/// The sizes of a tensor, no more than [`MAX_RANK`].
+struct Shape(Vec<usize>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Sizes;
+        impl<'de> Visitor<'de> for Sizes {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list of sizes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Shape, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(size) = list.next_element()? {
+                    if shape.len() == MAX_RANK {
+                        return Err(A::Error::custom(format!("it has more than {MAX_RANK} dimensions")));
+                    }
+                    shape.push(size);
+                }
+                Ok(Shape(shape))
+            }
+        }
+        deserializer.deserialize_seq(Sizes)
+    }
 }
 
 #[derive(Default)]
 struct RawHeader {
     tensors: Vec<(String, RawInfo)>,
-    metadata: BTreeMap<String, String>,
+    metadata: Option<BTreeMap<String, String>>,
 }
 
 impl<'de> Deserialize<'de> for RawHeader {
@@ -170,19 +227,20 @@ impl<'de> Deserialize<'de> for RawHeader {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
                 let mut header = RawHeader::default();
-                let mut seen = HashSet::new();
                 while let Some(name) = map.next_key::<String>()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("the name {} occurs twice", quoted(&name))));
-                    }
                     let wrong = |e: A::Error| A::Error::custom(format!("tensor {}: {e}", quoted(&name)));
-                    if name == "__metadata__" {
-                        let values: BTreeMap<String, serde_json::Value> = map.next_value().map_err(wrong)?;
-                        // The format wants strings; what else is there cannot change a tensor.
-                        header.metadata = values.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))).collect();
-                    } else {
+                    if name != "__metadata__" {
+                        if header.tensors.len() == MAX_TENSORS {
+                            return Err(A::Error::custom(format!("it has more than {MAX_TENSORS} tensors")));
+                        }
                         let info = map.next_value::<RawInfo>().map_err(wrong)?;
                         header.tensors.push((name, info));
+                    } else if header.metadata.is_none() {
+                        // The format wants strings; what else is there cannot change a tensor.
+                        let metadata = map.next_value_seed(LeanBounds::TEXTS).map_err(wrong)?.into_texts();
+                        header.metadata = Some(metadata.ok_or_else(|| wrong(A::Error::custom("it is no object")))?);
+                    } else {
+                        return Err(wrong(A::Error::custom("it occurs twice")));
                     }
                 }
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}

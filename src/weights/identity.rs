@@ -1,6 +1,7 @@
 //! What a model is by its content: the same wherever it lies and whatever it is called.
 
 use super::checkpoint::Checkpoint;
+use super::disk_file::ReadBuffers;
 use crate::Result;
 use crate::spec::Component;
 use sha2::{Digest, Sha256};
@@ -24,6 +25,7 @@ impl Checkpoint {
         let options = (&spec.unet, &spec.vae, &spec.text_encoders, spec.zero_missing_negative, spec.aesthetic_score);
         let mut hash = Sha256::new();
         hash.update(format!("{options:?}{:?}", self.tokenizers));
+        let buffers = ReadBuffers::default();
         let total: u64 = self.files.iter().flat_map(|file| file.entries()).map(|entry| entry.range.len() as u64).sum();
         for file in &self.files {
             // In the order of the file, so that a disk reads it in one go.
@@ -31,12 +33,10 @@ impl Checkpoint {
             entries.sort_by_key(|entry| entry.range.start);
             for entry in entries {
                 hash.update(format!("\n{:?} {:?} {:?}\n", entry.name, entry.dtype, entry.shape));
-                let bytes = file.bytes(entry)?;
-                if total <= SMALL || bytes.len() <= 2 * END {
-                    hash.update(bytes);
-                } else {
-                    hash.update(&bytes[..END]);
-                    hash.update(&bytes[bytes.len() - END..]);
+                let len = entry.range.len();
+                let parts = if total <= SMALL || len <= 2 * END { vec![0..len] } else { vec![0..END, len - END..len] };
+                for part in parts {
+                    hash.update(&*file.part(entry, part, &buffers)?);
                 }
             }
         }

@@ -8,11 +8,10 @@
 //! Pickles (`.ckpt`, `.pt`, `.pth`, `.bin`) are never read. A network option that this program does not implement is an
 //! error that names the file and the field, not a wrong image. Nothing is allocated by a number that a file claims.
 //!
-//! # Mapped files
-//! Weight files are memory-mapped and never copied as a whole. While a [`Checkpoint`] is open, its files must not be
-//! truncated or rewritten in place: the system answers a read beyond the new end with SIGBUS, which ends the process, and
-//! bytes that change under the map are read as they are then (numbers only: no length or offset is read twice). Replacing
-//! a file by renaming another one over it is safe.
+//! # Open files
+//! Weight files are read tensor by tensor, when a tensor is wanted, and never as a whole. Whatever is checked was read before.
+//! A file that is truncated or overwritten while a [`Checkpoint`] has it open is an error that says so. Replacing it by
+//! renaming another file over it is safe: what is open stays what it was.
 //!
 //! # Names
 //! `family::keys` holds one table for each network and layout. A table is read in both directions, so that what is loaded from the
@@ -23,13 +22,13 @@ mod checkpoint;
 mod component;
 mod convert;
 pub(crate) mod decode;
+mod disk_file;
 mod file;
 mod folder;
 mod hash;
 mod header;
 mod identity;
 mod ignorable;
-
 mod tiny;
 mod training;
 

@@ -39,7 +39,7 @@ impl TinyAutoencoder {
         if is_pickle(&path) {
             return Err(model_error(&shown, PICKLE));
         }
-        Self::read(WeightFile::new(shown, Blob::map(&path)?)?)
+        Self::read(WeightFile::new(shown, Blob::open(&path)?)?)
     }
 
     /// Opens a file's bytes, as [`TinyAutoencoder::open`] does a file.
@@ -70,7 +70,7 @@ impl TinyAutoencoder {
 
 impl TinyAutoencoder {
     fn component(&self) -> ComponentTensors<'_> {
-        ComponentTensors { part: &self.part, concluded: "as the names of its tensors say" }
+        ComponentTensors::new(&self.part, "as the names of its tensors say")
     }
 }
 

@@ -1,7 +1,10 @@
 //! What trainers write into a file's metadata about the words that a model learnt.
 
-use serde_json::Value;
+use crate::family::lean_json::{Lean, LeanBounds};
 use std::collections::BTreeMap;
+
+/// The longest list of words that is read, in bytes: some hundred thousand words. In memory it takes up to thirty times as much.
+const LONGEST: usize = 8 << 20;
 
 /// The words of a training with how often they stood in its captions, the most frequent first.
 ///
@@ -9,12 +12,14 @@ use std::collections::BTreeMap;
 /// `ss_tag_frequency` of kohya-ss/sd-scripts: an object of datasets, each an object of words and counts; `modelspec.trigger_phrase`.
 pub fn trained_words(metadata: &BTreeMap<String, String>) -> Vec<(String, u64)> {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    let frequency = metadata.get("ss_tag_frequency").and_then(|text| serde_json::from_str::<Value>(text).ok());
-    for words in frequency.iter().filter_map(Value::as_object).flat_map(|datasets| datasets.values()).filter_map(Value::as_object) {
-        for (word, count) in words {
-            let count = count.as_u64().unwrap_or(0);
-            let total = counts.entry(word.trim().to_owned()).or_default();
-            *total = total.saturating_add(count);
+    let frequency = metadata.get("ss_tag_frequency").filter(|text| text.len() <= LONGEST);
+    let datasets = frequency.and_then(|text| Lean::parse(text, LeanBounds { depth: 2, entries: LONGEST }).ok());
+    for (_, words) in datasets.map(Lean::into_entries).unwrap_or_default() {
+        for (word, count) in words.into_entries() {
+            if let Lean::Count(count) = count {
+                let total = counts.entry(word.trim().to_owned()).or_default();
+                *total = total.saturating_add(count);
+            }
         }
     }
     let mut words: Vec<(String, u64)> = counts.into_iter().filter(|(word, count)| !word.is_empty() && *count > 0).collect();
@@ -35,6 +40,12 @@ mod tests {
         let metadata = |text: &str| BTreeMap::from([("ss_tag_frequency".to_owned(), text.to_owned())]);
         let text = r#"{"10_a": {"cat": 3, " dog ": 5, "": 9, "x": "y"}, "5_b": {"cat": 4}, "c": 1}"#;
         assert_eq!(trained_words(&metadata(text)), [("cat".to_owned(), 7), ("dog".to_owned(), 5)]);
+        // Values that are no counts do not hide the others.
+        assert_eq!(
+            trained_words(&metadata(r#"{"a": [[[1]]], "b": {"cat": [2], "dog": {"x": 1}, "owl": 1.5, "ant": 2}}"#)),
+            [("ant".to_owned(), 2)]
+        );
+        assert_eq!(trained_words(&metadata(&format!("{{\"a\":{{\"cat\":1}}}}{}", " ".repeat(LONGEST)))), []);
         for text in ["", "[]", "{", "{\"a\": {\"b\": -1}}"] {
             assert_eq!(trained_words(&metadata(text)), [], "{text}");
         }

@@ -5,13 +5,6 @@ use super::keys::TextLayout;
 use super::latent_diffusion::{self, Facts, Input, SECOND, TextSlot};
 use crate::spec::Family;
 
-/// Aesthetic scores that it is told: for the prompt, and for the negative prompt.
-///
-/// # Source
-/// `aesthetic_score` and `negative_aesthetic_score` in
-/// diffusers@v0.36:src/diffusers/pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl_img2img.py.
-const AESTHETIC_SCORES: (f64, f64) = (6.0, 2.5);
-
 pub(super) const ROW: FamilyRow = FamilyRow {
     family: Family::new("sdxl-refiner", "Stable Diffusion XL refiner"),
     format: &latent_diffusion::FORMAT,
@@ -37,7 +30,6 @@ pub(super) const ROW: FamilyRow = FamilyRow {
 };
 
 /// Original size, crop corner and score.
-pub(super) fn time_ids((height, width): (f64, f64), negative: bool) -> Vec<f64> {
-    let score = if negative { AESTHETIC_SCORES.1 } else { AESTHETIC_SCORES.0 };
+pub(super) fn time_ids((height, width): (f64, f64), score: f64) -> Vec<f64> {
     vec![height, width, 0.0, 0.0, score]
 }

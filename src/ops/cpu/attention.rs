@@ -221,7 +221,8 @@ impl AttentionShape {
         // Exponents are in powers of two: the exponential is shorter.
         let scale = (std::f64::consts::LOG2_E / (self.size as f64).sqrt()) as f32;
         let seen = if self.causal { self.keys.min(range.end) } else { self.keys };
-        let weights = spare_mut::<W>(weights);
+        // SAFETY: only finished weights are written to it.
+        let weights = unsafe { spare_mut::<W>(weights) };
         for first in (0..seen).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(seen - first);
             let width = keys.next_multiple_of(LANES.max(self.kernels.columns()));

@@ -20,7 +20,7 @@ pub(super) enum Isa {
     Neon,
     /// AVX2 and FMA.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL.
+    /// AVX-512 F, BW, DQ and VL, and BMI2.
     Avx512,
     /// AVX-512 with BF16.
     Avx512Bf16,
@@ -52,7 +52,8 @@ impl Isa {
         static CURRENT: OnceLock<std::result::Result<Isa, String>> = OnceLock::new();
         match CURRENT.get_or_init(|| Self::choose(std::env::var(VARIABLE).ok().as_deref())) {
             Ok(isa) => Ok(*isa),
-            Err(message) => candle_core::bail!("{message}"),
+            // Without the places in the code: the user is at fault.
+            Err(message) => Err(candle_core::Error::Msg(message.clone())),
         }
     }
 
@@ -95,6 +96,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("bmi2")
         };
         match self {
             Self::Portable => true,

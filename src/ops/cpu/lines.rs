@@ -48,8 +48,11 @@ pub(super) fn elements_mut<T: Element>(lines: &mut [Line]) -> &mut [T] {
 }
 
 /// The elements of some lines, to write before they are read.
-pub(super) fn spare_mut<T: Element>(lines: &mut [Line]) -> &mut [MaybeUninit<T>] {
+///
+/// # Safety
+/// Nothing uninitialised is written: the lines are read as numbers afterwards.
+pub(super) unsafe fn spare_mut<T: Element>(lines: &mut [Line]) -> &mut [MaybeUninit<T>] {
     let elements = elements_mut::<T>(lines);
-    // SAFETY: memory that may be uninitialised has the same layout; only elements are written to it.
+    // SAFETY: memory that may be uninitialised has the same layout; the caller writes elements to it.
     unsafe { std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), elements.len()) }
 }

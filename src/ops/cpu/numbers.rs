@@ -1,4 +1,4 @@
-//! Numbers where somebody else has them: in a mapped file, or in a tensor.
+//! Numbers where somebody else has them: in a file's bytes, or in a tensor.
 #![expect(unsafe_code, reason = "a tensor's elements are seen as bytes; a new tensor is written once")]
 
 use super::element::{Element, Elements, build, with_element};

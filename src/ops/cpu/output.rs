@@ -28,8 +28,8 @@ pub(super) struct Output<'a, T> {
     residual: Option<&'a [T]>,
 }
 
-// SAFETY: tasks write disjoint parts of `to`.
-unsafe impl<T: Sync> Sync for Output<'_, T> {}
+// SAFETY: tasks share the biases and the residual, and write elements to disjoint parts of `to`.
+unsafe impl<T: Send + Sync> Sync for Output<'_, T> {}
 
 impl<'a, T: Element> Output<'a, T> {
     /// The lengths are those of `to`, of whole rows of `outputs`.

@@ -1,0 +1,274 @@
+//! From lines to jobs: every model opened, every request resolved, every name given, before a weight is read.
+
+use crate::batch::{Job, Key, Shard, seed_of};
+use crate::cli::command::output::{ImageName, Output, check_confined};
+use crate::cli::model::download::DownloadStyle;
+use crate::cli::model::{self, Models, Opened};
+use crate::cli::settings::lines::Line;
+use crate::device::{DeviceChoice, open_all};
+use crate::disk::{counted, folder_of, stays_inside};
+use crate::hub::Missing;
+use crate::inputs::InputReader;
+use crate::settings::{LoadSettings, Seed};
+use crate::{Error, Result};
+use candle_core::Device;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Images of one file: more than anybody looks at, and what a list of them takes in memory is bounded.
+pub(super) const MOST_IMAGES: usize = 1_000_000;
+
+/// The paths that are given to images, and how many wanted each.
+#[derive(Clone, Default)]
+pub(super) struct PlannedNames(Arc<Mutex<HashMap<PathBuf, usize>>>);
+
+impl PlannedNames {
+    pub(super) fn has(&self, path: &Path) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(path)
+    }
+
+    /// The path, or the first with a count that no image has. In the order of the file, so that every run gives the same.
+    fn give(&self, path: PathBuf, exact: bool) -> Result<PathBuf> {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(wanted) = names.get(&path).copied() else {
+            names.insert(path.clone(), 1);
+            return Ok(path);
+        };
+        if exact {
+            return Err(Error::Input(format!("--output {}: is the file of an earlier image too; give another name", path.display())));
+        }
+        let mut count = wanted + 1;
+        let mut name = counted(&path, count);
+        while names.contains_key(&name) {
+            count += 1;
+            name = counted(&path, count);
+        }
+        names.insert(path, count);
+        names.insert(name.clone(), 1);
+        Ok(name)
+    }
+}
+
+/// Turns lines into jobs, one after the other.
+pub(super) struct Resolver {
+    pub(super) models: Models,
+    /// A model that could not be opened is said once.
+    opened: HashMap<LoadSettings, Option<(usize, String)>>,
+    devices: Vec<(Vec<DeviceChoice>, Vec<Device>)>,
+    /// What was read for the lines so far.
+    files: InputReader,
+    /// Of each prompt without a seed, the last line and how many lines before it had it.
+    prompts: HashMap<String, (usize, u32)>,
+    /// How often each image was asked for.
+    keys: HashMap<Key, u32>,
+    pub(super) names: PlannedNames,
+    /// The folders of the images of this shard.
+    pub(super) folders: BTreeSet<PathBuf>,
+    /// Images so far, those of other shards included.
+    pub(super) images: usize,
+    /// There were more, and there is no point in asking for any.
+    pub(super) is_full: bool,
+    shard: Option<Shard>,
+    /// The folder of `./sd-gen.toml`, where that says where images go.
+    pub(super) confined_to: Option<PathBuf>,
+    /// The folder that the lines of a file may write to, unless the user allows them more.
+    pub(super) lines_stay_in: Option<PathBuf>,
+    /// How a download is shown.
+    pub(super) showing: DownloadStyle,
+    /// What was said of adapters.
+    applied: HashSet<String>,
+    /// What the user should know.
+    pub(super) remarks: Vec<String>,
+    /// Where there is a list, models that are not here are noted in it and not fetched.
+    pub(super) absent: Option<Vec<UncachedModel>>,
+}
+
+/// A model of the hub that is not here.
+pub(super) struct UncachedModel {
+    pub(super) model: String,
+    pub(super) files: Vec<Missing>,
+    /// Images that want it.
+    pub(super) images: usize,
+    flags: LoadSettings,
+}
+
+impl Resolver {
+    /// Models will be on up to `devices` devices.
+    pub(super) fn new(shard: Option<Shard>, devices: usize) -> Self {
+        Self {
+            models: Models::on(devices),
+            opened: HashMap::new(),
+            devices: Vec::new(),
+            files: InputReader::default(),
+            prompts: HashMap::new(),
+            keys: HashMap::new(),
+            names: PlannedNames::default(),
+            folders: BTreeSet::new(),
+            images: 0,
+            is_full: false,
+            shard,
+            confined_to: None,
+            lines_stay_in: None,
+            showing: DownloadStyle::default(),
+            applied: HashSet::new(),
+            remarks: Vec::new(),
+            absent: None,
+        }
+    }
+
+    /// The images of a line that belong to the shard; `None` where its model cannot be opened, which was said of an earlier line, or is
+    /// absent.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
+        let draft = &line.draft;
+        let run = draft.run.decide(&());
+        if let Some(path) = &run.save_latents {
+            return Err(Error::Input(format!("--save-latents {}: a batch keeps images alone; leave it out", path.display())));
+        }
+        if run.output.as_deref() == Some("-") {
+            return Err(Error::Input("--output -: the images of a batch go into files; give a template such as \"{seed}.png\"".into()));
+        }
+        if self.lines_stay_in.is_some() && run.overwrite && line.is_of_file() && line.sets("overwrite") {
+            let what = "--overwrite: a line of a file may not allow it; give it on the command line, or --allow-outside";
+            return Err(Error::Input(what.into()));
+        }
+        let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?;
+        // First of all: the seeds and numbers of later lines do not depend on whether this one can be generated.
+        let mut id = self.images;
+        let images = draft.prompts.len().saturating_mul(draft.output.images.unwrap_or(1));
+        if id.saturating_add(images) > MOST_IMAGES {
+            self.is_full = true;
+            return Err(Error::Input(format!("there are more than {MOST_IMAGES} images up to here; split the file")));
+        }
+        self.images += images;
+        let mut seed_for = |prompt: &String| match draft.seed {
+            Some(Seed::Is(seed)) => seed,
+            Some(Seed::Random) | None => seed_of(prompt, self.earlier(prompt, line.number)),
+        };
+        let seeds: Vec<u64> = draft.prompts.iter().map(&mut seed_for).collect();
+        let flags = draft.load.decide(&());
+        let Some((number, content)) = self.model(&flags)? else {
+            if let Some(absent) = self.absent.iter_mut().flatten().find(|absent| absent.flags == flags) {
+                absent.images += (id..id + images).filter(|id| self.shard.is_none_or(|shard| shard.has(*id))).count();
+            }
+            return Ok(None);
+        };
+        let opened = self.models.get(number).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
+        let mut jobs = Vec::new();
+        for (prompt, first) in draft.prompts.iter().zip(seeds) {
+            let mut draft = draft.of_prompt(prompt, first);
+            opened.finder.find(&mut draft)?;
+            opened.find_words(&mut draft);
+            draft.read_files(&mut self.files)?;
+            let request = Arc::new(draft.resolve(opened.checkpoint.spec())?);
+            for line in opened.check_adapters(&request)? {
+                if self.applied.insert(line.clone()) {
+                    self.remarks.push(line);
+                }
+            }
+            for seed in request.seeds() {
+                let this = id;
+                id += 1;
+                let key = Key::of(&content, &opened.generator(), &request, seed)?;
+                let count = self.keys.entry(key).or_insert(0);
+                let key = key.again(*count);
+                *count += 1;
+                let name = ImageName { request: &request, model: &opened.label, seed, index: this };
+                let path = output.place(&name).unwrap_or_default();
+                // PlannedNames are given to the images of all shards, so that no two of them have the same.
+                let path = self.names.give(path, output.is_exact())?;
+                if self.shard.is_some_and(|shard| !shard.has(this)) {
+                    continue;
+                }
+                if !self.folders.contains(folder_of(&path)) {
+                    self.check_inside(line, &path)?;
+                    self.folders.insert(folder_of(&path).to_owned());
+                }
+                jobs.push(Job {
+                    id: this,
+                    key,
+                    line: line.number,
+                    model: number,
+                    generator: opened.generator(),
+                    request: request.clone(),
+                    seed,
+                    path,
+                    exact: output.is_exact(),
+                    overwrite: run.overwrite,
+                });
+            }
+        }
+        Ok(Some(jobs))
+    }
+
+    /// That an image's path stays where its line may write, through no link.
+    fn check_inside(&self, line: &Line, path: &Path) -> Result<()> {
+        let own = line.is_of_file() && (line.sets("output") || line.sets("output-dir"));
+        if let Some(folder) = self.confined_to.as_deref().filter(|_| !own) {
+            check_confined(folder, path)?;
+        }
+        if let Some(folder) = self.lines_stay_in.as_deref().filter(|_| line.is_of_file())
+            && !stays_inside(folder, folder_of(path))
+        {
+            let flag = if line.sets("output-dir") { "--output-dir" } else { "--output" };
+            let shown = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            return Err(Error::Input(format!(
+                "{flag}: {} lies outside of the output folder {}; give another --output-dir on the command line, or --allow-outside",
+                path.display(),
+                shown.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Lines before this one with the same prompt. A line that a sweep made into several has one seed for all of them.
+    fn earlier(&mut self, prompt: &str, line: usize) -> u32 {
+        match self.prompts.get_mut(prompt) {
+            Some((last, earlier)) => {
+                *earlier += u32::from(*last != line);
+                *last = line;
+                *earlier
+            }
+            None => {
+                self.prompts.insert(prompt.to_owned(), (line, 0));
+                0
+            }
+        }
+    }
+
+    fn model(&mut self, flags: &LoadSettings) -> Result<Option<(usize, String)>> {
+        if let Some(known) = self.opened.get(flags) {
+            return Ok(known.clone());
+        }
+        // Until it is open, it is one that cannot be opened.
+        self.opened.insert(flags.clone(), None);
+        let devices = match self.devices.iter().find(|(choices, _)| choices == flags.devices()) {
+            Some((_, devices)) => devices.clone(),
+            None => {
+                let (devices, remarks) = open_all(flags.devices())?;
+                self.remarks.extend(remarks.into_iter().map(|remark| format!("warning: {remark}")));
+                self.devices.push((flags.devices().to_vec(), devices.clone()));
+                devices
+            }
+        };
+        let (what, folder) = (flags.model.as_deref(), flags.models_dir.as_ref().map(AsRef::as_ref));
+        let dtype = flags.dtype.on(devices.first().unwrap_or(&Device::Cpu));
+        if let Some(absent) = &mut self.absent {
+            let files = model::to_fetch(what, folder, dtype, self.showing)?;
+            if !files.is_empty() {
+                absent.push(UncachedModel { model: what.unwrap_or_default().to_owned(), files, images: 0, flags: flags.clone() });
+                return Ok(None);
+            }
+        }
+        let checkpoint = model::open_for(what, folder, dtype, self.showing)?;
+        let opened = Opened::new(checkpoint, devices, flags);
+        self.remarks.extend(opened.remark().map(str::to_owned));
+        let content = opened.checkpoint.identity()?;
+        let known = (self.models.add(opened), content);
+        self.opened.insert(flags.clone(), Some(known.clone()));
+        Ok(Some(known))
+    }
+}

@@ -1,0 +1,11 @@
+//! The commands, a file each.
+
+pub(in crate::cli) mod batch;
+pub(in crate::cli) mod bench;
+pub(in crate::cli) mod completions;
+pub(in crate::cli) mod convert;
+pub(in crate::cli) mod devices;
+pub(in crate::cli) mod generate;
+pub(in crate::cli) mod inspect;
+pub(in crate::cli) mod models;
+pub(in crate::cli) mod output;

@@ -1,0 +1,338 @@
+//! The lines of a batch file. A line is a set of flags: whatever the format, it is read as names and values, laid over the flags of
+//! the command line, and judged by clap.
+//!
+//! Lines are streamed: however long the file, one line is held at a time.
+
+mod error;
+mod json;
+mod source;
+mod table;
+#[cfg(test)]
+mod tests;
+mod text;
+mod yaml;
+
+use error::SHOWN;
+pub(in crate::cli) use error::{LineError, LineErrors, Record};
+pub(in crate::cli) use table::cells_of;
+pub(in crate::cli) use text::values_of;
+
+use crate::Result;
+use crate::cli::settings::flags::{Flags, GENERATION, Wrong, varies};
+use crate::settings::{Draft, fold};
+use clap::ValueEnum;
+use source::Source;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::Path;
+
+/// How the lines of a file are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum Format {
+    /// a prompt a line, flags after it; # begins a comment
+    Text,
+    /// an object a line
+    #[value(alias = "ndjson")]
+    Jsonl,
+    /// comma-separated values, a header with flags' names
+    Csv,
+    /// the same with tabs
+    Tsv,
+    /// a sequence of maps and texts, or documents of them; JSON with brackets too
+    #[value(alias = "yml", alias = "json")]
+    Yaml,
+}
+
+/// One line of a batch file: flags merged, checked by clap, not yet by a model.
+#[derive(Debug, Clone)]
+pub(in crate::cli) struct Line {
+    /// The file's line that it begins on, from 1.
+    pub(in crate::cli) number: usize,
+    /// The line's flags over those of the command line.
+    pub(in crate::cli) flags: Flags,
+    pub(in crate::cli) draft: Draft,
+    /// Which value of each sweep, for a line that was swept.
+    pub(in crate::cli) at: Vec<usize>,
+    /// The sweeps' flags and those values as they were written.
+    pub(in crate::cli) labels: Vec<(String, String)>,
+    record: Record,
+    of_file: bool,
+    /// Where the line's own flags stand in its text.
+    parts: Vec<(usize, Range<usize>)>,
+}
+
+impl Line {
+    /// An error about this line; a sentence that begins with a flag of the line, such as `--width 100: …`, points to it.
+    pub(in crate::cli) fn error(&self, sentence: &str) -> LineError {
+        let swept: Vec<String> = self.labels.iter().map(|(name, label)| format!("{name}={label}")).collect();
+        let swept = if swept.is_empty() { String::new() } else { format!(" (with --sweep {})", swept.join(", ")) };
+        self.record.error(part_of(&self.record, &self.parts, GENERATION.said(sentence)), format!("{sentence}{swept}"))
+    }
+
+    /// Whether the line's own text sets a flag, and no sweep sets it again.
+    pub(in crate::cli) fn sets(&self, long: &str) -> bool {
+        let flag = GENERATION.find(long).ok();
+        self.parts.iter().any(|(set, _)| Some(*set) == flag) && !self.labels.iter().any(|(name, _)| name == long)
+    }
+
+    /// Whether the line was read from a file, which somebody else may have written.
+    pub(in crate::cli) fn is_of_file(&self) -> bool {
+        self.of_file
+    }
+
+    /// The line with a sweep's values over its own.
+    ///
+    /// # Errors
+    /// They do not go together.
+    pub(in crate::cli) fn swept(&self, flags: &Flags, at: Vec<usize>, labels: Vec<(String, String)>) -> Result<Self, LineError> {
+        let mut line = Self { at, labels, flags: flags.over(&self.flags), ..self.clone() };
+        line.draft = line.flags.draft().map_err(|wrong| line.error(wrong.first().map_or("", |wrong| &wrong.what)))?;
+        Ok(line)
+    }
+}
+
+/// Where a flag stands in a line; the whole line for one that does not.
+fn part_of(record: &Record, parts: &[(usize, Range<usize>)], flag: Option<usize>) -> Range<usize> {
+    let part = flag.and_then(|flag| parts.iter().find(|(at, _)| *at == flag));
+    part.map_or(0..record.text.len(), |(_, part)| part.clone())
+}
+
+/// A record of any format, as names and values.
+struct Row {
+    record: Record,
+    pairs: Vec<Pair>,
+}
+
+/// A value and where it stands.
+type PlacedValue = (String, Range<usize>);
+
+/// A name and what it was given; no values where the name stands alone, as a switch does.
+struct Pair {
+    name: String,
+    part: Range<usize>,
+    values: Option<Vec<PlacedValue>>,
+}
+
+/// The lines of a file, with everything that is wrong in it in their place.
+pub(in crate::cli) struct Lines {
+    rows: Box<dyn Iterator<Item = Result<Row, LineError>>>,
+    base: Flags,
+    of_file: bool,
+    /// More errors of the line before.
+    wrong: VecDeque<LineError>,
+}
+
+/// Reads the lines of a file, or of standard input for `-`, over the flags `base` of the command line.
+///
+/// # Errors
+/// The file cannot be opened.
+pub(in crate::cli) fn read(path: &Path, format: Option<Format>, base: &Flags) -> Result<Lines> {
+    let mut source = Source::open(path)?;
+    let format = format.or_else(|| of_name(path)).unwrap_or_else(|| sniffed(&mut source));
+    Ok(lines(source, format, base))
+}
+
+/// The one line that the flags of the command line are by themselves.
+pub(in crate::cli) fn of_flags(base: &Flags) -> Lines {
+    let record = Record::line(&"the command line".into(), 1, String::new());
+    Lines {
+        rows: Box::new(std::iter::once(Ok(Row { record, pairs: Vec::new() }))),
+        base: base.clone(),
+        of_file: false,
+        wrong: VecDeque::new(),
+    }
+}
+
+fn lines(source: Source, format: Format, base: &Flags) -> Lines {
+    let rows: Box<dyn Iterator<Item = Result<Row, LineError>>> = match format {
+        Format::Text => Box::new(text::rows(source)),
+        Format::Jsonl => Box::new(json::rows(source)),
+        Format::Csv => Box::new(table::rows(source, None)),
+        Format::Tsv => Box::new(table::rows(source, Some(b'\t'))),
+        Format::Yaml => Box::new(yaml::rows(source)),
+    };
+    Lines { rows, base: base.clone(), of_file: true, wrong: VecDeque::new() }
+}
+
+fn of_name(path: &Path) -> Option<Format> {
+    match path.extension()?.to_str()?.to_lowercase().as_str() {
+        "txt" => Some(Format::Text),
+        "jsonl" | "ndjson" => Some(Format::Jsonl),
+        "csv" => Some(Format::Csv),
+        "tsv" | "tab" => Some(Format::Tsv),
+        "yaml" | "yml" => Some(Format::Yaml),
+        _ => None,
+    }
+}
+
+/// The format that the first line speaks of.
+fn sniffed(source: &mut Source) -> Format {
+    let first = source.peek(1).pop().unwrap_or_default();
+    let is_header = |delimiter| {
+        let cells = cells_of(&first, delimiter).unwrap_or_default();
+        cells.len() > 1 && cells.iter().all(|cell| known(cell).is_ok())
+    };
+    // What follows tells JSON from the brackets of prompts such as `[cat:dog:0.5]`.
+    let opens = |bracket: char, inside: &[char]| {
+        first.strip_prefix(bracket).map(str::trim_start).is_some_and(|after| after.is_empty() || after.starts_with(inside))
+    };
+    match () {
+        () if opens('{', &['"']) && first.ends_with('}') => Format::Jsonl,
+        // An object over several lines is YAML too.
+        () if opens('{', &['"']) || opens('[', &['"', '{', ']']) || first.starts_with("- ") || first == "---" => Format::Yaml,
+        () if is_header(b'\t') => Format::Tsv,
+        () if is_header(b',') || is_header(b';') => Format::Csv,
+        () => Format::Text,
+    }
+}
+
+/// What A1111's names mean that are no settings here: the values that change nothing, or none for a name that never does.
+const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
+    ("outpath-grids", &[]),
+    ("do-not-save-grid", &[]),
+    ("prompt-for-display", &[]),
+    ("do-not-save-samples", &["false"]),
+    ("restore-faces", &["false"]),
+    ("tiling", &["false"]),
+    ("styles", &[""]),
+    ("subseed", &["-1", "0"]),
+    ("subseed-strength", &["0", "0.0"]),
+    ("seed-resize-from-h", &["0", "-1"]),
+    ("seed-resize-from-w", &["0", "-1"]),
+];
+
+/// A1111's images of a line are this many times its batch size.
+const REPEATS: &str = "n-iter";
+
+fn without_effect(name: &str) -> Option<&'static [&'static str]> {
+    let folded = fold(name.trim_start_matches('-'));
+    WITHOUT_EFFECT.iter().find(|(known, _)| *known == folded).map(|(_, values)| *values)
+}
+
+/// The flag of a name, where a line may set it.
+fn flag_of(name: &str) -> Result<usize, String> {
+    if fold(name.trim_start_matches('-')) == "sampler-index" {
+        return Err("sampler_index is a number in A1111's own list of samplers; write the name, such as --sampler_name \"Euler a\"".into());
+    }
+    let flag = GENERATION.find(name)?;
+    varies(flag).map(|()| flag)
+}
+
+/// Whether a line may have a value of that name.
+fn known(name: &str) -> Result<(), String> {
+    if without_effect(name).is_some() {
+        return Ok(());
+    }
+    flag_of(name).map(drop)
+}
+
+/// What a row set, flag by flag, and where.
+struct Merged {
+    flags: Flags,
+    parts: Vec<(usize, Range<usize>)>,
+    wrong: Vec<(Range<usize>, String)>,
+}
+
+fn merged(row: &Row) -> Merged {
+    let mut given: Vec<(usize, &Pair, Vec<PlacedValue>)> = Vec::new();
+    let mut wrong = Vec::new();
+    for pair in &row.pairs {
+        // Each error is looked for in the text: a line of ten thousand of them would take minutes.
+        if wrong.len() >= SHOWN {
+            break;
+        }
+        if let Some(neutral) = without_effect(&pair.name) {
+            let value = pair.values.iter().flatten().next();
+            if let Some((value, part)) = value.filter(|(value, _)| !neutral.is_empty() && !neutral.contains(&value.to_lowercase().as_str()))
+            {
+                wrong.push((part.clone(), format!("{} {value:?} is not supported; leave it out", pair.name.trim())));
+            }
+            continue;
+        }
+        let flag = match flag_of(&pair.name) {
+            Ok(flag) => flag,
+            Err(what) => {
+                wrong.push((pair.part.clone(), what));
+                continue;
+            }
+        };
+        let known = &GENERATION.flags[flag];
+        let values = match &pair.values {
+            Some(values) => values.clone(),
+            None if known.kind.is_switch() => vec![("true".to_owned(), pair.part.clone())],
+            None => {
+                wrong.push((pair.part.clone(), format!("--{} needs a value after it", known.long)));
+                continue;
+            }
+        };
+        match given.iter_mut().find(|(before, ..)| *before == flag) {
+            Some((_, _, before)) if known.repeatable => before.extend(values),
+            Some((_, before, _)) => {
+                let twice =
+                    if fold(&before.name) == fold(&pair.name) { String::new() } else { format!(", also as {}", before.name.trim()) };
+                wrong.push((pair.part.clone(), format!("--{} is given twice{twice}; give it once", known.long)));
+            }
+            None => given.push((flag, pair, values)),
+        }
+    }
+    let mut merged = Merged { flags: Flags::default(), parts: Vec::new(), wrong };
+    for (flag, pair, values) in given {
+        let texts: Vec<String> = values.iter().map(|(text, _)| text.clone()).collect();
+        match GENERATION.read(flag, &texts) {
+            Ok(read) => merged.flags.set(flag, read),
+            Err((at, what)) => merged.wrong.push((values.get(at).map_or(pair.part.clone(), |(_, part)| part.clone()), what)),
+        }
+        let part = values.first().map_or(pair.part.clone(), |(_, part)| part.clone());
+        merged.parts.push((flag, part));
+    }
+    merged.multiply_repeats(row);
+    merged
+}
+
+impl Merged {
+    /// A1111 generates `n_iter` times `batch_size` images.
+    fn multiply_repeats(&mut self, row: &Row) {
+        if !row.pairs.iter().any(|pair| fold(pair.name.trim_start_matches('-')) == REPEATS) {
+            return;
+        }
+        let (Ok(images), Ok(batch_size)) = (GENERATION.find("images"), GENERATION.find("batch-size")) else { return };
+        let number = |flag| -> Option<usize> { self.flags.get(flag)?.first()?.to_str()?.parse().ok() };
+        if let (Some(repeats), Some(at_once)) = (number(images), number(batch_size)) {
+            self.flags.set(images, vec![repeats.saturating_mul(at_once).to_string().into()]);
+        }
+    }
+}
+
+impl Lines {
+    fn line(&mut self, row: Row) -> Result<Line, LineError> {
+        let Merged { flags, parts, wrong } = merged(&row);
+        let record = row.record;
+        let mut errors: VecDeque<LineError> = wrong.into_iter().map(|(part, what)| record.error(part, what)).collect();
+        let flags = flags.over(&self.base);
+        // Where a value is bad already, clap would only say so again.
+        let draft = if errors.is_empty() { flags.draft() } else { Err(Vec::new()) };
+        match draft {
+            Ok(draft) if !draft.prompts.is_empty() => {
+                Ok(Line { number: record.first, flags, draft, at: Vec::new(), labels: Vec::new(), record, of_file: self.of_file, parts })
+            }
+            Ok(_) => Err(record.error(0..record.text.len(), "the line has no prompt, and no --prompt was given for all lines")),
+            Err(wrong) => {
+                errors.extend(wrong.into_iter().take(SHOWN).map(|Wrong { flag, what }| record.error(part_of(&record, &parts, flag), what)));
+                let first = errors.pop_front();
+                self.wrong = errors;
+                Err(first.unwrap_or_else(|| record.error(0..record.text.len(), "the line cannot be read")))
+            }
+        }
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Result<Line, LineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.wrong.pop_front() {
+            return Some(Err(error));
+        }
+        Some(self.rows.next()?.and_then(|row| self.line(row)))
+    }
+}

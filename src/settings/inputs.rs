@@ -1,0 +1,279 @@
+//! Images that the image is made from: varied, repainted in parts, grown, or changed by an instruction.
+
+use super::{By, CanvasDraft, Draft, Heading, Request, Setting, Value, ValueKind};
+use crate::image::{Growth, InputImage, decode, invert_mask, is_empty_mask};
+use crate::inputs::InputFile;
+use crate::spec::ModelSpec;
+use crate::{Error, Result};
+use ::image::GrayImage;
+
+/// Bytes of an image's file.
+const LARGEST_FILE: u64 = 512 << 20;
+
+settings! {
+    /// What an image is made from beside the texts.
+    InputSettings, InputDraft, draft.inputs, by By<'_>, of |request: &Request| Some(&request.inputs);
+
+    /// The image to start from: PNG, JPEG, WebP, BMP, TIFF or GIF
+    init_image: maybe InputFile => Setting {
+        name: "init-image", short: Some('i'), aliases: &["init-img"], hidden_aliases: &["image"], value: "FILE",
+        heading: Heading::Inputs, infotext: Some("Init image"), limit: LARGEST_FILE, ..Setting::IMAGE
+    };
+
+    /// How much of the image is made anew, from 0 (none) to 1 (all)
+    strength: maybe f64 => Setting {
+        name: "strength", aliases: &["denoising-strength"], value: "X", default: "0.75, and 1 with a mask", heading: Heading::Inputs,
+        range: Some((0.0, 1.0)), infotext: Some("Denoising strength"), ..Setting::IMAGE
+    };
+
+    /// Where the image is made anew: white is, black is kept; the init image itself stands for its transparent parts
+    mask: maybe InputFile => Setting {
+        name: "mask", value: "FILE", heading: Heading::Inputs, infotext: Some("Mask"), limit: LARGEST_FILE, requires: Some("init-image"),
+        ..Setting::IMAGE
+    };
+
+    /// Pixels over which the mask's edge is feathered
+    mask_blur: one f64 = |_| 4.0 => Setting {
+        name: "mask-blur", value: "PIXELS", default: "4", heading: Heading::Inputs, range: Some((0.0, 256.0)),
+        infotext: Some("Mask blur"), off: Some("4"), ..Setting::IMAGE
+    };
+
+    /// Make anew what the mask leaves black
+    invert_mask: one bool = |_| false => Setting {
+        name: "invert-mask", heading: Heading::Inputs, infotext: Some("Mask mode inverted"), off: Some("false"), requires: Some("mask"),
+        ..Setting::IMAGE
+    };
+
+    /// Leave what the model made outside of the mask, and do not put the image's own pixels back
+    no_composite: one bool = |_| false => Setting {
+        name: "no-composite", heading: Heading::Inputs, infotext: Some("No composite"), off: Some("false"), ..Setting::IMAGE
+    };
+
+    /// What stands under the mask at the beginning: original, blur, noise or zero
+    inpaint_fill: one InpaintFill = |_| InpaintFill::Original => Setting {
+        name: "inpaint-fill", value: "HOW", default: "original", heading: Heading::Inputs, words: || InpaintFill::NAMES.to_vec(),
+        infotext: Some("Masked content"), off: Some("original"), ..Setting::IMAGE
+    };
+
+    /// What is generated: the whole image, or the masked part at full size
+    inpaint_area: one InpaintArea = |_| InpaintArea::Whole => Setting {
+        name: "inpaint-area", value: "AREA", default: "whole", heading: Heading::Inputs, words: || InpaintArea::NAMES.to_vec(),
+        infotext: Some("Inpaint area"), off: Some("whole"), ..Setting::IMAGE
+    };
+
+    /// Pixels around the masked part that --inpaint-area masked takes with it
+    inpaint_padding: one usize = |_| 32 => Setting {
+        name: "inpaint-padding", value: "PIXELS", default: "32", heading: Heading::Inputs, range: Some((0.0, 8192.0)),
+        infotext: Some("Masked area padding"), off: Some("32"), ..Setting::IMAGE
+    };
+
+    /// Pixels of new canvas: left=128,right=128,top=64,bottom=64, or all=128
+    outpaint: maybe Growth => Setting {
+        name: "outpaint", value: "SIDES", heading: Heading::Inputs, infotext: Some("Outpaint"), requires: Some("init-image"),
+        ..Setting::IMAGE
+    };
+
+    /// Change the init image as the prompt says; for models with 8 input channels, such as InstructPix2Pix
+    edit: one bool = |_| false => Setting {
+        name: "edit", heading: Heading::Inputs, infotext: Some("Edit"), off: Some("false"), requires: Some("init-image"), ..Setting::IMAGE
+    };
+
+    /// How closely an edit keeps to the image
+    image_guidance_scale: one f64 = |_| 1.5 => Setting {
+        name: "image-guidance-scale", aliases: &["img-cfg-scale"], value: "X", default: "1.5", heading: Heading::Inputs,
+        range: Some((0.0, 1000.0)), infotext: Some("Image CFG scale"), off: Some("1.5"), ..Setting::IMAGE
+    };
+}
+
+impl InputSettings {
+    /// How much is made anew.
+    pub fn strength(&self) -> f64 {
+        self.strength.unwrap_or(0.75)
+    }
+
+    /// A part of the image is made anew, and the rest is kept.
+    pub fn is_inpainting(&self) -> bool {
+        self.init_image.is_some() && (self.mask.is_some() || self.outpaint.is_some())
+    }
+
+    /// The image to start from.
+    ///
+    /// # Errors
+    /// [`Error::Setting`]: it is no image that can be read.
+    pub fn read_init_image(&self) -> Result<Option<InputImage>> {
+        self.init_image.as_ref().map(|file| read("init-image", file)).transpose()
+    }
+
+    /// Where `image` is made anew, as large as it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`]: it is no mask for this image.
+    pub fn read_mask(&self, image: &InputImage) -> Result<Option<GrayImage>> {
+        let Some(file) = &self.mask else { return Ok(None) };
+        let mask = if self.init_image.as_ref() == Some(file) {
+            let alpha = image.alpha.as_ref();
+            invert_mask(alpha.ok_or_else(|| wrong("mask", file, "has no transparent part, which is the mask where it is the init image"))?)
+        } else {
+            read("mask", file)?.luma()
+        };
+        if mask.dimensions() != image.rgb.dimensions() {
+            let (width, height) = mask.dimensions();
+            let (wanted_width, wanted_height) = image.rgb.dimensions();
+            return Err(wrong(
+                "mask",
+                file,
+                format!("has {width}x{height} pixels, and the init image {wanted_width}x{wanted_height}; make it as large as that"),
+            ));
+        }
+        let mask = if self.invert_mask { invert_mask(&mask) } else { mask };
+        if is_empty_mask(&mask) && self.outpaint.is_none() {
+            return Err(wrong("mask", file, "marks nothing to make anew; paint white what is to change, or --invert-mask"));
+        }
+        Ok(Some(mask))
+    }
+}
+
+fn wrong(name: &'static str, file: &InputFile, what: impl std::fmt::Display) -> Error {
+    Error::setting(name, format!(" {}: {what}", file.path().display()))
+}
+
+fn read(name: &'static str, file: &InputFile) -> Result<InputImage> {
+    let bytes = file.bytes().map_err(|what| Error::setting(name, format!(" {what}")))?;
+    decode(&bytes).map_err(|what| wrong(name, file, what))
+}
+
+impl Draft {
+    /// With what the images decide: their size, and what the model does with them.
+    pub(super) fn with_inputs(&self, spec: &ModelSpec) -> Result<Draft> {
+        let mut draft = self.clone();
+        let latents = spec.vae.latent_channels;
+        let (edits, repaints) = (spec.unet.in_channels == 2 * latents, spec.unet.in_channels == 2 * latents + 1);
+        let missing = |name, what: &str| Err(Error::setting(name, format!(": {what}")));
+        if draft.inputs.init_image.is_none() {
+            let inputs = &draft.inputs;
+            for (name, given) in
+                [("mask", inputs.mask.is_some()), ("outpaint", inputs.outpaint.is_some()), ("edit", inputs.edit == Some(true))]
+            {
+                if given {
+                    return missing(name, "needs --init-image, the image to start from");
+                }
+            }
+            if edits || repaints {
+                let how = if edits { "changes an image as the prompt says" } else { "makes parts of an image anew; --mask says which" };
+                return missing("init-image", &format!("give one: this model {how}"));
+            }
+            return Ok(draft);
+        }
+        if repaints && draft.inputs.mask.is_none() && draft.inputs.outpaint.is_none() {
+            return missing("mask", "give one, or --outpaint: this model makes parts of an image anew");
+        }
+        if draft.inputs.edit == Some(true) && !edits {
+            return missing("edit", &format!("needs a model with {} input channels, such as InstructPix2Pix", 2 * latents));
+        }
+        draft.inputs.edit = Some(edits);
+        if draft.inputs.strength.is_none() && !edits {
+            draft.inputs.strength = Some(if draft.inputs.mask.is_some() || draft.inputs.outpaint.is_some() { 1.0 } else { 0.75 });
+        }
+        let Some(file) = &draft.inputs.init_image else { return Ok(draft) };
+        let image = read("init-image", file)?;
+        draft.inputs.decide(&By { spec, sampler: spec.scheduler.sampler()? }).read_mask(&image)?;
+        let multiple = spec.vae.factor().max(8) as u32;
+        let whole = draft.inputs.inpaint_area != Some(InpaintArea::Masked);
+        match draft.inputs.outpaint {
+            Some(growth) => {
+                if draft.canvas.width.is_some() || draft.canvas.height.is_some() {
+                    return missing(
+                        "outpaint",
+                        "the image's size and the new canvas say how large it becomes; leave --width and --height out",
+                    );
+                }
+                let grown = growth.of(image.rgb.dimensions()).unwrap_or((u32::MAX, u32::MAX));
+                draft.canvas = sized(grown, |side| side.div_ceil(multiple).saturating_mul(multiple));
+            }
+            None if whole && draft.canvas.width.is_none() && draft.canvas.height.is_none() => {
+                draft.canvas = sized(image.rgb.dimensions(), |side| (side / multiple * multiple).max(multiple));
+            }
+            None => {}
+        }
+        Ok(draft)
+    }
+}
+
+fn sized((width, height): (u32, u32), side: impl Fn(u32) -> u32) -> CanvasDraft {
+    CanvasDraft { width: Some(side(width) as usize), height: Some(side(height) as usize) }
+}
+
+/// What stands under the mask when a run begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InpaintFill {
+    /// The image as it is.
+    #[default]
+    Original,
+    /// Colours from around.
+    Blur,
+    /// Noise in the latents.
+    Noise,
+    /// Zeros in the latents.
+    Zero,
+}
+
+/// What is generated of an image that is made anew in part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InpaintArea {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The box around the mask, at full size.
+    Masked,
+}
+
+impl InpaintFill {
+    /// As they are typed.
+    pub const NAMES: [&str; 4] = ["original", "blur", "noise", "zero"];
+    const ALL: [Self; 4] = [Self::Original, Self::Blur, Self::Noise, Self::Zero];
+}
+
+impl InpaintArea {
+    /// As they are typed.
+    pub const NAMES: [&str; 2] = ["whole", "masked"];
+    const ALL: [Self; 2] = [Self::Whole, Self::Masked];
+}
+
+/// The member that a word names.
+fn named<T: Copy>(text: &str, names: &[&str], all: &[T]) -> Result<T, String> {
+    let at = names.iter().position(|name| *name == text.trim().to_lowercase());
+    at.and_then(|at| all.get(at).copied()).ok_or_else(|| format!("can be {}", names.join(", ")))
+}
+
+words!(InpaintFill, |text| named(text, &InpaintFill::NAMES, &InpaintFill::ALL), |fill: &InpaintFill| InpaintFill::NAMES[*fill as usize]);
+words!(InpaintArea, |text| named(text, &InpaintArea::NAMES, &InpaintArea::ALL), |area: &InpaintArea| InpaintArea::NAMES[*area as usize]);
+
+impl Value for Growth {
+    const KIND: ValueKind = ValueKind::Word;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        const HOW: &str = "give sides with pixels, as in left=128,right=128 or all=64";
+        let mut growth = Growth::default();
+        for part in text.split(',') {
+            let (side, pixels) = part.split_once('=').ok_or(HOW)?;
+            let pixels: u32 = pixels.trim().parse().map_err(|_| HOW)?;
+            if pixels > 16_384 {
+                return Err("at most 16384 pixels a side".into());
+            }
+            match side.trim().to_lowercase().as_str() {
+                "left" => growth.left = pixels,
+                "right" => growth.right = pixels,
+                "top" => growth.top = pixels,
+                "bottom" => growth.bottom = pixels,
+                "all" => growth = Growth { left: pixels, right: pixels, top: pixels, bottom: pixels },
+                _ => return Err(HOW.into()),
+            }
+        }
+        if growth.is_none() { Err(HOW.into()) } else { Ok(growth) }
+    }
+
+    fn typed(&self) -> String {
+        let sides = [("left", self.left), ("right", self.right), ("top", self.top), ("bottom", self.bottom)];
+        sides.iter().filter(|(_, pixels)| *pixels > 0).map(|(side, pixels)| format!("{side}={pixels}")).collect::<Vec<_>>().join(",")
+    }
+}

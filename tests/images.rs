@@ -1,0 +1,113 @@
+//! Images from images through the program: varied, made anew in part, grown past their edges; and inputs that are none.
+#![cfg(feature = "builtin-model")]
+#![allow(clippy::expect_used, reason = "a test that cannot set up its files has failed")]
+
+use image::{GrayImage, Luma, Rgb, RgbImage, imageops};
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn sd_gen(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    command.args(arguments).args(["--dtype", "f32", "--quiet"]).current_dir(folder).env_remove("SD_GEN_MODELS");
+    command.output().expect("sd-gen starts")
+}
+
+fn made(folder: &Path, arguments: &[&str]) -> RgbImage {
+    let output = sd_gen(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let path = String::from_utf8(output.stdout).expect("text");
+    image::open(folder.join(path.trim_end())).expect("an image").to_rgb8()
+}
+
+/// The mean difference of two images, in levels.
+fn apart(a: &RgbImage, b: &RgbImage) -> f64 {
+    assert_eq!(a.dimensions(), b.dimensions());
+    let sum: u64 = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    sum as f64 / a.as_raw().len() as f64
+}
+
+fn apple(folder: &Path) -> RgbImage {
+    made(folder, &["-p", "a red apple", "-s", "1", "--steps", "8", "-o", "apple.png"])
+}
+
+#[test]
+fn the_lower_the_strength_the_nearer_to_the_image() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let apple = apple(folder.path());
+    let varied = |strength: &str| {
+        made(folder.path(), &["-p", "a green apple", "-s", "2", "--steps", "10", "-i", "apple.png", "--strength", strength])
+    };
+    let (none, little, much) = (varied("0"), varied("0.3"), varied("0.9"));
+    assert!(apart(&none, &apple) < apart(&little, &apple), "no step is the image through the VAE");
+    assert!(apart(&little, &apple) < apart(&much, &apple));
+    assert!(apart(&none, &apple) < 8.0, "{}", apart(&none, &apple));
+}
+
+#[test]
+fn a_part_is_made_anew_and_the_rest_keeps_its_bytes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let apple = apple(folder.path());
+    let mask = GrayImage::from_fn(128, 128, |x, _| Luma([if x >= 64 { 255 } else { 0 }]));
+    mask.save(folder.path().join("mask.png")).expect("written");
+    let anew =
+        made(folder.path(), &["-p", "a rocket", "-s", "3", "--steps", "8", "-i", "apple.png", "--mask", "mask.png", "--mask-blur", "0"]);
+    let half = |image: &RgbImage, x: u32| imageops::crop_imm(image, x, 0, 64, 128).to_image();
+    assert!(half(&anew, 0) == half(&apple, 0), "the left half is the original, byte for byte");
+    assert!(apart(&half(&anew, 64), &half(&apple, 64)) > 5.0);
+}
+
+#[test]
+fn an_image_grows_past_its_edge_and_its_command_makes_it_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let apple = apple(folder.path());
+    let arguments =
+        ["-p", "a red apple", "-s", "3", "--steps", "6", "-i", "apple.png", "--outpaint", "left=32,bottom=20", "-o", "grown.png"];
+    let grown = made(folder.path(), &arguments);
+    assert_eq!(grown.dimensions(), (160, 148));
+    assert!(imageops::crop_imm(&grown, 32, 0, 128, 128).to_image() == apple);
+    let new = imageops::crop_imm(&grown, 0, 0, 32, 128).to_image();
+    assert!(new.pixels().any(|pixel| *pixel != Rgb([0, 0, 0])));
+
+    let said = sd_gen(folder.path(), &["inspect", "--json", "grown.png"]);
+    let said: serde_json::Value = serde_json::from_slice(&said.stdout).expect("JSON");
+    let command = said[0]["command"]["arguments"].as_array().expect("a command").iter().map(|word| word.as_str().expect("text"));
+    let mut command: Vec<&str> = command.filter(|word| !word.starts_with("--model=")).collect();
+    if let Some(at) = command.iter().position(|word| *word == "--model") {
+        command.drain(at..at + 2);
+    }
+    command.extend(["-o", "again.png"]);
+    assert!(made(folder.path(), &command) == grown, "{command:?}");
+}
+
+#[test]
+fn what_is_no_input_is_one_sentence_and_nothing_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect("written");
+    write("text.png", b"a text file");
+    write("empty.png", b"");
+    RgbImage::new(64, 64).save(folder.path().join("image.png")).expect("written");
+    let whole = std::fs::read(folder.path().join("image.png")).expect("read");
+    write("cut.png", &whole[..whole.len() / 2]);
+    GrayImage::new(32, 32).save(folder.path().join("small.png")).expect("written");
+    GrayImage::new(64, 64).save(folder.path().join("black.png")).expect("written");
+    for (arguments, word) in [
+        (vec!["-i", "text.png"], "not an image"),
+        (vec!["-i", "empty.png"], "empty"),
+        (vec!["-i", "cut.png"], "broken"),
+        (vec!["-i", "none.png"], "none.png"),
+        (vec!["-i", "."], "not a file"),
+        (vec!["-i", "image.png", "--mask", "small.png"], "32x32"),
+        (vec!["-i", "image.png", "--mask", "black.png"], "marks nothing"),
+        (vec!["-i", "image.png", "--outpaint", "up=3"], "left=128"),
+        (vec!["-i", "image.png", "--edit"], "8 input channels"),
+        (vec!["--mask", "image.png"], "init-image"),
+    ] {
+        let mut all = vec!["-p", "a cat", "--steps", "1", "--output-dir", "out"];
+        all.extend(&arguments);
+        let output = sd_gen(folder.path(), &all);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(word), "{arguments:?}: {said}");
+        assert!(!folder.path().join("out").exists(), "{arguments:?} wrote something");
+    }
+}
