@@ -71,7 +71,7 @@ const CONFINED: &[(&[&str], &[&str], &str)] = &[
         "which backend and which processor is decided below `ops` and in `device`",
     ),
     (
-        &["SD1", "SD2", "SDXL", "SDXL_REFINER"],
+        &["family::SD1", "family::SD2", "family::SDXL", "family::SDXL_REFINER"],
         &["family", "weights", "adapter"],
         "what a family is is its row in `family`; others read the spec's fields",
     ),
@@ -368,8 +368,8 @@ fn what_breaks_a_rule_is_found() {
         ("models/a.rs", "#[cfg(feature = \"cuda\")]\nfn f() {}", "cuda"),
         ("models/a.rs", "fn f() { if is_x86_feature_detected!(\"avx2\") {} }", "feature_detected"),
         ("noise.rs", "#[target_feature(enable = \"fma\")]\nfn f() {}", "target_feature"),
-        ("pipeline/a.rs", "fn f(x: Family) -> bool { x == SDXL }", "SDXL"),
-        ("cli/utils.rs", "", "name it"),
+        ("pipeline/a.rs", "fn f(x: Family) -> bool { x == family::SDXL }", "family::SDXL"),
+        ("ops/cpu/utils.rs", "", "name it"),
         ("rest.rs", "", "no row"),
     ] {
         let found = violations(&[(path.into(), text.into())]);

@@ -62,8 +62,12 @@ pub(in crate::cli) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Res
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
     let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing)?;
     let model = Opened::new(checkpoint, devices, &load);
-    let requests: Vec<Arc<Request>> =
-        drafts.iter().map(|draft| draft.resolve(model.checkpoint.spec()).map(Arc::new)).collect::<Result<_>>()?;
+    let resolve = |mut draft: Draft| {
+        model.find_words(&mut draft);
+        draft.read_files(&mut files)?;
+        draft.resolve(model.checkpoint.spec()).map(Arc::new)
+    };
+    let requests: Vec<Arc<Request>> = drafts.into_iter().map(resolve).collect::<Result<_>>()?;
     let mut applied: Vec<String> = Vec::new();
     for line in requests.iter().map(|request| model.check_adapters(request)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
         if !applied.contains(&line) {

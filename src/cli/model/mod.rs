@@ -2,7 +2,7 @@
 
 pub(in crate::cli) mod download;
 
-use crate::adapter::{AdapterCache, AdapterFolders};
+use crate::adapter::{AdapterCache, AdapterFolders, EmbeddingFile};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, release};
 use crate::hub::{HubId, Missing, name_in_cache};
@@ -84,6 +84,20 @@ impl Opened {
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
         let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
         Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters }
+    }
+
+    /// Adds the textual inversions of the embeddings folder whose words stand in a draft's prompts, and that are this model's.
+    pub(in crate::cli) fn find_words(&self, draft: &mut Draft) {
+        let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
+        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
+        for found in self.finder.embeddings.all() {
+            let word = found.name.rsplit('/').next().unwrap_or_default().to_lowercase();
+            let is_known = draft.adapters.embedding.iter().any(|file| file.path() == found.path);
+            let fits = || EmbeddingFile::open(&found.path).is_ok_and(|file| file.words(self.checkpoint.spec()).is_ok());
+            if !is_known && texts.iter().any(|text| text.contains(&word)) && fits() {
+                draft.adapters.embedding.push(InputFile::named(&found.path));
+            }
+        }
     }
 
     /// Holds a request's adapters against the model, and says what fits.
@@ -205,7 +219,7 @@ impl AdapterFinder {
         Ok(())
     }
 
-    /// Finds the files of adapters that a draft names, and the textual inversions whose words stand in its prompts.
+    /// Finds the files of adapters that a draft names.
     ///
     /// # Errors
     /// There is no file of a name, or more than one.
@@ -220,15 +234,6 @@ impl AdapterFinder {
         draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
         draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
         self.find_tags(draft)?;
-        let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
-        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
-        for found in self.embeddings.all() {
-            let word = found.name.rsplit('/').next().unwrap_or_default().to_lowercase();
-            let is_known = draft.adapters.embedding.iter().any(|file| file.path() == found.path);
-            if !is_known && texts.iter().any(|text| text.contains(&word)) {
-                draft.adapters.embedding.push(InputFile::named(&found.path));
-            }
-        }
         Ok(())
     }
 }

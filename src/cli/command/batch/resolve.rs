@@ -172,6 +172,7 @@ impl Resolver {
         let mut jobs = Vec::new();
         for mut draft in made {
             opened.finder.find(&mut draft)?;
+            opened.find_words(&mut draft);
             draft.read_files(&mut self.files)?;
             let request = Arc::new(draft.resolve(opened.checkpoint.spec())?);
             for line in opened.check_adapters(&request)? {
