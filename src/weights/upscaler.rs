@@ -29,7 +29,7 @@ impl UpscalerFile {
         if is_pickle(path) {
             return Err(model_error(&shown, PICKLE));
         }
-        Self::read(WeightFile::new(shown, Blob::map(path)?)?)
+        Self::read(WeightFile::new(shown, Blob::open(path)?)?)
     }
 
     /// Opens a file's bytes, as [`UpscalerFile::open`] does a file.
@@ -52,7 +52,7 @@ impl UpscalerFile {
     }
 
     fn component(&self) -> ComponentTensors<'_> {
-        ComponentTensors { part: &self.part, concluded: "as the names of its tensors say" }
+        ComponentTensors::new(&self.part, "as the names of its tensors say")
     }
 }
 

@@ -152,7 +152,7 @@ impl Progress {
     }
 
     /// Tiles of an image that is enlarged.
-    pub(super) fn tiles(&mut self, what: &str, done: usize, all: usize) {
+    pub(in crate::cli) fn tiles(&mut self, what: &str, done: usize, all: usize) {
         screen::event(|| json!({ "event": "tiles", "what": what, "done": done, "all": all }));
         self.status().show(CurrentWork::Tiles { what: what.to_owned(), done, all });
     }
