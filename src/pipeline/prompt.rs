@@ -171,7 +171,7 @@ fn common_length(one: usize, other: usize) -> usize {
     };
     let longer = one.max(other);
     match (one / gcd(one, other)).checked_mul(other) {
-        Some(multiple) if multiple <= MOST_REPEATED * longer => multiple,
+        Some(multiple) if (longer..=MOST_REPEATED * longer).contains(&multiple) => multiple,
         _ => longer,
     }
 }
