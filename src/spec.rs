@@ -144,6 +144,8 @@ pub struct UNetSpec {
     pub norm_eps: f64,
     /// Pooled text and sizes as an additional condition (SDXL).
     pub text_time: Option<TextTimeSpec>,
+    /// Width of the sinusoids by which the network is told the guidance scale (latent consistency models); 0 where it is not.
+    pub guidance_embed_dim: usize,
     /// The time embedding is cosines first.
     pub flip_sin_to_cos: bool,
     /// Shift of the time embedding's frequencies.

@@ -220,3 +220,59 @@ fn numbers_that_are_none_are_found() {
     let error = AdapterCache::default().prepare(&emoji(), &choice).unwrap_err().to_string();
     assert!(error.contains("NaN") && error.contains(&name), "{error}");
 }
+
+/// Runs the program in `folder`.
+fn sd_gen(folder: &Path, arguments: &[&str]) -> (bool, String, Vec<PathBuf>) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    let output = command.args(arguments).current_dir(folder).env_remove("SD_GEN_MODELS").output().unwrap();
+    let paths = String::from_utf8_lossy(&output.stdout).lines().map(|line| folder.join(line)).collect();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned(), paths)
+}
+
+#[test]
+fn the_program_says_what_it_applied_and_writes_it_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let loras = folder.path().join("loras");
+    std::fs::create_dir(&loras).unwrap();
+    std::fs::copy(data().join("kohya.safetensors"), loras.join("detail.safetensors")).unwrap();
+    let base = ["--prompt", "a red apple", "--seed", "1", "--steps", "1", "--lora-dir", "loras"];
+    let with = |more: &[&str]| sd_gen(folder.path(), &[&base[..], more].concat());
+    let pixels = |paths: &[PathBuf]| image::open(&paths[0]).unwrap().to_rgb8();
+    let (plain, applied, off) = (with(&[]), with(&["--lora", "detail:2"]), with(&["--lora", "detail:0"]));
+    assert!(plain.0 && applied.0 && off.0, "{}{}{}", plain.1, applied.1, off.1);
+    assert!(applied.1.contains("detail: 4 of 4 layers"), "{}", applied.1);
+    assert_ne!(pixels(&applied.2), pixels(&plain.2));
+    assert_eq!(pixels(&off.2), pixels(&plain.2));
+    let said = String::from_utf8_lossy(&std::fs::read(&applied.2[0]).unwrap()).into_owned();
+    assert!(said.contains("Lora hashes: \"detail: "), "{said:.400}");
+    // The image's own command makes it again.
+    let inspected = std::process::Command::new(env!("CARGO_BIN_EXE_sd-gen"))
+        .args(["inspect", "--json", "--no-hash"])
+        .arg(&applied.2[0])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&inspected.stdout).contains("detail.safetensors:2"));
+    for (more, said) in [(["--lora", "detial"], "there is no LoRA \"detial\""), (["--embedding", "nothing"], "there is no embedding")] {
+        let (fine, error, _) = with(&more);
+        assert!(!fine && error.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn a_merged_model_generates_what_the_lora_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let lora = data().join("kohya.safetensors");
+    let lora = format!("{}:1.5", lora.display());
+    let emoji = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji");
+    let emoji = emoji.to_str().unwrap();
+    let (fine, said, _) = sd_gen(folder.path(), &["convert", emoji, "merged", "--lora", &lora, "--dtype", "f32"]);
+    assert!(fine && said.contains("4 of 4 layers"), "{said}");
+    let base = ["--prompt", "a red apple", "--seed", "1", "--steps", "1", "--model"];
+    let generate = |more: &[&str]| {
+        let (fine, said, paths) = sd_gen(folder.path(), &[&base[..], more].concat());
+        assert!(fine, "{said}");
+        image::open(&paths[0]).unwrap().to_rgb8()
+    };
+    assert_eq!(generate(&["merged"]), generate(&[emoji, "--lora", &lora]));
+}

@@ -175,11 +175,15 @@ fn standard_input_and_standard_output() {
 fn long_prompts_name_what_is_left_out() {
     let folder = folder();
     let prompt = format!("{} zebra", "a cat, ".repeat(40));
-    let output = sd_gen(folder.path(), &["-p", &prompt, "-s", "1", "--steps", "1", "-o", "cat.png"]);
+    let plain = ["--prompt-syntax", "plain", "-s", "1", "--steps", "1", "-p", &prompt, "-o"];
+    let output = sd_gen(folder.path(), &[&plain[..], &["cat.png"]].concat());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("warning") && said.contains("left out"), "{said}");
-    let quiet = sd_gen(folder.path(), &["-p", &prompt, "-s", "1", "--steps", "1", "-o", "quiet.png", "-q"]);
+    let quiet = sd_gen(folder.path(), &[&plain[..], &["quiet.png", "-q"]].concat());
     assert_eq!(String::from_utf8_lossy(&quiet.stderr), "");
+    // Other syntaxes take as many chunks as it needs.
+    let whole = sd_gen(folder.path(), &["-s", "1", "--steps", "1", "-p", &prompt, "-o", "whole.png"]);
+    assert!(!String::from_utf8_lossy(&whole.stderr).contains("left out"));
 }
 
 #[test]

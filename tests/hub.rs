@@ -424,7 +424,8 @@ fn a_length_of_nothing_is_no_length() {
         true => tag(Answer::status(200)),
         false => answer,
     });
-    let path = Trial::new(&hub).fetch("org/model").expect("fetched by the length of the list");
+    let trial = Trial::new(&hub);
+    let path = trial.fetch("org/model").expect("fetched by the length of the list");
     assert_eq!(std::fs::read(path).expect("read"), content);
     let hub = Hub::new([("model.safetensors".to_owned(), Vec::new())]);
     let sentence = Trial::new(&hub).refused("org/model");

@@ -9,6 +9,7 @@ use sd_gen::candle_core::{DType, Device, Tensor, safetensors};
 use sd_gen::device;
 use sd_gen::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, AutoencoderTinyDecoder, Backbone, ModelCall, Scope, UNet2DCondition};
 use sd_gen::pipeline::{BatchItem, Estimate, GeneratedImage, Observer, Pipeline, SharedModel, Silent, Stage};
+use sd_gen::prompt::PromptSyntax;
 use sd_gen::sampling::TimestepSpacing;
 use sd_gen::settings::{Draft, Request, Seed, VaeTiling};
 use sd_gen::text::{ClipTokenizer, TextEncoder};
@@ -79,6 +80,7 @@ impl Model {
         Draft::new(prompt).with(|draft| {
             draft.seed = self.request["seed"].as_u64().map(Seed::Is);
             draft.text.negative_prompt = Some(negative.into());
+            draft.text.prompt_syntax = Some(PromptSyntax::Plain);
             draft.canvas.width = count("width");
             draft.canvas.height = count("height");
             draft.sampling.steps = count("steps");

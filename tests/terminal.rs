@@ -151,7 +151,7 @@ fn messages_do_not_tear_the_lines() {
     let folder = folder();
     // A word is left out of each of these, which is a warning in the middle of the run.
     let prompts = ["one", "two", "three"].map(|word| format!("{word} {}", "a very long prompt indeed ".repeat(12)));
-    let mut arguments = vec!["-s", "1", "--steps", "40", "-o", "{index}.png", "--preview=blocks", "-vv"];
+    let mut arguments = vec!["-s", "1", "--steps", "40", "-o", "{index}.png", "--preview=blocks", "-vv", "--prompt-syntax", "plain"];
     prompts.iter().for_each(|prompt| arguments.extend(["-p", prompt]));
     let (status, screen, said) = Session::start(command(folder.path(), &arguments)).finish();
     assert!(status.success() && said.contains("/40 steps"), "{said}");

@@ -139,7 +139,6 @@ fn other_kinds_of_models_are_named() {
         (whole("edm_mean"), &["Playground"]),
         (whole("edm_vpred.sigma_max"), &["CosXL"]),
         (whole("scaled_fp8"), &["scaled"]),
-        (whole("model.diffusion_model.time_embed.cond_proj.weight"), &["latent consistency"]),
     ];
     for (bytes, words) in cases {
         refused_with(bytes, words);
@@ -306,7 +305,6 @@ fn fields_that_are_not_implemented_are_named() {
         ("unet", "dual_cross_attention", json!(true)),
         ("unet", "only_cross_attention", json!([true, true, true, false])),
         ("unet", "encoder_hid_dim", json!(4096)),
-        ("unet", "time_cond_proj_dim", json!(256)),
         ("unet", "center_input_sample", json!(true)),
         ("unet", "addition_embed_type", json!("text_image")),
         ("unet", "conv_in_kernel", json!(1)),

@@ -3,6 +3,7 @@
 use crate::weights::{CatalogKind, Found, find_models};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Folders in which files of one kind are looked for.
 #[derive(Debug, Clone)]
@@ -12,6 +13,8 @@ pub struct AdapterFolders {
     /// The setting that names a folder.
     setting: &'static str,
     folders: Vec<PathBuf>,
+    /// What lies there, once it was asked for.
+    found: OnceLock<Vec<Found>>,
 }
 
 impl AdapterFolders {
@@ -35,13 +38,15 @@ impl AdapterFolders {
                 all.filter(|folder| folder.is_dir()).collect()
             }
         };
-        Self { kind, setting, folders }
+        Self { kind, setting, folders, found: OnceLock::new() }
     }
 
     /// Everything in the folders that can be named.
-    pub fn all(&self) -> Vec<Found> {
-        let found = self.folders.iter().flat_map(|folder| find_models(folder));
-        found.filter(|found| found.holds == CatalogKind::File).collect()
+    pub fn all(&self) -> &[Found] {
+        self.found.get_or_init(|| {
+            let found = self.folders.iter().flat_map(|folder| find_models(folder));
+            found.filter(|found| found.holds == CatalogKind::File).collect()
+        })
     }
 
     /// The file that `name` names: a path, or a file's name in one of the folders, with or without its ending and its folder there.
@@ -53,6 +58,14 @@ impl AdapterFolders {
         if path.is_file() {
             return Ok(path.to_owned());
         }
+        self.named(name)
+    }
+
+    /// The file of that name in one of the folders: what stands in a prompt names no path.
+    ///
+    /// # Errors
+    /// As [`AdapterFolders::find`].
+    pub fn named(&self, name: &str) -> Result<PathBuf> {
         let all = self.all();
         let wanted = name.strip_suffix(".safetensors").unwrap_or(name);
         let last = |found: &Found| found.name.rsplit('/').next().unwrap_or_default().to_owned();

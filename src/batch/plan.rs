@@ -112,7 +112,8 @@ impl FromStr for Shard {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::settings::{Draft, Seed};
+    use crate::inputs::InputFile;
+    use crate::settings::{Draft, Seed, WeightedFile};
     use candle_core::DType;
 
     pub(in super::super) fn job(id: usize, model: usize, change: impl FnOnce(&mut Draft)) -> Job {
@@ -139,6 +140,14 @@ pub(super) mod tests {
         ];
         let found: Vec<Vec<usize>> = groups(jobs).iter().map(|group| group.iter().map(|job| job.id).collect()).collect();
         assert_eq!(found, [vec![0, 4, 5, 2], vec![3], vec![6], vec![1]]);
+    }
+
+    #[test]
+    fn adapters_are_swapped_as_seldom_as_can_be() {
+        let lora = |d: &mut Draft| d.adapters.lora = vec![WeightedFile { file: InputFile::of_bytes("a", *b"x"), weights: Vec::new() }];
+        let jobs = vec![job(0, 0, lora), job(1, 0, |_| ()), job(2, 0, |d| (lora(d), d.sampling.steps = Some(3)).0), job(3, 0, lora)];
+        let found: Vec<Vec<usize>> = groups(jobs).iter().map(|group| group.iter().map(|job| job.id).collect()).collect();
+        assert_eq!(found, [vec![0, 3], vec![2], vec![1]]);
     }
 
     #[test]

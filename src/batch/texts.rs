@@ -1,7 +1,7 @@
 //! Encoded texts, kept while their model is loaded: equal prompts are encoded once, and so is the negative prompt of a thousand.
 
 use crate::Result;
-use crate::pipeline::{Conditioning, EncodedText, Observer, Pipeline, Stage, prompt_texts};
+use crate::pipeline::{Conditioning, EncodedText, Observer, Pipeline, PromptText, Stage, TextKey, prompt_texts};
 use crate::settings::Request;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -9,29 +9,29 @@ use std::sync::Arc;
 /// Bytes of encodings that are kept.
 const ROOM: usize = 64 << 20;
 
-/// A text, the layers that are left out, and what adapters make of the text encoders.
-type TextKey = (String, usize, String);
+/// What decides an encoding, and what adapters make of the text encoders.
+type AdaptedKey = (TextKey, String);
 
 /// The texts of one pipeline.
 #[derive(Debug, Default)]
 pub(super) struct Texts {
-    known: HashMap<TextKey, Arc<EncodedText>>,
+    known: HashMap<AdaptedKey, Arc<EncodedText>>,
     /// The longest unused first.
-    order: VecDeque<TextKey>,
+    order: VecDeque<AdaptedKey>,
     bytes: usize,
 }
 
 impl Texts {
     /// What the UNet is told of a request.
     pub(super) fn condition(&mut self, pipeline: &Pipeline, request: &Request, observer: &mut dyn Observer) -> Result<Conditioning> {
-        let mut encoded = Vec::new();
+        let mut encoded: Vec<(PromptText, Arc<EncodedText>)> = Vec::new();
         let mut said = false;
         let adapters = pipeline.adapters(request)?;
         let signature = adapters.text_signature();
-        for text in prompt_texts(request) {
-            let key = (text.text.to_owned(), text.skip_layers, signature.clone());
+        for text in prompt_texts(request)? {
+            let key = (text.key.clone(), signature.clone());
             if let Some(known) = self.known.get(&key) {
-                encoded.push(known.clone());
+                encoded.push((text, known.clone()));
                 self.order.retain(|other| *other != key);
                 self.order.push_back(key);
                 continue;
@@ -42,7 +42,7 @@ impl Texts {
             }
             let new = Arc::new(pipeline.encode_text(&text, &adapters, observer)?);
             self.bytes += new.bytes();
-            encoded.push(new.clone());
+            encoded.push((text, new.clone()));
             self.known.insert(key.clone(), new);
             self.order.push_back(key);
             while self.bytes > ROOM
@@ -51,6 +51,6 @@ impl Texts {
                 self.bytes -= self.known.remove(&oldest).map_or(0, |text| text.bytes());
             }
         }
-        pipeline.condition(request, &encoded.iter().map(|text| &**text).collect::<Vec<_>>())
+        pipeline.condition(request, &encoded.iter().map(|(text, encoded)| (text.clone(), &**encoded)).collect::<Vec<_>>())
     }
 }

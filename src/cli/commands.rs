@@ -7,6 +7,7 @@ use crate::cli::command::convert::ConvertArgs;
 use crate::cli::command::devices::DevicesArgs;
 use crate::cli::command::inspect::InspectArgs;
 use crate::cli::command::models::ModelsArgs;
+use crate::cli::command::upscale::UpscaleArgs;
 use crate::cli::settings::args::GenerateArgs;
 use clap::{Parser, Subcommand};
 
@@ -19,6 +20,7 @@ Examples:
   echo \"a green apple\" | sd-gen -p - -o - > apple.png
   sd-gen batch prompts.txt --output-dir out              a prompt a line; run it again to go on
   sd-gen convert models/sd15 sd15.safetensors --dtype f16
+  sd-gen upscale out/*.png --upscaler 4x-UltraSharp.safetensors
   sd-gen bench --random sd15 --dtypes f32,bf16
   sd-gen inspect apple.png                               how it was made, and the command that generates it again
 
@@ -50,6 +52,8 @@ pub(super) enum Command {
     Convert(ConvertArgs),
     /// Time every phase of generating, for every combination of models, devices, dtypes, sizes and batch sizes
     Bench(Box<BenchArgs>),
+    /// Enlarge images by a network of ESRGAN's family
+    Upscale(Box<UpscaleArgs>),
     /// Say what a file is: a model, a LoRA, an embedding, an image (and the command that generates it again)
     Inspect(InspectArgs),
     /// List what can be named after --model: family, size, dtype, prediction

@@ -15,7 +15,7 @@ mod terminal;
 
 use crate::{Error, Result};
 use clap::{CommandFactory, Parser};
-use command::{batch, bench, completions, convert, devices, generate, inspect, models};
+use command::{batch, bench, completions, convert, devices, generate, inspect, models, upscale};
 use commands::{Cli, Command};
 use process::OFFLINE;
 use settings::args::loudness;
@@ -56,6 +56,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         None => loudness(&cli.generate.0),
         Some(Command::Batch(args)) => args.loudness(),
         Some(Command::Bench(args)) => (0, args.quiet),
+        Some(Command::Upscale(args)) => (0, args.is_quiet()),
         Some(_) => (0, false),
     };
     logs::start(verbose, quiet)?;
@@ -69,6 +70,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Upscale(args)) => upscale::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Models(args)) => models::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),

@@ -127,8 +127,9 @@ proptest! {
         family: Index,
     ) {
         let folder = tempfile::tempdir().unwrap();
-        let names: Vec<_> = crate::family::well_known_names().into_iter().collect();
-        let spec = crate::family::well_known(*family.get(names.as_slice())).unwrap();
+        let names: Vec<_> = crate::family::well_known_names().collect();
+        let name: &&str = family.get(names.as_slice());
+        let spec = crate::family::well_known(name).unwrap();
         let mut draft = Draft::new(prompt.trim()).with(|d| d.seed = Some(crate::settings::Seed::Is(u64::MAX)));
         for (at, number) in chosen.into_iter().zip(numbers) {
             let row = rows()[at];

@@ -109,7 +109,7 @@ mod tests {
         patch.inputs().into_iter().for_each(|(name, tensor)| inputs.push(name, tensor));
         let hidden = Tensor::ones((1, 4, 6, 2), DType::F32, &Device::Cpu).unwrap();
         // A constant is the frequency 0; the highest frequency of the height is left as it is.
-        let high = |i: usize| if (i / 6) % 2 == 0 { 1f32 } else { -1.0 };
+        let high = |i: usize| if (i / 6).is_multiple_of(2) { 1f32 } else { -1.0 };
         let constant = Tensor::full(3f32, (1, 4, 6, 1), &Device::Cpu).unwrap();
         let alternating = Tensor::from_vec((0..24).map(high).collect(), (1, 4, 6, 1), &Device::Cpu).unwrap();
         let skip = (&constant + &alternating).unwrap();

@@ -46,7 +46,6 @@ const UNET_DEMANDS: &[(&str, Allowed)] = &[
     ("resnet_out_scale_factor", Allowed::Number(1.0)),
     ("resnet_skip_time_act", Allowed::Off),
     ("resnet_time_scale_shift", Allowed::Word(&["default"])),
-    ("time_cond_proj_dim", Allowed::Off),
     ("time_embedding_act_fn", Allowed::Off),
     ("time_embedding_type", Allowed::Word(&["positional"])),
     ("timestep_post_act", Allowed::Off),
@@ -150,6 +149,10 @@ pub(crate) fn unet(fields: &Fields) -> Result<UNetSpec> {
         norm_groups,
         norm_eps: fields.number("norm_eps", 1e-5)?,
         text_time,
+        guidance_embed_dim: match fields.get("time_cond_proj_dim") {
+            None | Some(Value::Null) => 0,
+            Some(value) => fields.as_count("time_cond_proj_dim", value, limit::CHANNELS)?,
+        },
         flip_sin_to_cos: fields.flag("flip_sin_to_cos", true)?,
         freq_shift: fields.number("freq_shift", 0.0)?,
     })

@@ -135,6 +135,10 @@ pub(crate) fn unet(probe: Probe<'_>) -> Result<UNetSpec> {
         norm_groups: GROUPS,
         norm_eps: 1e-5,
         text_time,
+        guidance_embed_dim: match probe.shape("time_embed.cond_proj.weight") {
+            None => 0,
+            Some(_) => probe.need::<2>("time_embed.cond_proj.weight")?[1],
+        },
         flip_sin_to_cos: true,
         freq_shift: 0.0,
     })

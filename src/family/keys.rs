@@ -47,6 +47,7 @@ type Leaves = &'static [(&'static str, &'static str, Leaf)];
 const UNET: Leaves = &[
     ("time_embed.0", "time_embedding.linear_1", Layer),
     ("time_embed.2", "time_embedding.linear_2", Layer),
+    ("time_embed.cond_proj.weight", "time_embedding.cond_proj.weight", Tensor(Form::Same)),
     ("label_emb.0.0", "add_embedding.linear_1", Layer),
     ("label_emb.0.2", "add_embedding.linear_2", Layer),
     ("input_blocks.0.0", "conv_in", Layer),

@@ -59,7 +59,6 @@ const FOREIGN_KINDS: &[ForeignKind] = &[
     model("time_stack.", "Stable Video Diffusion", NOT_YET),
     model("edm_mean", "Playground 2.5", EDM),
     model("edm_vpred.", "CosXL", EDM),
-    model("cond_proj.weight", "a latent consistency model with an embedded guidance scale", NOT_YET),
     // Newer files carry the scales without the marker.
     model("scaled_fp8", SCALED, PLAIN),
     model(".scale_weight", SCALED, PLAIN),

@@ -4,9 +4,11 @@
 //! no prompt, no model, no noise level but the one it is asked about. What works on the latents or on the network itself is an extension.
 
 mod classifier_free;
+mod conjunction;
 mod instruction_edit;
 
 pub use classifier_free::{ClassifierFree, GuidanceScales};
+pub use conjunction::Conjunction;
 pub use instruction_edit::InstructionEdit;
 
 use crate::Result;

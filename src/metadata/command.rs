@@ -4,6 +4,7 @@ use super::recipe::{Field, NamedLora, Recipe, file_stem, is_nothing};
 use super::tool::Engine;
 use crate::Result;
 use crate::noise::Rng;
+use crate::prompt::PromptSyntax;
 use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing, plan};
 
 /// A command, and what it leaves out.
@@ -141,11 +142,31 @@ fn prompts(recipe: &Recipe, own: bool, command: &mut Command) {
     if let Some(negative) = negative.filter(|text| own || !text.is_empty()) {
         command.flag("--negative-prompt", negative);
     }
-    let has_syntax =
-        [Some(prompt), negative].into_iter().flatten().any(|text| text.contains(['(', '[', '<', '{']) || text.contains("BREAK"));
-    if has_syntax && !own {
-        command
-            .note(format!("the prompt may be written in the syntax of {} (emphasis, add-ons); it is generated as it stands", recipe.tool));
+    syntax(recipe, prompt, negative.unwrap_or_default(), command);
+}
+
+/// Texts up to this length are one chunk in every syntax.
+const ONE_CHUNK: usize = 200;
+
+/// Whose language the prompt is in, where it can matter.
+fn syntax(recipe: &Recipe, prompt: &str, negative: &str, command: &mut Command) {
+    if recipe.get(Field::Setting("prompt-syntax")).is_some() {
+        return;
+    }
+    let means_something = |text: &str| {
+        let marks = text.contains(['(', ')', '[', ']', '<', '#', '\\']);
+        marks || ["BREAK", "AND", "embedding:"].iter().any(|word| text.contains(word)) || text.len() > ONE_CHUNK
+    };
+    if !means_something(prompt) && !means_something(negative) {
+        return;
+    }
+    match recipe.syntax() {
+        Some(syntax) if syntax == PromptSyntax::default() => {}
+        Some(syntax) => command.flag("--prompt-syntax", syntax.name()),
+        None => {
+            command.flag("--prompt-syntax", PromptSyntax::Plain.name());
+            command.note(format!("the prompt may be written in the syntax of {}; it is generated as it stands", recipe.tool));
+        }
     }
 }
 
@@ -460,10 +481,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_carried_over_is_said() {
-        let end = "Steps: x, Sampler: Nonesuch, Schedule type: Nothing, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Tiling: True";
+        let end = "Steps: x, Sampler: Nonesuch, Schedule type: Nowhere, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Tiling: True";
         let notes = of("parameters", &format!("(a cat:1.2) <lora:x:1>\n{end}, RNG: dice, Nothing: None")).notes.join("\n");
         assert!(!notes.contains("Nothing"), "{notes}");
-        for said in ["Nonesuch", "Nothing", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice", "syntax"] {
+        for said in ["Nonesuch", "Nowhere", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice"] {
             assert!(notes.contains(said), "{said:?} is not in {notes}");
         }
     }

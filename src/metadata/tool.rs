@@ -2,6 +2,7 @@
 
 use super::recipe::{Field, Recipe, file_stem};
 use crate::noise::Rng;
+use crate::prompt::PromptSyntax;
 
 /// Who computes the noise levels and what else is not written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,17 @@ impl Recipe {
     /// Who computed the image, where that is known.
     pub(super) fn engine(&self) -> Option<Engine> {
         TOOLS.iter().find(|(tool, ..)| *tool == self.tool).map(|(_, engine, _)| *engine)
+    }
+
+    /// The language of its prompts; `None` where it is one of the tool's own.
+    pub(super) fn syntax(&self) -> Option<PromptSyntax> {
+        match (self.tool.as_str(), self.engine()) {
+            ("sd-gen" | "SD.Next" | "Fooocus" | "RuinedFooocus", _) => Some(PromptSyntax::A1111),
+            ("mflux" | "mold", _) => Some(PromptSyntax::Plain),
+            (_, Some(Engine::KDiffusion | Engine::Cpp)) => Some(PromptSyntax::A1111),
+            (_, Some(Engine::Comfy)) => Some(PromptSyntax::ComfyUi),
+            (_, Some(Engine::Diffusers) | None) => None,
+        }
     }
 
     /// Whose numbers the tool draws its noise from where the image does not say.

@@ -18,6 +18,8 @@ pub struct ModelCall {
     pub pooled: Option<Tensor>,
     /// Sizes, crops and scores of each row (SDXL's `time_ids`); empty where the network wants none.
     pub time_ids: Vec<Vec<f64>>,
+    /// The guidance scale less 1 of each row, for networks that were distilled with it (latent consistency models); else empty.
+    pub guidance: Vec<f64>,
     /// Channels that follow the latents': `(rows, more channels, height, width)` in the compute dtype (inpainting, editing).
     pub concat: Option<Tensor>,
     /// What a ControlNet adds.
@@ -30,7 +32,7 @@ impl ModelCall {
     /// A call with latents, timestep and text; the rest is empty.
     pub fn new(latents: Tensor, timestep: f64, context: Tensor) -> Self {
         let residuals = Residuals::default();
-        Self { latents, timestep, context, pooled: None, time_ids: vec![], concat: None, residuals, patches: vec![] }
+        Self { latents, timestep, context, pooled: None, time_ids: vec![], guidance: vec![], concat: None, residuals, patches: vec![] }
     }
 }
 

@@ -37,13 +37,29 @@ pub fn sinusoidal_embedding(values: &[f64], width: usize, cosines_first: bool, f
 /// Two linear layers with SiLU between them: diffusers' `TimestepEmbedding`.
 #[derive(Debug)]
 pub(super) struct TimestepEmbedding {
+    /// Of a second embedding, which is added to the first before the layers.
+    cond_proj: Option<Linear>,
     linear_1: Linear,
     linear_2: Linear,
 }
 
 impl TimestepEmbedding {
     pub(super) fn load(scope: &Scope<'_>, input: usize, output: usize) -> Result<Self> {
-        Ok(Self { linear_1: scope.at("linear_1").linear(input, output)?, linear_2: scope.at("linear_2").linear(output, output)? })
+        let (linear_1, linear_2) = (scope.at("linear_1").linear(input, output)?, scope.at("linear_2").linear(output, output)?);
+        Ok(Self { cond_proj: None, linear_1, linear_2 })
+    }
+
+    /// With a second embedding of width `condition`.
+    pub(super) fn with_condition(self, scope: &Scope<'_>, condition: usize, input: usize) -> Result<Self> {
+        Ok(Self { cond_proj: Some(scope.at("cond_proj").linear_without_bias(condition, input)?), ..self })
+    }
+
+    /// `(batch, input)` and `(batch, condition)` to `(batch, output)`.
+    pub(super) fn forward_with(&self, x: &Tensor, condition: Option<&Tensor>) -> Result<Tensor> {
+        match (&self.cond_proj, condition) {
+            (Some(cond_proj), Some(condition)) => self.forward(&(x + cond_proj.forward(condition)?)?),
+            _ => self.forward(x),
+        }
     }
 
     /// `(batch, input)` to `(batch, output)`.

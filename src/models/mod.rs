@@ -11,6 +11,7 @@ mod layer_store;
 mod resnet;
 mod transformer_2d;
 mod unet_2d_condition;
+mod upscaler;
 
 pub use autoencoder_kl::{AutoencoderKLDecoder, AutoencoderKLEncoder, LatentDistribution};
 pub use autoencoder_tiny::AutoencoderTinyDecoder;
@@ -19,6 +20,7 @@ pub use clip_text_model::{ClipTextModel, ClipTextOutput};
 pub use embeddings::sinusoidal_embedding;
 pub use layer_store::LayerStore;
 pub use unet_2d_condition::UNet2DCondition;
+pub use upscaler::Upscaler;
 
 use crate::Result;
 use crate::ops::{Conv2d, GraphCache, GroupNorm, LayerNorm, Linear, Padding, UpsamplingConv2d, Weight};

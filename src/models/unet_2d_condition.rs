@@ -141,7 +141,13 @@ impl UNet2DCondition {
         let add_embedding =
             spec.text_time.as_ref().map(|t| TimestepEmbedding::load(&scope.at("add_embedding"), t.projection_input_dim, time_width));
         Ok(Self {
-            time_embedding: TimestepEmbedding::load(&scope.at("time_embedding"), first, time_width)?,
+            time_embedding: match spec.guidance_embed_dim {
+                0 => TimestepEmbedding::load(&scope.at("time_embedding"), first, time_width)?,
+                width => {
+                    let scope = scope.at("time_embedding");
+                    TimestepEmbedding::load(&scope, first, time_width)?.with_condition(&scope, width, first)?
+                }
+            },
             add_embedding: add_embedding.transpose()?,
             conv_in: scope.at("conv_in").conv3x3(spec.in_channels, first, 1, Padding::same(1))?,
             down,
@@ -176,6 +182,15 @@ impl UNet2DCondition {
         if let Some(added) = self.added(call)? {
             inputs.push("added", added);
         }
+        if self.spec.guidance_embed_dim > 0 {
+            if call.guidance.len() != call.latents.dim(0)? {
+                return Err(Error::Image("this UNet wants the guidance scale of every row, and got none".into()));
+            }
+            // Sines first, and frequencies to the last one, whatever the timestep's are.
+            let scaled: Vec<f64> = call.guidance.iter().map(|scale| scale * 1000.0).collect();
+            let embedded = sinusoidal_embedding(&scaled, self.spec.guidance_embed_dim, false, 1.0, call.latents.device())?;
+            inputs.push("guidance", embedded.to_dtype(call.latents.dtype())?);
+        }
         for (i, residual) in call.residuals.down.iter().enumerate() {
             inputs.push(format!("down residual {i}"), residual.clone());
         }
@@ -191,7 +206,7 @@ impl UNet2DCondition {
     }
 
     fn predict(&self, inputs: &NamedTensors, call: &ModelCall) -> Result<Tensor> {
-        let mut time = self.time_embedding.forward(inputs.get("sinusoids")?)?;
+        let mut time = self.time_embedding.forward_with(inputs.get("sinusoids")?, inputs.find("guidance"))?;
         if let (Some(embedding), Some(added)) = (&self.add_embedding, inputs.find("added")) {
             time = (time + embedding.forward(added)?)?;
         }

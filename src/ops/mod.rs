@@ -12,12 +12,14 @@ mod cpu;
 mod cuda;
 mod graph_cache;
 mod named_tensors;
+mod pixels;
 mod profile;
 mod reference;
 mod weight;
 
 pub use graph_cache::GraphCache;
 pub use named_tensors::NamedTensors;
+pub use pixels::{PRelu, leaky_relu, pixel_shuffle, pixel_unshuffle, upsample_nearest, window_attention};
 pub use profile::{OpTime, profiled};
 pub use weight::Weight;
 

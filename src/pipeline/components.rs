@@ -33,9 +33,9 @@ pub(super) struct Components {
     turn: Option<Mutex<()>>,
     text_encoders: RwLock<Slot<Vec<AdaptedText>>>,
     unet: RwLock<Slot<AdaptedUNet>>,
-    vae: RwLock<Slot<Box<AutoencoderKLDecoder>>>,
+    vae: RwLock<Slot<AutoencoderKLDecoder>>,
     /// Read when the first image is to be encoded.
-    encoder: RwLock<Slot<Box<AutoencoderKLEncoder>>>,
+    encoder: RwLock<Slot<AutoencoderKLEncoder>>,
 }
 
 /// A place for a network.
@@ -139,7 +139,7 @@ impl Components {
         work: impl FnOnce(&AutoencoderKLDecoder, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
         let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_vae(model, &self.place, observer);
-        self.with(&self.vae, "", observer, load, |vae: &Box<AutoencoderKLDecoder>, observer| work(vae, observer))
+        self.with(&self.vae, "", observer, load, |vae: &AutoencoderKLDecoder, observer| work(vae, observer))
     }
 
     pub(super) fn with_encoder<T>(
@@ -148,7 +148,7 @@ impl Components {
         work: impl FnOnce(&AutoencoderKLEncoder, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
         let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_encoder(model, &self.place, observer);
-        self.with(&self.encoder, "", observer, load, |encoder: &Box<AutoencoderKLEncoder>, observer| work(encoder, observer))
+        self.with(&self.encoder, "", observer, load, |encoder: &AutoencoderKLEncoder, observer| work(encoder, observer))
     }
 
     /// Works with a network as `signature` wants it; `load` makes it so, of the one that is there or of none.
@@ -271,14 +271,14 @@ fn load_unet(
     Ok(AdaptedUNet { layers, changed, network })
 }
 
-fn load_vae(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Box<AutoencoderKLDecoder>> {
+fn load_vae(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<AutoencoderKLDecoder> {
     let load =
         |source: &dyn TensorSource| AutoencoderKLDecoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
-    read(model, Component::VAE, place.vae_dtype, observer, load).map(Box::new)
+    read(model, Component::VAE, place.vae_dtype, observer, load)
 }
 
-fn load_encoder(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<Box<AutoencoderKLEncoder>> {
+fn load_encoder(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<AutoencoderKLEncoder> {
     let load =
         |source: &dyn TensorSource| AutoencoderKLEncoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
-    read(model, Component::VAE, place.vae_dtype, observer, load).map(Box::new)
+    read(model, Component::VAE, place.vae_dtype, observer, load)
 }

@@ -4,7 +4,7 @@ use super::BatchItem;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
-use crate::guidance::{ClassifierFree, GuidanceScales, Guider, InstructionEdit};
+use crate::guidance::{ClassifierFree, Conjunction, GuidanceScales, Guider, InstructionEdit};
 use crate::models::Backbone;
 use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
 use crate::{Error, Result};
@@ -16,6 +16,8 @@ pub(super) struct GuidedDenoiser<'a> {
     schedule: &'a Schedule,
     guider: Box<dyn Guider>,
     conditioning: BatchConditioning<'a>,
+    /// The guidance scale less 1 of each image, where the network is told it.
+    embedded: Option<Vec<f64>>,
     extensions: Vec<Box<dyn Extension>>,
     /// The estimates of the branches are wanted beside the guided one.
     keeps_branches: bool,
@@ -41,6 +43,8 @@ impl<'a> GuidedDenoiser<'a> {
             dtype: run.dtype,
             schedule: run.schedule,
             guider: guider(batch, run.latents.device())?,
+            embedded: (batch.first().is_some_and(|item| item.request.guidance_is_embedded))
+                .then(|| batch.iter().map(|item| item.request.guidance.scale - 1.0).collect()),
             conditioning: BatchConditioning::new(batch.iter().map(|item| item.prompt).collect()),
             extensions,
             keeps_branches: run.schedule.reads_branches(),
@@ -60,15 +64,22 @@ fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
     }
     let scales = |item: &BatchItem<'_>| {
         let guidance = &item.request.guidance;
+        // Parts that add up have a negative row also where nothing is guided.
+        let scale = if item.request.part_weights().is_some() { guidance.scale.max(1.0) } else { guidance.scale };
         GuidanceScales {
-            scale: item.request.is_guided().then_some(guidance.scale),
+            scale: item.request.is_guided().then_some(scale),
             rescale: guidance.rescale,
             interval: (guidance.start, guidance.end),
             perturbed: guidance.pag_scale,
         }
     };
     let images: Vec<GuidanceScales> = batch.iter().map(scales).collect();
-    Ok(Box::new(ClassifierFree::new(&images, device)?))
+    let guider = Box::new(ClassifierFree::new(&images, device)?);
+    if batch.iter().all(|item| item.request.part_weights().is_none()) {
+        return Ok(guider);
+    }
+    let weights: Vec<Vec<f64>> = batch.iter().map(|item| item.request.part_weights().unwrap_or_else(|| vec![1.0])).collect();
+    Ok(Box::new(Conjunction::new(guider, &weights, device)?))
 }
 
 impl Denoiser for GuidedDenoiser<'_> {
@@ -90,6 +101,9 @@ impl Denoiser for GuidedDenoiser<'_> {
         let branches = self.guider.branches(&at);
         let rows = if branches.len() == 1 { scaled } else { Tensor::cat(&vec![&scaled; branches.len()], 0)? };
         let mut call = self.conditioning.call(rows, &branches, &at)?;
+        if let Some(scales) = &self.embedded {
+            call.guidance = scales.repeat(branches.len());
+        }
         for extension in &mut self.extensions {
             extension.before_call(&at, &branches, &mut call)?;
         }
@@ -129,7 +143,7 @@ mod tests {
     use crate::pipeline::prompt::{Conditioning, ConditioningRow, Timeline};
     use crate::sampling::{Branch, NoiseSource, plan, sample};
     use crate::settings::{Draft, Request};
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     /// Predicts its context's first number for every row, and remembers its calls.
     #[derive(Debug, Default)]
@@ -156,7 +170,7 @@ mod tests {
     fn timeline(parts: &[(usize, f32)]) -> Timeline {
         let row =
             |value: f32| ConditioningRow { context: Tensor::full(value, (1, 2, 3), &Device::Cpu).unwrap(), pooled: None, time_ids: vec![] };
-        Timeline::new(parts.iter().map(|(last, value)| (*last, row(*value))).collect())
+        Timeline::new(parts.iter().map(|(last, value)| (*last, Arc::new(row(*value)))).collect())
     }
 
     fn request(guidance_scale: f64) -> Request {

@@ -8,6 +8,7 @@
 //! going on and may stop it.
 
 mod components;
+mod encode;
 mod estimate;
 mod finite;
 mod guided_denoiser;
@@ -17,13 +18,16 @@ mod observer;
 mod open;
 mod prompt;
 mod start;
+mod upscale;
 mod vae_tiling;
 
 pub use components::SharedModel;
+pub use encode::{EncodedText, PromptText, TextKey, texts as prompt_texts};
 pub use memory::denoising_bytes;
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use open::PipelineBuilder;
-pub use prompt::{Conditioning, EncodedText, PromptText, texts as prompt_texts};
+pub use prompt::Conditioning;
+pub use upscale::UpscalePipeline;
 pub use vae_tiling::decoding_bytes;
 
 use crate::adapter::{AdapterCache, AdapterSet};
@@ -53,7 +57,7 @@ use tracing::{debug_span, trace};
 ///
 /// It is part of what identifies an image in a manifest: raise it with every such change, so that a resumed run generates anew what
 /// would not fit to the rest.
-pub const OUTPUT_VERSION: u32 = 1;
+pub const OUTPUT_VERSION: u32 = 2;
 
 /// A loaded model, ready to generate.
 #[derive(Debug)]
@@ -168,10 +172,10 @@ impl Pipeline {
     pub fn encode_prompt(&self, request: &Request, observer: &mut dyn Observer) -> Result<Conditioning> {
         let _span = debug_span!("encode_prompt").entered();
         observer.stage(Stage::EncodePrompt)?;
-        let texts = prompt::texts(request);
+        let texts = prompt_texts(request)?;
         let adapters = self.adapters(request)?;
         let encoded: Vec<EncodedText> = texts.iter().map(|text| self.encode_text(text, &adapters, observer)).collect::<Result<_>>()?;
-        self.condition(request, &encoded.iter().collect::<Vec<_>>())
+        self.condition(request, &texts.into_iter().zip(&encoded).collect::<Vec<_>>())
     }
 
     /// A request's adapters, held against the model and ready to be used. The networks get them when they are used next.
@@ -192,15 +196,15 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`Pipeline::encode_prompt`].
-    pub fn encode_text(&self, text: &PromptText<'_>, adapters: &AdapterSet, observer: &mut dyn Observer) -> Result<EncodedText> {
-        prompt::encode(self, text, adapters, observer)
+    pub fn encode_text(&self, text: &PromptText, adapters: &AdapterSet, observer: &mut dyn Observer) -> Result<EncodedText> {
+        encode::encode(self, text, adapters, observer)
     }
 
     /// What the UNet is told, from the encodings of [`prompt_texts`] in their order.
     ///
     /// # Errors
     /// The texts are not those of the request.
-    pub fn condition(&self, request: &Request, texts: &[&EncodedText]) -> Result<Conditioning> {
+    pub fn condition(&self, request: &Request, texts: &[(PromptText, &EncodedText)]) -> Result<Conditioning> {
         prompt::condition(&self.spec, request, texts)
     }
 

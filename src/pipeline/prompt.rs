@@ -1,44 +1,14 @@
 //! The prompt, as the UNet is told it.
 
-use super::finite::check_finite;
-use super::{Observer, Pipeline};
-use crate::adapter::AdapterSet;
+use super::encode::{EncodedEntry, EncodedText, PromptText};
 use crate::family::time_ids;
 use crate::models::ModelCall;
 use crate::sampling::{Branch, CallPoint};
 use crate::settings::Request;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use std::sync::Arc;
-
-/// A text that an image needs encoded. Equal ones have equal encodings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PromptText<'a> {
-    /// What it is called in messages: "prompt" or "negative prompt".
-    pub which: &'static str,
-    /// The text.
-    pub text: &'a str,
-    /// Layers left out beyond what the family leaves out.
-    pub skip_layers: usize,
-}
-
-/// A text as all text encoders see it.
-#[derive(Debug, Clone)]
-pub struct EncodedText {
-    /// `(1, tokens, width)`
-    hidden: Tensor,
-    /// `(1, pooled width)`
-    pooled: Option<Tensor>,
-}
-
-impl EncodedText {
-    /// Bytes that it holds.
-    pub fn bytes(&self) -> usize {
-        let of = |x: &Tensor| x.elem_count() * x.dtype().size_in_bytes();
-        of(&self.hidden) + self.pooled.as_ref().map_or(0, of)
-    }
-}
 
 /// What the network is told about one image, for every branch of its guidance.
 #[derive(Debug, Clone)]
@@ -64,14 +34,9 @@ pub(super) struct ConditioningRow {
 }
 
 impl Timeline {
-    /// The same from the first call to the last.
-    pub(super) fn constant(row: ConditioningRow) -> Self {
-        Self::new(vec![(usize::MAX, row)])
-    }
-
     /// Of rows and the last call for which each of them holds.
-    pub(super) fn new(rows: Vec<(usize, ConditioningRow)>) -> Self {
-        Self { rows: rows.into_iter().map(|(last, row)| (last, Arc::new(row))).collect() }
+    pub(super) fn new(rows: Vec<(usize, Arc<ConditioningRow>)>) -> Self {
+        Self { rows }
     }
 
     fn at(&self, point: &CallPoint) -> Option<&Arc<ConditioningRow>> {
@@ -153,76 +118,98 @@ fn join(rows: &[Arc<ConditioningRow>]) -> Result<ConditioningRows> {
     Ok(ConditioningRows { context, pooled, time_ids })
 }
 
-/// The texts of a request in the order of the UNet's rows.
-pub fn texts(request: &Request) -> Vec<PromptText<'_>> {
-    // As in the reference, layers are skipped for the prompt only: the negative prompt keeps the family's own layer.
-    let prompt = PromptText { which: "prompt", text: &request.prompt, skip_layers: request.text.skip_layers() };
-    let negative = request.text.negative_prompt.as_deref().unwrap_or("");
-    let negative = PromptText { which: "negative prompt", text: negative, skip_layers: 0 };
-    if request.is_guided() { vec![negative, prompt] } else { vec![prompt] }
-}
-
-/// Encodes a text with all text encoders.
-pub(super) fn encode(
-    pipeline: &Pipeline,
-    text: &PromptText<'_>,
-    adapters: &AdapterSet,
-    observer: &mut dyn Observer,
-) -> Result<EncodedText> {
-    let dtype = pipeline.dtype;
-    pipeline.components.with_text_encoders(adapters, observer, |encoders, observer| {
-        let mut hidden = Vec::new();
-        let mut pooled = None;
-        for (i, encoder) in encoders.iter().enumerate() {
-            let tokens = encoder.tokenize(text.text)?;
-            // All encoders of a family cut a text at the same word: once said is enough.
-            if let Some(left_out) = tokens.left_out.filter(|_| i == 0) {
-                let (which, room, left_out) = (text.which, tokens.ids.len() - 2, excerpt(&left_out));
-                observer.warn(&format!("the {which} is longer than the {room} tokens that the text encoder takes; left out: {left_out}"));
-            }
-            let embeds = encoder.encode(&[tokens.ids], text.skip_layers)?;
-            check_finite(&embeds.hidden, || format!("the text encoder in {}; try --dtype f32", dtype.as_str()))?;
-            hidden.push(embeds.hidden);
-            if let Some(row) = embeds.pooled {
-                check_finite(&row, || format!("the text encoder's pooled output in {}; try --dtype f32", dtype.as_str()))?;
-                pooled = Some(row);
-            }
-        }
-        Ok(EncodedText { hidden: Tensor::cat(&hidden, D::Minus1)?, pooled })
-    })
-}
-
-/// What the UNet is told, from the encodings of [`texts`].
-pub(super) fn condition(spec: &ModelSpec, request: &Request, texts: &[&EncodedText]) -> Result<Conditioning> {
-    let guided = request.is_guided();
-    if texts.len() != 1 + usize::from(guided) {
-        return Err(Error::Image(format!("{} texts where an image with this guidance has {}", texts.len(), 1 + usize::from(guided))));
-    }
+/// What the network is told, from the encodings of [`super::prompt_texts`].
+pub(super) fn condition(spec: &ModelSpec, request: &Request, texts: &[(PromptText, &EncodedText)]) -> Result<Conditioning> {
     // The reference zeroes the embeddings only where no negative prompt was given at all.
-    let zero_negative = guided && request.text.negative_prompt.is_none() && spec.zero_missing_negative;
+    let zero_negative = request.text.negative_prompt.is_none() && spec.zero_missing_negative;
     let size = (request.canvas.height as f64, request.canvas.width as f64);
-    let row = |branch: Branch, text: &EncodedText| -> Result<(Branch, Timeline)> {
-        let zero = |x: &Tensor| if zero_negative && branch != Branch::Prompt { x.zeros_like() } else { Ok(x.clone()) };
-        let pooled = text.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(zero).transpose()?;
-        let guidance = &request.guidance;
-        let score = if branch == Branch::Prompt { guidance.aesthetic_score } else { guidance.negative_aesthetic_score };
-        let time_ids = if pooled.is_some() { time_ids(spec, size, score) } else { vec![] };
-        Ok((branch, Timeline::constant(ConditioningRow { context: zero(&text.hidden)?, pooled, time_ids })))
+    let tokens = |wanted: fn(Branch) -> bool| {
+        let entries = texts.iter().filter(|(text, _)| wanted(text.branch)).flat_map(|(_, encoded)| &encoded.entries);
+        entries.filter_map(|entry| entry.hidden.dim(1).ok()).max()
     };
-    let branches: &[Branch] = if guided { &[Branch::Negative, Branch::Prompt] } else { &[Branch::Prompt] };
-    let mut branches: Vec<_> = branches.iter().zip(texts).map(|(branch, text)| row(*branch, text)).collect::<Result<_>>()?;
-    if let ([negative, _], true) = (texts, request.inputs.edit) {
-        branches.push(row(Branch::ImageOnly, negative)?);
+    let parts = tokens(|branch| branch != Branch::Negative).unwrap_or(0);
+    let length = tokens(|branch| branch == Branch::Negative).map_or(parts, |negative| common_length(parts, negative));
+    let timeline = |(text, encoded): &(PromptText, &EncodedText)| -> Result<(Branch, Timeline)> {
+        let negative = text.branch == Branch::Negative;
+        let zero = |x: &Tensor| if zero_negative && negative { x.zeros_like() } else { Ok(x.clone()) };
+        let row = |entry: &EncodedEntry| -> Result<Arc<ConditioningRow>> {
+            let pooled = entry.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(zero).transpose()?;
+            let guidance = &request.guidance;
+            let score = if negative { guidance.negative_aesthetic_score } else { guidance.aesthetic_score };
+            let time_ids = if pooled.is_some() { time_ids(spec, size, score) } else { vec![] };
+            let hidden = if negative { entry.hidden.clone() } else { lengthened(&entry.hidden, parts)? };
+            Ok(Arc::new(ConditioningRow { context: zero(&repeated(&hidden, length)?)?, pooled, time_ids }))
+        };
+        let rows: Vec<Arc<ConditioningRow>> = encoded.entries.iter().map(row).collect::<Result<_>>()?;
+        let at = |(until, entry): &(usize, usize)| rows.get(*entry).map(|row| (*until, row.clone()));
+        let rows: Option<Vec<_>> = text.timeline.iter().map(at).collect();
+        let rows = rows.ok_or_else(|| Error::Image("the prompt's texts are not those that were encoded".into()))?;
+        Ok((text.branch, Timeline::new(rows)))
+    };
+    let mut branches: Vec<(Branch, Timeline)> = texts.iter().map(timeline).collect::<Result<_>>()?;
+    // The image alone is told what the negative prompt says.
+    let negative = branches.iter().find(|(branch, _)| *branch == Branch::Negative).map(|(_, timeline)| timeline.clone());
+    if let (Some(negative), true) = (negative, request.inputs.edit) {
+        branches.push((Branch::ImageOnly, negative));
     }
     Ok(Conditioning::new(branches))
 }
 
-/// A text in quotes, cut to what one reads in a warning.
-fn excerpt(text: &str) -> String {
-    const MOST: usize = 300;
-    let letters = text.chars().count();
-    if letters <= MOST {
-        return format!("\"{text}\"");
+/// The most that contexts are lengthened, in times the longer one.
+const MOST_REPEATED: usize = 16;
+
+/// Tokens that two contexts can both have.
+///
+/// Tools call the network twice where the prompt and the negative prompt have different numbers of chunks. Tokens that are all there
+/// equally often change no attention, so that both can be repeated to one length instead.
+fn common_length(one: usize, other: usize) -> usize {
+    let gcd = |mut a: usize, mut b: usize| {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a.max(1)
+    };
+    let longer = one.max(other);
+    match (one / gcd(one, other)).checked_mul(other) {
+        Some(multiple) if (longer..=MOST_REPEATED * longer).contains(&multiple) => multiple,
+        _ => longer,
     }
-    format!("\"{} …\" ({letters} letters in all)", text.chars().take(MOST).collect::<String>())
+}
+
+/// A context of so many tokens, all of them repeated where that fits.
+fn repeated(context: &Tensor, length: usize) -> Result<Tensor> {
+    let tokens = context.dim(1)?;
+    match tokens > 0 && length.is_multiple_of(tokens) {
+        true if tokens == length => Ok(context.clone()),
+        true => Ok(context.repeat((1, length / tokens, 1))?),
+        false => lengthened(context, length),
+    }
+}
+
+/// A context of so many tokens by its last one, as A1111 makes the parts of a prompt equally long (`stack_conds`).
+fn lengthened(context: &Tensor, length: usize) -> Result<Tensor> {
+    let tokens = context.dim(1)?;
+    if tokens >= length {
+        return Ok(context.clone());
+    }
+    let last = context.narrow(1, tokens - 1, 1)?.repeat((1, length - tokens, 1))?;
+    Ok(Tensor::cat(&[context, &last], 1)?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn contexts_get_one_length_without_changing_attention_where_that_is_possible() {
+        assert_eq!([(77, 77), (77, 154), (231, 154), (0, 77)].map(|(one, other)| common_length(one, other)), [77, 154, 462, 77]);
+        assert_eq!(common_length(77 * 101, 77 * 97), 77 * 101, "their common multiple would be too long");
+        let context = Tensor::new(&[[[1f32], [2.0]]], &Device::Cpu).unwrap();
+        let numbers = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(numbers(repeated(&context, 4).unwrap()), [1.0, 2.0, 1.0, 2.0]);
+        assert_eq!(numbers(repeated(&context, 3).unwrap()), [1.0, 2.0, 2.0]);
+        assert_eq!(numbers(lengthened(&context, 4).unwrap()), [1.0, 2.0, 2.0, 2.0]);
+    }
 }

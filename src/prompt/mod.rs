@@ -137,11 +137,21 @@ impl Prompt {
                 true => schedule::timeline(&text, &reading)?,
                 false => vec![(reading.hires_steps.unwrap_or(reading.steps), text)],
             };
-            let understood = |(until, text): (usize, String)| Ok(TimedPrompt { until, words: words(&text, &reading)?, text });
+            let (syntax, emphasis) = (reading.syntax, reading.emphasis);
+            let understood = |(until, text): (usize, String)| Ok(TimedPrompt { until, words: syntax.words(&text, emphasis)?, text });
             Ok(PromptPart { weight, timeline: timeline.into_iter().map(understood).collect::<Result<_>>()? })
         };
         let parts = parts.into_iter().map(part).collect::<Result<_>>()?;
         Ok(Self { reading, parts, networks, slips: slips::find(source, &reading) })
+    }
+
+    /// The weights of the parts that `AND` makes of a prompt, without all else that [`Prompt::parse`] finds out.
+    pub fn part_weights(source: &str, syntax: PromptSyntax) -> Vec<f64> {
+        if !syntax.dialect().conjunctions {
+            return vec![1.0];
+        }
+        let (text, _) = networks::take(&comments::strip(source));
+        conjunction::split(&text).into_iter().map(|(_, weight)| weight).collect()
     }
 
     /// The prompt means the same at every call and in one part.
@@ -150,12 +160,17 @@ impl Prompt {
     }
 }
 
-/// Words with weights of a text without schedules, as `reading` has it.
-fn words(text: &str, reading: &PromptReading) -> Result<Vec<WeightedText>> {
-    match reading.syntax {
-        PromptSyntax::A1111 if reading.emphasis != Emphasis::None => attention::parse(text),
-        PromptSyntax::ComfyUi => comfyui::parse(text),
-        PromptSyntax::A1111 | PromptSyntax::Plain => Ok(vec![WeightedText::new(text, 1.0)]),
+impl PromptSyntax {
+    /// Words with weights of a text without schedules, such as [`TimedPrompt::text`].
+    ///
+    /// # Errors
+    /// Brackets are nested deeper than [`DEEPEST_NESTING`].
+    pub fn words(self, text: &str, emphasis: Emphasis) -> Result<Vec<WeightedText>> {
+        match self {
+            Self::A1111 if emphasis != Emphasis::None => attention::parse(text),
+            Self::ComfyUi => comfyui::parse(text),
+            Self::A1111 | Self::Plain => Ok(vec![WeightedText::new(text, 1.0)]),
+        }
     }
 }
 
@@ -181,4 +196,4 @@ fn python_float(text: &str) -> Option<f64> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

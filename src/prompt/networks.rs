@@ -1,6 +1,6 @@
 //! A1111's tags: `<lora:name:weight>`, `<hypernet:name:weight>` and their kin.
 
-use super::python_float;
+use super::{PromptSyntax, comments, python_float};
 use crate::{Error, Result};
 
 /// A tag that was taken out of a prompt.
@@ -47,6 +47,13 @@ impl NetworkTag {
     /// It names no file, or a weight or the rank is no number.
     pub fn as_lora(&self) -> Option<Result<LoraTag>> {
         matches!(self.kind.as_str(), "lora" | "lyco").then(|| self.lora())
+    }
+
+    /// The tags of a prompt, without all else that is found out about it.
+    pub fn of_prompt(source: &str, syntax: PromptSyntax) -> Vec<NetworkTag> {
+        let dialect = syntax.dialect();
+        let text = if dialect.comments { comments::strip(source) } else { String::new() };
+        if dialect.networks { find(&text).into_iter().map(|(_, tag)| tag).collect() } else { Vec::new() }
     }
 
     fn lora(&self) -> Result<LoraTag> {

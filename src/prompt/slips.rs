@@ -49,16 +49,17 @@ pub(super) fn find(source: &str, reading: &PromptReading) -> Vec<Slip> {
         }
     }
     for (at, tag) in networks::find(std::str::from_utf8(&text).unwrap_or(source)) {
-        let known = matches!(tag.kind.as_str(), "lora" | "lyco" | "hypernet");
+        let known = tag.as_lora().is_some();
         let what = match (dialect.networks, reading.negative) {
             (false, _) if !known => continue,
             (false, _) => format!("--prompt-syntax {}: {} is text, no tag; give it as --lora", dialect.name, tag.written()),
             (true, true) => format!("{} in the negative prompt is text: A1111 reads tags in the prompt only", tag.written()),
             (true, false) => {
                 text[at.clone()].fill(b' ');
-                match known {
-                    true => continue,
-                    false => format!("<{}:…> is no tag that is known, and is left out; the known ones are <lora:…> and <lyco:…>", tag.kind),
+                match tag.kind.as_str() {
+                    _ if known => continue,
+                    "hypernet" => "hypernetworks are not supported, and this one is left out".to_owned(),
+                    kind => format!("<{kind}:…> is no tag that is known, and is left out; the known ones are <lora:…> and <lyco:…>"),
                 }
             }
         };

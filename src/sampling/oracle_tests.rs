@@ -2,7 +2,7 @@
 //!
 //! A small part of the recordings is committed (`tests/data/samplers`, made by `make_subset.py` there); with `SD_GEN_SAMPLER_ORACLE` naming
 //! the folder of all of them, all are compared.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use super::*;
 use candle_core::{DType, Device, Tensor};
@@ -64,8 +64,15 @@ impl Denoiser for Guided {
             let alpha = (log(low) + (level.timestep - low as f64) * (log(low + 1) - log(low))).exp();
             let sigma = (1.0 - alpha * alpha).sqrt() / alpha;
             let x = (latents / ((1.0 + level.sigma * level.sigma).sqrt() * alpha))?;
-            let noise = ((&x - self.cond.denoise(&x, sigma)?)? / sigma)?;
-            return Ok(Denoised::plain((latents - (noise * level.sigma)?)?));
+            let estimate = |of: &Mixture| -> Result<Tensor> {
+                let noise = ((&x - of.denoise(&x, sigma)?)? / sigma)?;
+                Ok((latents - (noise * level.sigma)?)?)
+            };
+            let cond = estimate(&self.cond)?;
+            let Some(scale) = self.scale else { return Ok(Denoised::plain(cond)) };
+            let uncond = estimate(&self.uncond)?;
+            let guided = (&uncond + ((&cond - &uncond)? * scale)?)?;
+            return Ok(Denoised { guided, branches: Branches::new(vec![(Branch::Negative, uncond), (Branch::Prompt, cond)]) });
         }
         let cond = self.cond.denoise(latents, level.sigma)?;
         let Some(scale) = self.scale else { return Ok(Denoised::plain(cond)) };
@@ -104,14 +111,11 @@ impl Oracle {
     fn compare(&self, run: &Value) -> std::result::Result<f64, &'static str> {
         let (peer, name) = (run["peer"].as_str().unwrap(), run["sampler"].as_str().unwrap());
         let (sampler, mut options) = ours(peer, name, run)?;
-        if run["schedule"].as_str().unwrap().starts_with("lcm-") && peer != "sd.cpp" {
-            return Err("A1111's LCM has a table of its own");
-        }
         let mut sigmas = numbers(&self.index["schedules"][run["schedule"].as_str().unwrap()]);
         let mut config = SchedulerConfig::default().with_sampler(sampler).unwrap();
         config.eta = options.iter().position(|(key, _)| *key == "eta").map(|at| options.remove(at).1);
         config.options = options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let (start, is_diffusers) = (sigmas[0], peer == "diffusers");
+        let (start, is_diffusers, walks) = (sigmas[0], peer == "diffusers", peer == "a1111" && run["space"] == "vp");
         let schedule = if is_diffusers {
             let mut file = run["options"].as_object().unwrap().clone();
             file.insert("_class_name".into(), file["class"].clone());
@@ -120,6 +124,9 @@ impl Oracle {
             file.insert("beta_end".into(), 0.012.into());
             let mut config = SchedulerConfig::from_json(&Value::Object(file.clone()).to_string(), "oracle").unwrap();
             config.eta = file.get("eta").and_then(Value::as_f64);
+            let steps = run["schedule"].as_str().unwrap().rsplit('-').next().unwrap().parse().unwrap();
+            plan(&config, steps).unwrap()
+        } else if walks {
             let steps = run["schedule"].as_str().unwrap().rsplit('-').next().unwrap().parse().unwrap();
             plan(&config, steps).unwrap()
         } else {
@@ -133,13 +140,13 @@ impl Oracle {
         let draws = run["noise"].as_str().unwrap_or("noise");
         let mut noise = Recorded { draws: self.tensors[draws].to_dtype(DType::F64).unwrap(), taken: 0 };
         let unit = self.tensors["unit_noise"].to_dtype(DType::F64).unwrap();
-        let scale = if is_diffusers { schedule.initial_scale } else { start };
+        let scale = if is_diffusers || walks { schedule.initial_scale } else { start };
         let x = (unit * scale).unwrap();
         let mut denoiser = Guided {
             cond: Mixture::read(self, "cond"),
             uncond: Mixture::read(self, "uncond"),
             scale: run["guidance"].as_f64(),
-            alphas: is_diffusers.then(|| self.tensors["alphas_cumprod"].to_dtype(DType::F64).unwrap().to_vec1().unwrap()),
+            alphas: (is_diffusers || walks).then(|| self.tensors["alphas_cumprod"].to_dtype(DType::F64).unwrap().to_vec1().unwrap()),
         };
         let mut path = vec![x.clone()];
         let last = sample(&schedule, &x, &mut denoiser, &mut noise, &mut |_, x| {
@@ -168,7 +175,11 @@ fn ours(peer: &str, name: &str, run: &Value) -> std::result::Result<Ours, &'stat
     let base = name.split('+').next().unwrap_or(name);
     let sampler = match (peer, if peer == "sd.cpp" { name } else { base }) {
         ("a1111", "restart") => "restart",
-        ("a1111", _) => return Err("walks A1111's own timesteps"),
+        ("a1111", "ddim") => "ddim-a1111",
+        ("a1111", "ddim_cfgpp") => "ddim-cfg++",
+        ("a1111", "plms") => "plms-a1111",
+        ("a1111", "unipc") if !["unipc+vary", "unipc+logsnr", "unipc+quadratic"].contains(&name) => "unipc-a1111",
+        ("a1111", _) => return Err("an option of A1111's UniPC, or its LCM with a table of its own"),
         ("diffusers", _) => "euler",
         (_, "euler" | "ddim_trailing") => "euler",
         (_, "euler_ancestral" | "ddpm" | "euler_a") => "euler-a",
@@ -240,6 +251,12 @@ fn ours(peer: &str, name: &str, run: &Value) -> std::result::Result<Ours, &'stat
             }
         } else if (key == "solver_type" && value == "phi_2") || (key == "order2" && value == true) {
             options.push(("phi", 2.0));
+        } else if key == "uni_pc_variant" {
+            options.push(("bh", 2.0));
+        } else if key == "uni_pc_order" {
+            options.push(("order", value.as_f64().unwrap()));
+        } else if key == "uni_pc_lower_order_final" {
+            options.push(("lower_order_final", 0.0));
         } else if key == "simple_order_2" {
             options.push(("simple_order_2", 1.0));
         }
@@ -271,7 +288,7 @@ fn paths_are_those_of_the_other_tools() {
             }
         }
     }
-    println!("{held} held, {} left out: {left_out:?}", left_out.values().sum::<usize>());
+    eprintln!("{held} held, {} left out: {left_out:?}", left_out.values().sum::<usize>());
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), wrong.len() + held, wrong.join("\n"));
     assert!(held > 20, "only {held} were compared");
 }

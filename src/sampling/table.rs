@@ -3,8 +3,8 @@
 use super::plan::Planner;
 use super::solver::churn::Churn;
 use super::solver::{
-    cfg_pp, deis, dpm_single, dpm_singlestep, dpm_solver, dpm2, dpmpp_2s, dpmpp_sde, er_sde, euler, gradient_estimation, heun, heunpp2,
-    ipndm, lcm, lms, pndm, res_multistep, restart, sa_solver, seeds, unipc,
+    a1111, cfg_pp, deis, dpm_single, dpm_singlestep, dpm_solver, dpm2, dpmpp_2s, dpmpp_sde, er_sde, euler, gradient_estimation, heun,
+    heunpp2, ipndm, lcm, lms, pndm, res_multistep, restart, sa_solver, seeds, unipc,
 };
 use super::{Schedule, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::{Error, Result};
@@ -110,6 +110,11 @@ const TABLE: &[SamplerRow] = &[
     SamplerRow { name: "ddim", a1111: "DDIM", class: "DDIMScheduler", options: &[("eta", 0.0)], clips: true,
         check: |config| config.refuse_true("thresholding", config.file.thresholding), plan: euler::plan_ddim, ..TIMESTEPS },
     SamplerRow { name: "ddim-trailing", options: &[("eta", 0.0)], plan: euler::plan_ddim_trailing, ..TIMESTEPS },
+    SamplerRow { name: "ddim-a1111", options: &[("eta", 0.0)], plan: a1111::plan_ddim, ..TIMESTEPS },
+    SamplerRow { name: "ddim-cfg++", a1111: "DDIM CFG++", aliases: &["ddimcfgpp"], unguided: true, plan: a1111::plan_ddim_cfg_pp, ..TIMESTEPS },
+    SamplerRow { name: "plms-a1111", plan: a1111::plan_plms, ..TIMESTEPS },
+    SamplerRow { name: "unipc-a1111", steps: 20, options: &[("bh", 1.0), ("order", 3.0), ("lower_order_final", 1.0)],
+        plan: a1111::plan_unipc, ..TIMESTEPS },
     SamplerRow { name: "ddpm", a1111: "DDPM", class: "DDPMScheduler", clips: true, check: euler::check_ddpm, plan: euler::plan_ddpm, ..TIMESTEPS },
     SamplerRow { name: "euler", a1111: "Euler", aliases: &["keuler"], class: "EulerDiscreteScheduler", options: &Churn::OPTIONS,
         file_sets_the_ends: true, check: euler::check, plan: euler::plan, ..BASE },

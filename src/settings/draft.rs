@@ -2,9 +2,10 @@
 
 use super::{
     AdapterDraft, By, CanvasDraft, Effect, GuidanceDraft, InputDraft, LoadDraft, OutputDraft, Request, RunDraft, SamplingDraft,
-    SchedulerDraft, Seed, Setting, TextDraft, ValueKind, find, table,
+    SchedulerDraft, Seed, Setting, TemplateDraft, TextDraft, ValueKind, find, table,
 };
 use crate::inputs::InputReader;
+use crate::prompt::PromptSyntax;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use std::ffi::OsString;
@@ -29,6 +30,8 @@ pub struct Draft {
     pub seed: Option<Seed>,
     /// The texts beside the prompt.
     pub text: TextDraft,
+    /// What becomes of prompts before they are read; [`super::PromptExpander`] makes it of them.
+    pub template: TemplateDraft,
     /// The image's size.
     pub canvas: CanvasDraft,
     /// Steps and noise.
@@ -127,6 +130,7 @@ impl Draft {
             canvas: self.canvas.decide(&by),
             sampling: self.sampling.decide(&by),
             guidance: self.guidance.decide(&by),
+            guidance_is_embedded: spec.unet.guidance_embed_dim > 0,
             inputs: self.inputs.decide(&by),
             adapters: self.adapters.decide(&by),
             output: self.output.decide(&by),
@@ -155,6 +159,16 @@ impl Draft {
             other => other,
         })?;
         check_clip_skip(&request, spec)?;
+        if request.inputs.edit && request.part_weights().is_some() {
+            return Err(Error::setting(
+                "edit",
+                ": an instruction has one part; leave AND out of the prompt, or take --prompt-syntax plain",
+            ));
+        }
+        if self.text.emphasis.is_some() && request.text.prompt_syntax != PromptSyntax::A1111 {
+            let syntax = request.text.prompt_syntax.name();
+            return Err(Error::setting("emphasis", format!(": --prompt-syntax {syntax} has a rule of its own; leave one of them out")));
+        }
         Ok(request)
     }
 

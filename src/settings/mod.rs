@@ -49,6 +49,7 @@ mod request;
 mod run;
 mod sampling;
 mod scheduler;
+mod template;
 mod text;
 
 pub use adapters::{AdapterDraft, AdapterSettings};
@@ -64,6 +65,7 @@ pub use request::{Request, Shape};
 pub use run::{Graphics, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verbosity};
 pub use sampling::{SamplingDraft, SamplingSettings, Seed};
 pub use scheduler::{SamplerOption, SchedulerDraft};
+pub use template::{DynamicPrompts, PromptExpander, TemplateDraft};
 pub use text::{TextDraft, TextSettings};
 pub use value::{SourcePath, Value, ValueKind};
 
@@ -272,6 +274,7 @@ pub fn table() -> &'static [Setting] {
         let groups = [
             text::PROMPT,
             text::ROWS,
+            template::ROWS,
             canvas::ROWS,
             canvas::SIZE,
             sampling::SEED,

@@ -4,6 +4,7 @@ use super::{
     AdapterSettings, CanvasSettings, Effect, GuidanceSettings, InputSettings, OutputSettings, SamplingSettings, TextSettings, Together,
     table,
 };
+use crate::prompt::Prompt;
 use crate::sampling::{Sampler, SchedulerConfig};
 use serde_json::{Map, Value as Json, json};
 
@@ -27,6 +28,8 @@ pub struct Request {
     pub scheduler_is_named: bool,
     /// Classifier-free guidance.
     pub guidance: GuidanceSettings,
+    /// The network was distilled with the guidance scale, which it is told.
+    pub guidance_is_embedded: bool,
     /// The images that it is made from.
     pub inputs: InputSettings,
     /// LoRAs and textual inversions.
@@ -40,17 +43,27 @@ pub struct Request {
 pub struct Shape(String);
 
 impl Request {
-    /// Classifier-free guidance is on: the network sees two rows an image, or three where it edits one.
+    /// The network sees the negative prompt too: classifier-free guidance is on, or the prompt has parts that add up; a third row where
+    /// it edits an image.
     pub fn is_guided(&self) -> bool {
         if self.inputs.edit {
             return self.guidance.scale > 1.0 && self.inputs.image_guidance_scale >= 1.0;
         }
-        self.guidance.scale > 1.0 || self.scheduler.sampler().is_ok_and(Sampler::reads_unguided)
+        let reads_unguided = self.scheduler.sampler().is_ok_and(Sampler::reads_unguided);
+        (self.guidance.scale > 1.0 && !self.guidance_is_embedded) || reads_unguided || self.part_weights().is_some()
+    }
+
+    /// The weights of the prompt's parts (`AND`); `None` where the prompt is one part that weighs 1.
+    pub fn part_weights(&self) -> Option<Vec<f64>> {
+        let weights = Prompt::part_weights(&self.prompt, self.text.prompt_syntax);
+        (weights != [1.0]).then_some(weights)
     }
 
     /// Rows of the network for each image, where all branches of its guidance are computed.
     pub fn rows(&self) -> usize {
-        1 + usize::from(self.is_guided()) + usize::from(self.is_guided() && self.inputs.edit) + usize::from(self.guidance.pag_scale != 0.0)
+        let parts = self.part_weights().map_or(1, |weights| weights.len());
+        let (guided, edits) = (self.is_guided(), self.inputs.edit);
+        parts + usize::from(guided) + usize::from(guided && edits) + usize::from(self.guidance.pag_scale != 0.0)
     }
 
     /// The seeds of the images.
@@ -70,6 +83,7 @@ impl Request {
             })
             .collect();
         shape.insert("scheduler".into(), self.scheduler_json());
+        shape.insert("parts".into(), self.part_weights().map_or(0, |weights| weights.len()).into());
         Shape(Json::Object(shape).to_string())
     }
 

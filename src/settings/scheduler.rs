@@ -129,7 +129,7 @@ impl Value for SamplerOption {
 fn config_of(file: &InputFile) -> Result<SchedulerConfig> {
     let wrong = |what: String| Error::setting("scheduler-config", what);
     let name = file.path().display().to_string();
-    let bytes = file.bytes().map_err(|e| wrong(format!("{e}")))?;
+    let bytes = file.bytes().map_err(wrong)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| wrong(format!("{name}: is not UTF-8 text")))?;
     SchedulerConfig::from_json(text, &name).map_err(|e| wrong(e.to_string()))
 }

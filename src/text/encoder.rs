@@ -66,6 +66,15 @@ impl TextEncoder {
         Ok(())
     }
 
+    /// Tokens of one row, with start and end.
+    pub fn max_tokens(&self) -> usize {
+        self.tokenizer.special().length
+    }
+
+    pub(super) fn tokenizer(&self) -> &ClipTokenizer {
+        &self.tokenizer
+    }
+
     /// The token row of a text.
     ///
     /// # Errors

@@ -1,12 +1,16 @@
 //! From words to embeddings: tidying, byte-pair tokens, and the text encoders that a family joins.
 //!
-//! This module does not know about prompts' weights or schedules; a text is encoded as it stands.
+//! This module knows neither schedules nor the syntax of prompts: it gets texts, or words with weights.
 
+mod chunks;
 mod clip_vocabulary;
 mod encoder;
 mod tidy;
 mod tokenizer;
+mod weighted;
 
+pub use chunks::{Chunk, a1111_chunks, comfyui_chunks};
 pub use clip_vocabulary::{clip_merges, clip_vocab_json};
 pub use encoder::{LearnedWord, PromptEmbeds, TextEncoder};
 pub use tokenizer::{ClipTokenizer, Tokens};
+pub use weighted::TimelineText;

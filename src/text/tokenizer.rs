@@ -22,9 +22,21 @@ pub struct Tokens {
     pub left_out: Option<String>,
 }
 
+/// What stands around the tokens of a text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SpecialTokens {
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) pad: u32,
+    /// Of a row, with start and end.
+    pub(super) length: usize,
+}
+
 /// Texts to token rows of one length.
 pub struct ClipTokenizer {
     inner: Tokenizer,
+    /// The same without the padding token as a word of its own, where the two differ: only transformers' tokenizers look for it in texts.
+    without_pad: Option<Tokenizer>,
     start: u32,
     end: u32,
     pad: u32,
@@ -72,18 +84,23 @@ impl ClipTokenizer {
             .collect();
         let unusable = |e: tokenizers::Error| wrong(format!("the byte-pair merges cannot be used ({e})"));
         let model = BPE::builder().vocab_and_merges(vocab, pairs?).unk_token(END_OF_TEXT.into()).end_of_word_suffix("</w>".into()).build();
-        let mut inner = Tokenizer::new(model.map_err(unusable)?);
-        inner.with_normalizer(Some(NFC)).map_err(unusable)?;
-        let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true).map_err(unusable)?;
-        inner.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), ByteLevel::new(false, false, false).into()])));
+        let model = model.map_err(unusable)?;
+        let tokenizer = |model: BPE, special: &[&str]| -> tokenizers::Result<Tokenizer> {
+            let mut tokenizer = Tokenizer::new(model);
+            tokenizer.with_normalizer(Some(NFC))?;
+            let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)?;
+            tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), ByteLevel::new(false, false, false).into()])));
+            tokenizer.add_special_tokens(special.iter().map(|token| AddedToken::from(*token, true)))?;
+            Ok(tokenizer)
+        };
+        let without_pad = (pad != end).then(|| tokenizer(model.clone(), &[START_OF_TEXT, END_OF_TEXT])).transpose().map_err(unusable)?;
         // transformers takes the padding token out of the text before it splits words, so that with "!" as padding
         // every exclamation mark is a token of its own.
-        let special = [START_OF_TEXT, END_OF_TEXT, pad_token].map(|token| AddedToken::from(token, true));
-        inner.add_special_tokens(special).map_err(unusable)?;
+        let inner = tokenizer(model, &[START_OF_TEXT, END_OF_TEXT, pad_token]).map_err(unusable)?;
         if length < 3 {
             return Err(wrong(format!("a text encoder with {length} positions has no room for a text")));
         }
-        Ok(Self { inner, start, end, pad, length, learned: Vec::new() })
+        Ok(Self { inner, without_pad, start, end, pad, length, learned: Vec::new() })
     }
 
     /// Takes words that were added to the vocabulary with these numbers as one token each, wherever they stand in a text.
@@ -131,6 +148,46 @@ impl ClipTokenizer {
     /// The learned word that the tokens begin with: how many tokens it is written with, and its ids.
     fn learned_at(&self, tokens: &[u32]) -> Option<(usize, &[u32])> {
         self.learned.iter().find(|(word, _)| tokens.starts_with(word)).map(|(word, ids)| (word.len(), ids.as_slice()))
+    }
+
+    pub(super) fn special(&self) -> SpecialTokens {
+        SpecialTokens { start: self.start, end: self.end, pad: self.pad, length: self.length }
+    }
+
+    /// The token of a comma that stands by itself.
+    pub(super) fn comma(&self) -> Option<u32> {
+        self.inner.token_to_id(",</w>")
+    }
+
+    /// The tokens of a text alone, however many, as A1111 and ComfyUI split it.
+    ///
+    /// # Errors
+    /// The text cannot be tokenized at all.
+    pub(super) fn raw(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.without_pad.as_ref().unwrap_or(&self.inner).encode(tidy(text).as_str(), false);
+        Ok(encoding.map_err(|e| Error::Input(format!("the prompt cannot be split into tokens: {e}")))?.get_ids().to_vec())
+    }
+
+    /// The same, each token or learned word by itself.
+    ///
+    /// # Errors
+    /// As [`ClipTokenizer::raw`].
+    pub(super) fn groups(&self, text: &str) -> Result<Vec<Vec<u32>>> {
+        let tokens = self.raw(text)?;
+        let mut groups = Vec::with_capacity(tokens.len());
+        let mut rest = tokens.as_slice();
+        while let Some(&first) = rest.first() {
+            let (taken, ids) = self.learned_at(rest).map_or_else(|| (1, vec![first]), |(taken, ids)| (taken, ids.to_vec()));
+            groups.push(ids);
+            rest = &rest[taken..];
+        }
+        Ok(groups)
+    }
+
+    /// The ids of a learned word by its name.
+    pub(super) fn learned(&self, name: &str) -> Option<&[u32]> {
+        let tokens = self.raw(name).ok()?;
+        self.learned.iter().find(|(word, _)| *word == tokens).map(|(_, ids)| ids.as_slice())
     }
 
     /// Tokens and where each begins in the text, with the learned words' ids in the place of their tokens.

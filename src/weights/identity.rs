@@ -34,7 +34,8 @@ impl Checkpoint {
             for entry in entries {
                 hash.update(format!("\n{:?} {:?} {:?}\n", entry.name, entry.dtype, entry.shape));
                 let len = entry.range.len();
-                let parts = if total <= SMALL || len <= 2 * END { vec![0..len] } else { vec![0..END, len - END..len] };
+                let parts: Vec<_> =
+                    if total <= SMALL || len <= 2 * END { std::iter::once(0..len).collect() } else { vec![0..END, len - END..len] };
                 for part in parts {
                     hash.update(&*file.part(entry, part, &buffers)?);
                 }

@@ -31,6 +31,7 @@ mod identity;
 mod ignorable;
 mod tiny;
 mod training;
+mod upscaler;
 
 pub use catalog::{CatalogKind, Found, find_models, is_model_folder};
 pub use checkpoint::{Checkpoint, OpenOptions};
@@ -43,6 +44,7 @@ pub use hash::{HashCache, Hashes, hash};
 pub(crate) use header::Entry;
 pub use tiny::TinyAutoencoder;
 pub use training::trained_words;
+pub use upscaler::UpscalerFile;
 
 // What a diffusers folder is read from, for whoever has to fetch it first.
 #[cfg(feature = "hub")]

@@ -178,7 +178,8 @@ fn write(mut stream: &TcpStream, asked: &Asked, answer: &Answer) -> Option<()> {
     for (name, value) in &answer.headers {
         head += &format!("{name}: {value}\r\n");
     }
-    let has_length = answer.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    let says_its_length = |name: &str| ["content-length", "transfer-encoding"].iter().any(|known| name.eq_ignore_ascii_case(known));
+    let has_length = answer.headers.iter().any(|(name, _)| says_its_length(name));
     if !has_length {
         head += &format!("Content-Length: {}\r\n", answer.body.len());
     }

@@ -15,7 +15,7 @@ use crate::image::write_png;
 use crate::inputs::InputReader;
 use crate::metadata::{GeneratedBy, KEYWORD, parameters};
 use crate::pipeline::{GeneratedImage, Observer};
-use crate::settings::{Draft, PreviewStyle, Request, Seed};
+use crate::settings::{Draft, PreviewStyle, PromptExpander, Request, Seed};
 use crate::weights::TinyAutoencoder;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -48,21 +48,26 @@ pub(in crate::cli) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Res
         // 32 bits, so that it can be typed again and is a seed for every other tool too.
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
-    let (finder, mut files) = (AdapterFinder::new(&load), InputReader::default());
-    let read = |prompt: &String| {
-        let mut draft = draft.of_prompt(prompt, seed);
-        finder.find(&mut draft)?;
-        draft.read_files(&mut files)?;
-        Ok(draft)
-    };
-    let drafts = draft.prompts.iter().map(read).collect::<Result<Vec<Draft>>>()?;
+    let (finder, mut files, mut expander) = (AdapterFinder::new(&load), InputReader::default(), PromptExpander::default());
+    let mut drafts = Vec::new();
+    for prompt in &draft.prompts {
+        for mut draft in expander.expand(&draft, prompt, seed)? {
+            finder.find(&mut draft)?;
+            draft.read_files(&mut files)?;
+            drafts.push(draft);
+        }
+    }
     let (devices, remarks) = open_all(load.devices())?;
     let showing = DownloadStyle::of(&draft);
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
     let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing)?;
     let model = Opened::new(checkpoint, devices, &load);
-    let requests: Vec<Arc<Request>> =
-        drafts.iter().map(|draft| draft.resolve(model.checkpoint.spec()).map(Arc::new)).collect::<Result<_>>()?;
+    let resolve = |mut draft: Draft| {
+        model.find_words(&mut draft);
+        draft.read_files(&mut files)?;
+        draft.resolve(model.checkpoint.spec()).map(Arc::new)
+    };
+    let requests: Vec<Arc<Request>> = drafts.into_iter().map(resolve).collect::<Result<_>>()?;
     let mut applied: Vec<String> = Vec::new();
     for line in requests.iter().map(|request| model.check_adapters(request)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
         if !applied.contains(&line) {
@@ -87,8 +92,8 @@ pub(in crate::cli) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Res
     if let Some(PreviewStyle(how)) = run.preview {
         progress.preview(how);
     }
-    for remark in &remarks {
-        progress.warn(remark);
+    for remark in remarks.into_iter().chain(expander.remarks()) {
+        progress.warn(&remark);
     }
     if let Some(remark) = model.remark() {
         progress.say(remark);

@@ -2,7 +2,7 @@
 
 pub(in crate::cli) mod download;
 
-use crate::adapter::{AdapterCache, AdapterFolders};
+use crate::adapter::{AdapterCache, AdapterFolders, EmbeddingFile};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, release};
 use crate::hub::{HubId, Missing, name_in_cache};
@@ -10,7 +10,8 @@ use crate::inputs::InputFile;
 use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
 use crate::pipeline::{Observer, Pipeline};
-use crate::settings::{Draft, LoadSettings, Request, SourcePath, VaeTiling};
+use crate::prompt::{LoraTag, NetworkTag};
+use crate::settings::{Draft, LoadSettings, Request, SourcePath, VaeTiling, WeightedFile};
 use crate::survey::{Kind, Survey};
 use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_models, is_model_folder};
 use crate::{Error, Result};
@@ -83,6 +84,20 @@ impl Opened {
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
         let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
         Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters }
+    }
+
+    /// Adds the textual inversions of the embeddings folder whose words stand in a draft's prompts, and that are this model's.
+    pub(in crate::cli) fn find_words(&self, draft: &mut Draft) {
+        let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
+        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
+        for found in self.finder.embeddings.all() {
+            let word = found.name.rsplit('/').next().unwrap_or_default().to_lowercase();
+            let is_known = draft.adapters.embedding.iter().any(|file| file.path() == found.path);
+            let fits = || EmbeddingFile::open(&found.path).is_ok_and(|file| file.words(self.checkpoint.spec()).is_ok());
+            if !is_known && texts.iter().any(|text| text.contains(&word)) && fits() {
+                draft.adapters.embedding.push(InputFile::named(&found.path));
+            }
+        }
     }
 
     /// Holds a request's adapters against the model, and says what fits.
@@ -183,7 +198,28 @@ impl AdapterFinder {
         }
     }
 
-    /// Finds the files of adapters that a draft names, and the textual inversions whose words stand in its prompts.
+    /// Adds the LoRAs of `<lora:name:weight>` in the prompt. One that a flag names too has the flag's weights, so that the command of an
+    /// image, which has both, generates it again.
+    fn find_tags(&self, draft: &mut Draft) -> Result<()> {
+        let syntax = draft.text.prompt_syntax.unwrap_or_default();
+        let flags: Vec<PathBuf> = draft.adapters.lora.iter().map(|lora| lora.file.path().to_owned()).collect();
+        let tags = draft.prompts.iter().flat_map(|prompt| NetworkTag::of_prompt(prompt, syntax));
+        for tag in tags.filter_map(|tag| tag.as_lora()).collect::<Vec<_>>() {
+            let LoraTag { name, text_weight, unet_weight, rank } = tag?;
+            if rank.is_some() {
+                return Err(Error::Input(format!(
+                    "<lora:{name}:…> in the prompt: a LoRA is not cut to a rank; leave the fourth value out"
+                )));
+            }
+            let found = self.loras.named(&name)?;
+            if !flags.contains(&found) {
+                draft.adapters.lora.push(WeightedFile { file: InputFile::named(&found), weights: vec![unet_weight, text_weight] });
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the files of adapters that a draft names.
     ///
     /// # Errors
     /// There is no file of a name, or more than one.
@@ -197,15 +233,7 @@ impl AdapterFinder {
         };
         draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
         draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
-        let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
-        let texts: Vec<String> = texts.map(|text| text.to_lowercase()).collect();
-        for found in self.embeddings.all() {
-            let word = found.name.rsplit('/').next().unwrap_or_default().to_lowercase();
-            let is_known = draft.adapters.embedding.iter().any(|file| file.path() == found.path);
-            if !is_known && texts.iter().any(|text| text.contains(&word)) {
-                draft.adapters.embedding.push(InputFile::named(&found.path));
-            }
-        }
+        self.find_tags(draft)?;
         Ok(())
     }
 }
@@ -464,4 +492,38 @@ fn names(found: &[&Found]) -> String {
         }
     };
     format!("{}{more}", found.iter().take(MOST).map(|found| name(&found)).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_in_the_prompt_are_loras_unless_a_flag_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["one", "two"] {
+            let from = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/adapters/full.safetensors");
+            std::fs::copy(from, folder.path().join(name).with_extension("safetensors")).unwrap();
+        }
+        let load = Draft::default().with(|draft| draft.load.lora_dir = Some(SourcePath(folder.path().into()))).load.decide(&());
+        let finder = AdapterFinder::new(&load);
+        let found = |change: &dyn Fn(&mut Draft)| {
+            let mut draft = Draft::new("<lora:one:0.5:0.7> a <lora:two:te=0.2>").with(change);
+            finder.find(&mut draft)?;
+            let named = |lora: &WeightedFile| (lora.file.path().file_stem().unwrap().to_owned(), lora.weight(), lora.second_weight());
+            Ok::<_, Error>(draft.adapters.lora.iter().map(named).collect::<Vec<_>>())
+        };
+        assert_eq!(found(&|_| {}).unwrap(), [("one".into(), 0.7, 0.5), ("two".into(), 0.2, 0.2)]);
+        let flag = |draft: &mut Draft| draft.set("lora", ["two:0.9"]).unwrap();
+        assert_eq!(found(&flag).unwrap(), [("two".into(), 0.9, 0.9), ("one".into(), 0.7, 0.5)]);
+        assert!(found(&|draft| draft.set("prompt-syntax", ["plain"]).unwrap()).unwrap().is_empty());
+        for (prompt, said) in [("<lora:none:1>", "no LoRA \"none\""), ("<lora:one:x>", "no weight"), ("<lora:one:1:1:8>", "rank")] {
+            let error = found(&|draft| draft.prompts = vec![prompt.into()]).unwrap_err().to_string();
+            assert!(error.contains(said), "{prompt}: {error}");
+        }
+        // A prompt names files in the folder only.
+        let path = folder.path().join("one.safetensors").display().to_string();
+        let elsewhere = AdapterFinder::new(&Draft::default().load.decide(&()));
+        assert!(elsewhere.find(&mut Draft::new(format!("<lora:{path}:1>"))).is_err());
+    }
 }

@@ -1,6 +1,6 @@
 //! The settings as flags of clap's, made from the table's rows.
 
-use crate::settings::{Draft, Heading, Setting, ValueKind, table};
+use crate::settings::{Draft, Effect, Heading, Setting, ValueKind, table};
 use crate::{Error, Result};
 use clap::builder::{ArgPredicate, PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
@@ -95,7 +95,8 @@ fn arg(row: &'static Setting) -> Arg {
     let arg = arg.action(if row.many { ArgAction::Append } else { ArgAction::Set }).value_delimiter(row.delimiter);
     // A text may begin with a dash, and so may a number.
     let arg = arg.allow_hyphen_values(row.kind == ValueKind::Text && row.heading == Heading::What || row.name == "seed");
-    if row.bare { arg.num_args(0..=1).require_equals(true) } else { arg }
+    // Behind a flag of the process a subcommand's name may stand.
+    if row.bare { arg.num_args(0..=1).require_equals(row.effect == Effect::Run) } else { arg }
 }
 
 impl Args for GenerateArgs {

@@ -27,7 +27,8 @@ const LONGEST: u64 = 1 << 20;
 /// Keys at the top that hold for every command that has such a flag: they mean the same everywhere.
 const EVERYWHERE: &[&str] = &["models-dir", "threads", "progress", "quiet", "verbose", "offline"];
 /// Flags whose paths are only read: they may point anywhere.
-const READS: &[&str] = &["models-dir", "scheduler-config", "vae", "lora", "embedding", "init-image", "mask", "taesd", "baseline"];
+const READS: &[&str] =
+    &["models-dir", "scheduler-config", "vae", "lora", "embedding", "init-image", "mask", "taesd", "baseline", "upscaler"];
 
 /// The arguments as if the files' flags had been typed first, and what to say about it.
 pub(in crate::cli) struct Configured {

@@ -151,6 +151,12 @@ impl Progress {
         self.bytes_as(file, done, all, || json!({ "event": "download", "file": file, "bytes": done, "total": all }));
     }
 
+    /// Tiles of an image that is enlarged.
+    pub(in crate::cli) fn tiles(&mut self, what: &str, done: usize, all: usize) {
+        screen::event(|| json!({ "event": "tiles", "what": what, "done": done, "all": all }));
+        self.status().show(CurrentWork::Tiles { what: what.to_owned(), done, all });
+    }
+
     fn bytes_as(&mut self, what: &str, done: u64, all: Option<u64>, event: impl FnOnce() -> Value) {
         // Thousands of tensors are not thousands of events; the first and the last are always said.
         let due = done == 0 || Some(done) == all || self.last_bytes.is_none_or(|last| last.elapsed() >= PERIOD);
@@ -264,6 +270,11 @@ enum CurrentWork {
         done: usize,
         all: usize,
     },
+    Tiles {
+        what: String,
+        done: usize,
+        all: usize,
+    },
 }
 
 impl StatusLines {
@@ -365,6 +376,7 @@ impl CurrentWork {
                 let pace = if step > from { format!(", {} a step", duration(each)) } else { String::new() };
                 (*step as f64 / (*steps).max(1) as f64, format!("{step}/{steps} steps{pace}"))
             }
+            CurrentWork::Tiles { what, done, all } => (*done as f64 / (*all).max(1) as f64, format!("{what} {done}/{all}")),
             CurrentWork::Decode { all: 1, .. } => return "decoding".to_owned(),
             CurrentWork::Decode { done, all } => (*done as f64 / (*all).max(1) as f64, format!("decoding {done}/{all}")),
         };

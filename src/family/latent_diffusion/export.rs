@@ -172,6 +172,11 @@ fn unet(model: &Exported<'_>, spec: &UNetSpec, sample_size: usize) -> Result<Val
         "up_block_types": types(&spec.up, "Up"),
         "use_linear_projection": spec.linear_projection,
     });
+    if spec.guidance_embed_dim > 0
+        && let Value::Object(config) = &mut config
+    {
+        config.insert("time_cond_proj_dim".into(), json!(spec.guidance_embed_dim));
+    }
     if let (Some(added), Value::Object(config)) = (&spec.text_time, &mut config) {
         config.insert("addition_embed_type".into(), json!("text_time"));
         config.insert("addition_time_embed_dim".into(), json!(added.time_embed_dim));

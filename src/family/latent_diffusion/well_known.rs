@@ -24,6 +24,7 @@ pub(crate) fn unet(levels: &[(usize, usize, usize)], mid_depth: usize, cross_att
         norm_eps: 1e-5,
         text_time: None,
         flip_sin_to_cos: true,
+        guidance_embed_dim: 0,
         freq_shift: 0.0,
     }
 }

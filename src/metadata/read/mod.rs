@@ -83,7 +83,7 @@ fn split_schedule(recipe: &mut Recipe) {
         let name = name.strip_suffix([' ', '_'])?;
         end.eq_ignore_ascii_case(word).then(|| (name.trim_end().to_owned(), end.to_owned()))
     };
-    if let Some((name, schedule)) = SCHEDULE_WORDS.iter().find_map(|word| ends(&word)) {
+    if let Some((name, schedule)) = SCHEDULE_WORDS.iter().find_map(ends) {
         recipe.fields.insert(Field::Sampler, name);
         recipe.fields.insert(Field::Schedule, schedule);
     }

@@ -16,6 +16,8 @@ pub(super) enum Activation {
     Silu,
     Gelu,
     QuickGelu,
+    /// With the slope below zero.
+    LeakyRelu(f32),
 }
 
 impl Activation {
@@ -35,6 +37,7 @@ impl Activation {
                         Self::Silu => map(math, x, y, |_, x| x.iter().map(move |x| math.silu(x.widen()))),
                         Self::Gelu => map(math, x, y, |_, x| x.iter().map(move |x| math.gelu(x.widen()))),
                         Self::QuickGelu => map(math, x, y, |_, x| x.iter().map(move |x| math.quick_gelu(x.widen()))),
+                        Self::LeakyRelu(slope) => map(math, x, y, |_, x| x.iter().map(move |x| leaky(x.widen(), slope))),
                     },
                 );
             });
@@ -57,6 +60,46 @@ pub(in super::super) fn gelu(x: &Tensor) -> Result<Tensor> {
 /// `x · sigmoid(1.702 x)`
 pub(in super::super) fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     Activation::QuickGelu.apply(Isa::current()?, x)
+}
+
+/// `x` above zero, else `slope · x`.
+pub(in super::super) fn leaky_relu(x: &Tensor, slope: f32) -> Result<Tensor> {
+    Activation::LeakyRelu(slope).apply(Isa::current()?, x)
+}
+
+#[inline(always)]
+fn leaky(x: f32, slope: f32) -> f32 {
+    x.max(0.0) + slope * x.min(0.0)
+}
+
+/// [`leaky_relu`] with a slope for each channel.
+pub(in super::super) fn prelu(x: &Tensor, slopes: &[f32]) -> Result<Tensor> {
+    with_element!("prelu", x.dtype(), T => rows::<T>(Isa::current()?, x, slopes))
+}
+
+fn rows<T: Element>(isa: Isa, x: &Tensor, slopes: &[f32]) -> Result<Tensor> {
+    let channels = slopes.len();
+    if x.dim(D::Minus1)? != channels || channels == 0 {
+        candle_core::bail!("prelu: {channels} slopes for {:?}", x.shape());
+    }
+    let x = x.contiguous()?;
+    let shape = x.dims();
+    let x = Elements::<T>::of(&x)?;
+    let task = (TASK / channels).max(1) * channels;
+    let fill = |y: &mut [MaybeUninit<T>]| {
+        y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| {
+            isa.vectorize(
+                #[inline(always)]
+                |math| {
+                    for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                        map(math, x, y, |start, x| x.iter().zip(&slopes[start..]).map(|(x, slope)| leaky(x.widen(), *slope)));
+                    }
+                },
+            );
+        });
+    };
+    // SAFETY: the chunks are all of the output, whole rows each, and each row is written in full.
+    unsafe { build(shape, fill) }
 }
 
 /// `a · gelu(b)` of the halves `a` and `b` of the channels.

@@ -30,7 +30,7 @@ mod bench;
 #[cfg(test)]
 mod tests;
 
-pub(super) use activation::{geglu, gelu, quick_gelu, silu};
+pub(super) use activation::{geglu, gelu, leaky_relu, prelu, quick_gelu, silu};
 pub(super) use attention::attention;
 pub(super) use conv2d::Conv2d;
 pub(super) use linear::Linear;

@@ -310,7 +310,8 @@ fn calls_with_another_key_are_not_mixed_up_and_all_can_be_forgotten() -> Result<
     let Some(device) = gpu() else { return Ok(()) };
     let graphs = Graphs::beside(device.as_cuda_device()?)?;
     let inputs = named([("x", Tensor::full(2f32, (2, 8), &Device::Cpu)?.to_device(&device)?)]);
-    let call = |key: &str, by: f64| numbers(&graphs.run(key, &inputs, &|inputs| Ok(vec![(inputs.get("x")? * by)?]))?[0]);
+    let call =
+        |key: &str, by: f64| numbers(&graphs.run(key, &inputs, &|inputs| Ok::<_, candle_core::Error>(vec![(inputs.get("x")? * by)?]))?[0]);
     for _ in 0..3 {
         assert_eq!(call("twice", 2.0)?, [4.0; 16]);
         assert_eq!(call("thrice", 3.0)?, [6.0; 16]);
@@ -389,7 +390,10 @@ fn what_cannot_be_recorded_is_done_as_ever() -> Result<()> {
             let x = Tensor::full(i, (2, 6000), &Device::Cpu)?.to_device(&device)?;
             // Numbers that do not come with the inputs are recorded as they are.
             let added = if what == "a tensor that is kept" { 1.0 } else { i };
-            let y = numbers(&graphs.run("", &named([("x", x.clone())]), &|inputs| Ok(vec![work(added, inputs.get("x")?)?]))?[0])?;
+            let y = numbers(
+                &graphs.run("", &named([("x", x.clone())]), &|inputs| Ok::<_, candle_core::Error>(vec![work(added, inputs.get("x")?)?]))?
+                    [0],
+            )?;
             let wanted = numbers(&work(added, &x)?)?;
             assert!(y == wanted, "{what}: {:?} in the place of {:?}", &y[..1], &wanted[..1]);
         }

@@ -66,6 +66,15 @@ impl NoiseTable {
         self.sigmas[low] + fraction * (self.sigmas[high] - self.sigmas[low])
     }
 
+    /// Sigma at a timestep, interpolated in the logarithm of the signal's part (`NoiseScheduleVP` of UniPC's and DPM-Solver's authors).
+    pub(in super::super) fn sigma_by_alpha(&self, timestep: f64) -> f64 {
+        let last = self.sigmas.len() - 1;
+        let low = (timestep.max(0.0).floor() as usize).min(last);
+        let log = |i: usize| -(self.sigmas[i.min(last)].powi(2)).ln_1p();
+        let fraction = (timestep.max(0.0) - low as f64).clamp(0.0, 1.0);
+        (-(log(low) + fraction * (log(low + 1) - log(low)))).exp_m1().sqrt()
+    }
+
     /// Sigma at a timestep, interpolated in log sigma (k-diffusion `external.py`, `t_to_sigma`).
     pub(in super::super) fn sigma_by_log(&self, timestep: f64) -> f64 {
         let last = self.sigmas.len() - 1;

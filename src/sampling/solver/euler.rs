@@ -95,7 +95,8 @@ pub(in crate::sampling) fn plan_ddpm(planner: &Planner<'_>) -> Result<Schedule> 
 }
 
 impl Euler {
-    fn new(planner: &Planner<'_>, eta: f64) -> Self {
+    /// Without churn, bounds or anything else of a sampler's own.
+    pub(super) fn new(planner: &Planner<'_>, eta: f64) -> Self {
         let (process, churn) = (Arc::clone(&planner.process), Churn::default());
         Self { process, churn, eta, s_noise: 1.0, clip: None, clip_direction: false, large_variance: false }
     }

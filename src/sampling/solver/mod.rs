@@ -1,5 +1,6 @@
 //! Solvers: how to step from one noise level to the next. One file each; [`super::table`] has a row for every sampler made of them.
 
+pub(super) mod a1111;
 pub(super) mod cfg_pp;
 pub(super) mod churn;
 pub(super) mod deis;
@@ -138,8 +139,9 @@ fn solve(mut rows: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
         right.swap(i, pivot);
         for k in i + 1..n {
             let factor = rows[k][i] / rows[i][i];
-            for j in i..n {
-                rows[k][j] -= factor * rows[i][j];
+            let pivot = rows[i].clone();
+            for (value, above) in rows[k].iter_mut().zip(&pivot).skip(i) {
+                *value -= factor * above;
             }
             right[k] -= factor * right[i];
         }

@@ -51,7 +51,7 @@ impl PndmStep {
 /// # Source
 /// Liu et al. 2022, arXiv:2202.09778, eq. 9, 12, 13 and algorithm 2; the pair that starts PLMS is CompVis latent-diffusion's.
 #[derive(Debug, Clone)]
-struct Pndm {
+pub(super) struct Pndm {
     process: Arc<dyn NoiseProcess>,
     steps: Vec<PndmStep>,
     calls: Calls,
@@ -147,6 +147,17 @@ impl Solver for Pndm {
 }
 
 impl Pndm {
+    /// Multistep between pairs of levels, after an improved Euler step from the first level to the second.
+    pub(super) fn improved_euler_first(planner: &Planner<'_>, pairs: &[(NoiseLevel, NoiseLevel)]) -> Self {
+        let mut steps = vec![PndmStep::Multistep; pairs.len()];
+        if let (Some(first), Some((from, to))) = (steps.first_mut(), pairs.first()) {
+            *first = PndmStep::Pair { predicted: to.sigma, corrected_from: from.sigma };
+        }
+        // These timesteps are not cut as diffusers cuts its own.
+        let calls = Calls { runge_kutta: vec![0], multistep: vec![], ratio: 1, table: planner.table.clone(), final_sigma: 0.0 };
+        Self { process: Arc::clone(&planner.process), steps, calls, outputs: vec![] }
+    }
+
     fn remember(&mut self, output: Tensor) {
         self.outputs.insert(0, output);
         self.outputs.truncate(ADAMS_BASHFORTH.len());

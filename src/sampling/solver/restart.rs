@@ -23,7 +23,7 @@ pub(in crate::sampling) fn plan(planner: &Planner<'_>) -> Result<Schedule> {
     let plain = planner.sigma_space(Box::new(solver.clone()))?;
     let steps = plain.steps.len();
     let positive = plain.steps.iter().map(|step| step.from.sigma);
-    let (Some(most), Some(least), true) = (positive.clone().next(), positive.last(), steps >= 20) else { return Ok(plain) };
+    let (Some(most), Some(least), true) = (positive.clone().next(), positive.clone().next_back(), steps >= 20) else { return Ok(plain) };
     let (length, times) = if steps >= 36 { (steps / 4, 2) } else { (9, 1) };
     let mut sigmas = SigmaSchedule::Karras.sigmas(most, least, steps - length * times);
     sigmas.push(0.0);

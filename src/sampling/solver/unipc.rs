@@ -11,7 +11,7 @@ use candle_core::Tensor;
 /// # Source
 /// Zhao et al. 2023, arXiv:2302.04867, algorithms 5 to 8 in data prediction, with `B(h)` = h (bh1) or e^h − 1 (bh2).
 #[derive(Debug, Clone)]
-struct UniPc {
+pub(super) struct UniPc {
     order: usize,
     /// `B(h)` is e^h − 1.
     bh2: bool,
@@ -40,25 +40,21 @@ fn variant(config: &SchedulerConfig) -> Result<bool> {
     config.choice("solver_type", &config.file.solver_type, true, &types)
 }
 
-fn solver(planner: &Planner<'_>, order: usize, bh2: bool, lower_order_final: bool) -> Box<dyn Solver> {
-    Box::new(UniPc { order, bh2, lower_order_final, steps: planner.steps, history: vec![], last: None })
-}
-
 /// Plans a run as diffusers does.
 pub(in crate::sampling) fn plan(planner: &Planner<'_>) -> Result<Schedule> {
     let file = &planner.config.file;
     let (order, lower) = (file.solver_order.unwrap_or(2).clamp(1, 3), file.lower_order_final.unwrap_or(true));
-    let solver = solver(planner, order, variant(planner.config)?, lower);
-    planner.lambda_space(solver)
+    planner.lambda_space(Box::new(UniPc::new(order, variant(planner.config)?, lower)))
 }
 
 /// Plans a run as ComfyUI does: of third order, to a last sigma of 0.001 where the schedule ends at 0.
 pub(in crate::sampling) fn plan_to_the_end(planner: &Planner<'_>) -> Result<Schedule> {
-    let plain = planner.sigma_space(solver(planner, 3, planner.option("bh") == 2.0, true))?;
+    let bh2 = planner.option("bh") == 2.0;
+    let plain = planner.sigma_space(Box::new(UniPc::new(3, bh2, true)))?;
     let order = plain.steps.len().saturating_sub(1).clamp(1, 3);
     let ends: Vec<(f64, f64)> =
         plain.steps.iter().map(|step| (step.from.sigma, if step.to.sigma == 0.0 { 1e-3 } else { step.to.sigma })).collect();
-    planner.sigma_pairs(&ends, solver(planner, order, planner.option("bh") == 2.0, true))
+    planner.sigma_pairs(&ends, Box::new(UniPc::new(order, bh2, true)))
 }
 
 impl Solver for UniPc {
@@ -84,6 +80,10 @@ impl Solver for UniPc {
 }
 
 impl UniPc {
+    pub(super) fn new(order: usize, bh2: bool, lower_order_final: bool) -> Self {
+        Self { order, bh2, lower_order_final, steps: 0, history: vec![], last: None }
+    }
+
     /// From the newest estimate to `to`; with the estimate there, the correction of what was predicted without.
     fn update(&self, from: f64, to: f64, x: &Tensor, order: usize, there: Option<&Tensor>) -> Result<Tensor> {
         let Some((newest, estimate)) = self.history.first() else { return Ok(x.clone()) };

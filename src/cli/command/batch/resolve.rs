@@ -9,7 +9,7 @@ use crate::device::{DeviceChoice, open_all};
 use crate::disk::{counted, folder_of, stays_inside};
 use crate::hub::Missing;
 use crate::inputs::InputReader;
-use crate::settings::{LoadSettings, Seed};
+use crate::settings::{LoadSettings, PromptExpander, Seed};
 use crate::{Error, Result};
 use candle_core::Device;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -58,6 +58,7 @@ pub(super) struct Resolver {
     devices: Vec<(Vec<DeviceChoice>, Vec<Device>)>,
     /// What was read for the lines so far.
     files: InputReader,
+    expander: PromptExpander,
     /// Of each prompt without a seed, the last line and how many lines before it had it.
     prompts: HashMap<String, (usize, u32)>,
     /// How often each image was asked for.
@@ -101,6 +102,7 @@ impl Resolver {
             opened: HashMap::new(),
             devices: Vec::new(),
             files: InputReader::default(),
+            expander: PromptExpander::default(),
             prompts: HashMap::new(),
             keys: HashMap::new(),
             names: PlannedNames::default(),
@@ -143,12 +145,22 @@ impl Resolver {
             self.is_full = true;
             return Err(Error::Input(format!("there are more than {MOST_IMAGES} images up to here; split the file")));
         }
-        self.images += images;
         let mut seed_for = |prompt: &String| match draft.seed {
             Some(Seed::Is(seed)) => seed,
             Some(Seed::Random) | None => seed_of(prompt, self.earlier(prompt, line.number)),
         };
         let seeds: Vec<u64> = draft.prompts.iter().map(&mut seed_for).collect();
+        let made = draft.prompts.iter().zip(seeds).map(|(prompt, seed)| self.expander.expand(draft, prompt, seed));
+        let made = made.collect::<Result<Vec<_>>>().map(|made| made.into_iter().flatten().collect::<Vec<_>>());
+        // A prompt of which nothing can be made counts as it stands.
+        let images = made.as_ref().map_or(images, |made| made.iter().map(|draft| draft.output.images.unwrap_or(1)).sum());
+        self.images = self.images.saturating_add(images);
+        let made = made?;
+        self.remarks.extend(self.expander.remarks().into_iter().map(|remark| format!("warning: {remark}")));
+        if self.images > MOST_IMAGES {
+            self.is_full = true;
+            return Err(Error::Input(format!("there are more than {MOST_IMAGES} images up to here; split the file")));
+        }
         let flags = draft.load.decide(&());
         let Some((number, content)) = self.model(&flags)? else {
             if let Some(absent) = self.absent.iter_mut().flatten().find(|absent| absent.flags == flags) {
@@ -158,9 +170,9 @@ impl Resolver {
         };
         let opened = self.models.get(number).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
         let mut jobs = Vec::new();
-        for (prompt, first) in draft.prompts.iter().zip(seeds) {
-            let mut draft = draft.of_prompt(prompt, first);
+        for mut draft in made {
             opened.finder.find(&mut draft)?;
+            opened.find_words(&mut draft);
             draft.read_files(&mut self.files)?;
             let request = Arc::new(draft.resolve(opened.checkpoint.spec())?);
             for line in opened.check_adapters(&request)? {

@@ -320,7 +320,7 @@ impl Graph {
 }
 
 /// A text with one part of it exchanged for another; nothing where any of the three is not known.
-fn replaced<'a>(text: Option<Result<String, &'a str>>, mut part: impl FnMut(&str) -> Option<String>) -> Option<Result<String, &'a str>> {
+fn replaced(text: Option<Result<String, &str>>, mut part: impl FnMut(&str) -> Option<String>) -> Option<Result<String, &str>> {
     let text = text?.ok()?;
     Some(Ok(text.replace(&part("find")?, &part("replace")?)))
 }
