@@ -257,10 +257,14 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut Command) {
     let known = name.and_then(|name| Sampler::from_name(name.strip_prefix("sample_").unwrap_or(name)).ok());
     let (mut schedule, mut spacing) = (known.and_then(|(_, fused)| fused), None);
     let sampler = known.map(|(sampler, _)| sampler);
+    let said = recipe.get(Field::TimestepSpacing).and_then(|name| TimestepSpacing::from_name(name).ok());
     if let Some(name) = recipe.get(Field::Schedule) {
         let folded: String = name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
         if let Some((_, known, spaced)) = SCHEDULES.iter().find(|(tool, ..)| *tool == folded) {
             (schedule, spacing) = (Some(*known), *spaced);
+        } else if own && (folded == "uniform" || folded == "sgmuniform" && said == Some(TimestepSpacing::Trailing)) {
+            // A1111's words for the trained timesteps, which its own schedules of these names do not keep to.
+            schedule = Some(SigmaSchedule::Discrete);
         } else if folded == "automatic" {
             schedule = sampler.and_then(Sampler::automatic_schedule);
         } else if let Ok(known) = SigmaSchedule::from_name(name) {
@@ -270,7 +274,6 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut Command) {
         }
     }
     let eta = in_range(recipe, Field::Eta, "--eta", 1.0, command).filter(|eta| *eta != 0.0 || own);
-    let said = recipe.get(Field::TimestepSpacing).and_then(|name| TimestepSpacing::from_name(name).ok());
     let Some(sampler) = sampler else {
         if let Some(name) = name {
             command.note(format!("the sampler {name:?} is not available; the model's own is taken, which generates another image"));

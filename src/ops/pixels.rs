@@ -34,7 +34,7 @@ impl PRelu {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let run = || match is_for_cpu(x) {
             true => cpu::prelu(x, &self.values),
-            false => x.relu()? - x.neg()?.relu()?.broadcast_mul(&self.slopes)?,
+            false => x.relu()? - x.neg()?.relu()?.broadcast_mul(&self.slopes.to_dtype(x.dtype())?)?,
         };
         profile::timed(x, run, |_| profile::over("prelu", x))
     }

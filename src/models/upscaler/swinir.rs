@@ -113,7 +113,7 @@ impl Block {
         let (attention, mlp) = (scope.at("attn"), scope.at("mlp"));
         let places = (2 * window - 1).pow(2);
         let heads = shape(&attention, "relative_position_bias_table").and_then(|shape| shape.get(1).copied()).unwrap_or(0);
-        if heads == 0 || channels % heads != 0 {
+        if heads == 0 || !channels.is_multiple_of(heads) {
             return Err(refused(format!("{channels} channels cannot be shared by {heads} heads")));
         }
         let table = attention.tensor("relative_position_bias_table", &[places, heads])?.to_dtype(candle_core::DType::F32)?;
@@ -189,7 +189,7 @@ pub(super) fn load(root: &Scope<'_>) -> Result<Option<Loaded>> {
     let table = "layers.0.residual_group.blocks.0.attn.relative_position_bias_table";
     let first_name = if shape(root, "conv_first.1.weight").is_some() { "conv_first.1" } else { "conv_first" };
     let (Some(places), Some(first)) = (length(root, table), shape(root, &format!("{first_name}.weight"))) else { return Ok(None) };
-    let window = (places.isqrt() + 1) / 2;
+    let window = places.isqrt().div_ceil(2);
     let [channels, input, 3, 3] = *first.as_slice() else { return Ok(None) };
     // What attention takes in memory grows with the fourth power of the window.
     if !(1..=LARGEST_WINDOW).contains(&window) || (2 * window - 1).pow(2) != places {
