@@ -393,6 +393,10 @@ fn is_needed(part: &Part, name: &str) -> bool {
     if name.starts_with("add_embedding.") {
         return part.shape("add_embedding.linear_1.weight").is_some();
     }
+    // Of consistency models that are told the guidance scale alone.
+    if name == "time_embedding.cond_proj.weight" {
+        return false;
+    }
     if name.contains("quant_conv.") {
         let sibling = if name.ends_with(".bias") { name.replace(".bias", ".weight") } else { name.replace(".weight", ".bias") };
         return part.shape(&sibling).is_some();

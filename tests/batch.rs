@@ -483,7 +483,8 @@ fn an_image_that_the_memory_does_not_hold_costs_no_other_and_is_tried_again() {
     const LIMIT: &str = "ulimit -v 900000";
     const LARGE: [&str; 8] = ["--size", "512x512", "--vae-tiling", "off", "--dtype", "f32", "--guidance-scale", "1"];
     let folder = folder(&format!("a cat --seed 1 --size 64x64\na dog --seed 2 {}\na bird --seed 3 --size 64x64\n", LARGE.join(" ")));
-    let flags = batch(&["--threads", "1"]);
+    // Not quiet: the reason of each image is said as it fails.
+    let flags: Vec<&'static str> = batch(&["--threads", "1"]).into_iter().filter(|flag| *flag != "-q").collect();
     let output = limited(folder.path(), LIMIT, &flags);
     assert_eq!((output.status.code(), generated(&output)), (Some(1), 2), "{}", said(&output));
     assert!(said(&output).contains("an image of 512x512 would take about") && said(&output).contains("tries again"), "{}", said(&output));

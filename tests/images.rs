@@ -68,7 +68,8 @@ fn an_image_grows_past_its_edge_and_its_command_makes_it_again() {
     let new = imageops::crop_imm(&grown, 0, 0, 32, 128).to_image();
     assert!(new.pixels().any(|pixel| *pixel != Rgb([0, 0, 0])));
 
-    let said = sd_gen(folder.path(), &["inspect", "--json", "grown.png"]);
+    let mut inspect = Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    let said = inspect.args(["inspect", "--json", "grown.png"]).current_dir(folder.path()).output().expect("sd-gen starts");
     let said: serde_json::Value = serde_json::from_slice(&said.stdout).expect("JSON");
     let command = said[0]["command"]["arguments"].as_array().expect("a command").iter().map(|word| word.as_str().expect("text"));
     let mut command: Vec<&str> = command.filter(|word| !word.starts_with("--model=")).collect();

@@ -219,8 +219,8 @@ fn a_lora_is_held_against_a_model() {
   applies       8 keys, in 4 layers
   not there     lora_unet_down_blocks_7_x.lora_down.weight
                 lora_unet_down_blocks_7_x.lora_up.weight
-  other shapes  lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight (64 to 32 where the model has [32, 32])
-                lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight (64 to 32 where the model has [32, 32])
+  other shapes  lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight (64 to 32 where the model has [32, 32])
+                lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight (64 to 32 where the model has [32, 32])
   evidence      down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k takes text of width 768.
   trained on    dog (5), cat (3)
   metadata      ss_base_model_version: sd_v1

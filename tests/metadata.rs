@@ -156,7 +156,7 @@ fn every_printed_command_is_one_that_is_taken() {
         }
     }
     assert!(recipes.len() > 500);
-    let commands = recipes.iter().map(|recipe| sd_gen::metadata::command(recipe)).filter(|c| !c.arguments.is_empty());
+    let commands = recipes.iter().map(sd_gen::metadata::command).filter(|c| !c.arguments.is_empty());
     let lines: Vec<String> = commands.map(|command| line_of(&command.arguments).to_string()).collect();
     let folder = tempfile::tempdir().expect("folder");
     std::fs::write(folder.path().join("lines.jsonl"), lines.join("\n")).expect("write");

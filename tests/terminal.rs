@@ -193,7 +193,8 @@ fn every_line_for_programs_is_a_documented_event() {
     let count = |events: &[serde_json::Value], name: &str| events.iter().filter(|event| event["event"] == name).count();
     let counts =
         ["load", "run", "prompt", "encode", "step", "decode", "warning", "image", "end", "error"].map(|name| count(&generated, name));
-    assert_eq!(counts, [3, 1, 1, 1, 3, 1, 1, 1, 1, 0]);
+    // A long prompt is encoded in chunks, and nothing of it is left out.
+    assert_eq!(counts, [3, 1, 1, 1, 3, 1, 0, 1, 1, 0]);
     let last = &generated[generated.len() - 1];
     assert_eq!((&last["event"], &last["written"], &last["failed"]), (&"end".into(), &1.into(), &0.into()));
     let bytes: Vec<_> = generated.iter().filter(|event| event["event"] == "bytes" && event["what"] == "loading the UNet").collect();

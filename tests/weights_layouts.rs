@@ -709,7 +709,8 @@ fn a_tokenizer_is_read_from_whatever_files_hold_it() {
     let files = TokenizerFiles {
         vocab_json: vocab.into(),
         merges: "a b</w>".into(),
-        pad_token: Some("!".into()),
+        // As the family pads, which is what is written.
+        pad_token: Some("<|endoftext|>".into()),
         model_max_length: Some(77),
         added: Vec::new(),
     };

@@ -4,7 +4,7 @@ use super::recipe::{Field, NamedLora, Recipe, file_stem, is_nothing};
 use super::tool::Engine;
 use crate::Result;
 use crate::noise::Rng;
-use crate::prompt::PromptSyntax;
+use crate::prompt::{NetworkTag, PromptSyntax};
 use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing, plan};
 
 /// A command, and what it leaves out.
@@ -137,7 +137,15 @@ fn prompts(recipe: &Recipe, own: bool, command: &mut Command) {
     if prompt == "-" {
         command.note("the prompt is \"-\", which --prompt takes for standard input: write it there");
     }
-    command.flag("--prompt", prompt);
+    let mut text = prompt.to_owned();
+    if !own && recipe.syntax() == Some(PromptSyntax::A1111) {
+        // The files may not be here, and a command that is printed is one that is taken.
+        for tag in NetworkTag::of_prompt(prompt, PromptSyntax::A1111).iter().map(NetworkTag::written).filter(|tag| prompt.contains(tag)) {
+            text = text.replace(&tag, "");
+            command.note(format!("{tag} is left out of the prompt: name the file with --lora"));
+        }
+    }
+    command.flag("--prompt", &text);
     let negative = recipe.get(Field::NegativePrompt);
     if let Some(negative) = negative.filter(|text| own || !text.is_empty()) {
         command.flag("--negative-prompt", negative);

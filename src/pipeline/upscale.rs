@@ -209,7 +209,10 @@ mod tests {
             let mut sums = vec![0.0; side * 2];
             for (at, cut) in cuts.iter().enumerate() {
                 assert!(cut.from % multiple == 0 && (cut.to % multiple == 0 || cut.to == side), "{cut:?}");
-                assert!(at == 0 || (cuts[at - 1].own_to == cut.own_from && (cut.from == 0 || cut.from + CONTEXT <= cut.own_from)), "{cut:?}");
+                assert!(
+                    at == 0 || (cuts[at - 1].own_to == cut.own_from && (cut.from == 0 || cut.from + CONTEXT <= cut.own_from)),
+                    "{cut:?}"
+                );
                 assert!(cut.to == side || cut.own_to + CONTEXT <= cut.to, "{cut:?}");
                 for (sum, weight) in sums[cut.from * 2..].iter_mut().zip(cut.weights(side, 2)) {
                     *sum += weight;

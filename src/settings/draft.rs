@@ -116,8 +116,14 @@ impl Draft {
         for row in table() {
             in_range(row, self)?;
         }
-        let scheduler = self.scheduler_for(spec)?;
-        let by = By { spec, sampler: scheduler.sampler()? };
+        // A file named by the user is input, however alike it is to a model's own.
+        let named = self.scheduler.config.is_some();
+        let blame = |error| match error {
+            Error::Model(what) if named => Error::Input(what),
+            other => other,
+        };
+        let scheduler = self.scheduler_for(spec).map_err(blame)?;
+        let by = By { spec, sampler: scheduler.sampler().map_err(blame)? };
         let seed = match self.seed {
             Some(Seed::Is(seed)) => seed,
             // 32 bits, so that it can be typed again and is a seed for every other tool too.
@@ -153,11 +159,7 @@ impl Draft {
         }
         self.check_sides(&request, spec)?;
         // Planning finds out whether sampler, schedule and steps go together, before a weight is read.
-        // A file named by the user is input, however alike it is to a model's own.
-        crate::sampling::plan(&request.scheduler, request.sampling.steps).map_err(|error| match error {
-            Error::Model(what) if request.scheduler_is_named => Error::Input(what),
-            other => other,
-        })?;
+        crate::sampling::plan(&request.scheduler, request.sampling.steps).map_err(blame)?;
         check_clip_skip(&request, spec)?;
         if request.inputs.edit && request.part_weights().is_some() {
             return Err(Error::setting(

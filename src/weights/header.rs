@@ -108,6 +108,9 @@ fn check(file: &str, raw: RawHeader, data_len: usize, data_start: usize) -> Resu
                 format!("has tensor {shown} end at byte {to} of {data_len}: the file is truncated; download or copy it again"),
             ));
         }
+        if from != end && entries.iter().any(|entry: &Entry| entry.name == name) {
+            return Err(model_error(file, format!("has the tensor {shown} twice")));
+        }
         if from != end {
             let what = if from < end { "overlaps the tensor before it" } else { "leaves a gap before it" };
             return Err(model_error(file, format!("has tensor {shown} at bytes {from} to {to}, which {what} (ends at {end})")));
