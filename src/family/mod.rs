@@ -1,10 +1,10 @@
 //! The lines of models: what each is known by, how its files are read and written, and what it wants to be told.
 //!
-//! A family is one folder and one row of [`FAMILIES`]. How files are laid out is a [`Format`], which families share: those of
+//! A family is one folder and one row of `FAMILIES`. How files are laid out is a `Format`, which families share: those of
 //! `latent_diffusion` have a UNet, an AutoencoderKL and CLIP text encoders. The networks' names, shapes and configuration files are
 //! tables of their own (`keys`, `detect`, `config`) for any format to use.
 //!
-//! Nothing here opens a file: names, shapes and texts come through [`TensorNames`] and [`ConfigFiles`], which `weights` implements.
+//! Nothing here opens a file: names, shapes and texts come through `TensorNames` and `ConfigFiles`, which `weights` implements.
 
 pub(crate) mod config;
 mod detect;

@@ -44,7 +44,7 @@ impl Branches {
 pub struct Denoised {
     /// With guidance: what a step goes towards.
     pub guided: Tensor,
-    /// Without: each branch's own estimate. Empty unless the solver reads them ([`super::Solver::reads_branches`]).
+    /// Without: each branch's own estimate. Empty unless the solver reads them (`super::Solver::reads_branches`).
     pub branches: Branches,
 }
 

@@ -30,7 +30,7 @@ impl TimestepSpacing {
     /// Reads a name as `--timestep-spacing` takes it.
     ///
     /// # Errors
-    /// [`Error::Input`] for any other name.
+    /// `Error::Input` for any other name.
     pub fn from_name(name: &str) -> Result<Self> {
         by_name(Self::NAMES, name)
     }
