@@ -57,7 +57,6 @@ fn a_part_is_made_anew_and_the_rest_keeps_its_bytes() {
 }
 
 #[test]
-#[ignore = "not run since the merge that changed it; run it first"]
 fn an_image_grows_past_its_edge_and_its_command_makes_it_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let apple = apple(folder.path());

@@ -260,7 +260,6 @@ fn the_command_of_a_image_is_copied_as_it_is() {
 }
 
 #[test]
-#[ignore = "not run since the merge that changed it; run it first"]
 fn the_models_folder_is_a_table_with_names_that_resolve() {
     let folder = tempfile::tempdir().unwrap();
     let models = folder.path().join("models");
@@ -327,7 +326,7 @@ fn the_models_folder_is_a_table_with_names_that_resolve() {
     for (name, file) in
         [("plain", "models/plain.safetensors"), ("Plain", "models/Plain.SAFETENSORS"), ("sub/pl", "models/sub/plain.safetensors")]
     {
-        let files = &said_json(folder.path(), &["inspect", "--no-hash", "--json", name])["path"];
+        let files = &said_json(folder.path(), &["inspect", "--no-hash", "--json", name])[0]["path"];
         assert!(files.as_str().is_some_and(|path| path.ends_with(file)), "{name}: {files}");
     }
     let refused = sd_gen(folder.path(), &["inspect", "large one"]);

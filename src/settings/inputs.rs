@@ -181,14 +181,17 @@ impl Draft {
         let whole = draft.inputs.inpaint_area != Some(InpaintArea::Masked);
         match draft.inputs.outpaint {
             Some(growth) => {
-                if draft.canvas.width.is_some() || draft.canvas.height.is_some() {
+                let grown = growth.of(image.rgb.dimensions()).unwrap_or((u32::MAX, u32::MAX));
+                let canvas = sized(grown, |side| side.div_ceil(multiple).saturating_mul(multiple));
+                // The command of an image names the size that it came to.
+                let differs = |given: Option<usize>, is: Option<usize>| given.is_some_and(|given| Some(given) != is);
+                if differs(draft.canvas.width, canvas.width) || differs(draft.canvas.height, canvas.height) {
                     return missing(
                         "outpaint",
-                        "the image's size and the new canvas say how large it becomes; leave --width and --height out",
+                        "the image's size and the new canvas say how large it becomes; leave the width and the height out",
                     );
                 }
-                let grown = growth.of(image.rgb.dimensions()).unwrap_or((u32::MAX, u32::MAX));
-                draft.canvas = sized(grown, |side| side.div_ceil(multiple).saturating_mul(multiple));
+                draft.canvas = canvas;
             }
             None if whole && draft.canvas.width.is_none() && draft.canvas.height.is_none() => {
                 draft.canvas = sized(image.rgb.dimensions(), |side| (side / multiple * multiple).max(multiple));
