@@ -15,9 +15,6 @@
 //!
 //! `tests/architecture.rs` holds which module may use which; `ARCHITECTURE.md` tells why.
 
-// The help of a setting is its doc comment, whose brackets are no links and whose <names> are no tags.
-#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, rustdoc::private_intra_doc_links, rustdoc::redundant_explicit_links)]
-
 pub mod adapter;
 #[doc(hidden)]
 pub mod allocator;

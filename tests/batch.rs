@@ -479,7 +479,6 @@ fn limited(folder: &Path, limits: &str, arguments: &[&str]) -> Output {
 
 #[cfg(target_os = "linux")]
 #[test]
-#[ignore = "not run since the merge that changed it; run it first"]
 fn an_image_that_the_memory_does_not_hold_costs_no_other_and_is_tried_again() {
     const LIMIT: &str = "ulimit -v 900000";
     const LARGE: [&str; 8] = ["--size", "512x512", "--vae-tiling", "off", "--dtype", "f32", "--guidance-scale", "1"];

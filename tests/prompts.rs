@@ -78,7 +78,6 @@ fn weights_are_applied_as_each_tool_applies_them() {
 }
 
 #[test]
-#[ignore = "the first chunk of a filled text differs from the short text's own in the last bits on this vocabulary; not settled"]
 fn texts_of_a_timeline_share_their_length_and_their_mean() {
     let (encoder, _) = text_encoder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/parity/sd15"));
     let by = |texts: &[(&str, usize)]| encoded(&encoder, texts, PromptSyntax::A1111, Emphasis::Original, 0);

@@ -77,7 +77,6 @@ fn assert_same(request: &Request, spec: &ModelSpec, folder: &Path) {
 }
 
 #[test]
-#[ignore = "not run since the merge that changed it; run it first"]
 fn every_setting_alone_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let spec = crate::family::well_known("sd15").unwrap();
@@ -121,7 +120,6 @@ fn every_sampler_may_be_the_models_own() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    #[ignore = "not run since the merge that changed it; run it first"]
     fn any_settings_together_come_back(
         chosen in subsequence((0..rows().len()).collect::<Vec<_>>(), 0..rows().len().min(6)),
         numbers in proptest::collection::vec(0.0..1.0f64, 6),

@@ -55,7 +55,11 @@ impl StartImage {
         let (width, height) = (request.canvas.width as u32, request.canvas.height as u32);
         let fill = inputs.inpaint_fill;
         if let Some(growth) = inputs.outpaint {
-            return Self::grown(&input.rgb, mask, growth, (width, height), request.seed, fill).map(Some);
+            let mut start = Self::grown(&input.rgb, mask, growth, (width, height), request.seed, fill)?;
+            if let (Finish::Over { mask, .. }, true) = (&mut start.finish, inputs.no_composite) {
+                mask.pixels_mut().for_each(|pixel| pixel.0[0] = 255);
+            }
+            return Ok(Some(start));
         }
         let original = input.rgb;
         let Some(mask) = mask else {
@@ -319,8 +323,13 @@ mod tests {
             let start = StartImage::of(&request).unwrap().unwrap();
             let finished = start.finish(pattern(request.canvas.width as u32, request.canvas.height as u32, 3)).unwrap();
             assert_eq!(Some(finished.dimensions()), growth.of((61, 43)), "{sides}");
-            let inside = imageops::crop_imm(&finished, growth.left, growth.top, 61, 43).to_image();
-            assert!(inside == original, "{sides}");
+            let inside = |image: &RgbImage| imageops::crop_imm(image, growth.left, growth.top, 61, 43).to_image();
+            assert!(inside(&finished) == original, "{sides}");
+            let mut request = request;
+            request.inputs.no_composite = true;
+            let start = StartImage::of(&request).unwrap().unwrap();
+            let generated = pattern(request.canvas.width as u32, request.canvas.height as u32, 3);
+            assert!(inside(&start.finish(generated.clone()).unwrap()) == inside(&generated), "{sides}: nothing is put back");
         }
     }
 

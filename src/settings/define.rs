@@ -13,6 +13,7 @@ macro_rules! settings {
         settings! { @draft $(#[doc = $group_doc])+ $Draft; $( $(#[doc = $help])+ $field: $mode $T; )* }
 
         $(#[doc = $group_doc])+
+        #[allow(rustdoc::broken_intra_doc_links, reason = "help is for people at a terminal, whose brackets are no links")]
         #[derive(Debug, Clone, PartialEq $($(, $also)*)?)]
         #[non_exhaustive]
         pub struct $Group { $( $(#[doc = $help])+ pub $field: settings!(@request $mode $T), )* }
@@ -57,6 +58,7 @@ macro_rules! settings {
         $(#[doc = $group_doc])+
         ///
         /// As far as it was said.
+        #[allow(rustdoc::broken_intra_doc_links, reason = "help is for people at a terminal, whose brackets are no links")]
         #[derive(Debug, Clone, Default, PartialEq)]
         #[non_exhaustive]
         pub struct $Draft { $( $(#[doc = $help])+ pub $field: settings!(@said $mode $T), )* }

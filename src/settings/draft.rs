@@ -161,6 +161,20 @@ impl Draft {
         // Planning finds out whether sampler, schedule and steps go together, before a weight is read.
         crate::sampling::plan(&request.scheduler, request.sampling.steps).map_err(blame)?;
         check_clip_skip(&request, spec)?;
+        if request.inputs.edit {
+            let guidance = &request.guidance;
+            // The three rows of an edit have a formula of their own.
+            for (name, given) in [
+                ("guidance-rescale", guidance.rescale != 0.0),
+                ("guidance-start", guidance.start > 0.0),
+                ("guidance-end", guidance.end < 1.0),
+                ("pag-scale", guidance.pag_scale != 0.0),
+            ] {
+                if given {
+                    return Err(Error::setting(name, ": does not go with a model that edits by instruction; leave it out"));
+                }
+            }
+        }
         if request.inputs.edit && request.part_weights().is_some() {
             return Err(Error::setting(
                 "edit",

@@ -162,6 +162,8 @@ impl Draft {
                 let how = if edits { "changes an image as the prompt says" } else { "makes parts of an image anew; --mask says which" };
                 return missing("init-image", &format!("give one: this model {how}"));
             }
+            // What a configuration file says of images to start from changes nothing where there is none.
+            draft.inputs = InputDraft::default();
             return Ok(draft);
         }
         if repaints && draft.inputs.mask.is_none() && draft.inputs.outpaint.is_none() {
@@ -173,6 +175,13 @@ impl Draft {
         draft.inputs.edit = Some(edits);
         if draft.inputs.strength.is_none() && !edits {
             draft.inputs.strength = Some(if draft.inputs.mask.is_some() || draft.inputs.outpaint.is_some() { 1.0 } else { 0.75 });
+        }
+        if draft.inputs.mask.is_none() {
+            let InputDraft { mask_blur, inpaint_area, inpaint_padding, .. } = &mut draft.inputs;
+            (*mask_blur, *inpaint_area, *inpaint_padding) = (None, None, None);
+        }
+        if draft.inputs.outpaint.is_some() && draft.inputs.inpaint_area == Some(InpaintArea::Masked) {
+            return missing("inpaint-area", "a canvas that grows is generated as a whole; do one after the other");
         }
         let Some(file) = &draft.inputs.init_image else { return Ok(draft) };
         let image = read("init-image", file)?;

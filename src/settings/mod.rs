@@ -16,7 +16,7 @@
 //!
 //!    The comment is the help. `one T = default` is always there in a request, `maybe T` is an `Option<T>`, `many T` a `Vec<T>` (a flag
 //!    that may be repeated). `T` is anything that is a [`Value`]: numbers, `bool` (a switch), `String`, a [`PathBuf`](std::path::PathBuf)
-//!    that is written to, an [`InputFile`](crate::inputs::InputFile) that is read (hashed into the key), [`WeightedFile`] for
+//!    that is written to, an [`InputFile`] that is read (hashed into the key), [`WeightedFile`] for
 //!    `FILE[:weight[:weight]]`, [`NumberList`], [`Parts`] for `HEAD,key=value,…`, or an enum with its words (`words!`).
 //! 2. **Where its value is read**: `request.guidance.rescale`.
 //!

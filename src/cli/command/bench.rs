@@ -39,6 +39,7 @@ Examples:
   sd-gen bench --models ./sd15.safetensors --sizes 512x512,768x768 --batch-sizes 1,4 --json new.json --baseline old.json
 
 Exit codes: 0 all measured, 1 some combination failed and is a row with its error, 2 bad usage, 130 cancelled.")]
+#[allow(rustdoc::invalid_html_tags, reason = "help is for people at a terminal, whose <names> are no tags")]
 pub(in crate::cli) struct BenchArgs {
     /// Models: paths, or names in the models folder [default: the built-in one]
     #[arg(short, long, visible_alias = "model", value_name = "WHAT,…", value_delimiter = ',', help_heading = "What to measure")]

@@ -114,7 +114,11 @@ fn find(file: &str, args: &InspectArgs, model: Option<&Checkpoint>, cache: &mut 
         match model::resolve(Some(file), args.models_dir.as_deref()) {
             Ok(model::Named::Path(path)) => Survey::of(&path)?,
             Ok(model::Named::Builtin) => Survey::of_model(model::builtin()?),
-            _ => return Err(Error::Input(format!("{file}: there is no such file or folder, and no model of that name here"))),
+            _ => {
+                let why = model::ambiguity(file, args.models_dir.as_deref());
+                let why = why.unwrap_or_else(|| "there is no such file or folder, and no model of that name here".into());
+                return Err(Error::Input(format!("{file}: {why}")));
+            }
         }
     };
     let files = survey.files.iter().filter(|file| !args.no_hash && file.is_file());

@@ -425,7 +425,7 @@ fn only_one(found: &[Found], folder: &Path) -> Result<Named> {
     }
 }
 
-/// The model of a name; `None` where there is none. A whole name comes before the last part of one, and both before a beginning.
+/// The model of a name; `None` where there is none.
 fn by_name(what: &str, may_be_a_path: bool, folder: &Path) -> Result<Option<Named>> {
     let in_folder = folder.join(what);
     if !what.is_empty() && (in_folder.is_file() || is_model_folder(&in_folder)) {
@@ -435,6 +435,26 @@ fn by_name(what: &str, may_be_a_path: bool, folder: &Path) -> Result<Option<Name
     if looks_like_a_path && may_be_a_path {
         return Err(Error::Input(format!("--model {what}: there is no such file or folder")));
     }
+    match candidates(what, folder).as_slice() {
+        [only] => Ok(Some(Named::Path(only.path.clone()))),
+        [] => Ok((what.to_lowercase() == BUILTIN).then_some(Named::Builtin)),
+        several => Err(Error::Input(format!("--model {what}: {}", which_of(several)))),
+    }
+}
+
+/// What the end of a sentence says where a name means several models.
+fn which_of(several: &[Found]) -> String {
+    format!("several models start so; say which: {}", names(&several.iter().collect::<Vec<_>>()))
+}
+
+/// Why a name that is no file's means no model, where that is because it means several; the end of a sentence.
+pub(in crate::cli) fn ambiguity(what: &str, models_dir: Option<&Path>) -> Option<String> {
+    let found = candidates(what, &models_folder(models_dir).0);
+    (found.len() > 1).then(|| which_of(&found))
+}
+
+/// The models that a name may mean: a whole name comes before the last part of one, and both before a beginning.
+fn candidates(what: &str, folder: &Path) -> Vec<Found> {
     let found = find_models(folder);
     let wanted = what.to_lowercase();
     let fits: [&dyn Fn(&str, &str) -> bool; 4] =
@@ -447,11 +467,7 @@ fn by_name(what: &str, may_be_a_path: bool, folder: &Path) -> Result<Option<Name
         // Opening a pickle says why it is not opened, which helps where nothing else has the name.
         Some(if rest.is_empty() { pickles } else { rest }).filter(|chosen| !chosen.is_empty())
     });
-    match chosen.as_deref() {
-        Some([only]) => Ok(Some(Named::Path(only.path.clone()))),
-        Some(several) => Err(Error::Input(format!("--model {what}: several models start so; say which: {}", names(several)))),
-        None => Ok((wanted == BUILTIN).then_some(Named::Builtin)),
-    }
+    chosen.unwrap_or_default().into_iter().cloned().collect()
 }
 
 /// The model that is compiled in.
