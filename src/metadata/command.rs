@@ -402,7 +402,12 @@ fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
     }
     // The second pass of a "hires fix" has a strength too, and is named among the others.
     let is_second_pass = recipe.other.iter().any(|(name, _)| name.starts_with("Hires"));
-    if let Some(strength) = recipe.get(Field::Strength).filter(|text| number(text) != Some(1.0) && !is_second_pass) {
+    let has_image = recipe.settings().any(|(name, _)| name == "init-image");
+    if has_image {
+        if let Some(strength) = in_range(recipe, Field::Strength, "--strength", 1.0, command) {
+            command.flag("--strength", strength.to_string());
+        }
+    } else if let Some(strength) = recipe.get(Field::Strength).filter(|text| number(text) != Some(1.0) && !is_second_pass) {
         command.note(format!("the image was generated over another one (strength {strength}), which is not in the file"));
     }
     if !recipe.loras.is_empty() && !own {
