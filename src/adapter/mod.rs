@@ -122,7 +122,7 @@ impl Adapter {
         }
         let Some(adapter) = Adapter::read(&file)? else {
             let what = match Embedding::read(&file) {
-                Some(_) => "is a textual inversion; give it with --embedding".to_owned(),
+                Some(_) => "is a textual inversion; give it with `embedding`".to_owned(),
                 None => {
                     let first = file
                         .entries()

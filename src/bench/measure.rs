@@ -45,7 +45,7 @@ pub struct Case {
 
 /// How often, and how much.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub struct MeasureSettings {
     /// Steps of the whole image.
     pub steps: usize,
     /// Runs of each phase before those that count.
@@ -110,7 +110,7 @@ pub fn reference_image(subject: &Subject<'_>, size: Option<(usize, usize)>, obse
 pub fn measure(
     subject: &Subject<'_>,
     case: &Case,
-    settings: Settings,
+    settings: MeasureSettings,
     reference: Option<&Tensor>,
     peaks: &mut PeakRates,
     observer: &mut dyn Observer,
@@ -136,7 +136,7 @@ fn fill(
     row: &mut Row,
     subject: &Subject<'_>,
     case: &Case,
-    settings: Settings,
+    settings: MeasureSettings,
     reference: Option<&Tensor>,
     peaks: &mut PeakRates,
     observer: &mut dyn Observer,
@@ -157,7 +157,7 @@ fn fill(
     row.step_flop = 2.0 * case.batch_size as f64 * flops::unet_row(&spec.unet, height, width, tokens);
     row.decode_flop = case.batch_size as f64 * flops::vae_decode(&spec.vae, height, width);
 
-    let once = Settings { warmups: 0, repeats: 1, ..settings };
+    let once = MeasureSettings { warmups: 0, repeats: 1, ..settings };
     let loading = Clock { settings: if subject.made { once } else { settings }, ..clock };
     let load = |observer: &mut dyn Observer| Pipeline::load(&*model, &case.device, case.dtype, vae_dtype, observer);
     let pipeline = loading.time(row, Phase::Load, observer, load)?;
@@ -201,7 +201,7 @@ fn difference(image: &Tensor, reference: &Tensor) -> Result<f64> {
 #[derive(Clone, Copy)]
 struct Clock<'a> {
     device: &'a Device,
-    settings: Settings,
+    settings: MeasureSettings,
 }
 
 impl Clock<'_> {

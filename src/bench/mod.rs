@@ -25,5 +25,5 @@ pub use measure::{Case, PeakRates, Settings, Subject, check_size, measure, refer
 pub use plot::svg;
 pub use random_model::RandomModel;
 pub use record::record;
-pub use report::{Phase, Profile, Report, Row, Timing};
+pub use report::{Phase, Profile, BenchReport, Row, Timing};
 pub use table::{aligned, csv, markdown};

@@ -1,9 +1,7 @@
 //! A network's calls that come again with other numbers in the same shapes.
 
 use super::NamedTensors;
-use candle_core::{Device, Error, Tensor};
-
-type Result<T, E = Error> = std::result::Result<T, E>;
+use candle_core::{Device, Error, Result, Tensor};
 
 /// Where a network computes, and what is kept of its calls.
 ///

@@ -10,7 +10,7 @@ use super::isa::Isa;
 use super::lines::{Line, elements, elements_mut, reserve};
 use super::math::Math;
 use super::microkernel::{MAX_ROWS, Tile};
-use super::output::Output;
+use super::output::ProductOutput;
 use super::packed::{Block, Form, Packed};
 use super::rows::{Geometry, Rows};
 use candle_core::DType;
@@ -31,7 +31,7 @@ pub(super) const LEAST_TASK: usize = 1 << 19;
 
 impl Packed {
     /// Multiplies `geometry.rows()` rows of pixels by the weights into `out`.
-    pub(super) fn multiply<T: Element>(&self, x: &[T], geometry: Geometry, out: &Output<'_, T>) {
+    pub(super) fn multiply<T: Element>(&self, x: &[T], geometry: Geometry, out: &ProductOutput<'_, T>) {
         match self.form {
             Form::Bf16Pairs if T::DTYPE == DType::BF16 && self.inputs == 2 * self.steps => {
                 self.run(Rows { base: x.as_ptr().cast(), pixel_bytes: 2 * self.inputs, geometry }, out);
@@ -50,7 +50,7 @@ impl Packed {
         }
     }
 
-    fn run<T: Element>(&self, rows: Rows, out: &Output<'_, T>) {
+    fn run<T: Element>(&self, rows: Rows, out: &ProductOutput<'_, T>) {
         let kernels = self.form.kernels(self.isa);
         let count = rows.geometry.rows();
         let (tiles, panels) = (count.div_ceil(kernels.rows), self.outputs.div_ceil(kernels.columns()));
@@ -86,7 +86,7 @@ impl Packed {
         math: Math,
         rows: Rows,
         zeros: &[u32],
-        out: &Output<'_, T>,
+        out: &ProductOutput<'_, T>,
         chunk: Range<usize>,
         panels: Range<usize>,
         scratch: &mut ProductScratch,

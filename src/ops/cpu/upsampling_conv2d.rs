@@ -9,7 +9,7 @@ use super::super::Weight;
 use super::element::{Elements, build, with_element};
 use super::isa::Isa;
 use super::numbers::Numbers;
-use super::output::{Output, Phase};
+use super::output::{ProductOutput, Phase};
 use super::packed::Packed;
 use super::rows::Geometry;
 use candle_core::{Result, Tensor};
@@ -25,11 +25,11 @@ const PHASES: [Phase; 4] =
 
 /// See [`crate::ops::UpsamplingConv2d`]; clones share the weights.
 #[derive(Debug, Clone)]
-pub(in super::super) struct UpsamplingConv2d {
+pub(in super::super) struct CpuUpsamplingConv2d {
     phases: Arc<[Packed; 4]>,
 }
 
-impl UpsamplingConv2d {
+impl CpuUpsamplingConv2d {
     pub(in super::super) fn new(weight: Weight<'_>, bias: Option<&Tensor>) -> Result<Self> {
         Self::with(Isa::current()?, weight, bias)
     }
@@ -71,7 +71,7 @@ impl UpsamplingConv2d {
                         // Even lines and columns begin with the pixel before.
                         padding: (1 - phase.line, 1 - phase.column),
                     };
-                    packed.multiply(&x, geometry, &Output::of_phase(to, packed.outputs, width, phase));
+                    packed.multiply(&x, geometry, &ProductOutput::of_phase(to, packed.outputs, width, phase));
                 }
             };
             // SAFETY: the four products write all lines and columns, each its own.

@@ -11,12 +11,10 @@ use super::profile;
 use crate::device::{self, Queue, undisturbed};
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, DriverError, result, sys};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
-use candle_core::{DType, Device, Error, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use tracing::{debug, info};
-
-type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Calls of another key or shape that are kept, the latest ones.
 const KEPT: usize = 4;

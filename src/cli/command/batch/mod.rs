@@ -13,7 +13,7 @@ use crate::cli::model::download::DownloadStyle;
 use crate::cli::process::cancelled;
 use crate::cli::process::set_threads;
 use crate::cli::settings::flags::{Flags, Wrong};
-use crate::cli::settings::lines::{self, Format, Line, LineError, LineErrors};
+use crate::cli::settings::lines::{self, LineFormat, Line, LineError, LineErrors};
 use crate::cli::settings::sweep::{Axis, Sweep};
 use crate::cli::terminal::listen_for_cancellation;
 use crate::cli::terminal::progress::Progress;
@@ -83,7 +83,7 @@ pub(in crate::cli) struct BatchArgs {
     allow_outside: bool,
     /// How the file is written [default: by its name, else by its first line]
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "The batch")]
-    format: Option<Format>,
+    format: Option<LineFormat>,
     #[command(flatten)]
     flags: Flags,
 }

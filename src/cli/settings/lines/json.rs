@@ -1,19 +1,19 @@
 //! JSON Lines: an object a line, its keys the flags' names; a string alone is a prompt.
 
-use super::error::{LineError, Record};
-use super::source::Source;
+use super::error::{LineError, LineRecord};
+use super::source::LineSource;
 use super::{Pair, Row};
 use serde::de::IgnoredAny;
 use std::ops::Range;
 
 /// Reads a line as one row; empty lines are passed over.
-pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError>> {
+pub(super) fn rows(source: LineSource) -> impl Iterator<Item = Result<Row, LineError>> {
     let file = source.file.clone();
     source.filter_map(move |line| match line {
         Err(error) => Some(Err(error)),
         Ok((_, text)) if text.trim().is_empty() => None,
         Ok((number, text)) => {
-            let record = Record::line(&file, number, text);
+            let record = LineRecord::line(&file, number, text);
             Some(match pairs(&record.text) {
                 Ok(pairs) => Ok(Row { record, pairs }),
                 Err((part, what)) => Err(record.error(part, what)),

@@ -1,7 +1,7 @@
 //! A prompt a line, and flags on a line as A1111's "Prompts from file" reads them.
 
-use super::error::{LineError, LineErrors, Record};
-use super::source::Source;
+use super::error::{LineError, LineErrors, LineRecord};
+use super::source::LineSource;
 use super::{Pair, Row};
 use crate::Error;
 use crate::settings::table;
@@ -9,13 +9,13 @@ use std::ops::Range;
 use std::path::Path;
 
 /// Reads a line as one row; empty lines and comments are passed over.
-pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError>> {
+pub(super) fn rows(source: LineSource) -> impl Iterator<Item = Result<Row, LineError>> {
     let file = source.file.clone();
     source.filter_map(move |line| match line {
         Err(error) => Some(Err(error)),
         Ok((_, text)) if is_passed_over(&text) => None,
         Ok((number, text)) => {
-            let record = Record::line(&file, number, text);
+            let record = LineRecord::line(&file, number, text);
             Some(match pairs(&record.text) {
                 Ok(pairs) => Ok(Row { record, pairs }),
                 Err((part, what)) => Err(record.error(part, what)),
@@ -38,7 +38,7 @@ fn is_passed_over(line: &str) -> bool {
 pub(in crate::cli) fn values_of(path: &Path, most: usize) -> Result<Vec<String>, Error> {
     let mut errors = LineErrors::default();
     let mut values = Vec::new();
-    for line in Source::open(path)? {
+    for line in LineSource::open(path)? {
         if values.len() > most || errors.are_too_many() {
             break;
         }
