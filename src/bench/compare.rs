@@ -1,6 +1,6 @@
 //! Two runs side by side: what became faster, what slower, and what is noise.
 
-use super::report::{Phase, BenchReport, Row};
+use super::report::{Phase, BenchReport, BenchRow};
 
 /// How a phase of a row that both runs have has changed.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,12 +48,12 @@ pub fn compare(old: &BenchReport, new: &BenchReport) -> Vec<PhaseChange> {
     changes
 }
 
-fn same(a: &Row, b: &Row) -> bool {
+fn same(a: &BenchRow, b: &BenchRow) -> bool {
     (&a.model, &a.device, &a.dtype, a.width, a.height, a.batch_size) == (&b.model, &b.device, &b.dtype, b.width, b.height, b.batch_size)
 }
 
 /// A row's combination in a few words.
-pub(super) fn title(row: &Row) -> String {
+pub(super) fn title(row: &BenchRow) -> String {
     let batch = if row.batch_size > 1 { format!(" ×{}", row.batch_size) } else { String::new() };
     format!("{} {}x{}{batch} {} {}", row.model, row.width, row.height, row.device, row.dtype)
 }
@@ -68,7 +68,7 @@ mod tests {
         let report = |step: &[f64], decode: &[f64]| {
             let phases = [(Phase::Step, step), (Phase::Decode, decode)];
             let phases = phases.into_iter().filter_map(|(phase, samples)| Some((phase, Timing::of(samples.to_vec())?)));
-            let row = Row { model: "m".into(), phases: phases.collect(), ..Row::default() };
+            let row = BenchRow { model: "m".into(), phases: phases.collect(), ..BenchRow::default() };
             BenchReport { version: "1".into(), date: String::new(), machine: Machine::here(), warmups: 0, repeats: 3, rows: vec![row] }
         };
         let changes = compare(&report(&[1.0, 1.1, 1.2], &[2.0, 2.1, 2.2]), &report(&[1.15, 1.3, 1.4], &[1.0, 1.1, 1.2]));

@@ -1,6 +1,6 @@
 //! One combination, phase by phase.
 
-use super::report::{Phase, Profile, Row, Timing};
+use super::report::{Phase, Profile, BenchRow, Timing};
 use super::{flops, memory};
 use crate::device;
 use crate::ops::{Linear, profiled, with_reference};
@@ -114,14 +114,14 @@ pub fn measure(
     reference: Option<&Tensor>,
     peaks: &mut PeakRates,
     observer: &mut dyn Observer,
-) -> Result<Row> {
-    let mut row = Row {
+) -> Result<BenchRow> {
+    let mut row = BenchRow {
         model: subject.name.clone(),
         device: device::place(&case.device),
         dtype: case.dtype.as_str().to_owned(),
         batch_size: case.batch_size,
         steps: settings.steps,
-        ..Row::default()
+        ..BenchRow::default()
     };
     (row.width, row.height) = case.size.unwrap_or_default();
     match fill(&mut row, subject, case, settings, reference, peaks, observer) {
@@ -133,7 +133,7 @@ pub fn measure(
 }
 
 fn fill(
-    row: &mut Row,
+    row: &mut BenchRow,
     subject: &Subject<'_>,
     case: &Case,
     settings: MeasureSettings,
@@ -208,7 +208,7 @@ impl Clock<'_> {
     /// Times `work` and gives what its last run made.
     fn time<T>(
         &self,
-        row: &mut Row,
+        row: &mut BenchRow,
         phase: Phase,
         observer: &mut dyn Observer,
         mut work: impl FnMut(&mut dyn Observer) -> Result<T>,

@@ -1,7 +1,7 @@
 //! A run as text: aligned for people, Markdown for a page, CSV for a spreadsheet.
 
 use super::compare::title;
-use super::report::{Phase, Profile, BenchReport, Row, Timing};
+use super::report::{Phase, Profile, BenchReport, BenchRow, Timing};
 use crate::ops::OpTime;
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ const HEADERS: [&str; 17] = [
 ];
 
 /// The cells of a row, with the spread written by `spread`; a missing value is "-".
-fn cells(row: &Row, spread: fn(&Timing) -> String) -> Vec<String> {
+fn cells(row: &BenchRow, spread: fn(&Timing) -> String) -> Vec<String> {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let rate = |rate: Option<f64>, share: Option<f64>| {
         or_dash(rate.map(|rate| {
@@ -94,7 +94,7 @@ const LONGEST_CALLS: usize = 12;
 
 /// Where the time went, for the rows and phases that were profiled: by op, and the longest by shapes.
 fn profiles(report: &BenchReport) -> String {
-    let of_row = |row: &Row| row.profiles.iter().map(|(phase, profile)| of_phase(&title(row), *phase, profile)).collect::<String>();
+    let of_row = |row: &BenchRow| row.profiles.iter().map(|(phase, profile)| of_phase(&title(row), *phase, profile)).collect::<String>();
     report.rows.iter().map(of_row).collect()
 }
 
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_row_with_an_error_is_a_row() {
-        let row = Row { model: "a, \"b\"|c".into(), device: "cpu".into(), error: Some("it fails".into()), ..Row::default() };
+        let row = BenchRow { model: "a, \"b\"|c".into(), device: "cpu".into(), error: Some("it fails".into()), ..BenchRow::default() };
         let report = BenchReport { version: "1".into(), date: "d".into(), machine: Machine::here(), warmups: 1, repeats: 3, rows: vec![row] };
         assert!(aligned(&report).contains("error: it fails"));
         assert!(markdown(&report).contains("\\|c | cpu |"));

@@ -1,7 +1,7 @@
 //! A network's calls that come again with other numbers in the same shapes.
 
 use super::NamedTensors;
-use candle_core::{Device, Error, Result, Tensor};
+use candle_core::{Device, Error, Tensor};
 
 /// Where a network computes, and what is kept of its calls.
 ///
@@ -21,7 +21,7 @@ impl GraphCache {
     ///
     /// # Errors
     /// The GPU has no memory for a queue of work beside the others.
-    pub fn new(device: &Device) -> Result<Self> {
+    pub fn new(device: &Device) -> Result<Self, Error> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(cuda) = device {
             let graphs = super::cuda::Graphs::beside(cuda)?;

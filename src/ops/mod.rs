@@ -103,20 +103,20 @@ pub fn cuda_profile() -> Vec<(String, usize, f64)> {
 
 /// A layer in the form for the device of its weights.
 macro_rules! layer {
-    ($kind:ident, $name:ident) => {
+    ($kind:ident, $reference:ident, $cpu:ident, $cuda:ident) => {
         #[derive(Debug, Clone)]
         enum $kind {
-            Reference(reference::$name),
-            Cpu(cpu::$name),
+            Reference(reference::$reference),
+            Cpu(cpu::$cpu),
             #[cfg(feature = "cuda")]
-            Cuda(cuda::$name),
+            Cuda(cuda::$cuda),
         }
     };
 }
-layer!(LinearKind, Linear);
-layer!(Conv2dKind, Conv2d);
-layer!(GroupNormKind, GroupNorm);
-layer!(LayerNormKind, LayerNorm);
+layer!(LinearKind, ReferenceLinear, CpuLinear, CudaLinear);
+layer!(Conv2dKind, ReferenceConv2d, CpuConv2d, CudaConv2d);
+layer!(GroupNormKind, ReferenceGroupNorm, CpuGroupNorm, CudaGroupNorm);
+layer!(LayerNormKind, ReferenceLayerNorm, CpuLayerNorm, CudaLayerNorm);
 
 /// Calls a layer's `forward`.
 macro_rules! forward {

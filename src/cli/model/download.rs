@@ -4,7 +4,7 @@ use crate::cli::process::OFFLINE;
 use crate::cli::process::cancelled;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::screen;
-use crate::hub::{FetchEvent, HubId, Missing, Settings, fetch, missing};
+use crate::hub::{FetchEvent, HubId, Missing, HubSettings, fetch, missing};
 use crate::settings::{Draft, ProgressStyle};
 use crate::weights::{Checkpoint, OpenOptions};
 use crate::{Error, Result};
@@ -55,8 +55,8 @@ pub(in crate::cli) fn to_fetch(id: &HubId, dtype: DType, showing: DownloadStyle)
     missing(&settings()?, id, variant(dtype).as_deref(), &mut |event| shown.event(event))
 }
 
-fn settings() -> Result<Settings> {
-    let mut settings = Settings::from_environment()?;
+fn settings() -> Result<HubSettings> {
+    let mut settings = HubSettings::from_environment()?;
     if OFFLINE.load(Ordering::Relaxed) {
         settings.offline = Some("--offline");
     }

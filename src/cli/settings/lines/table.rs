@@ -2,7 +2,7 @@
 
 use super::error::{LineError, LineRecord, SHOWN};
 use super::source::{LONGEST, LineSource};
-use super::{Pair, Row, fold};
+use super::{FlagPair, RecordRow, fold};
 use csv_core::{ReadFieldResult, Reader, ReaderBuilder};
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
@@ -143,7 +143,7 @@ impl TableRows {
 }
 
 impl Iterator for TableRows {
-    type Item = Result<Row, LineError>;
+    type Item = Result<RecordRow, LineError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(error) = self.wrong.pop_front() {
@@ -166,8 +166,8 @@ impl Iterator for TableRows {
         }
         let given = header.iter().zip(cells).filter(|(_, (cell, _))| !cell.is_empty());
         let pair =
-            |name: &String, cell, part: Range<usize>| Pair { name: name.clone(), part: part.clone(), values: Some(vec![(cell, part)]) };
+            |name: &String, cell, part: Range<usize>| FlagPair { name: name.clone(), part: part.clone(), values: Some(vec![(cell, part)]) };
         let pairs = given.map(|(name, (cell, part))| pair(name, cell, part)).collect();
-        Some(Ok(Row { record, pairs }))
+        Some(Ok(RecordRow { record, pairs }))
     }
 }

@@ -373,8 +373,8 @@ fn a_pipe_is_read_as_it_fills() {
 
 #[test]
 fn sweeps_lie_over_every_line() {
-    use crate::cli::settings::sweep::{Axis, Sweep};
-    let axes = ["cfg=4,7.5", "seed=1..2", "size=64x64,128x64"].map(|text| Axis::parse(text).unwrap());
+    use crate::cli::settings::sweep::{SweepAxis, Sweep};
+    let axes = ["cfg=4,7.5", "seed=1..2", "size=64x64,128x64"].map(|text| SweepAxis::parse(text).unwrap());
     let sweep = Sweep::new(axes.to_vec()).unwrap();
     let swept: Vec<Line> = sweep.over(over("", LineFormat::Text, b"a cat --seed 9 --width 256")).map(|line| line.unwrap()).collect();
     assert_eq!(swept.len(), 8);
@@ -385,7 +385,7 @@ fn sweeps_lie_over_every_line() {
     let said = swept[7].error("--seed: no").to_string();
     assert!(said.starts_with("lines:1:14: --seed: no (with --sweep guidance-scale=7.5, seed=2, size=128x64)"), "{said}");
     // A line may leave its prompt to the sweep.
-    let prompts = Sweep::new(vec![Axis::parse("prompt=a,b").unwrap()]).unwrap();
+    let prompts = Sweep::new(vec![SweepAxis::parse("prompt=a,b").unwrap()]).unwrap();
     let first = prompts.first();
     let lines = lines(LineSource::new("lines", Cursor::new("{\"seed\": 1}")), LineFormat::Jsonl, &first);
     assert_eq!(prompts.over(lines).map(|line| line.unwrap().draft.prompts.concat()).collect::<Vec<_>>(), ["a", "b"]);
@@ -520,11 +520,11 @@ fn a_line_of_many_mistakes_is_judged_in_no_time() {
 #[cfg(unix)]
 #[test]
 fn a_file_without_an_end_is_no_file_of_lines() {
-    use crate::cli::settings::sweep::Axis;
+    use crate::cli::settings::sweep::SweepAxis;
     for device in ["/dev/zero", "/dev/urandom"] {
         let error = read(Path::new(device), None, &Flags::default()).err().unwrap().to_string();
         assert!(error.contains("is neither a file nor a pipe"), "{error}");
-        assert!(Axis::parse(&format!("prompt=@{device}")).unwrap_err().contains("is neither a file nor a pipe"));
+        assert!(SweepAxis::parse(&format!("prompt=@{device}")).unwrap_err().contains("is neither a file nor a pipe"));
     }
     // Through a pipe there is no telling but by reading.
     let lines: Vec<_> = over_reader(std::io::BufReader::new(std::io::repeat(b'a'))).collect();

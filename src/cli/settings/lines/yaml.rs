@@ -3,7 +3,7 @@
 
 use super::error::{LineError, LineRecord};
 use super::source::{LONGEST, LineSource};
-use super::{Pair, Row};
+use super::{FlagPair, RecordRow};
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -19,7 +19,7 @@ const DEEPEST: usize = 8;
 const MARGIN: usize = 200;
 
 /// Reads the items of all sequences, and the documents that are none.
-pub(super) fn rows(source: LineSource) -> impl Iterator<Item = Result<Row, LineError>> {
+pub(super) fn rows(source: LineSource) -> impl Iterator<Item = Result<RecordRow, LineError>> {
     let file = source.file.clone();
     let feed = Rc::new(RefCell::new(YamlInput { source, lines: VecDeque::new(), taken: 0, failed: None }));
     let characters = Characters { feed: feed.clone(), line: String::new(), at: 0 };
@@ -350,7 +350,7 @@ impl YamlNode {
 
 type YamlError = (Range<usize>, String);
 
-fn pairs(record: &LineRecord, item: &YamlNode) -> Result<Vec<Pair>, YamlError> {
+fn pairs(record: &LineRecord, item: &YamlNode) -> Result<Vec<FlagPair>, YamlError> {
     let value = |node: &YamlNode| match node.scalar() {
         Some(text) => Ok((text.unwrap_or_default().to_owned(), place(record, node.at))),
         None => Err((place(record, node.at), "a value is a number, true, false or a text, or a list of them".to_owned())),
@@ -359,11 +359,11 @@ fn pairs(record: &LineRecord, item: &YamlNode) -> Result<Vec<Pair>, YamlError> {
         Content::Map(entries) => entries,
         Content::Scalar { .. } if item.scalar() != Some(None) => {
             let (prompt, part) = value(item)?;
-            return Ok(vec![Pair { name: "prompt".into(), part: part.clone(), values: Some(vec![(prompt, part)]) }]);
+            return Ok(vec![FlagPair { name: "prompt".into(), part: part.clone(), values: Some(vec![(prompt, part)]) }]);
         }
         _ => return Err((place(record, item.at), "a line is a map such as {prompt: a cat}, or a text, which is a prompt".into())),
     };
-    let mut pairs: Vec<Pair> = Vec::with_capacity(entries.len());
+    let mut pairs: Vec<FlagPair> = Vec::with_capacity(entries.len());
     let mut inherited: Vec<&(YamlNode, YamlNode)> = Vec::new();
     for entry in entries {
         let (key, node) = entry;
@@ -394,18 +394,18 @@ fn pairs(record: &LineRecord, item: &YamlNode) -> Result<Vec<Pair>, YamlError> {
 fn pair(
     (key, node): &(YamlNode, YamlNode),
     value: &impl Fn(&YamlNode) -> Result<(String, Range<usize>), YamlError>,
-) -> Result<Option<Pair>, YamlError> {
+) -> Result<Option<FlagPair>, YamlError> {
     let (name, part) = value(key)?;
     let values = match &node.content {
         Content::List(list) => list.iter().map(value).collect::<Result<_, _>>()?,
         _ if node.scalar() == Some(None) => return Ok(None),
         _ => vec![value(node)?],
     };
-    Ok(Some(Pair { name, part, values: Some(values) }))
+    Ok(Some(FlagPair { name, part, values: Some(values) }))
 }
 
 impl<I: Iterator<Item = char>> Iterator for YamlRows<I> {
-    type Item = Result<Row, LineError>;
+    type Item = Result<RecordRow, LineError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {
@@ -422,7 +422,7 @@ impl<I: Iterator<Item = char>> Iterator for YamlRows<I> {
         };
         let record = self.record(item.at);
         Some(match pairs(&record, &item) {
-            Ok(pairs) => Ok(Row { record, pairs }),
+            Ok(pairs) => Ok(RecordRow { record, pairs }),
             Err((part, what)) => Err(record.error(part, what)),
         })
     }
