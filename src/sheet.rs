@@ -123,7 +123,7 @@ impl Sheet {
     /// An axis has no values.
     pub fn new(axes: Vec<Axis>, size: (u32, u32)) -> Result<Self> {
         if axes.is_empty() || axes.iter().any(|axis| axis.labels.is_empty()) {
-            return Err(Error::Input("a contact sheet needs something that was varied; give --sweep".into()));
+            return Err(Error::Input("a contact sheet needs something that was varied; give `sweep`".into()));
         }
         let counts: Vec<usize> = axes.iter().map(|axis| axis.labels.len()).collect();
         let most = (LONGEST_SIDE / (SMALLEST_PICTURE + GAP)) as usize - 8;

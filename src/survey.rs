@@ -56,7 +56,7 @@ impl Kind {
 
 /// Tensors of one type.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredTensors {
     /// The type's name: "F16".
     pub dtype: String,
     /// How many tensors.
@@ -73,7 +73,7 @@ pub struct ComponentSummary {
     /// What people call it.
     pub title: String,
     /// Its tensors, type by type.
-    pub stored: Vec<Stored>,
+    pub stored: Vec<StoredTensors>,
 }
 
 impl ComponentSummary {
@@ -360,15 +360,15 @@ impl Survey {
 
 /// Counts tensors by their type.
 fn summary<'a>(title: &str, entries: impl IntoIterator<Item = &'a Entry>) -> ComponentSummary {
-    let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
+    let mut stored: BTreeMap<String, StoredTensors> = BTreeMap::new();
     for entry in entries {
         let dtype = dtype_name(entry.dtype);
-        let row = stored.entry(dtype.clone()).or_insert(Stored { dtype, tensors: 0, parameters: 0, bytes: 0 });
+        let row = stored.entry(dtype.clone()).or_insert(StoredTensors { dtype, tensors: 0, parameters: 0, bytes: 0 });
         row.tensors += 1;
         row.parameters += entry.shape.iter().map(|&size| size as u64).product::<u64>();
         row.bytes += entry.range.len() as u64;
     }
-    let mut stored: Vec<Stored> = stored.into_values().collect();
+    let mut stored: Vec<StoredTensors> = stored.into_values().collect();
     stored.sort_by_key(|row| std::cmp::Reverse(row.bytes));
     ComponentSummary { title: title.to_owned(), stored }
 }

@@ -400,3 +400,30 @@ fn what_keeps_the_rules_is_left_alone() {
     let sources = [("sampling/mod.rs", "#[cfg(test)]\nmod tests;\n"), ("sampling/tests.rs", "use crate::noise::Rng;")];
     assert_eq!(violations(&sources.map(|(path, text)| (path.into(), text.into()))), Vec::<String>::new());
 }
+
+/// The types that a file declares, whatever their visibility; types within a trait or an implementation belong to it.
+fn declared_types(code: &str) -> Vec<String> {
+    const KEYWORDS: &[&str] = &["struct", "enum", "trait", "type", "union"];
+    let name = |line: &str| {
+        let is_within = line.trim_start().starts_with("type ") && line.starts_with(' ');
+        let mut words = line.split_whitespace().skip_while(|word| word.starts_with("pub") || word.ends_with(')') || *word == "unsafe");
+        let is_declaration = words.next().is_some_and(|word| KEYWORDS.contains(&word));
+        let name: String = words.next()?.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        (is_declaration && !is_within && name.starts_with(char::is_uppercase)).then_some(name)
+    };
+    code.lines().filter_map(name).collect()
+}
+
+/// One name for one type in the whole crate: whoever searches for a name finds one thing.
+#[test]
+fn every_type_has_a_name_of_its_own() {
+    assert_eq!(declared_types("pub(in crate::x) struct A<T>;\nenum B {\n    type C = u8;\ntype D = A;\n/// struct E"), ["A", "B", "D"]);
+    let sources = sources();
+    let mut places: Vec<(String, &str)> = Vec::new();
+    for (path, text) in &sources {
+        places.extend(declared_types(&without_comments(text)).into_iter().map(|name| (name, path.as_str())));
+    }
+    places.sort();
+    let twice: Vec<_> = places.windows(2).filter(|pair| pair[0].0 == pair[1].0).collect();
+    assert!(twice.is_empty(), "declared twice: {twice:?}");
+}

@@ -29,24 +29,24 @@ impl AdapterUse {
 
 /// The part of a layer that an adapter changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Leaf {
+enum LayerPart {
     Weight,
     Bias,
 }
 
 /// One change of one tensor.
 #[derive(Debug, Clone)]
-struct Step {
+struct DeltaStep {
     adapter: Arc<Adapter>,
     target: usize,
-    leaf: Leaf,
+    leaf: LayerPart,
     strength: f64,
 }
 
 /// What some adapters change of a model, layer by layer, in the order in which they were named.
 #[derive(Debug, Clone, Default)]
 pub struct Deltas {
-    steps: BTreeMap<Component, BTreeMap<String, Vec<Step>>>,
+    steps: BTreeMap<Component, BTreeMap<String, Vec<DeltaStep>>>,
     applied: Vec<String>,
     /// The files that change a network, with their strengths.
     signatures: BTreeMap<Component, String>,
@@ -77,10 +77,10 @@ impl Deltas {
                 if strength == 0.0 {
                     continue;
                 }
-                let leaves = [(weight, Leaf::Weight, "weight"), (bias, Leaf::Bias, "bias")];
+                let leaves = [(weight, LayerPart::Weight, "weight"), (bias, LayerPart::Bias, "bias")];
                 for (_, leaf, name) in leaves.into_iter().filter(|(changes, ..)| *changes) {
                     let steps = deltas.steps.entry(component).or_default().entry(format!("{layer}.{name}")).or_default();
-                    steps.push(Step { adapter: adapter.clone(), target, leaf, strength });
+                    steps.push(DeltaStep { adapter: adapter.clone(), target, leaf, strength });
                 }
             }
         }
@@ -112,20 +112,20 @@ impl Deltas {
             .collect()
     }
 
-    fn of(&self, component: Component, name: &str) -> Option<&[Step]> {
+    fn of(&self, component: Component, name: &str) -> Option<&[DeltaStep]> {
         self.steps.get(&component)?.get(name).map(Vec::as_slice)
     }
 
     /// The tensor `name` of `shape`, changed.
-    fn merge(&self, steps: &[Step], mut values: Vec<f32>, shape: &[usize], name: &str) -> Result<Vec<f32>> {
+    fn merge(&self, steps: &[DeltaStep], mut values: Vec<f32>, shape: &[usize], name: &str) -> Result<Vec<f32>> {
         // Plain products commute with each other, and are added together; what reads the weight reads it as it is by then.
         let mut products: Vec<LowRank> = Vec::new();
         for step in steps {
             let Some(target) = step.adapter.target(step.target) else { continue };
             let tensors = step.adapter.tensors(target);
             match step.leaf {
-                Leaf::Bias => tensors.change_bias(&mut values, step.strength)?,
-                Leaf::Weight => match tensors.low_rank(step.strength)? {
+                LayerPart::Bias => tensors.change_bias(&mut values, step.strength)?,
+                LayerPart::Weight => match tensors.low_rank(step.strength)? {
                     Some(product) => products.push(product),
                     None => {
                         add_products(&mut values, &std::mem::take(&mut products))?;
@@ -169,7 +169,7 @@ fn misfit(adapter: &Adapter, fit: &AdapterFit, spec: &ModelSpec) -> Error {
     };
     let shown: Vec<String> = keys.iter().take(SHOWN).map(|key| quoted(key)).collect();
     let more = if keys.len() > SHOWN { ", …" } else { "" };
-    let advice = if fit.layers > 0 { format!("; --lora-partial takes the {} layers that fit", fit.layers) } else { String::new() };
+    let advice = if fit.layers > 0 { format!("; `lora-partial` takes the {} layers that fit", fit.layers) } else { String::new() };
     model_error(file, format!("has {} keys {what}: {}{more}{advice}", keys.len(), shown.join(", ")))
 }
 

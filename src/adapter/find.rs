@@ -21,12 +21,12 @@ impl AdapterFolders {
     /// The folders in which LoRAs are looked for: the one that was named, or those that other tools have beside and inside the models
     /// folder.
     pub fn loras(named: Option<&Path>, models: &Path) -> Self {
-        Self::new("LoRA", "--lora-dir", named, models, &["loras", "Lora", "lora"])
+        Self::new("LoRA", "`lora-dir`", named, models, &["loras", "Lora", "lora"])
     }
 
     /// The same of textual inversions.
     pub fn embeddings(named: Option<&Path>, models: &Path) -> Self {
-        Self::new("embedding", "--embeddings-dir", named, models, &["embeddings"])
+        Self::new("embedding", "`embeddings-dir`", named, models, &["embeddings"])
     }
 
     fn new(kind: &'static str, setting: &'static str, named: Option<&Path>, models: &Path, usual: &[&str]) -> Self {

@@ -23,16 +23,16 @@ const SHARE: usize = 1 << 16;
 
 /// A layer's sizes: outputs, inputs, and the kernel's places.
 #[derive(Debug, Clone, Copy)]
-struct Sizes {
+struct LayerSizes {
     out: usize,
     input: usize,
     kernel: usize,
 }
 
-impl Sizes {
-    fn of(shape: &[usize]) -> Option<Sizes> {
+impl LayerSizes {
+    fn of(shape: &[usize]) -> Option<LayerSizes> {
         match shape {
-            [out, input, kernel @ ..] => Some(Sizes { out: *out, input: *input, kernel: kernel.iter().product() }),
+            [out, input, kernel @ ..] => Some(LayerSizes { out: *out, input: *input, kernel: kernel.iter().product() }),
             _ => None,
         }
     }
@@ -144,14 +144,14 @@ impl<'a> Tensors<'a> {
                 return Ok(());
             }
         }
-        let Some(sizes) = Sizes::of(weight) else { return Err(does_not(format!("{} of a layer", self.target.change.name()))) };
+        let Some(sizes) = LayerSizes::of(weight) else { return Err(does_not(format!("{} of a layer", self.target.change.name()))) };
         self.check_matrix(sizes).map_err(does_not)?;
         if let Some(rank) = self.rank()
             && rank > sizes.out.max(sizes.flat()).max(ANY_RANK)
         {
             return Err(does_not(format!("a rank of {rank}")));
         }
-        let Sizes { out, input, .. } = sizes;
+        let LayerSizes { out, input, .. } = sizes;
         let magnitudes = |shape: &[usize]| shape.iter().product::<usize>();
         match (self.shape(Role::DoraScale), self.shape(Role::Magnitude)) {
             (Some(scale), _) if by_columns(scale) && magnitudes(scale) != input => Err(does_not(format!("magnitudes of {scale:?}"))),
@@ -161,8 +161,8 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    fn check_matrix(self, sizes: Sizes) -> Result<(), String> {
-        let Sizes { out, input, kernel } = sizes;
+    fn check_matrix(self, sizes: LayerSizes) -> Result<(), String> {
+        let LayerSizes { out, input, kernel } = sizes;
         let flat = |role: Role| -> Result<(usize, usize), String> {
             match self.shape(role) {
                 Some([first, rest @ ..]) => Ok((*first, rest.iter().product())),
@@ -312,7 +312,7 @@ impl<'a> Tensors<'a> {
                 return Ok(());
             }
         }
-        let Some(sizes) = Sizes::of(shape) else {
+        let Some(sizes) = LayerSizes::of(shape) else {
             return Err(model_error(&self.file.name, format!("changes {}, which is no matrix", self.target.path)));
         };
         let scale = self.scale();
@@ -337,8 +337,8 @@ impl<'a> Tensors<'a> {
     }
 
     /// What is added at strength and scale 1, in the order of the weight.
-    fn added(self, weight: &[f32], sizes: Sizes) -> Result<Vec<f32>> {
-        let Sizes { out, input, kernel } = sizes;
+    fn added(self, weight: &[f32], sizes: LayerSizes) -> Result<Vec<f32>> {
+        let LayerSizes { out, input, kernel } = sizes;
         let product = |a: Role, b: Role| -> Result<Tensor> { Ok(self.matrix(a)?.matmul(&self.matrix(b)?)?) };
         let flat = |tensor: Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1()?) };
         // Σ core[m, n] · first[m, :] · second[n, :].
@@ -411,7 +411,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// W turned by OFT (one turn of blocks, transposed) or BOFT (a butterfly of turns), and scaled by row.
-    fn rotated(self, weight: &[f32], sizes: Sizes) -> Result<Vec<f32>> {
+    fn rotated(self, weight: &[f32], sizes: LayerSizes) -> Result<Vec<f32>> {
         let (out, flat) = (sizes.out, sizes.flat());
         let shape = self.shape(Role::OftBlocks).unwrap_or_default().to_vec();
         let block = shape.last().copied().unwrap_or(1);
@@ -492,8 +492,8 @@ fn by_columns(shape: &[usize]) -> bool {
 }
 
 /// DoRA: `more` becomes V · magnitude / ‖V‖ − W, where V is W + `more`; the norms are those of rows, or of the inputs' columns.
-fn decomposed(weight: &[f32], more: &mut [f32], magnitudes: &[f32], sizes: Sizes, columns: bool) {
-    let Sizes { input, kernel, .. } = sizes;
+fn decomposed(weight: &[f32], more: &mut [f32], magnitudes: &[f32], sizes: LayerSizes, columns: bool) {
+    let LayerSizes { input, kernel, .. } = sizes;
     let group = |i: usize| if columns { i / kernel % input } else { i / (input * kernel) };
     let mut squares = vec![0f64; magnitudes.len()];
     for (i, (more, x)) in more.iter_mut().zip(weight).enumerate() {

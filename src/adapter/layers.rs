@@ -18,7 +18,7 @@ const ALIASES: &[(&str, &str)] = &[
 ];
 
 /// One network's layers.
-struct Network<'a> {
+struct NetworkLayers<'a> {
     component: Component,
     part: &'a Part,
     /// diffusers' names by paths with underscores.
@@ -34,11 +34,11 @@ pub(super) enum BlockOrder {
 }
 
 pub(super) struct Layers<'a> {
-    networks: HashMap<Site, Network<'a>>,
+    networks: HashMap<Site, NetworkLayers<'a>>,
 }
 
 /// A layer that was found.
-pub(super) struct Layer<'a> {
+pub(super) struct FoundLayer<'a> {
     pub(super) component: Component,
     /// diffusers' name.
     pub(super) name: &'a str,
@@ -79,26 +79,26 @@ impl<'a> Layers<'a> {
             }
             let numbered = numbered(part, &names, order);
             names.extend(numbered.into_iter().enumerate().map(|(i, name)| (format!("#{i}"), name)));
-            networks.insert(site, Network { component: *component, part, names });
+            networks.insert(site, NetworkLayers { component: *component, part, names });
         }
         // A model with one text encoder has it under either name.
         if !networks.contains_key(&Site::Text(0))
             && let Some(second) = networks.remove(&Site::Text(1))
         {
-            networks.insert(Site::Text(0), Network { names: second.names.clone(), ..second });
-            if let Some(Network { component, part, names }) = networks.get(&Site::Text(0)) {
-                let again = Network { component: *component, part, names: names.clone() };
+            networks.insert(Site::Text(0), NetworkLayers { names: second.names.clone(), ..second });
+            if let Some(NetworkLayers { component, part, names }) = networks.get(&Site::Text(0)) {
+                let again = NetworkLayers { component: *component, part, names: names.clone() };
                 networks.insert(Site::Text(1), again);
             }
         }
         Layers { networks }
     }
 
-    pub(super) fn find(&self, site: Site, path: &str) -> Option<Layer<'_>> {
+    pub(super) fn find(&self, site: Site, path: &str) -> Option<FoundLayer<'_>> {
         let network = self.networks.get(&site)?;
         let name = network.names.get(path)?;
         let shape = |leaf: &str| network.part.shape(&format!("{name}.{leaf}"));
-        Some(Layer { component: network.component, name, weight: shape("weight"), bias: shape("bias") })
+        Some(FoundLayer { component: network.component, name, weight: shape("weight"), bias: shape("bias") })
     }
 }
 

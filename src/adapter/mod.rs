@@ -27,8 +27,8 @@ use crate::family;
 use crate::spec::Family;
 use crate::weights::{Blob, Checkpoint, PICKLE, WeightFile, decode, is_pickle, model_error, quoted};
 use formula::Tensors;
-use layers::{BlockOrder, Layer, Layers};
-use names::{Key, Role, Site};
+use layers::{BlockOrder, FoundLayer, Layers};
+use names::{AdapterKey, Role, Site};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
@@ -122,7 +122,7 @@ impl Adapter {
         }
         let Some(adapter) = Adapter::read(&file)? else {
             let what = match Embedding::read(&file) {
-                Some(_) => "is a textual inversion; give it with --embedding".to_owned(),
+                Some(_) => "is a textual inversion; give it with `embedding`".to_owned(),
                 None => {
                     let first = file
                         .entries()
@@ -152,7 +152,7 @@ impl Adapter {
                 words.entry(word).or_default().push(entry.name.clone());
                 continue;
             }
-            let Some(Key { site, writer, path, change, role }) = names::parse(&entry.name) else {
+            let Some(AdapterKey { site, writer, path, change, role }) = names::parse(&entry.name) else {
                 unknown.push(entry.name.clone());
                 continue;
             };
@@ -291,7 +291,7 @@ impl Adapter {
         let mut bound = Vec::new();
         for (i, target) in self.targets.iter().enumerate() {
             let keys = || target.tensors.values().filter_map(|i| self.file.entries().get(*i)).map(|entry| entry.name.clone());
-            let Some(Layer { component, name, weight, bias }) = layers.find(target.site, &target.path) else {
+            let Some(FoundLayer { component, name, weight, bias }) = layers.find(target.site, &target.path) else {
                 fit.absent.extend(keys());
                 continue;
             };

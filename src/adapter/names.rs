@@ -224,7 +224,7 @@ const PREFIXES: &[Prefix] = &[
 ];
 
 /// A key, taken apart.
-pub(super) struct Key {
+pub(super) struct AdapterKey {
     pub(super) site: Site,
     /// Whose spelling it is.
     pub(super) writer: &'static str,
@@ -236,7 +236,7 @@ pub(super) struct Key {
 }
 
 /// Takes a key apart; `None` where it is none of an adapter.
-pub(super) fn parse(key: &str) -> Option<Key> {
+pub(super) fn parse(key: &str) -> Option<AdapterKey> {
     if let Some(numbered) = parse_numbered(key) {
         return Some(numbered);
     }
@@ -247,11 +247,11 @@ pub(super) fn parse(key: &str) -> Option<Key> {
     let path = key.get(begin..key.len().checked_sub(suffix.end.len())?)?;
     // Before diffusers 0.20, attention layers hung on a processor.
     let path = path.replace(".processor.", ".").replace('.', "_");
-    Some(Key { site: prefix.site, writer: prefix.writer, path, change: suffix.change, role: suffix.role })
+    Some(AdapterKey { site: prefix.site, writer: prefix.writer, path, change: suffix.change, role: suffix.role })
 }
 
 /// `unet:12:up`: cloneofsimo's layers go by numbers.
-fn parse_numbered(key: &str) -> Option<Key> {
+fn parse_numbered(key: &str) -> Option<AdapterKey> {
     let (network, rest) = key.split_once(':')?;
     let (number, side) = rest.split_once(':')?;
     let site = match network {
@@ -265,7 +265,7 @@ fn parse_numbered(key: &str) -> Option<Key> {
         _ => return None,
     };
     let number: u32 = number.parse().ok()?;
-    Some(Key { site, writer: "cloneofsimo", path: format!("#{number}"), change: Some(Change::Lora), role })
+    Some(AdapterKey { site, writer: "cloneofsimo", path: format!("#{number}"), change: Some(Change::Lora), role })
 }
 
 /// The word whose vectors a LoRA's file holds beside its layers: A1111's bundles, and what cloneofsimo marks in the metadata.

@@ -47,7 +47,7 @@ impl Claims {
         // A process that ends may have removed the folder between the two.
         let file = make().or_else(|_| make()).map_err(|e| match e.kind() {
             ErrorKind::NotADirectory => {
-                Error::Input(format!("{}: is not a folder of sd-gen's; remove it, or give another --manifest", folder.display()))
+                Error::Input(format!("{}: is not a folder of sd-gen's; remove it, or give another `manifest`", folder.display()))
             }
             _ => Error::io(&folder)(e),
         })?;

@@ -143,7 +143,7 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
     workers.push(spawn("prepare", Box::new(move || preparer.work(batches(told))))?);
     for _ in 0..generators {
         let (to_generate, generated, events, most) = (to_generate.clone(), generated.clone(), events.clone(), most.clone());
-        workers.push(spawn("generate", Box::new(move || GeneratedBy { to_generate, generated, events, most }.work()))?);
+        workers.push(spawn("generate", Box::new(move || GenerateStage { to_generate, generated, events, most }.work()))?);
     }
     drop((generated, to_generate));
     let writer = spawn("write", Box::new(move || write(&to_write, sink, &events)))?;
@@ -332,7 +332,7 @@ impl<M: Load> Preparer<M> {
     }
 }
 
-struct GeneratedBy {
+struct GenerateStage {
     to_generate: Arc<Mutex<Receiver<PreparedBatch>>>,
     generated: SyncSender<SequencedImages>,
     events: EventSender,
@@ -381,7 +381,7 @@ impl Drop for SlotGuard<'_> {
     }
 }
 
-impl Drop for GeneratedBy {
+impl Drop for GenerateStage {
     fn drop(&mut self) {
         // Its batch is lost, and the writer would wait for it to the end of the run.
         if std::thread::panicking() {
@@ -390,7 +390,7 @@ impl Drop for GeneratedBy {
     }
 }
 
-impl GeneratedBy {
+impl GenerateStage {
     fn work(&mut self) -> Result<()> {
         loop {
             let next = self.to_generate.lock().unwrap_or_else(PoisonError::into_inner).recv();

@@ -350,7 +350,7 @@ pub(super) fn without_zeros(line: &[u8]) -> &[u8] {
 }
 
 fn not_a_manifest(path: &Path) -> Error {
-    Error::Input(format!("{} is not a manifest of sd-gen, and is left as it is; give another name with --manifest", path.display()))
+    Error::Input(format!("{} is not a manifest of sd-gen, and is left as it is; give another name with `manifest`", path.display()))
 }
 
 #[cfg(unix)]

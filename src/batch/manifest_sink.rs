@@ -139,7 +139,7 @@ impl ManifestSink {
             return Ok(job.path.clone());
         }
         if job.exact {
-            return Err(Error::Image(format!("{} exists; give another --output, or --overwrite", job.path.display())));
+            return Err(Error::Image(format!("{} exists; give another `output`, or `overwrite`", job.path.display())));
         }
         let candidates = (2usize..).map(|count| counted(&job.path, count));
         let mut free = candidates.filter(|path| path != taken && !(self.is_planned)(path) && path.symlink_metadata().is_err());

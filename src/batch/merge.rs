@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// What a joined manifest holds.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Merged {
+pub struct MergedManifest {
     /// Images in it.
     pub images: usize,
     /// Of them, those that failed everywhere.
@@ -30,7 +30,7 @@ pub struct Merged {
 ///
 /// # Errors
 /// One of them is missing or no manifest, or `out` cannot be written. `out` is as it was then.
-pub fn merge(out: &Path, manifests: &[PathBuf]) -> Result<Merged> {
+pub fn merge(out: &Path, manifests: &[PathBuf]) -> Result<MergedManifest> {
     let existing = out.exists().then(|| out.to_owned());
     let all: Vec<&PathBuf> = existing.iter().chain(manifests).collect();
     for path in &all {
@@ -47,8 +47,8 @@ pub fn merge(out: &Path, manifests: &[PathBuf]) -> Result<Merged> {
     }
 }
 
-fn join(out: &Path, manifests: &[&PathBuf]) -> Result<Merged> {
-    let mut merged = Merged::default();
+fn join(out: &Path, manifests: &[&PathBuf]) -> Result<MergedManifest> {
+    let mut merged = MergedManifest::default();
     let mut records: HashMap<Key, Record> = HashMap::new();
     let out_folder = folder_of(out);
     for path in manifests {
@@ -85,7 +85,7 @@ fn join(out: &Path, manifests: &[&PathBuf]) -> Result<Merged> {
     Ok(merged)
 }
 
-impl Merged {
+impl MergedManifest {
     fn better(&mut self, before: Record, other: Record, folder: &Path) -> Record {
         match (before.status, other.status) {
             (Status::Failed, Status::Ok) => other,

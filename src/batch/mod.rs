@@ -24,6 +24,6 @@ pub use key::{Key, seed_of};
 pub use ledger::{JobState, Ledger, LedgerOptions};
 pub use manifest::{History, Manifest, Record, State, Status};
 pub use manifest_sink::{BatchSummary, ManifestSink};
-pub use merge::{Merged, merge};
+pub use merge::{MergedManifest, merge};
 pub use plan::{Job, Shard, groups};
 pub use size::{Footprint, Sizes, sizes};

@@ -1,10 +1,10 @@
 //! Two runs side by side: what became faster, what slower, and what is noise.
 
-use super::report::{Phase, Report, Row};
+use super::report::{Phase, BenchReport, BenchRow};
 
 /// How a phase of a row that both runs have has changed.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Change {
+pub struct PhaseChange {
     /// The row, for people.
     pub row: String,
     /// The phase.
@@ -17,7 +17,7 @@ pub struct Change {
     pub noise: bool,
 }
 
-impl Change {
+impl PhaseChange {
     /// One line for people.
     pub fn line(&self) -> String {
         let ratio = self.new / self.old;
@@ -31,7 +31,7 @@ impl Change {
 }
 
 /// All phases that both runs have of the same combination.
-pub fn compare(old: &Report, new: &Report) -> Vec<Change> {
+pub fn compare(old: &BenchReport, new: &BenchReport) -> Vec<PhaseChange> {
     let mut changes = Vec::new();
     for row in &new.rows {
         let Some(before) = old.rows.iter().find(|before| same(before, row)) else { continue };
@@ -42,18 +42,18 @@ pub fn compare(old: &Report, new: &Report) -> Vec<Change> {
                 continue;
             }
             let noise = is.min <= was.max && was.min <= is.max;
-            changes.push(Change { row: title(row), phase, old: was.median, new: is.median, noise });
+            changes.push(PhaseChange { row: title(row), phase, old: was.median, new: is.median, noise });
         }
     }
     changes
 }
 
-fn same(a: &Row, b: &Row) -> bool {
+fn same(a: &BenchRow, b: &BenchRow) -> bool {
     (&a.model, &a.device, &a.dtype, a.width, a.height, a.batch_size) == (&b.model, &b.device, &b.dtype, b.width, b.height, b.batch_size)
 }
 
 /// A row's combination in a few words.
-pub(super) fn title(row: &Row) -> String {
+pub(super) fn title(row: &BenchRow) -> String {
     let batch = if row.batch_size > 1 { format!(" ×{}", row.batch_size) } else { String::new() };
     format!("{} {}x{}{batch} {} {}", row.model, row.width, row.height, row.device, row.dtype)
 }
@@ -68,8 +68,8 @@ mod tests {
         let report = |step: &[f64], decode: &[f64]| {
             let phases = [(Phase::Step, step), (Phase::Decode, decode)];
             let phases = phases.into_iter().filter_map(|(phase, samples)| Some((phase, Timing::of(samples.to_vec())?)));
-            let row = Row { model: "m".into(), phases: phases.collect(), ..Row::default() };
-            Report { version: "1".into(), date: String::new(), machine: Machine::here(), warmups: 0, repeats: 3, rows: vec![row] }
+            let row = BenchRow { model: "m".into(), phases: phases.collect(), ..BenchRow::default() };
+            BenchReport { version: "1".into(), date: String::new(), machine: Machine::here(), warmups: 0, repeats: 3, rows: vec![row] }
         };
         let changes = compare(&report(&[1.0, 1.1, 1.2], &[2.0, 2.1, 2.2]), &report(&[1.15, 1.3, 1.4], &[1.0, 1.1, 1.2]));
         let found: Vec<_> = changes.iter().map(|change| (change.phase, change.noise)).collect();

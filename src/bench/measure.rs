@@ -1,6 +1,6 @@
 //! One combination, phase by phase.
 
-use super::report::{Phase, Profile, Row, Timing};
+use super::report::{Phase, Profile, BenchRow, Timing};
 use super::{flops, memory};
 use crate::device;
 use crate::ops::{Linear, profiled, with_reference};
@@ -45,7 +45,7 @@ pub struct Case {
 
 /// How often, and how much.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub struct MeasureSettings {
     /// Steps of the whole image.
     pub steps: usize,
     /// Runs of each phase before those that count.
@@ -110,18 +110,18 @@ pub fn reference_image(subject: &Subject<'_>, size: Option<(usize, usize)>, obse
 pub fn measure(
     subject: &Subject<'_>,
     case: &Case,
-    settings: Settings,
+    settings: MeasureSettings,
     reference: Option<&Tensor>,
     peaks: &mut PeakRates,
     observer: &mut dyn Observer,
-) -> Result<Row> {
-    let mut row = Row {
+) -> Result<BenchRow> {
+    let mut row = BenchRow {
         model: subject.name.clone(),
         device: device::place(&case.device),
         dtype: case.dtype.as_str().to_owned(),
         batch_size: case.batch_size,
         steps: settings.steps,
-        ..Row::default()
+        ..BenchRow::default()
     };
     (row.width, row.height) = case.size.unwrap_or_default();
     match fill(&mut row, subject, case, settings, reference, peaks, observer) {
@@ -133,10 +133,10 @@ pub fn measure(
 }
 
 fn fill(
-    row: &mut Row,
+    row: &mut BenchRow,
     subject: &Subject<'_>,
     case: &Case,
-    settings: Settings,
+    settings: MeasureSettings,
     reference: Option<&Tensor>,
     peaks: &mut PeakRates,
     observer: &mut dyn Observer,
@@ -157,7 +157,7 @@ fn fill(
     row.step_flop = 2.0 * case.batch_size as f64 * flops::unet_row(&spec.unet, height, width, tokens);
     row.decode_flop = case.batch_size as f64 * flops::vae_decode(&spec.vae, height, width);
 
-    let once = Settings { warmups: 0, repeats: 1, ..settings };
+    let once = MeasureSettings { warmups: 0, repeats: 1, ..settings };
     let loading = Clock { settings: if subject.made { once } else { settings }, ..clock };
     let load = |observer: &mut dyn Observer| Pipeline::load(&*model, &case.device, case.dtype, vae_dtype, observer);
     let pipeline = loading.time(row, Phase::Load, observer, load)?;
@@ -201,14 +201,14 @@ fn difference(image: &Tensor, reference: &Tensor) -> Result<f64> {
 #[derive(Clone, Copy)]
 struct Clock<'a> {
     device: &'a Device,
-    settings: Settings,
+    settings: MeasureSettings,
 }
 
 impl Clock<'_> {
     /// Times `work` and gives what its last run made.
     fn time<T>(
         &self,
-        row: &mut Row,
+        row: &mut BenchRow,
         phase: Phase,
         observer: &mut dyn Observer,
         mut work: impl FnMut(&mut dyn Observer) -> Result<T>,

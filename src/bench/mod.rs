@@ -1,7 +1,7 @@
 //! Measures what generating costs: the time of every phase, memory, the share of what the machine can do, and how far the
 //! image is from the reference path's.
 //!
-//! A [`Subject`] is what is measured, a [`Case`] one combination of it with device, dtype, size and batch, and a [`Row`] what came
+//! A [`Subject`] is what is measured, a [`Case`] one combination of it with device, dtype, size and batch, and a [`BenchRow`] what came
 //! out, be it an error. Nothing here prints, and nothing is quoted from elsewhere: the machine's matrix peak is measured too.
 //!
 //! Counts of operations come from the spec (`flops`), and full-size models without a file from [`RandomModel`].
@@ -18,12 +18,12 @@ mod record;
 mod report;
 mod table;
 
-pub use compare::{Change, compare};
+pub use compare::{PhaseChange, compare};
 pub use estimate::{generating_speed, image_flop};
 pub use machine::Machine;
-pub use measure::{Case, PeakRates, Settings, Subject, check_size, measure, reference_image};
+pub use measure::{Case, PeakRates, MeasureSettings, Subject, check_size, measure, reference_image};
 pub use plot::svg;
 pub use random_model::RandomModel;
 pub use record::record;
-pub use report::{Phase, Profile, Report, Row, Timing};
+pub use report::{Phase, Profile, BenchReport, BenchRow, Timing};
 pub use table::{aligned, csv, markdown};

@@ -1,7 +1,7 @@
 //! A run as an image: two bars a combination, the guided step and the VAE decode.
 
 use super::compare::title;
-use super::report::{Phase, Report};
+use super::report::{Phase, BenchReport};
 use crate::{Error, Result};
 use plotters::prelude::{BLACK, Color, IntoDrawingArea, PathElement, RGBColor, Rectangle, SVGBackend, Text, WHITE};
 use plotters::style::IntoFont;
@@ -17,7 +17,7 @@ const LONGEST: f64 = 520.0;
 ///
 /// # Errors
 /// The drawing library fails.
-pub fn svg(report: &Report) -> Result<String> {
+pub fn svg(report: &BenchReport) -> Result<String> {
     let bars = [(Phase::Step, RGBColor(46, 110, 180)), (Phase::Decode, RGBColor(225, 140, 50))];
     let rows: Vec<_> = report.rows.iter().filter(|row| bars.iter().any(|(phase, _)| row.phases.contains_key(phase))).collect();
     let longest = rows.iter().flat_map(|row| bars.iter().filter_map(|(phase, _)| row.phases.get(phase))).map(|t| t.max).fold(0.0, f64::max);

@@ -78,7 +78,7 @@ pub struct Profile {
 
 /// One combination and what came out.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Row {
+pub struct BenchRow {
     /// The model as it was named.
     pub model: String,
     /// `cpu`, `cuda:0`, …
@@ -120,7 +120,7 @@ pub struct Row {
     pub error: Option<String>,
 }
 
-impl Row {
+impl BenchRow {
     /// Operations a second of a guided step.
     pub fn step_rate(&self) -> Option<f64> {
         self.phases.get(&Phase::Step).map(|timing| self.step_flop / timing.median)
@@ -144,7 +144,7 @@ impl Row {
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct BenchReport {
     /// Version of the program.
     pub version: String,
     /// Local date and time of the start.
@@ -156,10 +156,10 @@ pub struct Report {
     /// Runs that count.
     pub repeats: usize,
     /// One for each combination.
-    pub rows: Vec<Row>,
+    pub rows: Vec<BenchRow>,
 }
 
-impl Report {
+impl BenchReport {
     /// As JSON with a line end.
     ///
     /// # Errors
@@ -169,13 +169,13 @@ impl Report {
         Ok(text + "\n")
     }
 
-    /// Reads what [`Report::to_json`] wrote.
+    /// Reads what [`BenchReport::to_json`] wrote.
     ///
     /// # Errors
     /// The file cannot be read, or is something else.
     pub fn read(path: &Path) -> Result<Self> {
         let wrong = |e: &dyn std::fmt::Display| {
-            Error::Input(format!("--baseline {}: {e}; give a file that sd-gen bench --json wrote", path.display()))
+            Error::Input(format!("`baseline` {}: {e}; give a file of JSON that sd-gen bench wrote", path.display()))
         };
         let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
         serde_json::from_str(&text).map_err(|e| wrong(&e))

@@ -1,7 +1,7 @@
 //! A run as text: aligned for people, Markdown for a page, CSV for a spreadsheet.
 
 use super::compare::title;
-use super::report::{Phase, Profile, Report, Row, Timing};
+use super::report::{Phase, Profile, BenchReport, BenchRow, Timing};
 use crate::ops::OpTime;
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ const HEADERS: [&str; 17] = [
 ];
 
 /// The cells of a row, with the spread written by `spread`; a missing value is "-".
-fn cells(row: &Row, spread: fn(&Timing) -> String) -> Vec<String> {
+fn cells(row: &BenchRow, spread: fn(&Timing) -> String) -> Vec<String> {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let rate = |rate: Option<f64>, share: Option<f64>| {
         or_dash(rate.map(|rate| {
@@ -76,7 +76,7 @@ fn seconds(seconds: f64) -> String {
 }
 
 /// What the columns mean, for below a table.
-fn legend(report: &Report, spread: &str) -> String {
+fn legend(report: &BenchReport, spread: &str) -> String {
     format!(
         "Medians with {spread}; runs that count: {}, warm-ups: {}, steps of the whole image: {}.\n\
          TFLOP/s: a multiplication with its addition is two, as the network is defined; in brackets the share of a plain matrix product's on\n\
@@ -93,8 +93,8 @@ fn legend(report: &Report, spread: &str) -> String {
 const LONGEST_CALLS: usize = 12;
 
 /// Where the time went, for the rows and phases that were profiled: by op, and the longest by shapes.
-fn profiles(report: &Report) -> String {
-    let of_row = |row: &Row| row.profiles.iter().map(|(phase, profile)| of_phase(&title(row), *phase, profile)).collect::<String>();
+fn profiles(report: &BenchReport) -> String {
+    let of_row = |row: &BenchRow| row.profiles.iter().map(|(phase, profile)| of_phase(&title(row), *phase, profile)).collect::<String>();
     report.rows.iter().map(of_row).collect()
 }
 
@@ -123,7 +123,7 @@ fn of_phase(title: &str, phase: Phase, profile: &Profile) -> String {
 }
 
 /// Aligned columns.
-pub fn aligned(report: &Report) -> String {
+pub fn aligned(report: &BenchReport) -> String {
     let mut lines = vec![HEADERS.map(str::to_owned).to_vec()];
     lines.extend(report.rows.iter().map(|row| cells(row, per_cent)));
     let widths: Vec<usize> = (0..HEADERS.len()).map(|i| lines.iter().map(|line| line[i].chars().count()).max().unwrap_or(0)).collect();
@@ -138,7 +138,7 @@ pub fn aligned(report: &Report) -> String {
 }
 
 /// A Markdown table with its circumstances.
-pub fn markdown(report: &Report) -> String {
+pub fn markdown(report: &BenchReport) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>().join(" | "));
     let mut text = format!("sd-gen {} on {}, {}\n\n", report.version, report.machine.line(), report.date);
     text.push_str(&line(&HEADERS.map(str::to_owned)));
@@ -156,7 +156,7 @@ pub fn markdown(report: &Report) -> String {
 }
 
 /// One line a combination, numbers unrounded: seconds, bytes, operations a second.
-pub fn csv(report: &Report) -> String {
+pub fn csv(report: &BenchReport) -> String {
     let mut header: Vec<String> =
         ["model", "device", "dtype", "vae_dtype", "width", "height", "batch_size", "steps"].map(str::to_owned).to_vec();
     for phase in ["open", "load", "text", "step", "decode", "image"] {
@@ -207,8 +207,8 @@ mod tests {
 
     #[test]
     fn a_row_with_an_error_is_a_row() {
-        let row = Row { model: "a, \"b\"|c".into(), device: "cpu".into(), error: Some("it fails".into()), ..Row::default() };
-        let report = Report { version: "1".into(), date: "d".into(), machine: Machine::here(), warmups: 1, repeats: 3, rows: vec![row] };
+        let row = BenchRow { model: "a, \"b\"|c".into(), device: "cpu".into(), error: Some("it fails".into()), ..BenchRow::default() };
+        let report = BenchReport { version: "1".into(), date: "d".into(), machine: Machine::here(), warmups: 1, repeats: 3, rows: vec![row] };
         assert!(aligned(&report).contains("error: it fails"));
         assert!(markdown(&report).contains("\\|c | cpu |"));
         let csv = csv(&report);

@@ -237,14 +237,14 @@ pub(super) fn name(device: &CudaDevice) -> Option<String> {
     device.cuda_stream().context().name().ok()
 }
 
-/// Marks in the GPU's work; [`Marks::step`] waits for the last but one.
+/// Marks in the GPU's work; [`WorkMarks::step`] waits for the last but one.
 #[derive(Debug)]
-pub(super) struct Marks {
+pub(super) struct WorkMarks {
     stream: Arc<CudaStream>,
     last: Option<CudaEvent>,
 }
 
-impl Marks {
+impl WorkMarks {
     pub(super) fn new(device: &CudaDevice) -> Self {
         Self { stream: device.cuda_stream(), last: None }
     }

@@ -42,7 +42,7 @@ fn host_memory() -> Option<Memory> {
 fn host_memory() -> Option<Memory> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let text = read("/proc/meminfo")?;
-    let memory = linux::Numbers::of(&text);
+    let memory = linux::NamedNumbers::of(&text);
     let (free, swap, total) =
         (memory.kilobytes("MemAvailable:")?, memory.kilobytes("SwapFree:").unwrap_or(0), memory.kilobytes("MemTotal:")?);
     // A container or a cluster's job may have less than the machine, and a process less than those.
@@ -59,9 +59,9 @@ mod linux {
     use std::path::Path;
 
     /// Lines of a name and a number, as `/proc` and control groups write them.
-    pub(super) struct Numbers<'a>(&'a str);
+    pub(super) struct NamedNumbers<'a>(&'a str);
 
-    impl<'a> Numbers<'a> {
+    impl<'a> NamedNumbers<'a> {
         pub(super) fn of(text: &'a str) -> Self {
             Self(text)
         }
@@ -78,7 +78,7 @@ mod linux {
 
     /// Bytes that the process may still map under its own limits (`ulimit -v`, `ulimit -d`).
     pub(super) fn process_room(status: &str) -> u64 {
-        let numbers = Numbers::of(status);
+        let numbers = NamedNumbers::of(status);
         let room = |resource, used: &str| Some(getrlimit(resource).current?.saturating_sub(numbers.kilobytes(used)?));
         [room(Resource::As, "VmSize:"), room(Resource::Data, "VmData:")].into_iter().flatten().min().unwrap_or(u64::MAX)
     }
@@ -129,7 +129,7 @@ mod linux {
             let read = |file: &str| std::fs::read_to_string(group.join(file)).ok();
             let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
             let stat = read("memory.stat").unwrap_or_default();
-            let cache: u64 = self.cache.iter().filter_map(|name| Numbers::of(&stat).get(name)).sum();
+            let cache: u64 = self.cache.iter().filter_map(|name| NamedNumbers::of(&stat).get(name)).sum();
             let memory = number(self.limit)?.saturating_sub(number(self.used)?.saturating_sub(cache));
             let swap = self.swap.and_then(|[limit, used]| Some(number(limit)?.saturating_sub(number(used)?)));
             Some((memory, swap.unwrap_or(u64::MAX)))
@@ -170,7 +170,7 @@ mod linux {
 
         #[test]
         fn numbers_are_found_by_their_whole_name() {
-            let numbers = Numbers::of("VmSizeX: 1 kB\nVmSize:\t  25 kB\nempty:\n");
+            let numbers = NamedNumbers::of("VmSizeX: 1 kB\nVmSize:\t  25 kB\nempty:\n");
             assert_eq!((numbers.kilobytes("VmSize:"), numbers.get("empty:"), numbers.get("VmSiz")), (Some(25 * 1024), None, None));
         }
     }

@@ -71,22 +71,22 @@ pub fn open(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
         DeviceChoice::Cuda(number) => {
             if !cfg!(feature = "cuda") {
                 return Err(Error::Input(
-                    "--device cuda: this program was built without CUDA; build it with --features cuda, or use --device cpu".into(),
+                    "`device` cuda: this program was built without CUDA; build it with --features cuda, or use `device` cpu".into(),
                 ));
             }
             let device = open_cuda(number).map_err(|why| {
-                Error::Input(format!("--device cuda:{number}: the GPU cannot be used: {why}; --device cpu generates without"))
+                Error::Input(format!("`device` cuda:{number}: the GPU cannot be used: {why}; `device` cpu generates without"))
             })?;
             Ok((device, None))
         }
         DeviceChoice::Metal => {
             if !cfg!(feature = "metal") {
                 return Err(Error::Input(
-                    "--device metal: this program was built without Metal; build it with --features metal, or use --device cpu".into(),
+                    "`device` metal: this program was built without Metal; build it with --features metal, or use `device` cpu".into(),
                 ));
             }
             let device = Device::new_metal(0);
-            let device = device.map_err(|e| Error::Input(format!("--device metal: the GPU cannot be opened ({e}); see --device cpu")))?;
+            let device = device.map_err(|e| Error::Input(format!("`device` metal: the GPU cannot be opened ({e}); see `device` cpu")))?;
             Ok((device, None))
         }
         DeviceChoice::Auto => {
@@ -113,7 +113,7 @@ pub fn open_all(choices: &[DeviceChoice]) -> Result<(Vec<Device>, Vec<String>)> 
     let (mut devices, mut remarks) = (Vec::new(), Vec::new());
     for (i, choice) in choices.iter().enumerate().filter(|(i, choice)| !choices[..*i].contains(choice)) {
         if choices.len() > 1 && *choice == DeviceChoice::Auto {
-            return Err(Error::Input(format!("--device: auto is the {}. of several; name them, as in cuda:0,cuda:1", i + 1)));
+            return Err(Error::Input(format!("`device`: auto is the {}. of several; name them, as in cuda:0,cuda:1", i + 1)));
         }
         let (device, remark) = open(*choice)?;
         devices.push(device);

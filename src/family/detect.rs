@@ -78,8 +78,8 @@ impl<'a> Probe<'a> {
 pub(crate) fn unet(probe: Probe<'_>) -> Result<UNetSpec> {
     let [first, in_channels, ..] = probe.need::<4>("input_blocks.0.0.weight")?;
     let [out_channels, ..] = probe.need::<4>("out.2.weight")?;
-    let attention = Attention::find(probe)?;
-    let mut down = Levels { probe, attention, levels: Vec::new(), open: false };
+    let attention = AttentionHeads::find(probe)?;
+    let mut down = LevelCollector { probe, attention, levels: Vec::new(), open: false };
     for n in 1..limit::LAYERS {
         let site = format!("input_blocks.{n}");
         if probe.has(&format!("{site}.0.op.weight")) {
@@ -88,7 +88,7 @@ pub(crate) fn unet(probe: Probe<'_>) -> Result<UNetSpec> {
             break;
         }
     }
-    let mut up = Levels { probe, attention, levels: Vec::new(), open: false };
+    let mut up = LevelCollector { probe, attention, levels: Vec::new(), open: false };
     for n in 0..limit::LAYERS {
         let site = format!("output_blocks.{n}");
         if !up.block(&site)? {
@@ -146,14 +146,14 @@ pub(crate) fn unet(probe: Probe<'_>) -> Result<UNetSpec> {
 
 /// What all transformers of a UNet have in common.
 #[derive(Clone, Copy)]
-struct Attention {
+struct AttentionHeads {
     context: usize,
     linear: bool,
 }
 
-impl Attention {
+impl AttentionHeads {
     /// Reads it off the first transformer on the way down.
-    fn find(probe: Probe<'_>) -> Result<Attention> {
+    fn find(probe: Probe<'_>) -> Result<AttentionHeads> {
         const TO_K: &str = "1.transformer_blocks.0.attn2.to_k.weight";
         let blocks = (1..).take_while(|n| {
             let site = format!("input_blocks.{n}.0");
@@ -165,7 +165,7 @@ impl Attention {
         let [_, context] = probe.need::<2>(&format!("{site}.{TO_K}"))?;
         let proj_in = format!("{site}.1.proj_in.weight");
         let linear = probe.shape(&proj_in).ok_or_else(|| probe.wrong(&proj_in, "is missing"))?.len() == 2;
-        Ok(Attention { context, linear })
+        Ok(AttentionHeads { context, linear })
     }
 
     fn heads(&self, probe: Probe<'_>, site: &str, channels: usize) -> Result<usize> {
@@ -179,18 +179,18 @@ impl Attention {
 }
 
 /// Collects the levels of one side of a UNet.
-struct Levels<'a> {
+struct LevelCollector<'a> {
     probe: Probe<'a>,
-    attention: Attention,
+    attention: AttentionHeads,
     levels: Vec<UNetLevel>,
     /// The last level goes on.
     open: bool,
 }
 
-impl Levels<'_> {
+impl LevelCollector<'_> {
     /// Adds the residual block at `site` and its transformer; false where there is none.
     fn block(&mut self, site: &str) -> Result<bool> {
-        let Levels { probe, attention, .. } = *self;
+        let LevelCollector { probe, attention, .. } = *self;
         if !probe.has(&format!("{site}.0.in_layers.0.weight")) {
             return Ok(false);
         }

@@ -1,7 +1,7 @@
 //! Requests to the hub, and what its answers mean.
 
 use super::id::is_plain_path;
-use super::{HubId, Settings};
+use super::{HubId, HubSettings};
 use crate::disk::read_bounded;
 use crate::{Error, Result};
 use hf_hub::{Repo, RepoType};
@@ -96,7 +96,7 @@ pub(super) fn whole_length(answer: &Response<Body>) -> Option<u64> {
 
 /// Speaks with one hub about one repository.
 pub(super) struct Client<'a> {
-    settings: &'a Settings,
+    settings: &'a HubSettings,
     id: &'a HubId,
     /// For questions: the whole answer has a limit in time.
     asking: Agent,
@@ -106,7 +106,7 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(settings: &'a Settings, id: &'a HubId) -> Result<Client<'a>> {
+    pub(super) fn new(settings: &'a HubSettings, id: &'a HubId) -> Result<Client<'a>> {
         let endpoint: Uri =
             settings.endpoint.parse().map_err(|e| Error::Input(format!("HF_ENDPOINT={:?} is no address: {e}", settings.endpoint)))?;
         // A hub on this machine is not behind the proxy that leads out of it.

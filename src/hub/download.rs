@@ -3,7 +3,7 @@
 use super::client::{Client, ContentHash, Failure, Metadata, whole_length};
 use super::partial::Partial;
 use super::store::Store;
-use super::{Event, HubId, Observer};
+use super::{FetchEvent, HubId, FetchObserver};
 use crate::{Error, Result};
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ pub(super) fn fetch(
     id: &HubId,
     (commit, path): (&str, &str),
     metadata: &Metadata,
-    observer: Observer<'_>,
+    observer: FetchObserver<'_>,
 ) -> Result<(), Failure> {
     if let Some(size) = metadata.size.filter(|size| *size > LONGEST_TEXT && !path.ends_with(".safetensors")) {
         return Err(Failure::Refused(Error::Model(format!("{id}: {path} has {size} bytes, too many for a configuration file"))));
@@ -41,7 +41,7 @@ pub(super) fn fetch(
     let lock = store.lock(&metadata.etag, &mut || {
         let note = if said { "" } else { "another process is fetching the same file; waiting for it" };
         said = true;
-        observer(Event::Note(note))
+        observer(FetchEvent::Note(note))
     });
     let _lock = lock.map_err(Failure::Refused)?;
     if store.has(metadata) {
@@ -55,12 +55,12 @@ pub(super) fn fetch(
     }
     let resumed = partial.length > 0;
     receive_all(client, store, id, (commit, path), metadata, &mut partial, observer)?;
-    let mut right = partial.is_right(metadata, &mut || observer(Event::Note(""))).map_err(Failure::Refused)?;
+    let mut right = partial.is_right(metadata, &mut || observer(FetchEvent::Note(""))).map_err(Failure::Refused)?;
     if !right && resumed {
         // What was left by an earlier run may be to blame.
         partial.restart().map_err(disk)?;
         receive_all(client, store, id, (commit, path), metadata, &mut partial, observer)?;
-        right = partial.is_right(metadata, &mut || observer(Event::Note(""))).map_err(Failure::Refused)?;
+        right = partial.is_right(metadata, &mut || observer(FetchEvent::Note(""))).map_err(Failure::Refused)?;
     }
     if !right {
         partial.discard();
@@ -79,13 +79,13 @@ fn receive_all(
     (commit, path): (&str, &str),
     metadata: &Metadata,
     partial: &mut Partial,
-    observer: Observer<'_>,
+    observer: FetchObserver<'_>,
 ) -> Result<(), Failure> {
     let mut fruitless = 0;
     let mut farthest = partial.length;
     while metadata.size.is_none_or(|size| partial.length < size) {
         let before = partial.length;
-        let mut note = |note: &str| observer(Event::Note(note));
+        let mut note = |note: &str| observer(FetchEvent::Note(note));
         let answer = client.patiently(&mut note, || client.content(commit, path, before))?;
         let whole = whole_length(&answer);
         if let (Some(size), Some(whole)) = (metadata.size, whole)
@@ -121,7 +121,7 @@ fn receive_all(
                 format!("the connection breaks again and again while {path} is fetched; run again to go on at {} bytes", partial.length);
             return Err(Failure::Unreachable(what));
         }
-        client.pause(fruitless.max(1), &mut |note| observer(Event::Note(note)))?;
+        client.pause(fruitless.max(1), &mut |note| observer(FetchEvent::Note(note)))?;
     }
     Ok(())
 }
@@ -141,7 +141,7 @@ fn receive(
     path: &str,
     metadata: &Metadata,
     partial: &mut Partial,
-    observer: Observer<'_>,
+    observer: FetchObserver<'_>,
 ) -> Result<(), Broken> {
     let from = match answer.status() {
         StatusCode::PARTIAL_CONTENT => {
@@ -174,7 +174,7 @@ fn receive(
             }
             (since, brought) = (Instant::now(), length);
         }
-        let event = Event::Received { path, done: partial.length, size: metadata.size };
+        let event = FetchEvent::Received { path, done: partial.length, size: metadata.size };
         observer(event).map_err(Broken::Stopped)?;
         let read = match reader.read(&mut chunk) {
             Ok(0) => return Ok(()),

@@ -37,7 +37,7 @@ mod settings;
 mod store;
 
 pub use id::HubId;
-pub use settings::{Settings, Token};
+pub use settings::{HubSettings, Token};
 
 #[cfg(feature = "hub")]
 use crate::family::{describe, texts};
@@ -51,7 +51,7 @@ use store::Store;
 
 /// What happens while a model is fetched.
 #[derive(Debug, Clone, Copy)]
-pub enum Event<'a> {
+pub enum FetchEvent<'a> {
     /// Something to tell the user; empty while only time passes.
     Note(&'a str),
     /// So much of a file is on the disk.
@@ -75,7 +75,7 @@ pub struct Missing {
 }
 
 /// Hears what happens; its error ends the work, and what was received is kept.
-pub type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> Result<()>;
+pub type FetchObserver<'a> = &'a mut dyn FnMut(FetchEvent<'_>) -> Result<()>;
 
 /// Brings the model `id` into the cache, where it is not there yet, and gives the path to open: a folder or a file.
 ///
@@ -85,7 +85,7 @@ pub type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> Result<()>;
 /// # Errors
 /// [`Error::Model`] that says what to try; [`Error::Input`] for settings that cannot be meant.
 #[cfg(feature = "hub")]
-pub fn fetch(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Observer<'_>) -> Result<PathBuf> {
+pub fn fetch(settings: &HubSettings, id: &HubId, prefer: Option<&str>, observer: FetchObserver<'_>) -> Result<PathBuf> {
     fetch_files(settings, id, prefer, observer, None)
 }
 
@@ -94,7 +94,7 @@ pub fn fetch(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Ob
 /// # Errors
 /// As [`fetch`].
 #[cfg(feature = "hub")]
-pub fn missing(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Observer<'_>) -> Result<Vec<Missing>> {
+pub fn missing(settings: &HubSettings, id: &HubId, prefer: Option<&str>, observer: FetchObserver<'_>) -> Result<Vec<Missing>> {
     let mut missing = Vec::new();
     fetch_files(settings, id, prefer, observer, Some(&mut missing))?;
     Ok(missing)
@@ -103,10 +103,10 @@ pub fn missing(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: 
 /// Brings what is not here; weights are only noted where there is a list for them.
 #[cfg(feature = "hub")]
 fn fetch_files(
-    settings: &Settings,
+    settings: &HubSettings,
     id: &HubId,
     prefer: Option<&str>,
-    observer: Observer<'_>,
+    observer: FetchObserver<'_>,
     mut missing: Option<&mut Vec<Missing>>,
 ) -> Result<PathBuf> {
     let store = Store::new(&settings.cache, id);
@@ -119,12 +119,12 @@ fn fetch_files(
         };
     }
     let client = Client::new(settings, id)?;
-    let listing = match client.patiently(&mut |note| observer(Event::Note(note)), || client.listing()) {
+    let listing = match client.patiently(&mut |note| observer(FetchEvent::Note(note)), || client.listing()) {
         Ok(listing) => listing,
         Err(Failure::Unreachable(why)) => {
             return match cached(&store, id, prefer) {
                 Some(Ok(path)) => {
-                    observer(Event::Note(&format!("{why}: {id} is taken as it was fetched before")))?;
+                    observer(FetchEvent::Note(&format!("{why}: {id} is taken as it was fetched before")))?;
                     Ok(path)
                 }
                 _ => Err(stopped(id, Failure::Unreachable(why))),
@@ -141,7 +141,7 @@ fn fetch_files(
             return Ok(true);
         }
         let mut fetch_file = || {
-            let metadata = client.patiently(&mut |note| observer(Event::Note(note)), || client.metadata(commit, path));
+            let metadata = client.patiently(&mut |note| observer(FetchEvent::Note(note)), || client.metadata(commit, path));
             let mut metadata = metadata?;
             let refused = |what: String| Err(Failure::Refused(Error::Model(format!("{id}: {path} {what}"))));
             metadata.size = match (metadata.size, said.size) {
@@ -178,9 +178,9 @@ fn fetch_files(
 /// # Errors
 /// Always: [`Error::Input`].
 #[cfg(not(feature = "hub"))]
-pub fn fetch(_: &Settings, id: &HubId, _: Option<&str>, _: Observer<'_>) -> Result<PathBuf> {
+pub fn fetch(_: &HubSettings, id: &HubId, _: Option<&str>, _: FetchObserver<'_>) -> Result<PathBuf> {
     let what = "this program was built without downloads; download the model and give its path, or build with --features hub";
-    Err(Error::Input(format!("--model {id}: there is no such file or folder, and {what}")))
+    Err(Error::Input(format!("`model` {id}: there is no such file or folder, and {what}")))
 }
 
 /// Without the feature `hub` nothing is known of what is not here.
@@ -188,7 +188,7 @@ pub fn fetch(_: &Settings, id: &HubId, _: Option<&str>, _: Observer<'_>) -> Resu
 /// # Errors
 /// Always: [`Error::Input`].
 #[cfg(not(feature = "hub"))]
-pub fn missing(settings: &Settings, id: &HubId, prefer: Option<&str>, observer: Observer<'_>) -> Result<Vec<Missing>> {
+pub fn missing(settings: &HubSettings, id: &HubId, prefer: Option<&str>, observer: FetchObserver<'_>) -> Result<Vec<Missing>> {
     fetch(settings, id, prefer, observer).map(|_| Vec::new())
 }
 

@@ -14,7 +14,7 @@ const LONGEST_TOKEN: usize = 4096;
 
 /// Where the hub is, who asks, and where files are kept.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct HubSettings {
     /// The hub's address, without a slash at its end.
     pub endpoint: String,
     /// The folder of the repositories' folders.
@@ -63,20 +63,20 @@ impl fmt::Debug for Token {
     }
 }
 
-impl Settings {
+impl HubSettings {
     /// What the process's environment says.
     ///
     /// # Errors
     /// [`Error::Input`] for a value that cannot be meant.
-    pub fn from_environment() -> Result<Settings> {
-        Settings::from_variables(|name| std::env::var_os(name))
+    pub fn from_environment() -> Result<HubSettings> {
+        HubSettings::from_variables(|name| std::env::var_os(name))
     }
 
     /// What the variables that `variable` knows say; an empty one counts as absent.
     ///
     /// # Errors
     /// [`Error::Input`] for a value that cannot be meant.
-    pub fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Settings> {
+    pub fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<HubSettings> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let path = |name: &str| set(name).map(|value| expanded(value, &set));
         let text = |name: &str| set(name).map(|value| value.to_string_lossy().into_owned());
@@ -112,7 +112,7 @@ impl Settings {
             }
             None => None,
         };
-        Ok(Settings {
+        Ok(HubSettings {
             endpoint,
             cache,
             token,
@@ -160,8 +160,8 @@ mod tests {
 
     use super::*;
 
-    fn settings(variables: &[(&str, &str)]) -> Result<Settings> {
-        Settings::from_variables(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value)))
+    fn settings(variables: &[(&str, &str)]) -> Result<HubSettings> {
+        HubSettings::from_variables(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value)))
     }
 
     #[test]

@@ -9,14 +9,14 @@ use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, T
 
 /// A command, and what it leaves out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Command {
+pub struct PrintedCommand {
     /// What is typed after the program's name.
     pub arguments: Vec<String>,
     /// What could not be carried over, or must be known; one sentence each.
     pub notes: Vec<String>,
 }
 
-impl Command {
+impl PrintedCommand {
     /// The command as a shell reads it.
     pub fn shell(&self) -> String {
         let words = std::iter::once("sd-gen").chain(self.arguments.iter().map(String::as_str));
@@ -90,9 +90,9 @@ const HARMLESS: &[&str] = &[
 const DEFAULTS: &[&str] = &["", "None", "none", "false", "Default (model)", "Automatic", "[]", "{}"];
 
 /// The arguments that generate `recipe` again. Without a prompt there are none.
-pub fn command(recipe: &Recipe) -> Command {
+pub fn command(recipe: &Recipe) -> PrintedCommand {
     let own = recipe.tool == "sd-gen";
-    let mut command = Command::default();
+    let mut command = PrintedCommand::default();
     if recipe.get(Field::Prompt).is_none() {
         command.note("the prompt is not known, so there is no command");
         left_out(recipe, own, &mut command);
@@ -132,7 +132,7 @@ pub fn command(recipe: &Recipe) -> Command {
     command
 }
 
-fn prompts(recipe: &Recipe, own: bool, command: &mut Command) {
+fn prompts(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
     let prompt = recipe.get(Field::Prompt).unwrap_or_default();
     if prompt == "-" {
         command.note("the prompt is \"-\", which --prompt takes for standard input: write it there");
@@ -157,7 +157,7 @@ fn prompts(recipe: &Recipe, own: bool, command: &mut Command) {
 const ONE_CHUNK: usize = 200;
 
 /// Whose language the prompt is in, where it can matter.
-fn syntax(recipe: &Recipe, prompt: &str, negative: &str, command: &mut Command) {
+fn syntax(recipe: &Recipe, prompt: &str, negative: &str, command: &mut PrintedCommand) {
     if recipe.get(Field::Setting("prompt-syntax")).is_some() {
         return;
     }
@@ -178,7 +178,7 @@ fn syntax(recipe: &Recipe, prompt: &str, negative: &str, command: &mut Command) 
     }
 }
 
-fn model(recipe: &Recipe, own: bool, command: &mut Command) {
+fn model(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
     let Some(model) = recipe.get(Field::Model) else { return };
     // Ours is what --model took, a hub id included.
     let name = if own { model } else { file_stem(model) };
@@ -189,7 +189,7 @@ fn model(recipe: &Recipe, own: bool, command: &mut Command) {
     }
 }
 
-fn size(recipe: &Recipe, command: &mut Command) {
+fn size(recipe: &Recipe, command: &mut PrintedCommand) {
     /// What a size is a multiple of, and the largest side.
     const MULTIPLE: u64 = 8;
     const LARGEST: u64 = 16_384;
@@ -207,7 +207,7 @@ fn size(recipe: &Recipe, command: &mut Command) {
 }
 
 /// Steps, seed and guidance.
-fn counts(recipe: &Recipe, command: &mut Command) {
+fn counts(recipe: &Recipe, command: &mut PrintedCommand) {
     for (field, flag, least) in [(Field::Steps, "--steps", 1), (Field::Seed, "--seed", 0)] {
         let Some(text) = recipe.get(field) else { continue };
         match whole(text).filter(|number| *number >= least) {
@@ -221,7 +221,7 @@ fn counts(recipe: &Recipe, command: &mut Command) {
 }
 
 /// A number from 0 to `most`; what is none is said.
-fn in_range(recipe: &Recipe, field: Field, flag: &str, most: f64, command: &mut Command) -> Option<f64> {
+fn in_range(recipe: &Recipe, field: Field, flag: &str, most: f64, command: &mut PrintedCommand) -> Option<f64> {
     let text = recipe.get(field)?;
     let number = number(text).filter(|number| (0.0..=most).contains(number));
     if number.is_none() {
@@ -231,7 +231,7 @@ fn in_range(recipe: &Recipe, field: Field, flag: &str, most: f64, command: &mut 
 }
 
 /// A1111 counts from the last layer, which is 1; here it is from the layer that the family takes, which for SDXL is the last but one.
-fn clip_skip(recipe: &Recipe, own: bool, command: &mut Command) {
+fn clip_skip(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
     let Some(text) = recipe.get(Field::ClipSkip) else { return };
     let Some(layer) = whole(text.trim_start_matches('-')) else {
         if !matches!(text, "false" | "true") {
@@ -259,7 +259,7 @@ fn clip_skip(recipe: &Recipe, own: bool, command: &mut Command) {
 
 /// The sampler and its noise levels. What cannot be planned together is said, and left out: first the eta, then the spacing, then the
 /// schedule. All of them go with a named sampler only: whether they go with the model's own is not known.
-fn sampling(recipe: &Recipe, own: bool, command: &mut Command) {
+fn sampling(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
     let name = recipe.get(Field::Sampler);
     // A schedule may stand behind the name: "euler_a karras". ComfyUI once had a prefix before it.
     let known = name.and_then(|name| Sampler::from_name(name.strip_prefix("sample_").unwrap_or(name)).ok());
@@ -291,7 +291,7 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut Command) {
         return;
     };
     let whole_range = || (!own && starts_at_the_largest(recipe, sampler, schedule)).then_some(TimestepSpacing::Linspace);
-    let mut levels = Levels { schedule, spacing: said.or(spacing).or_else(whole_range), eta };
+    let mut levels = LevelRules { schedule, spacing: said.or(spacing).or_else(whole_range), eta };
     let steps = recipe.get(Field::Steps).and_then(whole).map_or(sampler.default_steps(), |steps| (steps as usize).clamp(1, MOST_STEPS));
     while let Err(why) = levels.plan(sampler, steps) {
         // Whatever is wrong with it, a name alone is always taken.
@@ -314,13 +314,13 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut Command) {
 const MOST_STEPS: usize = 200;
 
 /// What goes with a sampler or not.
-struct Levels {
+struct LevelRules {
     schedule: Option<SigmaSchedule>,
     spacing: Option<TimestepSpacing>,
     eta: Option<f64>,
 }
 
-impl Levels {
+impl LevelRules {
     /// Plans a run, as every request is before it is generated.
     fn plan(&self, sampler: Sampler, steps: usize) -> Result<()> {
         let mut config = SchedulerConfig::default().with_sampler(sampler.name())?;
@@ -362,7 +362,7 @@ fn starts_at_the_largest(recipe: &Recipe, sampler: Sampler, schedule: Option<Sig
     engine && sampler.takes_sigma_schedule() && by_spacing
 }
 
-fn generator(recipe: &Recipe, own: bool, command: &mut Command) {
+fn generator(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
     let usual = recipe.usual_rng();
     let rng = match recipe.get(Field::Rng).map(str::to_lowercase).as_deref() {
         Some("nv" | "gpu" | "cuda") => Some(Rng::TorchCuda),
@@ -379,7 +379,7 @@ fn generator(recipe: &Recipe, own: bool, command: &mut Command) {
 }
 
 /// The settings that need no translation.
-fn settings(recipe: &Recipe, command: &mut Command) {
+fn settings(recipe: &Recipe, command: &mut PrintedCommand) {
     for (name, value) in recipe.settings() {
         let Some(row) = crate::settings::find(name) else { continue };
         let flag = format!("--{name}");
@@ -395,7 +395,7 @@ fn settings(recipe: &Recipe, command: &mut Command) {
     }
 }
 
-fn left_out(recipe: &Recipe, own: bool, command: &mut Command) {
+fn left_out(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
     if let Some(config) = recipe.get(Field::SchedulerConfig) {
         command
             .note(format!("the image was generated with a --scheduler-config of its own: save this in a file and name it there: {config}"));
@@ -453,7 +453,7 @@ mod tests {
     use super::super::{Text, understand};
     use super::*;
 
-    fn of(keyword: &str, text: &str) -> Command {
+    fn of(keyword: &str, text: &str) -> PrintedCommand {
         command(&understand(&[Text::new("PNG tEXt", keyword, text)]).expect("a recipe"))
     }
 

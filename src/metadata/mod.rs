@@ -13,7 +13,7 @@ mod recipe;
 mod tool;
 mod write;
 
-pub use command::{Command, command};
+pub use command::{PrintedCommand, command};
 pub use containers::{Text, texts};
 pub use read::understand;
 pub use recipe::{Field, NamedLora, Recipe};

@@ -48,13 +48,13 @@ impl PixelAttention {
 }
 
 #[derive(Debug)]
-struct MidBlock {
+struct VaeMidBlock {
     first: ResnetBlock2D,
     attention: Option<PixelAttention>,
     last: ResnetBlock2D,
 }
 
-impl MidBlock {
+impl VaeMidBlock {
     fn load(scope: &Scope<'_>, spec: &VaeSpec, channels: usize) -> Result<Self> {
         let resnet = |i: usize| ResnetBlock2D::load(&scope.at("resnets").at(i), resnets(spec), channels, channels);
         let attention = || PixelAttention::load(&scope.at("attentions.0"), channels, spec.norm_groups);
@@ -80,7 +80,7 @@ pub struct AutoencoderKLDecoder {
     spec: VaeSpec,
     post_quant_conv: Option<Linear>,
     conv_in: Conv2d,
-    mid: MidBlock,
+    mid: VaeMidBlock,
     up: Vec<(Vec<ResnetBlock2D>, Option<UpsamplingConv2d>)>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -96,7 +96,7 @@ impl AutoencoderKLDecoder {
         let latents = spec.latent_channels;
         let mut channels = coarsest(spec)?;
         let (conv_in, mid) =
-            (scope.at("conv_in").conv3x3(latents, channels, 1, Padding::same(1))?, MidBlock::load(&scope.at("mid_block"), spec, channels)?);
+            (scope.at("conv_in").conv3x3(latents, channels, 1, Padding::same(1))?, VaeMidBlock::load(&scope.at("mid_block"), spec, channels)?);
         let mut up = Vec::new();
         let levels = spec.block_out_channels.len();
         for (i, &output) in spec.block_out_channels.iter().rev().enumerate() {
@@ -184,7 +184,7 @@ pub struct AutoencoderKLEncoder {
     spec: VaeSpec,
     conv_in: Conv2d,
     down: Vec<(Vec<ResnetBlock2D>, Option<Downsample2D>)>,
-    mid: MidBlock,
+    mid: VaeMidBlock,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
     quant_conv: Option<Linear>,
@@ -218,7 +218,7 @@ impl AutoencoderKLEncoder {
         Ok(Self {
             conv_in,
             down,
-            mid: MidBlock::load(&scope.at("mid_block"), spec, deepest)?,
+            mid: VaeMidBlock::load(&scope.at("mid_block"), spec, deepest)?,
             conv_norm_out: scope.at("conv_norm_out").group_norm(deepest, spec.norm_groups, NORM_EPS)?,
             conv_out: scope.at("conv_out").conv3x3(deepest, moments, 1, Padding::same(1))?,
             quant_conv: spec.quant_conv.then(|| root.at("quant_conv").pointwise(moments, moments)).transpose()?,

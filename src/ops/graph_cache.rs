@@ -3,8 +3,6 @@
 use super::NamedTensors;
 use candle_core::{Device, Error, Tensor};
 
-type Result<T, E = Error> = std::result::Result<T, E>;
-
 /// Where a network computes, and what is kept of its calls.
 ///
 /// On a GPU that can record its work (CUDA), the second call of a shape is recorded and every later one is played at once, in the place
@@ -23,7 +21,7 @@ impl GraphCache {
     ///
     /// # Errors
     /// The GPU has no memory for a queue of work beside the others.
-    pub fn new(device: &Device) -> Result<Self> {
+    pub fn new(device: &Device) -> Result<Self, Error> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(cuda) = device {
             let graphs = super::cuda::Graphs::beside(cuda)?;

@@ -103,20 +103,20 @@ pub fn cuda_profile() -> Vec<(String, usize, f64)> {
 
 /// A layer in the form for the device of its weights.
 macro_rules! layer {
-    ($kind:ident, $name:ident) => {
+    ($kind:ident, $reference:ident, $cpu:ident, $cuda:ident) => {
         #[derive(Debug, Clone)]
         enum $kind {
-            Reference(reference::$name),
-            Cpu(cpu::$name),
+            Reference(reference::$reference),
+            Cpu(cpu::$cpu),
             #[cfg(feature = "cuda")]
-            Cuda(cuda::$name),
+            Cuda(cuda::$cuda),
         }
     };
 }
-layer!(LinearKind, Linear);
-layer!(Conv2dKind, Conv2d);
-layer!(GroupNormKind, GroupNorm);
-layer!(LayerNormKind, LayerNorm);
+layer!(LinearKind, ReferenceLinear, CpuLinear, CudaLinear);
+layer!(Conv2dKind, ReferenceConv2d, CpuConv2d, CudaConv2d);
+layer!(GroupNormKind, ReferenceGroupNorm, CpuGroupNorm, CudaGroupNorm);
+layer!(LayerNormKind, ReferenceLayerNorm, CpuLayerNorm, CudaLayerNorm);
 
 /// Calls a layer's `forward`.
 macro_rules! forward {
@@ -164,13 +164,13 @@ impl Linear {
     pub fn new<'a>(weight: impl Into<Weight<'a>>, bias: Option<Tensor>) -> Result<Self> {
         let weight = weight.into();
         let inner = if weight.is_for_cpu() {
-            LinearKind::Cpu(cpu::Linear::new(weight, bias.as_ref())?)
+            LinearKind::Cpu(cpu::CpuLinear::new(weight, bias.as_ref())?)
         } else {
             let weight = weight.into_tensor()?;
             match weight.device() {
                 #[cfg(feature = "cuda")]
-                Device::Cuda(_) if !REFERENCE_ONLY.get() => LinearKind::Cuda(cuda::Linear::new(&weight, bias.as_ref())?),
-                _ => LinearKind::Reference(reference::Linear::new(weight, bias)?),
+                Device::Cuda(_) if !REFERENCE_ONLY.get() => LinearKind::Cuda(cuda::CudaLinear::new(&weight, bias.as_ref())?),
+                _ => LinearKind::Reference(reference::ReferenceLinear::new(weight, bias)?),
             }
         };
         Ok(Self { inner })
@@ -229,13 +229,13 @@ impl Conv2d {
             _ => candle_core::bail!("conv2d: weights are (out, in, height, width), got {:?}", weight.dims()),
         };
         let inner = if weight.is_for_cpu() {
-            Conv2dKind::Cpu(cpu::Conv2d::new(weight, bias.as_ref(), stride, padding)?)
+            Conv2dKind::Cpu(cpu::CpuConv2d::new(weight, bias.as_ref(), stride, padding)?)
         } else {
             let weight = weight.into_tensor()?;
             match weight.device() {
                 #[cfg(feature = "cuda")]
-                Device::Cuda(_) if !REFERENCE_ONLY.get() => Conv2dKind::Cuda(cuda::Conv2d::new(&weight, bias.as_ref(), stride, padding)?),
-                _ => Conv2dKind::Reference(reference::Conv2d::new(weight, bias, stride, padding)?),
+                Device::Cuda(_) if !REFERENCE_ONLY.get() => Conv2dKind::Cuda(cuda::CudaConv2d::new(&weight, bias.as_ref(), stride, padding)?),
+                _ => Conv2dKind::Reference(reference::ReferenceConv2d::new(weight, bias, stride, padding)?),
             }
         };
         Ok(Self { inner, kernel })
@@ -261,7 +261,7 @@ impl Conv2d {
 
 #[derive(Debug, Clone)]
 enum UpsamplingConv2dKind {
-    Cpu(cpu::UpsamplingConv2d),
+    Cpu(cpu::CpuUpsamplingConv2d),
     InTwo(Conv2d),
 }
 
@@ -277,7 +277,7 @@ impl UpsamplingConv2d {
     pub fn new<'a>(weight: impl Into<Weight<'a>>, bias: Option<Tensor>) -> Result<Self> {
         let weight = weight.into();
         let inner = if weight.is_for_cpu() {
-            UpsamplingConv2dKind::Cpu(cpu::UpsamplingConv2d::new(weight, bias.as_ref())?)
+            UpsamplingConv2dKind::Cpu(cpu::CpuUpsamplingConv2d::new(weight, bias.as_ref())?)
         } else {
             UpsamplingConv2dKind::InTwo(Conv2d::new(weight, bias, 1, Padding::same(1))?)
         };
@@ -312,11 +312,11 @@ impl GroupNorm {
     /// `weight` and `bias` `(channels)`.
     pub fn new(weight: Tensor, bias: Tensor, groups: usize, eps: f64) -> Result<Self> {
         let inner = match weight.device() {
-            _ if REFERENCE_ONLY.get() => GroupNormKind::Reference(reference::GroupNorm::new(weight, bias, groups, eps)?),
-            Device::Cpu => GroupNormKind::Cpu(cpu::GroupNorm::new(&weight, &bias, groups, eps)?),
+            _ if REFERENCE_ONLY.get() => GroupNormKind::Reference(reference::ReferenceGroupNorm::new(weight, bias, groups, eps)?),
+            Device::Cpu => GroupNormKind::Cpu(cpu::CpuGroupNorm::new(&weight, &bias, groups, eps)?),
             #[cfg(feature = "cuda")]
-            Device::Cuda(_) => GroupNormKind::Cuda(cuda::GroupNorm::new(&weight, &bias, groups, eps)?),
-            _ => GroupNormKind::Reference(reference::GroupNorm::new(weight, bias, groups, eps)?),
+            Device::Cuda(_) => GroupNormKind::Cuda(cuda::CudaGroupNorm::new(&weight, &bias, groups, eps)?),
+            _ => GroupNormKind::Reference(reference::ReferenceGroupNorm::new(weight, bias, groups, eps)?),
         };
         Ok(Self { inner })
     }
@@ -348,11 +348,11 @@ impl LayerNorm {
     /// `weight` and `bias` `(channels)`.
     pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Result<Self> {
         let inner = match weight.device() {
-            _ if REFERENCE_ONLY.get() => LayerNormKind::Reference(reference::LayerNorm::new(weight, bias, eps)?),
-            Device::Cpu => LayerNormKind::Cpu(cpu::LayerNorm::new(&weight, &bias, eps)?),
+            _ if REFERENCE_ONLY.get() => LayerNormKind::Reference(reference::ReferenceLayerNorm::new(weight, bias, eps)?),
+            Device::Cpu => LayerNormKind::Cpu(cpu::CpuLayerNorm::new(&weight, &bias, eps)?),
             #[cfg(feature = "cuda")]
-            Device::Cuda(_) => LayerNormKind::Cuda(cuda::LayerNorm::new(&weight, &bias, eps)?),
-            _ => LayerNormKind::Reference(reference::LayerNorm::new(weight, bias, eps)?),
+            Device::Cuda(_) => LayerNormKind::Cuda(cuda::CudaLayerNorm::new(&weight, &bias, eps)?),
+            _ => LayerNormKind::Reference(reference::ReferenceLayerNorm::new(weight, bias, eps)?),
         };
         Ok(Self { inner })
     }

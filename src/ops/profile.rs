@@ -46,15 +46,15 @@ fn times() -> MutexGuard<'static, Times> {
 ///
 /// Every op is waited for, so the whole is slower on a GPU. Ops of other threads in that time are counted too.
 pub fn profiled<T>(work: impl FnOnce() -> T) -> (T, Vec<OpTime>) {
-    struct Stop;
-    impl Drop for Stop {
+    struct StopOnDrop;
+    impl Drop for StopOnDrop {
         fn drop(&mut self) {
             WANTED.store(false, Ordering::Relaxed);
         }
     }
     times().clear();
     WANTED.store(true, Ordering::Relaxed);
-    let stop = Stop;
+    let stop = StopOnDrop;
     let made = work();
     drop(stop);
     let mut longest_first: Vec<OpTime> = std::mem::take(&mut *times()).into_values().collect();

@@ -31,12 +31,12 @@ fn product_dtype(x: &Tensor) -> DType {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Linear {
+pub(super) struct ReferenceLinear {
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
-impl Linear {
+impl ReferenceLinear {
     pub(super) fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         Ok(Self { weight, bias })
     }
@@ -59,14 +59,14 @@ impl Linear {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Conv2d {
+pub(super) struct ReferenceConv2d {
     weight: Tensor,
     bias: Option<Tensor>,
     stride: usize,
     padding: Padding,
 }
 
-impl Conv2d {
+impl ReferenceConv2d {
     pub(super) fn new(weight: Tensor, bias: Option<Tensor>, stride: usize, padding: Padding) -> Result<Self> {
         Ok(Self { weight, bias, stride, padding })
     }
@@ -86,14 +86,14 @@ impl Conv2d {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct GroupNorm {
+pub(super) struct ReferenceGroupNorm {
     weight: Tensor,
     bias: Tensor,
     groups: usize,
     eps: f64,
 }
 
-impl GroupNorm {
+impl ReferenceGroupNorm {
     pub(super) fn new(weight: Tensor, bias: Tensor, groups: usize, eps: f64) -> Result<Self> {
         let channels = weight.dims1()?;
         if groups == 0 || channels % groups != 0 {
@@ -117,13 +117,13 @@ impl GroupNorm {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct LayerNorm {
+pub(super) struct ReferenceLayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
 }
 
-impl LayerNorm {
+impl ReferenceLayerNorm {
     pub(super) fn new(weight: Tensor, bias: Tensor, eps: f64) -> Result<Self> {
         Ok(Self { weight: weight.to_dtype(DType::F32)?, bias: bias.to_dtype(DType::F32)?, eps })
     }

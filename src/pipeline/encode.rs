@@ -137,9 +137,9 @@ pub(super) fn encode(pipeline: &Pipeline, text: &PromptText, adapters: &AdapterS
             };
             let entries = with_encoder(encoder, text, &mut warn)?;
             for EncodedEntry { hidden, pooled } in &entries {
-                check_finite(hidden, || format!("the text encoder in {}; try --dtype f32", dtype.as_str()))?;
+                check_finite(hidden, || format!("the text encoder in {}; try `dtype` f32", dtype.as_str()))?;
                 if let Some(pooled) = pooled {
-                    check_finite(pooled, || format!("the text encoder's pooled output in {}; try --dtype f32", dtype.as_str()))?;
+                    check_finite(pooled, || format!("the text encoder's pooled output in {}; try `dtype` f32", dtype.as_str()))?;
                 }
             }
             if let (0, true, Some(entry)) = (i, text.key.syntax != PromptSyntax::Plain, entries.first()) {

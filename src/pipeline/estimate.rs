@@ -78,7 +78,7 @@ impl Pipeline {
                 rows.map(|i| to_rgb(&colours.narrow(0, i, 1)?)).collect()
             }
             (None, None) => Err(Error::Image(
-                "nothing is known about how this model's latents look; a tiny autoencoder (--taesd FILE) can show them".into(),
+                "nothing is known about how this model's latents look; a tiny autoencoder (`taesd` FILE) can show them".into(),
             )),
         }
     }

@@ -110,7 +110,7 @@ impl Denoiser for GuidedDenoiser<'_> {
         let output = self.backbone.call(&call)?.prediction.to_dtype(DType::F32)?;
         self.checks.check(&output, || {
             let (timestep, dtype) = (level.timestep, self.dtype.as_str());
-            format!("the UNet at timestep {timestep:.0} in {dtype}; try --dtype f32, another sampler or a lower --guidance-scale")
+            format!("the UNet at timestep {timestep:.0} in {dtype}; try `dtype` f32, another sampler or a lower `guidance-scale`")
         })?;
         let images = latents.dim(0)?;
         let part = |(i, branch)| Ok((branch, output.narrow(0, i * images, images)?));
@@ -221,9 +221,9 @@ mod tests {
 
     /// Adds a channel to every call and 1 to the latents after every step.
     #[derive(Debug)]
-    struct Marks;
+    struct MarkingExtension;
 
-    impl Extension for Marks {
+    impl Extension for MarkingExtension {
         fn before_call(&mut self, at: &CallPoint, branches: &[Branch], call: &mut ModelCall) -> Result<()> {
             assert_eq!((branches, at.call, at.steps), (&[Branch::Prompt][..], at.step.index, 4));
             call.concat = Some(call.latents.narrow(1, 0, 1)?);
@@ -244,7 +244,7 @@ mod tests {
         let request = request(1.0);
         let prompt = Conditioning::new(vec![(Branch::Prompt, timeline(&[(9, 5.0)]))]);
         let backbone = Echo::default();
-        let latents = run(&backbone, &[BatchItem { request: &request, prompt: &prompt, seed: 0 }], vec![Box::new(Marks)]).unwrap();
+        let latents = run(&backbone, &[BatchItem { request: &request, prompt: &prompt, seed: 0 }], vec![Box::new(MarkingExtension)]).unwrap();
         assert_eq!(latents.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [1.0; 4]);
         assert!(backbone.0.lock().unwrap().iter().all(|call| call.concat.as_ref().is_some_and(|x| x.dims() == [1, 1, 1, 1])));
     }

@@ -279,7 +279,7 @@ impl Pipeline {
             let mut watched = WithEstimate::new(&mut denoiser, &denoised);
             let latents = sample(&schedule, &latents, &mut watched, &mut noise, &mut |step, latents| {
                 let number = step.index + 1;
-                checks.check(latents, || format!("the sampler's step {number} of {steps}; try another --sampler or more --steps"))?;
+                checks.check(latents, || format!("the sampler's step {number} of {steps}; try another `sampler` or more `steps`"))?;
                 pace.step()?;
                 trace!(step = number, steps, sigma = step.to.sigma, "a step is done");
                 observer.stage(Stage::Denoise { step: number, steps, images: &seeds })?;
@@ -312,7 +312,7 @@ impl Pipeline {
             vae_tiling::decode(&self.spec.vae, &latents, self.vae_tiling, &decode, &mut |remark| observer.warn(remark))
         })?;
         let decoded = decoded.to_dtype(DType::F32)?;
-        check_finite(&decoded, || format!("the VAE's image in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
+        check_finite(&decoded, || format!("the VAE's image in {}; try `vae-dtype` f32", self.vae_dtype.as_str()))?;
         Ok(decoded)
     }
 }

@@ -222,7 +222,7 @@ impl Pipeline {
         let steps = request.sampling.steps;
         let kept = ((steps as f64 * strength) as usize).min(steps);
         if kept == 0 {
-            observer.warn(&format!("--strength {strength} of {steps} steps is less than one: the image is only encoded and decoded"));
+            observer.warn(&format!("`strength` {strength} of {steps} steps is less than one: the image is only encoded and decoded"));
             let mut schedule = schedule;
             schedule.steps.clear();
             return Ok(Start { latents: clean, schedule, extensions: vec![] });
@@ -237,7 +237,7 @@ impl Pipeline {
         let image = image.to_device(&self.device)?.to_dtype(self.vae_dtype)?;
         let LatentDistribution { mean, deviation } = self.components.with_encoder(observer, |encoder, _| encoder.encode(&image))?;
         let mean = mean.to_dtype(DType::F32)?;
-        check_finite(&mean, || format!("the VAE's latents of the init image in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
+        check_finite(&mean, || format!("the VAE's latents of the init image in {}; try `vae-dtype` f32", self.vae_dtype.as_str()))?;
         Ok(LatentDistribution { mean, deviation: deviation.to_dtype(DType::F32)? })
     }
 }

@@ -86,7 +86,7 @@ impl UpscalePipeline {
         let multiple = self.network.multiple();
         let (rows, columns) = (cuts(height, tile, multiple), cuts(width, tile, multiple));
         let all = rows.len() * columns.len();
-        let mut enlarged = Rows { width: width * scale * 3, first: 0, sums: Vec::new(), done: Vec::new() };
+        let mut enlarged = EnlargedRows { width: width * scale * 3, first: 0, sums: Vec::new(), done: Vec::new() };
         for (y, row) in rows.iter().enumerate() {
             for (x, column) in columns.iter().enumerate() {
                 progress(y * columns.len() + x, all)?;
@@ -159,7 +159,7 @@ impl Cut {
 }
 
 /// The rows of the enlarged image: those that tiles are still to be added to, and those that are finished.
-struct Rows {
+struct EnlargedRows {
     /// Values of a row.
     width: usize,
     /// The first row of `sums`.
@@ -168,7 +168,7 @@ struct Rows {
     done: Vec<u8>,
 }
 
-impl Rows {
+impl EnlargedRows {
     fn add(&mut self, values: &[f32], (row, column): (&Cut, &Cut), (height, width): (usize, usize), scale: usize) {
         let (down, across) = (row.weights(height, scale), column.weights(width, scale));
         let needed = (row.to * scale - self.first) * self.width;

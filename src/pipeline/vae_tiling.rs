@@ -55,7 +55,7 @@ pub(super) fn decode(
                 release();
                 is_short()
             } {
-                tell("the memory is too small to decode the image whole: it is decoded in tiles (--vae-tiling)");
+                tell("the memory is too small to decode the image whole: it is decoded in tiles (`vae-tiling`)");
                 TILE
             } else {
                 whole
@@ -69,7 +69,7 @@ pub(super) fn decode(
                 tile = if tile > TILE { TILE } else { tile / 2 };
                 device::release(latents.device());
                 let pixels = tile * factor;
-                tell(&format!("the memory is too small to decode so much at once: going on in tiles of {pixels}x{pixels} (--vae-tiling)"));
+                tell(&format!("the memory is too small to decode so much at once: going on in tiles of {pixels}x{pixels} (`vae-tiling`)"));
             }
             decoded => return decoded,
         }

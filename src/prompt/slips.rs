@@ -52,7 +52,7 @@ pub(super) fn find(source: &str, reading: &PromptReading) -> Vec<Slip> {
         let known = tag.as_lora().is_some();
         let what = match (dialect.networks, reading.negative) {
             (false, _) if !known => continue,
-            (false, _) => format!("--prompt-syntax {}: {} is text, no tag; give it as --lora", dialect.name, tag.written()),
+            (false, _) => format!("`prompt-syntax` {}: {} is text, no tag; give it as `lora`", dialect.name, tag.written()),
             (true, true) => format!("{} in the negative prompt is text: A1111 reads tags in the prompt only", tag.written()),
             (true, false) => {
                 text[at.clone()].fill(b' ');

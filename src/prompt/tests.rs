@@ -173,7 +173,7 @@ fn slips_are_shown_with_a_caret() {
         assert_eq!(Prompt::parse(text, reading).unwrap().slips, [], "{text:?}");
     }
     let comfyui = PromptReading { syntax: PromptSyntax::ComfyUi, ..reading };
-    assert!(Prompt::parse("<lora:x:1> [", comfyui).unwrap().slips[0].what.contains("--lora"));
+    assert!(Prompt::parse("<lora:x:1> [", comfyui).unwrap().slips[0].what.contains("`lora`"));
 }
 
 #[test]

@@ -224,7 +224,7 @@ impl SchedulerConfig {
             known.retain(|class| !class.is_empty());
             known.sort_unstable();
             known.dedup();
-            return Err(self.refuse("_class_name", &format!("{class:?}"), &format!("{}; name another with --sampler", known.join(", "))));
+            return Err(self.refuse("_class_name", &format!("{class:?}"), &format!("{}; name another with `sampler`", known.join(", "))));
         };
         let algorithms = of_class.iter().flat_map(|sampler| sampler.row().algorithms.iter().map(|name| (*name, *sampler)));
         let algorithms: Vec<(&str, Sampler)> = algorithms.collect();
@@ -262,7 +262,7 @@ impl SchedulerConfig {
                 let able: Vec<&str> = Sampler::all().filter(|s| s.takes_sigma_schedule()).map(Sampler::name).collect();
                 let (schedule, name) = (schedule.name(), sampler.name());
                 return Err(Error::Input(format!(
-                    "--schedule {schedule} does not go with --sampler {name}; it goes with {}",
+                    "`schedule` {schedule} does not go with `sampler` {name}; it goes with {}",
                     able.join(", ")
                 )));
             }
@@ -321,16 +321,16 @@ impl SchedulerConfig {
         if let Some((name, value)) = self.options.iter().find(|(name, value)| !known.contains(&name.as_str()) || value.is_nan()) {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             let sampler = sampler.name();
-            return Err(Error::Input(format!("--sampler-option {name}={value} does not go with --sampler {sampler}; it takes {known}")));
+            return Err(Error::Input(format!("`sampler-option` {name}={value} does not go with `sampler` {sampler}; it takes {known}")));
         }
         self.levels()?;
         if let Some(eta) = self.eta {
             if !sampler.takes_eta() {
                 let able: Vec<&str> = Sampler::all().filter(|s| s.takes_eta()).map(Sampler::name).collect();
-                return Err(Error::Input(format!("--eta does not go with --sampler {}; it goes with {}", sampler.name(), able.join(", "))));
+                return Err(Error::Input(format!("`eta` does not go with `sampler` {}; it goes with {}", sampler.name(), able.join(", "))));
             }
             if !(0.0..=1.0).contains(&eta) {
-                return Err(Error::Input(format!("--eta {eta} is out of range; it goes from 0 to 1")));
+                return Err(Error::Input(format!("`eta` {eta} is out of range; it goes from 0 to 1")));
             }
         }
         (sampler.row().check)(self)
@@ -344,8 +344,8 @@ impl SchedulerConfig {
         let most = self.file.num_train_timesteps.unwrap_or(1000) as f64 - 1.0;
         let (flag, levels, range, example) = match &self.levels {
             None => return Ok(None),
-            Some(Levels::Sigmas(sigmas)) => ("--sigmas", sigmas, f64::MIN_POSITIVE..=1e6, "14.6,5.2,1.8,0.6,0"),
-            Some(Levels::Timesteps(timesteps)) => ("--timesteps", timesteps, 0.0..=most, "999,749,499,249"),
+            Some(Levels::Sigmas(sigmas)) => ("`sigmas`", sigmas, f64::MIN_POSITIVE..=1e6, "14.6,5.2,1.8,0.6,0"),
+            Some(Levels::Timesteps(timesteps)) => ("`timesteps`", timesteps, 0.0..=most, "999,749,499,249"),
         };
         let mut levels = levels.clone();
         if matches!(self.levels, Some(Levels::Sigmas(_))) && levels.len() > 1 && levels.last() == Some(&0.0) {

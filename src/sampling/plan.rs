@@ -38,7 +38,7 @@ pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
     let trained = table.len();
     let steps = config.levels()?.map_or(steps, |levels| levels.len());
     if steps == 0 || steps > trained {
-        return Err(Error::Input(format!("--steps {steps} is out of range; this model takes 1 to {trained}")));
+        return Err(Error::Input(format!("`steps` {steps} is out of range; this model takes 1 to {trained}")));
     }
     let process = Arc::new(VariancePreserving::new(table.clone(), config.prediction()?));
     let sampler = config.sampler()?;
@@ -195,7 +195,7 @@ impl Planner<'_> {
         let ends_at_zero = self.config.ends_at_zero()? && !self.sampler.row().ends_at_trained;
         if self.schedule == SigmaSchedule::Discrete && self.spacing == TimestepSpacing::Leading && usable <= self.steps {
             let most = usable.saturating_sub(1);
-            return Err(Error::Input(format!("--steps {} is too many for leading timesteps; this sampler takes up to {most}", self.steps)));
+            return Err(Error::Input(format!("`steps` {} is too many for leading timesteps; this sampler takes up to {most}", self.steps)));
         }
         let mut levels: Vec<NoiseLevel> = match self.schedule {
             SigmaSchedule::Discrete => {
@@ -286,7 +286,7 @@ impl Schedule {
     /// [`Error::Input`] where no step would be left.
     pub fn starting_at(&self, index: usize) -> Result<Schedule> {
         if index >= self.steps.len() {
-            return Err(Error::Input(format!("--strength is too low: none of the {} steps would be taken", self.steps.len())));
+            return Err(Error::Input(format!("`strength` is too low: none of the {} steps would be taken", self.steps.len())));
         }
         if index == 0 {
             return Ok(self.clone());

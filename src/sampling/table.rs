@@ -305,7 +305,7 @@ impl Sampler {
         }
         let all: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
         let hint = nearest(&folded).map(|n| format!(" (did you mean {n}?)")).unwrap_or_default();
-        Err(Error::Input(format!("--sampler `{name}` is not available{hint}; it can be {}", all.join(", "))))
+        Err(Error::Input(format!("`sampler` `{name}` is not available{hint}; it can be {}", all.join(", "))))
     }
 }
 

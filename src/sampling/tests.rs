@@ -131,9 +131,9 @@ impl Denoiser for Gaussian {
     }
 }
 
-struct NoNoise;
+struct SilentNoise;
 
-impl NoiseSource for NoNoise {
+impl NoiseSource for SilentNoise {
     fn fresh(&mut self, _: &Tensor) -> Result<Tensor> {
         panic!("a deterministic solver asked for noise")
     }
@@ -154,7 +154,7 @@ fn gaussian_error(sampler: &str, options: &[(&str, f64)], steps: usize) -> f64 {
         }
         Ok(())
     };
-    sample(&schedule, &x, &mut Gaussian, &mut NoNoise, &mut look).unwrap();
+    sample(&schedule, &x, &mut Gaussian, &mut SilentNoise, &mut look).unwrap();
     // Sigmas are rounded to f32.
     let square = |sigma: f64| SPREAD * SPREAD + sigma * sigma;
     let exact = (square(schedule.steps[steps].from.sigma) / square(schedule.steps[0].from.sigma)).sqrt();
@@ -210,7 +210,7 @@ fn every_sampler_takes_any_number_of_steps() {
             let planned = plan(&asked.with_zero_snr(zero_snr).with_prediction(prediction), steps);
             // Those that leave out the cleanest of one more timestep have one less.
             if let (1000, TimestepSpacing::Leading, Err(Error::Input(message))) = (steps, spacing, &planned) {
-                assert!(message.contains("--steps 1000") && (message.contains("999") || message.contains("1 to 50")), "{message}");
+                assert!(message.contains("`steps` 1000") && (message.contains("999") || message.contains("1 to 50")), "{message}");
                 continue;
             }
             // A single of A1111's timesteps leaves no step to take.
@@ -254,10 +254,10 @@ fn every_sampler_takes_any_number_of_steps() {
 fn steps_outside_the_trained_range_are_refused() {
     for steps in [0, 1001] {
         let error = plan(&SchedulerConfig::default(), steps).unwrap_err();
-        assert!(matches!(&error, Error::Input(m) if m.contains("--steps") && m.contains("1 to 1000")), "{error}");
+        assert!(matches!(&error, Error::Input(m) if m.contains("`steps`") && m.contains("1 to 1000")), "{error}");
     }
     let runge_kutta = config(r#"{"_class_name": "PNDMScheduler"}"#);
-    assert!(matches!(plan(&runge_kutta, 3), Err(Error::Input(m)) if m.contains("--steps 3")));
+    assert!(matches!(plan(&runge_kutta, 3), Err(Error::Input(m)) if m.contains("`steps` 3")));
     assert!(runge_kutta.check().is_ok());
 }
 
@@ -279,7 +279,7 @@ fn an_error_of_the_observer_stops_the_run() {
     let mut network = Formula { process: Arc::clone(&schedule.process), told: vec![] };
     let latents = Tensor::ones(SHAPE, candle_core::DType::F32, &Device::Cpu).unwrap();
     let mut cancel = |step: &Step, _: &Tensor| if step.index == 2 { Err(Error::Cancelled) } else { Ok(()) };
-    assert!(matches!(sample(&schedule, &latents, &mut network, &mut NoNoise, &mut cancel), Err(Error::Cancelled)));
+    assert!(matches!(sample(&schedule, &latents, &mut network, &mut SilentNoise, &mut cancel), Err(Error::Cancelled)));
     assert_eq!(network.told.len(), 4, "the first step of PLMS makes two calls");
 }
 
@@ -398,9 +398,9 @@ fn what_is_not_implemented_is_refused_by_name() {
 fn flags_that_do_not_go_together_are_refused() {
     let refused = |config: SchedulerConfig, flag: &str| matches!(config.check(), Err(Error::Input(m)) if m.contains(flag));
     let sampler = |name: &str| SchedulerConfig::default().with_sampler(name).unwrap();
-    assert!(refused(sampler("ddim karras"), "--schedule"));
-    assert!(refused(sampler("euler").with_eta(0.5), "--eta"));
-    assert!(refused(sampler("ddim").with_eta(1.5), "--eta"));
+    assert!(refused(sampler("ddim karras"), "`schedule`"));
+    assert!(refused(sampler("euler").with_eta(0.5), "`eta`"));
+    assert!(refused(sampler("ddim").with_eta(1.5), "`eta`"));
     assert!(sampler("euler a karras").with_eta(0.5).check().is_ok());
     assert!(matches!(SigmaSchedule::from_name("betta"), Err(Error::Input(m)) if m.contains("karras")));
     assert!(TimestepSpacing::from_name("Trailing").is_ok());

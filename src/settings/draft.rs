@@ -178,12 +178,12 @@ impl Draft {
         if request.inputs.edit && request.part_weights().is_some() {
             return Err(Error::setting(
                 "edit",
-                ": an instruction has one part; leave AND out of the prompt, or take --prompt-syntax plain",
+                ": an instruction has one part; leave AND out of the prompt, or take `prompt-syntax` plain",
             ));
         }
         if self.text.emphasis.is_some() && request.text.prompt_syntax != PromptSyntax::A1111 {
             let syntax = request.text.prompt_syntax.name();
-            return Err(Error::setting("emphasis", format!(": --prompt-syntax {syntax} has a rule of its own; leave one of them out")));
+            return Err(Error::setting("emphasis", format!(": `prompt-syntax` {syntax} has a rule of its own; leave one of them out")));
         }
         Ok(request)
     }

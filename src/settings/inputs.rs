@@ -127,7 +127,7 @@ impl InputSettings {
         }
         let mask = if self.invert_mask { invert_mask(&mask) } else { mask };
         if is_empty_mask(&mask) && self.outpaint.is_none() {
-            return Err(wrong("mask", file, "marks nothing to make anew; paint white what is to change, or --invert-mask"));
+            return Err(wrong("mask", file, "marks nothing to make anew; paint white what is to change, or `invert-mask`"));
         }
         Ok(Some(mask))
     }
@@ -155,11 +155,11 @@ impl Draft {
                 [("mask", inputs.mask.is_some()), ("outpaint", inputs.outpaint.is_some()), ("edit", inputs.edit == Some(true))]
             {
                 if given {
-                    return missing(name, "needs --init-image, the image to start from");
+                    return missing(name, "needs `init-image`, the image to start from");
                 }
             }
             if edits || repaints {
-                let how = if edits { "changes an image as the prompt says" } else { "makes parts of an image anew; --mask says which" };
+                let how = if edits { "changes an image as the prompt says" } else { "makes parts of an image anew; `mask` says which" };
                 return missing("init-image", &format!("give one: this model {how}"));
             }
             // What a configuration file says of images to start from changes nothing where there is none.
@@ -167,7 +167,7 @@ impl Draft {
             return Ok(draft);
         }
         if repaints && draft.inputs.mask.is_none() && draft.inputs.outpaint.is_none() {
-            return missing("mask", "give one, or --outpaint: this model makes parts of an image anew");
+            return missing("mask", "give one, or `outpaint`: this model makes parts of an image anew");
         }
         if draft.inputs.edit == Some(true) && !edits {
             return missing("edit", &format!("needs a model with {} input channels, such as InstructPix2Pix", 2 * latents));

@@ -145,7 +145,7 @@ impl PromptExpander {
         missing.dedup();
         missing
             .into_iter()
-            .map(|name| format!("no wildcard is called __{name}__, which stays in the prompt; --wildcards names their folder"))
+            .map(|name| format!("no wildcard is called __{name}__, which stays in the prompt; `wildcards` names their folder"))
             .collect()
     }
 
@@ -158,7 +158,7 @@ impl PromptExpander {
         }
         let path = said.styles_file.as_ref().map_or(Path::new(STYLES), |file| file.as_ref());
         if said.styles_file.is_none() && !path.exists() {
-            return Err(Error::setting("style", format!("{}: there is no {STYLES} here; name it with --styles-file", said.styles[0])));
+            return Err(Error::setting("style", format!("{}: there is no {STYLES} here; name it with `styles-file`", said.styles[0])));
         }
         let sheet = kept(&mut self.sheets, path, StyleSheet::read)?;
         for name in &said.styles {

@@ -91,7 +91,7 @@ impl TextEncoder {
         let skip = self.spec.skip_layers + more_skipped;
         if skip >= self.spec.clip.layers {
             return Err(Error::Input(format!(
-                "--clip-skip {}: the text encoder has {} layers to choose from; give a smaller number",
+                "`clip-skip` {}: the text encoder has {} layers to choose from; give a smaller number",
                 more_skipped + 1,
                 self.spec.clip.layers - self.spec.skip_layers
             )));

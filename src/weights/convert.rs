@@ -32,7 +32,7 @@ pub enum Layout {
 
 /// What [`convert`] wrote.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct ConvertReport {
     /// The file or the folder.
     pub path: PathBuf,
     /// Tensors written.
@@ -91,7 +91,7 @@ pub fn convert(
     layout: Layout,
     dtype: Option<DType>,
     tokenizers: &[(&str, TokenizerFiles)],
-) -> Result<Report> {
+) -> Result<ConvertReport> {
     convert_observed(from, to, layout, dtype, tokenizers, None, &mut |_| Ok(()))
 }
 
@@ -107,7 +107,7 @@ pub fn convert_observed(
     tokenizers: &[(&str, TokenizerFiles)],
     changes: Option<&dyn TensorChanges>,
     written: Written<'_>,
-) -> Result<Report> {
+) -> Result<ConvertReport> {
     let changes = changes.unwrap_or(&Unchanged);
     for (component, name) in changes.names() {
         if from.part(component).is_none_or(|part| part.shape(&name).is_none()) {
@@ -121,7 +121,7 @@ pub fn convert_observed(
     if to.symlink_metadata().is_ok() {
         return Err(Error::Input(format!("{} exists already; name a file or folder that does not", to.display())));
     }
-    let mut report = Report { path: to.to_owned(), ..Report::default() };
+    let mut report = ConvertReport { path: to.to_owned(), ..ConvertReport::default() };
     match layout {
         Layout::Original => original(from, to, dtype, changes, &mut report, written)?,
         Layout::Diffusers => diffusers(from, to, dtype, tokenizers, changes, &mut report, written)?,
@@ -154,7 +154,7 @@ fn original(
     to: &Path,
     dtype: Option<Dtype>,
     changes: &dyn TensorChanges,
-    report: &mut Report,
+    report: &mut ConvertReport,
     written: Written<'_>,
 ) -> Result<()> {
     let spec = from.spec();
@@ -186,7 +186,7 @@ fn diffusers(
     dtype: Option<Dtype>,
     tokenizers: &[(&str, TokenizerFiles)],
     changes: &dyn TensorChanges,
-    report: &mut Report,
+    report: &mut ConvertReport,
     written: Written<'_>,
 ) -> Result<()> {
     let spec = from.spec();
@@ -275,7 +275,7 @@ fn write(
     metadata: Map<String, Value>,
     items: &[Item<'_>],
     dtype: Option<Dtype>,
-    report: &mut Report,
+    report: &mut ConvertReport,
     written: Written<'_>,
 ) -> Result<()> {
     let plan = plan(items, dtype)?;

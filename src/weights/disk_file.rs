@@ -110,16 +110,16 @@ impl ReadBuffers {
             buffer = vec![0; len];
         }
         file.read(start, buffer.get_mut(..len).unwrap_or_default())?;
-        Ok(TensorBytes(Source::Read { buffer, len, buffers: self }))
+        Ok(TensorBytes(ReadSource::Read { buffer, len, buffers: self }))
     }
 }
 
 /// The bytes of a tensor.
 #[derive(Debug)]
-pub(crate) struct TensorBytes<'a>(Source<'a>);
+pub(crate) struct TensorBytes<'a>(ReadSource<'a>);
 
 #[derive(Debug)]
-enum Source<'a> {
+enum ReadSource<'a> {
     Lent(&'a [u8]),
     Owned(Vec<u8>),
     /// The buffer goes back to where it is from.
@@ -135,16 +135,16 @@ impl Deref for TensorBytes<'_> {
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Source::Lent(bytes) => bytes,
-            Source::Owned(bytes) => bytes,
-            Source::Read { buffer, len, .. } => buffer.get(..*len).unwrap_or_default(),
+            ReadSource::Lent(bytes) => bytes,
+            ReadSource::Owned(bytes) => bytes,
+            ReadSource::Read { buffer, len, .. } => buffer.get(..*len).unwrap_or_default(),
         }
     }
 }
 
 impl Drop for TensorBytes<'_> {
     fn drop(&mut self) {
-        if let Source::Read { buffer, buffers, .. } = &mut self.0 {
+        if let ReadSource::Read { buffer, buffers, .. } = &mut self.0 {
             buffers.0.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(buffer));
         }
     }
@@ -152,13 +152,13 @@ impl Drop for TensorBytes<'_> {
 
 impl<'a> From<&'a [u8]> for TensorBytes<'a> {
     fn from(bytes: &'a [u8]) -> Self {
-        Self(Source::Lent(bytes))
+        Self(ReadSource::Lent(bytes))
     }
 }
 
 impl From<Vec<u8>> for TensorBytes<'_> {
     fn from(bytes: Vec<u8>) -> Self {
-        Self(Source::Owned(bytes))
+        Self(ReadSource::Owned(bytes))
     }
 }
 

@@ -180,24 +180,24 @@ fn quoted_tail(message: &str) -> String {
 #[derive(serde::Deserialize)]
 struct RawInfo {
     dtype: Dtype,
-    shape: Shape,
+    shape: TensorShape,
     data_offsets: (usize, usize),
 }
 
 /// The sizes of a tensor, no more than [`MAX_RANK`].
-struct Shape(Vec<usize>);
+struct TensorShape(Vec<usize>);
 
-impl<'de> Deserialize<'de> for Shape {
+impl<'de> Deserialize<'de> for TensorShape {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Sizes;
-        impl<'de> Visitor<'de> for Sizes {
-            type Value = Shape;
+        struct ShapeVisitor;
+        impl<'de> Visitor<'de> for ShapeVisitor {
+            type Value = TensorShape;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a list of sizes")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Shape, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<TensorShape, A::Error> {
                 let mut shape = Vec::new();
                 while let Some(size) = list.next_element()? {
                     if shape.len() == MAX_RANK {
@@ -205,10 +205,10 @@ impl<'de> Deserialize<'de> for Shape {
                     }
                     shape.push(size);
                 }
-                Ok(Shape(shape))
+                Ok(TensorShape(shape))
             }
         }
-        deserializer.deserialize_seq(Sizes)
+        deserializer.deserialize_seq(ShapeVisitor)
     }
 }
 

@@ -1,16 +1,16 @@
 //! Tensors that checkpoints carry and that generating has no use for.
 
 /// How a key is recognised.
-enum Key {
+enum IgnorableKey {
     Is(&'static str),
     Starts(&'static str),
     Has(&'static str),
     Ends(&'static str),
 }
-use Key::{Ends, Has, Is, Starts};
+use IgnorableKey::{Ends, Has, Is, Starts};
 
 /// What is left out, and why.
-const TABLE: &[Key] = &[
+const TABLE: &[IgnorableKey] = &[
     // The indices 0, 1, 2, … of a text's tokens.
     Ends("position_ids"),
     // A second, averaged UNet, which training goes on with.

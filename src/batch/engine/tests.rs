@@ -12,12 +12,12 @@ fn seen<T: Clone>(shared: &Shared<T>) -> Vec<T> {
 }
 
 /// Model 9 is damaged, and for model 8 the machine is too small; all others are the built-in one.
-struct Models {
+struct TestModels {
     checkpoint: Checkpoint,
     loads: Shared<usize>,
 }
 
-impl Load for Models {
+impl Load for TestModels {
     fn load(&mut self, model: usize, _: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
         self.loads.lock().unwrap().push(model);
         if model == 9 {
@@ -113,7 +113,7 @@ fn run_all(batches: &[(usize, &[&str])], steps: usize, room: usize, patience: Op
         .map(|(model, prompts)| Ok(Batch { tasks: prompts.iter().map(|prompt| task(*model, prompt)).collect(), at_once: 2 }))
         .collect();
     let (loads, ids, errors) = (Shared::default(), Shared::default(), Shared::default());
-    let models = Models { checkpoint, loads: loads.clone() };
+    let models = TestModels { checkpoint, loads: loads.clone() };
     let mut ears = RecordingObserver { patience, ..RecordingObserver::default() };
     let ended = run(move |_| batches.into_iter(), models, Collected { ids: ids.clone(), errors: errors.clone(), room }, &mut ears);
     Outcome { ended, loads: seen(&loads), ids: seen(&ids), errors: seen(&errors), ears }

@@ -1,7 +1,7 @@
 //! `sd-gen bench`: every combination of what was asked for, measured and shown.
 
 use crate::bench::{
-    Case, Machine, PeakRates, RandomModel, Report, Row, Settings, Subject, aligned, check_size, compare, csv, markdown, measure, record,
+    Case, Machine, PeakRates, RandomModel, BenchReport, BenchRow, MeasureSettings, Subject, aligned, check_size, compare, csv, markdown, measure, record,
     reference_image,
 };
 use crate::cli::model;
@@ -139,7 +139,7 @@ pub(in crate::cli) fn run(args: &BenchArgs) -> Result<()> {
         return Err(Error::Input("--repeats 0: must be at least 1".into()));
     }
     listen_for_cancellation()?;
-    let baseline = args.baseline.as_deref().map(Report::read).transpose()?;
+    let baseline = args.baseline.as_deref().map(BenchReport::read).transpose()?;
     args.check_outputs()?;
     let subjects = args.subjects();
     let sizes: Vec<Size> = if args.sizes.is_empty() { vec![None] } else { args.sizes.iter().copied().map(Some).collect() };
@@ -148,7 +148,7 @@ pub(in crate::cli) fn run(args: &BenchArgs) -> Result<()> {
     }
 
     let mut progress = Progress::new(args.progress, args.quiet);
-    let mut report = Report {
+    let mut report = BenchReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         date: crate::cli::command::output::local_time(std::time::SystemTime::now()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string(),
         machine: Machine::here(),
@@ -213,11 +213,11 @@ impl BenchArgs {
         &self,
         subject: &Subject<'_>,
         sizes: &[Size],
-        rows: &mut Vec<Row>,
+        rows: &mut Vec<BenchRow>,
         peaks: &mut PeakRates,
         progress: &mut Progress,
     ) -> Result<()> {
-        let settings = Settings { steps: self.steps, warmups: self.warmups, repeats: self.repeats, profile: self.profile };
+        let settings = MeasureSettings { steps: self.steps, warmups: self.warmups, repeats: self.repeats, profile: self.profile };
         let mut references: Vec<(Size, Option<Tensor>)> = Vec::new();
         for &device_choice in &self.devices {
             let device = open(device_choice);
@@ -275,7 +275,7 @@ impl BenchArgs {
         Ok(())
     }
 
-    fn write(&self, report: &Report, baseline: Option<&Report>) -> Result<()> {
+    fn write(&self, report: &BenchReport, baseline: Option<&BenchReport>) -> Result<()> {
         let mut table = true;
         let mut put = |path: &Option<PathBuf>, text: String| match path {
             None => Ok(()),
@@ -330,10 +330,10 @@ fn reference(subject: &Subject<'_>, size: Size, progress: &mut Progress) -> Resu
 }
 
 /// The row of a combination whose device is not there.
-fn failed(subject: &Subject<'_>, device: DeviceChoice, dtype: DTypeChoice, size: Size, batch_size: usize, error: &Error) -> Row {
+fn failed(subject: &Subject<'_>, device: DeviceChoice, dtype: DTypeChoice, size: Size, batch_size: usize, error: &Error) -> BenchRow {
     let (width, height) = size.unwrap_or_default();
     let dtype = dtype.on(&Device::Cpu).as_str().to_owned();
-    Row {
+    BenchRow {
         model: subject.name.clone(),
         device: named(device),
         dtype,
@@ -341,7 +341,7 @@ fn failed(subject: &Subject<'_>, device: DeviceChoice, dtype: DTypeChoice, size:
         height,
         batch_size,
         error: Some(error.to_string()),
-        ..Row::default()
+        ..BenchRow::default()
     }
 }
 

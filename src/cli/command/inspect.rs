@@ -8,7 +8,7 @@ use crate::cli::terminal::listen_for_cancellation;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::screen;
 use crate::cli::terminal::show::{bytes, count, facts, harmless, json as json_text, several, steers};
-use crate::metadata::{self, Command, Field, Image};
+use crate::metadata::{self, PrintedCommand, Field, Image};
 use crate::settings::ProgressStyle;
 use crate::survey::{ComponentSummary, Kind, Survey};
 use crate::weights::{Checkpoint, HashCache, Hashes, trained_words};
@@ -140,7 +140,7 @@ pub(in crate::cli) fn hash(path: &Path, cache: &mut HashCache) -> Result<Hashes>
 }
 
 /// The command that generates an image again.
-fn again(image: &Image) -> Option<Command> {
+fn again(image: &Image) -> Option<PrintedCommand> {
     image.recipe.as_ref().map(metadata::command)
 }
 

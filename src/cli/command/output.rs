@@ -17,7 +17,7 @@ const FIELDS: &str = "date, time, seed, index, prompt, negative, model, sampler,
 
 /// One piece of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
+enum TemplatePiece {
     Text(String),
     Field { name: String, most: Option<usize> },
 }
@@ -26,7 +26,7 @@ enum Piece {
 #[derive(Debug)]
 pub(in crate::cli) struct Output {
     /// `None` is standard output.
-    template: Option<Vec<Piece>>,
+    template: Option<Vec<TemplatePiece>>,
     folder: PathBuf,
     /// The user named one very file, so a taken name is an error and not a reason to count on.
     exact: bool,
@@ -70,7 +70,7 @@ impl Output {
             _ => return Err(wrong("images are written as PNG; give a name that ends in .png".into())),
         }
         let pieces = parse(text).map_err(wrong)?;
-        let exact = pieces.iter().all(|piece| matches!(piece, Piece::Text(_)));
+        let exact = pieces.iter().all(|piece| matches!(piece, TemplatePiece::Text(_)));
         Ok(Self { template: Some(pieces), folder, exact, overwrite, confined_to: None })
     }
 
@@ -93,7 +93,7 @@ impl Output {
         };
         let fixed: PathBuf = self
             .folder
-            .join(template.iter().map_while(|p| if let Piece::Text(t) = p { Some(t.as_str()) } else { None }).collect::<String>());
+            .join(template.iter().map_while(|p| if let TemplatePiece::Text(t) = p { Some(t.as_str()) } else { None }).collect::<String>());
         if self.exact {
             if images > 1 {
                 return Err(Error::Input(format!(
@@ -198,12 +198,12 @@ fn shortened(path: PathBuf) -> PathBuf {
     path.with_file_name(format!("{}.png", &stem[..stem.floor_char_boundary(MOST)]))
 }
 
-fn parse(text: &str) -> Result<Vec<Piece>, String> {
+fn parse(text: &str) -> Result<Vec<TemplatePiece>, String> {
     let mut pieces = Vec::new();
     let mut rest = text;
     while let Some(open) = rest.find('{') {
         if open > 0 {
-            pieces.push(Piece::Text(rest[..open].to_owned()));
+            pieces.push(TemplatePiece::Text(rest[..open].to_owned()));
         }
         let after = &rest[open + 1..];
         let close = after.find('}').ok_or("a \"{\" has no \"}\"")?;
@@ -213,19 +213,19 @@ fn parse(text: &str) -> Result<Vec<Piece>, String> {
         if !FIELDS.split(", ").any(|field| field == name) {
             return Err(format!("{{{name}}} is not known; there are {FIELDS}"));
         }
-        pieces.push(Piece::Field { name: name.to_owned(), most });
+        pieces.push(TemplatePiece::Field { name: name.to_owned(), most });
         rest = &after[close + 1..];
     }
     if !rest.is_empty() {
-        pieces.push(Piece::Text(rest.to_owned()));
+        pieces.push(TemplatePiece::Text(rest.to_owned()));
     }
     Ok(pieces)
 }
 
-fn fill(piece: &Piece, image: &ImageName<'_>) -> String {
+fn fill(piece: &TemplatePiece, image: &ImageName<'_>) -> String {
     let (name, most) = match piece {
-        Piece::Text(text) => return text.clone(),
-        Piece::Field { name, most } => (name.as_str(), *most),
+        TemplatePiece::Text(text) => return text.clone(),
+        TemplatePiece::Field { name, most } => (name.as_str(), *most),
     };
     let request = image.request;
     let value = match name {
@@ -274,10 +274,10 @@ mod tests {
 
     #[test]
     fn templates_are_read() {
-        let field = |name: &str, most| Piece::Field { name: name.into(), most };
+        let field = |name: &str, most| TemplatePiece::Field { name: name.into(), most };
         assert_eq!(
             parse("{date}/a-{prompt:.40}.png").unwrap(),
-            [field("date", None), Piece::Text("/a-".into()), field("prompt", Some(40)), Piece::Text(".png".into())]
+            [field("date", None), TemplatePiece::Text("/a-".into()), field("prompt", Some(40)), TemplatePiece::Text(".png".into())]
         );
         for (bad, word) in [("{sed}.png", "sed"), ("{seed.png", "no \"}\""), ("{seed:.x}.png", "no number")] {
             assert!(parse(bad).unwrap_err().contains(word), "{bad}");

@@ -4,7 +4,7 @@ use crate::cli::process::OFFLINE;
 use crate::cli::process::cancelled;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::screen;
-use crate::hub::{Event, HubId, Missing, Settings, fetch, missing};
+use crate::hub::{FetchEvent, HubId, Missing, HubSettings, fetch, missing};
 use crate::settings::{Draft, ProgressStyle};
 use crate::weights::{Checkpoint, OpenOptions};
 use crate::{Error, Result};
@@ -55,8 +55,8 @@ pub(in crate::cli) fn to_fetch(id: &HubId, dtype: DType, showing: DownloadStyle)
     missing(&settings()?, id, variant(dtype).as_deref(), &mut |event| shown.event(event))
 }
 
-fn settings() -> Result<Settings> {
-    let mut settings = Settings::from_environment()?;
+fn settings() -> Result<HubSettings> {
+    let mut settings = HubSettings::from_environment()?;
     if OFFLINE.load(Ordering::Relaxed) {
         settings.offline = Some("--offline");
     }
@@ -79,14 +79,14 @@ impl DownloadView {
         DownloadView { progress: Progress::new(showing.style, showing.quiet), file: String::new() }
     }
 
-    fn event(&mut self, event: Event<'_>) -> Result<()> {
+    fn event(&mut self, event: FetchEvent<'_>) -> Result<()> {
         if cancelled() {
             return Err(Error::Cancelled);
         }
         match event {
-            Event::Note("") => {}
-            Event::Note(note) => self.progress.say(note),
-            Event::Received { path, done, size } => self.received(path, done, size),
+            FetchEvent::Note("") => {}
+            FetchEvent::Note(note) => self.progress.say(note),
+            FetchEvent::Received { path, done, size } => self.received(path, done, size),
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 //! allow it.
 
 use crate::cli::settings::flags::{FlagList, Flags};
-use crate::cli::settings::lines::{LineErrors, Record};
+use crate::cli::settings::lines::{LineErrors, LineRecord};
 use crate::disk::{read_bounded, stays_inside};
 use crate::settings::ValueKind;
 use crate::{Error, Result};
@@ -65,7 +65,7 @@ fn configured_by(
         let shown = if confined_to.is_some() { Path::new(".").join(HERE) } else { path.clone() }.display().to_string();
         match text_of(&path, &shown) {
             Ok(None) => {}
-            Ok(Some(text)) => files.push(File { record: Record::line(&shown.into(), 1, text), confined_to }),
+            Ok(Some(text)) => files.push(File { record: LineRecord::line(&shown.into(), 1, text), confined_to }),
             Err(error) => unreadable = unreadable.or(Some(error)),
         }
     }
@@ -164,7 +164,7 @@ impl<'a> Commands<'a> {
 
 /// A configuration file.
 struct File<'a> {
-    record: Record,
+    record: LineRecord,
     /// The folder that it may be from elsewhere with.
     confined_to: Option<&'a Path>,
 }

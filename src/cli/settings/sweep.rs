@@ -14,7 +14,7 @@ const MOST_VALUES: usize = 100_000;
 
 /// One `--sweep`: a flag and the values that it takes in turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::cli) struct Axis {
+pub(in crate::cli) struct SweepAxis {
     /// The flag's own name, without dashes.
     pub(in crate::cli) name: String,
     /// The values as they were written.
@@ -23,7 +23,7 @@ pub(in crate::cli) struct Axis {
     values: Vec<Vec<OsString>>,
 }
 
-impl Axis {
+impl SweepAxis {
     /// Reads `flag=value,value`, ranges `1..16` and `1..16:5`, and `flag=@file` with a value a line.
     ///
     /// # Errors
@@ -114,13 +114,13 @@ fn range(cell: &str, first: &str, rest: &str, kind: ValueKind) -> Result<Vec<Str
 /// Several sweeps together, checked against each other.
 #[derive(Debug, Clone)]
 pub(in crate::cli) struct Sweep {
-    pub(in crate::cli) axes: Arc<[Axis]>,
+    pub(in crate::cli) axes: Arc<[SweepAxis]>,
 }
 
 impl Sweep {
     /// # Errors
     /// Two sweeps set the same, or conflict.
-    pub(in crate::cli) fn new(axes: Vec<Axis>) -> Result<Self> {
+    pub(in crate::cli) fn new(axes: Vec<SweepAxis>) -> Result<Self> {
         for (at, axis) in axes.iter().enumerate() {
             for before in &axes[..at] {
                 if before.flag == axis.flag {
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     fn labels(text: &str) -> Vec<String> {
-        Axis::parse(text).unwrap_or_else(|e| panic!("{text}: {e}")).labels
+        SweepAxis::parse(text).unwrap_or_else(|e| panic!("{text}: {e}")).labels
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(labels("prompt=\"a cat, sitting\",\"a \"\"dog\"\"\",1..3"), ["a cat, sitting", "a \"dog\"", "1..3"]);
         assert_eq!(labels("negative-prompt=,blurry"), ["", "blurry"]);
         assert_eq!(labels("zero-snr=true,false"), ["true", "false"]);
-        assert_eq!(Axis::parse("cfg=1,2").unwrap().name, "guidance-scale");
+        assert_eq!(SweepAxis::parse("cfg=1,2").unwrap().name, "guidance-scale");
     }
 
     #[test]
@@ -216,10 +216,10 @@ mod tests {
             ("threads=1,2", "--threads is for the whole run; give it on the command line"),
             ("rng=torch-gpu", "--rng \"torch-gpu\": "),
         ] {
-            let error = Axis::parse(text).unwrap_err();
+            let error = SweepAxis::parse(text).unwrap_err();
             assert!(error.starts_with(said), "{text}: {error}");
         }
-        let axes = |texts: &[&str]| Sweep::new(texts.iter().map(|text| Axis::parse(text).unwrap()).collect());
+        let axes = |texts: &[&str]| Sweep::new(texts.iter().map(|text| SweepAxis::parse(text).unwrap()).collect());
         assert!(axes(&["steps=1", "num-inference-steps=2"]).unwrap_err().to_string().contains("given twice"));
         assert!(axes(&["size=64x64", "width=64"]).unwrap_err().to_string().contains("does not go with --sweep size"));
     }
@@ -230,8 +230,8 @@ mod tests {
         let path = folder.path().join("prompts");
         std::fs::write(&path, "\u{feff}a cat, \"quoted\"\r\n\n# not this\na dog --steps 5\n").unwrap();
         assert_eq!(labels(&format!("prompt=@{}", path.display())), ["a cat, \"quoted\"", "a dog --steps 5"]);
-        assert!(Axis::parse("prompt=@/no/such/file").unwrap_err().contains("/no/such/file"));
+        assert!(SweepAxis::parse("prompt=@/no/such/file").unwrap_err().contains("/no/such/file"));
         std::fs::write(&path, b"a\n\xff\n").unwrap();
-        assert!(Axis::parse(&format!("prompt=@{}", path.display())).unwrap_err().contains(":2:1: byte 1"));
+        assert!(SweepAxis::parse(&format!("prompt=@{}", path.display())).unwrap_err().contains(":2:1: byte 1"));
     }
 }

@@ -21,11 +21,11 @@ pub(in crate::cli) fn listen_for_cancellation() -> Result<()> {
     process::listen_for_cancellation(|| screen::show(Vec::new()))
 }
 
-/// An error as the command line says it: a setting's name has its dashes.
+/// An error as the command line says it: settings have their dashes.
 pub(in crate::cli) fn sentence(error: &crate::Error) -> String {
     match error {
-        crate::Error::Setting { .. } => format!("--{error}"),
-        _ => error.to_string(),
+        crate::Error::Setting { .. } => show::with_dashes(&format!("--{error}")),
+        _ => show::with_dashes(&error.to_string()),
     }
 }
 

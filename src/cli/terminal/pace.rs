@@ -14,13 +14,13 @@ pub(in crate::cli) struct StepPace {
     at_work: usize,
     finished: usize,
     /// The last step that was heard of.
-    step: Option<Step>,
+    step: Option<PaceStep>,
     round: Option<Round>,
 }
 
 /// How far a batch is.
 #[derive(Debug)]
-struct Step {
+struct PaceStep {
     at: Instant,
     images: usize,
     /// Of its work, from 0 to 1.
@@ -45,7 +45,7 @@ impl StepPace {
 
     /// A batch of so many images has done a share of its work.
     pub(in crate::cli) fn step(&mut self, images: usize, share: f64, now: Instant) {
-        self.step = Some(Step { at: now, images, share });
+        self.step = Some(PaceStep { at: now, images, share });
     }
 
     /// An image is finished, well or badly.
@@ -74,7 +74,7 @@ impl StepPace {
             return Some(after(each * all.saturating_sub(finished) as f64, at).max(each * waiting as f64));
         }
         // The first batch, where it is alone, is judged by its steps.
-        let (Some(began), Some(Step { at, images, share })) = (self.began, &self.step) else { return None };
+        let (Some(began), Some(PaceStep { at, images, share })) = (self.began, &self.step) else { return None };
         let done = *images as f64 * share;
         let is_alone = *images == self.at_work && self.finished == 0;
         (is_alone && done > 0.0).then(|| after(seconds(began, *at) / done * (all as f64 - done).max(0.0), *at))
@@ -93,19 +93,19 @@ mod tests {
     /// ten seconds, and a tenth more to be written, in which the next one has begun. Gives the largest error of the end that is foretold,
     /// once a fifth of the run is over, as a share of the run, and how often the end moved to and fro by more than a fiftieth of it.
     fn judged(offsets: &[f64], batch: usize, rounds: usize) -> (f64, usize) {
-        enum Event {
+        enum PaceEvent {
             Begun,
-            Step(f64),
+            PaceStep(f64),
             Finished,
         }
         let mut events = Vec::new();
         for offset in offsets {
             for round in 0..rounds {
                 let start = offset + round as f64 * 10.0;
-                events.push((start, Event::Begun));
-                events.extend((1..=8).map(|step| (start + 1.1 * f64::from(step), Event::Step(f64::from(step) / 9.0))));
+                events.push((start, PaceEvent::Begun));
+                events.extend((1..=8).map(|step| (start + 1.1 * f64::from(step), PaceEvent::PaceStep(f64::from(step) / 9.0))));
                 // Written one by one.
-                events.extend((0..batch).map(|n| (start + 10.1 + 0.002 * n as f64, Event::Finished)));
+                events.extend((0..batch).map(|n| (start + 10.1 + 0.002 * n as f64, PaceEvent::Finished)));
             }
         }
         events.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -119,9 +119,9 @@ mod tests {
             let now = f64::from(tick) / 4.0;
             while let Some((time, event)) = events.next_if(|(time, _)| *time <= now) {
                 match event {
-                    Event::Begun => pace.begun(batch, at(time)),
-                    Event::Step(share) => pace.step(batch, share, at(time)),
-                    Event::Finished => pace.finished(at(time)),
+                    PaceEvent::Begun => pace.begun(batch, at(time)),
+                    PaceEvent::PaceStep(share) => pace.step(batch, share, at(time)),
+                    PaceEvent::Finished => pace.finished(at(time)),
                 }
             }
             let Some(left) = pace.left(all, at(now)) else { continue };

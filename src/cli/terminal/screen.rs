@@ -4,7 +4,7 @@
 //! it can be wiped by "erase from here on" whatever became of the lines below: a terminal that is made narrower breaks them anew, and
 //! nobody could count them then. Messages wipe it, are written, and have it drawn again below. On a pipe nothing is ever alive.
 
-use crate::cli::terminal::show::{harmless, json as as_json};
+use crate::cli::terminal::show::{harmless, json as as_json, with_dashes};
 use console::Term;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -65,11 +65,12 @@ pub(in crate::cli) fn size() -> (u16, u16) {
 
 /// A line for people, or for programs a `message` event. What a file made part of it cannot steer the terminal.
 pub(in crate::cli) fn say(line: &str) {
+    let line = with_dashes(line);
     let mut screen = screen();
     if screen.json {
         return screen.write(&format!("{}\n", as_json(&json!({ "event": "message", "message": line }), false)));
     }
-    screen.write(&format!("{}\n", harmless(line)));
+    screen.write(&format!("{}\n", harmless(&line)));
 }
 
 /// An event, where programs listen.

@@ -1,5 +1,7 @@
 //! How facts are laid out for people: columns, sizes, and text from files that must not steer the terminal.
 
+use crate::settings;
+
 /// Rows as columns, two spaces apart; the last column is not padded.
 pub(in crate::cli) fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -34,6 +36,31 @@ pub(in crate::cli) fn steers(c: char) -> bool {
 /// Text from a file without what would steer a terminal; lines and tabulators stay.
 pub(in crate::cli) fn harmless(text: &str) -> String {
     text.chars().map(|c| if steers(c) && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Flags that are no settings, but that the library speaks of.
+const OTHER_FLAGS: &[&str] = &["baseline", "manifest", "sweep"];
+
+/// The library writes settings as `` `steps` ``, since not everybody sets them by flags: here they get their dashes.
+pub(in crate::cli) fn with_dashes(text: &str) -> String {
+    let is_flag = |name: &str| OTHER_FLAGS.contains(&name) || settings::find(name).is_some_and(|row| row.name == name);
+    let mut written = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('`') {
+        written.push_str(before);
+        rest = match after.split_once('`') {
+            Some((name, behind)) if is_flag(name) => {
+                written.push_str("--");
+                written.push_str(name);
+                behind
+            }
+            _ => {
+                written.push('`');
+                after
+            }
+        };
+    }
+    written + rest
 }
 
 /// JSON with what would steer a terminal as escapes: serde_json escapes no more than ASCII's control characters.
@@ -77,6 +104,14 @@ pub(in crate::cli) fn count(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_get_their_dashes_and_other_code_is_left_alone() {
+        assert_eq!(with_dashes("`steps` 9: try `vae-dtype` f32 or `manifest`"), "--steps 9: try --vae-dtype f32 or --manifest");
+        for text in ["", "`", "``", "this `{` is never closed; close it with `}`", "`beta_start` with `Steps`"] {
+            assert_eq!(with_dashes(text), text);
+        }
+    }
 
     #[test]
     fn columns_are_aligned_and_terminals_left_alone() {

@@ -26,14 +26,14 @@ pub(super) fn read(png: impl BufRead + Seek) -> Vec<Text> {
 }
 
 /// The rows of an image that have been unpacked so far.
-struct Rows {
+struct UnpackedRows {
     samples: Vec<u8>,
     width: usize,
     height: usize,
     channels: usize,
 }
 
-impl Rows {
+impl UnpackedRows {
     /// `count` bytes after `skip` others, from the lowest bits of `carriers`; fewer where the rows end.
     fn bytes(&self, carriers: &[usize], skip: usize, count: usize) -> Option<Vec<u8>> {
         let bit = |i: usize| {
@@ -64,8 +64,8 @@ fn payload(png: impl BufRead + Seek) -> Option<Vec<Text>> {
     }
     let size = reader.output_buffer_size().filter(|size| *size <= MOST_PIXELS)?;
     let (width, height) = (reader.info().width as usize, reader.info().height as usize);
-    let mut rows = Rows { samples: Vec::new(), width, height, channels };
-    let mut unpack = |rows: &mut Rows, count: usize| {
+    let mut rows = UnpackedRows { samples: Vec::new(), width, height, channels };
+    let mut unpack = |rows: &mut UnpackedRows, count: usize| {
         while rows.samples.len() < size.min(count.saturating_mul(width * channels)) {
             rows.samples.extend_from_slice(reader.next_row().ok()??.data());
         }

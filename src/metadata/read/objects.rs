@@ -59,19 +59,19 @@ const MODEL_NAMES: &[&str] = &["modelfilename", "modelname", "name", "model"];
 const MODEL_HASHES: &[&str] = &["hash", "modelhash"];
 
 /// A tool, and keys of which any shows that an object is its own.
-struct Dialect {
+struct ObjectDialect {
     tool: &'static str,
     /// Exactly as they are written. A key and a value: the value is this text.
     marks: &'static [(&'static str, Option<&'static str>)],
 }
 
 /// Who is easily mistaken for another comes first: mflux writes `base_model` too.
-const DIALECTS: &[Dialect] = &[
-    Dialect { tool: "mflux", marks: &[("mflux_version", None)] },
-    Dialect { tool: "RuinedFooocus", marks: &[("software", Some("RuinedFooocus")), ("base_model_name", None)] },
-    Dialect { tool: "Fooocus", marks: &[("base_model", None), ("Base Model", None), ("metadata_scheme", Some("fooocus"))] },
-    Dialect { tool: "Easy Diffusion", marks: &[("use_stable_diffusion_model", None)] },
-    Dialect { tool: "HF Space", marks: &[("num_inference_steps", None)] },
+const DIALECTS: &[ObjectDialect] = &[
+    ObjectDialect { tool: "mflux", marks: &[("mflux_version", None)] },
+    ObjectDialect { tool: "RuinedFooocus", marks: &[("software", Some("RuinedFooocus")), ("base_model_name", None)] },
+    ObjectDialect { tool: "Fooocus", marks: &[("base_model", None), ("Base Model", None), ("metadata_scheme", Some("fooocus"))] },
+    ObjectDialect { tool: "Easy Diffusion", marks: &[("use_stable_diffusion_model", None)] },
+    ObjectDialect { tool: "HF Space", marks: &[("num_inference_steps", None)] },
 ];
 
 pub(super) fn read(texts: &[Text]) -> Option<Recipe> {

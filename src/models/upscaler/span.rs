@@ -12,11 +12,11 @@ const RANGE: f64 = 255.0;
 
 /// One block: three convolutions.
 #[derive(Debug)]
-struct Block {
+struct SpanBlock {
     convs: [Conv2d; 3],
 }
 
-impl Block {
+impl SpanBlock {
     /// The block's output, and what it has after its first convolution.
     fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let [first, second, third] = &self.convs;
@@ -31,10 +31,10 @@ impl Block {
 /// Wan et al., "Swift Parameter-free Attention Network for Efficient Super-Resolution" (arXiv:2311.12770); hongyuanyu/SPAN,
 /// basicsr/archs/span_arch.py
 #[derive(Debug)]
-struct Span {
+struct SpanNetwork {
     normed: bool,
     first: Conv2d,
-    blocks: Vec<Block>,
+    blocks: Vec<SpanBlock>,
     last: Conv2d,
     joint: Linear,
     up: Conv2d,
@@ -49,9 +49,9 @@ pub(super) fn load(root: &Scope<'_>) -> Result<Option<Loaded>> {
     let block = |n: usize| {
         let place = root.at(format!("block_{n}"));
         let conv = |c: usize| merged(&place.at(format!("c{c}_r")), filters, filters);
-        Ok(Block { convs: [conv(1)?, conv(2)?, conv(3)?] })
+        Ok(SpanBlock { convs: [conv(1)?, conv(2)?, conv(3)?] })
     };
-    let network = Span {
+    let network = SpanNetwork {
         normed: shape(root, "no_norm").is_none(),
         first: merged(&root.at("conv_1"), CHANNELS, filters)?,
         blocks: (1..=BLOCKS).map(block).collect::<Result<_>>()?,
@@ -92,7 +92,7 @@ fn merged(scope: &Scope<'_>, input: usize, output: usize) -> Result<Conv2d> {
     Ok(Conv2d::new(here(weight)?, Some(here(bias)?), 1, Padding::same(1))?)
 }
 
-impl UpscalerNetwork for Span {
+impl UpscalerNetwork for SpanNetwork {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = if self.normed { x.broadcast_sub(&mean(x)?)?.affine(RANGE, 0.0)? } else { x.clone() };
         let first = self.first.forward(&x)?;

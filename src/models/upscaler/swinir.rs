@@ -51,14 +51,14 @@ impl Convs {
 }
 
 /// An image as windows, and how.
-struct Windows {
+struct WindowLayout {
     side: usize,
     shift: usize,
     /// `(windows, tokens, tokens)`, for a shifted image: its ends meet in the last windows, and must not see each other.
     mask: Option<Tensor>,
 }
 
-impl Windows {
+impl WindowLayout {
     fn new(side: usize, shift: usize, (height, width): (usize, usize), device: &Device) -> Result<Self> {
         if shift == 0 {
             return Ok(Self { side, shift, mask: None });
@@ -96,7 +96,7 @@ impl Windows {
 }
 
 #[derive(Debug)]
-struct Block {
+struct SwinBlock {
     norm1: LayerNorm,
     qkv: Linear,
     heads: usize,
@@ -108,7 +108,7 @@ struct Block {
     fc2: Linear,
 }
 
-impl Block {
+impl SwinBlock {
     fn load(scope: &Scope<'_>, channels: usize, window: usize) -> Result<Self> {
         let (attention, mlp) = (scope.at("attn"), scope.at("mlp"));
         let places = (2 * window - 1).pow(2);
@@ -140,7 +140,7 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, windows: &Windows) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, windows: &WindowLayout) -> Result<Tensor> {
         let (_, height, width, channels) = x.dims4()?;
         let qkv = self.qkv.forward(&windows.split(&self.norm1.forward(x)?)?)?;
         let part = |n: usize| qkv.narrow(D::Minus1, n * channels, channels)?.contiguous();
@@ -153,7 +153,7 @@ impl Block {
 
 #[derive(Debug)]
 struct Group {
-    blocks: Vec<Block>,
+    blocks: Vec<SwinBlock>,
     conv: Convs,
 }
 
@@ -204,7 +204,7 @@ pub(super) fn load(root: &Scope<'_>) -> Result<Option<Loaded>> {
         let place = root.at(format!("layers.{i}"));
         let blocks = place.at("residual_group.blocks");
         let number = count(0, |j| shape(&blocks, &format!("{j}.norm1.weight")).is_some());
-        let blocks = (0..number).map(|j| Block::load(&blocks.at(j), channels, window)).collect::<Result<_>>()?;
+        let blocks = (0..number).map(|j| SwinBlock::load(&blocks.at(j), channels, window)).collect::<Result<_>>()?;
         Ok(Group { blocks, conv: Convs::load(&place.at("conv"), channels)? })
     };
     let groups = count(0, |i| shape(root, &format!("layers.{i}.residual_group.blocks.0.norm1.weight")).is_some());
@@ -261,8 +261,8 @@ fn reconstruction(root: &Scope<'_>, channels: usize) -> Result<(Reconstruction, 
 impl SwinIr {
     fn features(&self, first: &Tensor) -> Result<Tensor> {
         let (_, height, width, _) = first.dims4()?;
-        let plain = Windows::new(self.window, 0, (height, width), first.device())?;
-        let shifted = Windows::new(self.window, self.window / 2, (height, width), first.device())?;
+        let plain = WindowLayout::new(self.window, 0, (height, width), first.device())?;
+        let shifted = WindowLayout::new(self.window, self.window / 2, (height, width), first.device())?;
         let mut x = match &self.embed_norm {
             Some(norm) => norm.forward(first)?,
             None => first.clone(),

@@ -12,7 +12,7 @@ const TASK: usize = 16_384;
 
 /// Which function of an element.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Activation {
+pub(super) enum CpuActivation {
     Silu,
     Gelu,
     QuickGelu,
@@ -20,7 +20,7 @@ pub(super) enum Activation {
     LeakyRelu(f32),
 }
 
-impl Activation {
+impl CpuActivation {
     pub(super) fn apply(self, isa: Isa, x: &Tensor) -> Result<Tensor> {
         with_element!("activation", x.dtype(), T => self.map::<T>(isa, x))
     }
@@ -49,22 +49,22 @@ impl Activation {
 
 /// `x · sigmoid(x)`
 pub(in super::super) fn silu(x: &Tensor) -> Result<Tensor> {
-    Activation::Silu.apply(Isa::current()?, x)
+    CpuActivation::Silu.apply(Isa::current()?, x)
 }
 
 /// `x · Φ(x)`
 pub(in super::super) fn gelu(x: &Tensor) -> Result<Tensor> {
-    Activation::Gelu.apply(Isa::current()?, x)
+    CpuActivation::Gelu.apply(Isa::current()?, x)
 }
 
 /// `x · sigmoid(1.702 x)`
 pub(in super::super) fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    Activation::QuickGelu.apply(Isa::current()?, x)
+    CpuActivation::QuickGelu.apply(Isa::current()?, x)
 }
 
 /// `x` above zero, else `slope · x`.
 pub(in super::super) fn leaky_relu(x: &Tensor, slope: f32) -> Result<Tensor> {
-    Activation::LeakyRelu(slope).apply(Isa::current()?, x)
+    CpuActivation::LeakyRelu(slope).apply(Isa::current()?, x)
 }
 
 #[inline(always)]

@@ -8,7 +8,7 @@
 
 use super::element::{Element, Elements, build, with_element};
 use super::isa::Isa;
-use super::lines::{Line, elements_mut, lines, reserve, spare_mut};
+use super::lines::{CacheLine, elements_mut, lines, reserve, spare_mut};
 use super::math::{LANES, Math, reduce};
 use super::microkernel::{Kernels, MAX_ROWS, Tile};
 use super::product::LEAST_TASK;
@@ -74,9 +74,9 @@ struct AttentionShape {
 /// Keys and values of one head in panels of words.
 struct Head {
     /// `[keys / columns][size / depth][columns][depth]`
-    keys: Vec<Line>,
+    keys: Vec<CacheLine>,
     /// `[size / columns][keys / depth][columns][depth]`
-    values: Vec<Line>,
+    values: Vec<CacheLine>,
 }
 
 impl AttentionShape {
@@ -137,7 +137,7 @@ impl AttentionShape {
     }
 
     #[inline(always)]
-    fn pack_keys<T: Element, W: Element>(&self, k: &[T], head: usize) -> Vec<Line> {
+    fn pack_keys<T: Element, W: Element>(&self, k: &[T], head: usize) -> Vec<CacheLine> {
         let (depth, steps) = (depth::<W>(), self.steps::<W>(self.size));
         let mut panels = lines(self.keys.next_multiple_of(self.kernels.lanes) * steps);
         let to = elements_mut::<W>(&mut panels);
@@ -158,7 +158,7 @@ impl AttentionShape {
     }
 
     #[inline(always)]
-    fn pack_values<T: Element, W: Element>(&self, v: &[T], head: usize) -> Vec<Line> {
+    fn pack_values<T: Element, W: Element>(&self, v: &[T], head: usize) -> Vec<CacheLine> {
         let (depth, steps) = (depth::<W>(), self.steps::<W>(self.keys));
         let mut panels = lines(self.size.next_multiple_of(self.kernels.lanes) * steps);
         let to = elements_mut::<W>(&mut panels);
@@ -391,10 +391,10 @@ unsafe impl<T: Send> Sync for SharedOutput<T> {}
 #[derive(Default)]
 struct AttentionScratch {
     /// Queries in another dtype than they are stored in.
-    q: Vec<Line>,
-    scores: Vec<Line>,
-    weights: Vec<Line>,
-    sums: Vec<Line>,
+    q: Vec<CacheLine>,
+    scores: Vec<CacheLine>,
+    weights: Vec<CacheLine>,
+    sums: Vec<CacheLine>,
     states: Vec<SoftmaxState>,
 }
 

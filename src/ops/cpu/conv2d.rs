@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 /// A convolution; clones share the weights.
 #[derive(Debug, Clone)]
-pub(in super::super) struct Conv2d {
+pub(in super::super) struct CpuConv2d {
     packed: Arc<Packed>,
     kernel: (usize, usize),
     stride: usize,
     padding: Padding,
 }
 
-impl Conv2d {
+impl CpuConv2d {
     pub(in super::super) fn new(weight: Weight<'_>, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Self> {
         Self::with(Isa::current()?, weight, bias, stride, padding)
     }

@@ -4,7 +4,7 @@
 use super::super::{Epilogue, Weight};
 use super::element::{Element, Elements, build, with_element};
 use super::isa::Isa;
-use super::output::Output;
+use super::output::ProductOutput;
 use super::packed::Packed;
 use super::rows::Geometry;
 use candle_core::{Result, Tensor};
@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 /// A linear layer; clones share the weights.
 #[derive(Debug, Clone)]
-pub(in super::super) struct Linear {
+pub(in super::super) struct CpuLinear {
     packed: Arc<Packed>,
 }
 
-impl Linear {
+impl CpuLinear {
     pub(in super::super) fn new(weight: Weight<'_>, bias: Option<&Tensor>) -> Result<Self> {
         Self::with(Isa::current()?, weight, bias)
     }
@@ -65,7 +65,7 @@ pub(super) fn multiply<T: Element>(
     let row_bias = row_bias.as_ref().map(Elements::<T>::of).transpose()?;
     let residual = residual.as_ref().map(Elements::<T>::of).transpose()?;
     let fill = |to: &mut [_]| {
-        let out = Output::new(to, packed.outputs, batch, row_bias.as_deref(), residual.as_deref());
+        let out = ProductOutput::new(to, packed.outputs, batch, row_bias.as_deref(), residual.as_deref());
         packed.multiply(&x, geometry, &out);
     };
     // SAFETY: a product writes its whole output.

@@ -32,12 +32,12 @@ mod tests;
 
 pub(super) use activation::{geglu, gelu, leaky_relu, prelu, quick_gelu, silu};
 pub(super) use attention::attention;
-pub(super) use conv2d::Conv2d;
-pub(super) use linear::Linear;
-pub(super) use normalization::{GroupNorm, LayerNorm};
+pub(super) use conv2d::CpuConv2d;
+pub(super) use linear::CpuLinear;
+pub(super) use normalization::{CpuGroupNorm, CpuLayerNorm};
 pub(super) use numbers::{Numbers, tensor, with_numbers};
 pub(super) use upsample::upsample_nearest_2x;
-pub(super) use upsampling_conv2d::UpsamplingConv2d;
+pub(super) use upsampling_conv2d::CpuUpsamplingConv2d;
 
 /// The name of the instruction set in use.
 pub(super) fn instructions() -> candle_core::Result<&'static str> {

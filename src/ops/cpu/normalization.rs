@@ -18,7 +18,7 @@ const TASK_POSITIONS: usize = 256;
 const SIDE_BY_SIDE: usize = 64;
 
 #[derive(Debug, Clone)]
-pub(in super::super) struct GroupNorm {
+pub(in super::super) struct CpuGroupNorm {
     isa: Isa,
     weight: Vec<f32>,
     bias: Vec<f32>,
@@ -49,7 +49,7 @@ impl Moments {
     }
 }
 
-impl GroupNorm {
+impl CpuGroupNorm {
     pub(in super::super) fn new(weight: &Tensor, bias: &Tensor, groups: usize, eps: f64) -> Result<Self> {
         Self::with(Isa::current()?, weight, bias, groups, eps)
     }
@@ -222,14 +222,14 @@ fn apply<T: Element>(math: Math, x: &[T], y: &mut [MaybeUninit<T>], scale: &[f32
 }
 
 #[derive(Debug, Clone)]
-pub(in super::super) struct LayerNorm {
+pub(in super::super) struct CpuLayerNorm {
     isa: Isa,
     weight: Vec<f32>,
     bias: Vec<f32>,
     eps: f64,
 }
 
-impl LayerNorm {
+impl CpuLayerNorm {
     pub(in super::super) fn new(weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Self> {
         Self::with(Isa::current()?, weight, bias, eps)
     }

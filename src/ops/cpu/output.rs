@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 
 /// Every other line and every other column of an image that is twice as wide and high as the product's rows.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Phase {
+pub(super) struct PixelPhase {
     /// 0 for even lines, 1 for odd ones.
     pub(super) line: usize,
     /// The same of columns.
@@ -16,10 +16,10 @@ pub(super) struct Phase {
 }
 
 /// Where a product goes, and what is added on the way.
-pub(super) struct Output<'a, T> {
+pub(super) struct ProductOutput<'a, T> {
     to: *mut T,
     /// Where rows of a product are not rows of the output: the pixels of a line of the product, and which lines and columns they are.
-    spread: Option<(usize, Phase)>,
+    spread: Option<(usize, PixelPhase)>,
     /// Elements between rows of `to`, `row_bias` and `residual`.
     outputs: usize,
     row_bias: Option<&'a [T]>,
@@ -29,9 +29,9 @@ pub(super) struct Output<'a, T> {
 }
 
 // SAFETY: tasks share the biases and the residual, and write elements to disjoint parts of `to`.
-unsafe impl<T: Send + Sync> Sync for Output<'_, T> {}
+unsafe impl<T: Send + Sync> Sync for ProductOutput<'_, T> {}
 
-impl<'a, T: Element> Output<'a, T> {
+impl<'a, T: Element> ProductOutput<'a, T> {
     /// The lengths are those of `to`, of whole rows of `outputs`.
     pub(super) fn new(
         to: &mut [MaybeUninit<T>],
@@ -45,7 +45,7 @@ impl<'a, T: Element> Output<'a, T> {
     }
 
     /// `to` is images of lines of `2 width` pixels, of which the product's rows are those of one phase.
-    pub(super) fn of_phase(to: &mut [MaybeUninit<T>], outputs: usize, width: usize, phase: Phase) -> Self {
+    pub(super) fn of_phase(to: &mut [MaybeUninit<T>], outputs: usize, width: usize, phase: PixelPhase) -> Self {
         Self { spread: Some((width, phase)), ..Self::new(to, outputs, 1, None, None) }
     }
 

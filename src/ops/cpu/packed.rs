@@ -15,7 +15,7 @@ const BLOCK_STEPS: usize = 3072;
 
 /// What packed weights are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum PackedForm {
     /// Words of f32.
     F32,
     /// Words of two neighbouring bf16, for the instructions that multiply them.
@@ -26,7 +26,7 @@ pub(super) enum Form {
     F16,
 }
 
-impl Form {
+impl PackedForm {
     /// What multiplies it.
     pub(super) fn kernels(self, isa: Isa) -> &'static Kernels {
         match self {
@@ -38,7 +38,7 @@ impl Form {
 
 /// A part of the sum of each output: of some taps some steps.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Block {
+pub(super) struct PackedBlock {
     pub(super) tap: usize,
     pub(super) taps: usize,
     pub(super) offset: usize,
@@ -49,11 +49,11 @@ pub(super) struct Block {
 #[derive(Debug)]
 pub(super) struct Packed {
     pub(super) isa: Isa,
-    pub(super) form: Form,
+    pub(super) form: PackedForm,
     pub(super) panels: WeightArena,
     /// Padded with zeros to whole panels.
     pub(super) bias: Vec<f32>,
-    pub(super) blocks: Vec<Block>,
+    pub(super) blocks: Vec<PackedBlock>,
     pub(super) taps: usize,
     /// Words of an input pixel.
     pub(super) steps: usize,
@@ -68,14 +68,14 @@ impl Packed {
         let outputs = shape.first().copied().unwrap_or(1);
         let inputs = shape.iter().product::<usize>() / (outputs * taps).max(1);
         let form = match weight.dtype() {
-            DType::F32 => Form::F32,
-            DType::BF16 if isa.bf16_kernels().is_some() => Form::Bf16Pairs,
-            DType::BF16 => Form::Bf16,
-            DType::F16 => Form::F16,
+            DType::F32 => PackedForm::F32,
+            DType::BF16 if isa.bf16_kernels().is_some() => PackedForm::Bf16Pairs,
+            DType::BF16 => PackedForm::Bf16,
+            DType::F16 => PackedForm::F16,
             dtype => candle_core::bail!("weights of dtype {dtype:?} are not supported, only f32, bf16 and f16"),
         };
         let kernels = form.kernels(isa);
-        let steps = if form == Form::Bf16Pairs { inputs.div_ceil(2).next_multiple_of(kernels.depth) } else { inputs };
+        let steps = if form == PackedForm::Bf16Pairs { inputs.div_ceil(2).next_multiple_of(kernels.depth) } else { inputs };
         let columns = kernels.columns();
         let packing = Packing { isa, form, outputs, inputs, taps, steps, columns, lanes: kernels.lanes };
         let panels = weight.with_numbers(|numbers| packing.pack(numbers))??;
@@ -90,20 +90,20 @@ impl Packed {
 }
 
 /// Cuts `taps × steps` into blocks of at most [`BLOCK_STEPS`], always at the same places.
-fn blocks(taps: usize, steps: usize) -> Vec<Block> {
+fn blocks(taps: usize, steps: usize) -> Vec<PackedBlock> {
     let mut blocks = Vec::new();
     if steps <= BLOCK_STEPS {
         let most = (BLOCK_STEPS / steps.max(1)).clamp(1, taps.max(1));
         let most = taps.div_ceil(taps.div_ceil(most).max(1));
         for tap in (0..taps).step_by(most.max(1)) {
-            blocks.push(Block { tap, taps: most.min(taps - tap), offset: 0, steps });
+            blocks.push(PackedBlock { tap, taps: most.min(taps - tap), offset: 0, steps });
         }
     } else {
         // Whole tiles of a matrix unit.
         let most = steps.div_ceil(steps.div_ceil(BLOCK_STEPS)).next_multiple_of(16);
         for tap in 0..taps {
             for offset in (0..steps).step_by(most) {
-                blocks.push(Block { tap, taps: 1, offset, steps: most.min(steps - offset) });
+                blocks.push(PackedBlock { tap, taps: 1, offset, steps: most.min(steps - offset) });
             }
         }
     }

@@ -8,7 +8,7 @@ use super::element::Element;
 use super::isa::Isa;
 use super::lines::elements_mut;
 use super::numbers::Numbers;
-use super::packed::Form;
+use super::packed::PackedForm;
 use super::weight_arena::WeightArena;
 use candle_core::Result;
 use half::{bf16, f16};
@@ -23,7 +23,7 @@ const RUN: usize = 256;
 /// Weights and where they go.
 pub(super) struct Packing {
     pub(super) isa: Isa,
-    pub(super) form: Form,
+    pub(super) form: PackedForm,
     pub(super) outputs: usize,
     pub(super) inputs: usize,
     pub(super) taps: usize,
@@ -38,13 +38,13 @@ impl Packing {
         // The last panel may be one vector wide.
         let words = self.outputs.next_multiple_of(self.lanes) * self.taps * self.steps;
         match self.form {
-            Form::F32 => self.panels(
+            PackedForm::F32 => self.panels(
                 words,
                 weights,
                 #[inline(always)]
                 |to: &mut f32, _, x| *to = x,
             ),
-            Form::Bf16Pairs => self.panels(
+            PackedForm::Bf16Pairs => self.panels(
                 words,
                 weights,
                 // The first of a pair comes first, and clears the place of the second.
@@ -54,13 +54,13 @@ impl Packing {
                     *to = f32::from_bits(if input % 2 == 0 { bits } else { to.to_bits() | bits << 16 });
                 },
             ),
-            Form::Bf16 => self.panels(
+            PackedForm::Bf16 => self.panels(
                 words.div_ceil(2),
                 weights,
                 #[inline(always)]
                 |to: &mut bf16, _, x| *to = Element::narrow(x),
             ),
-            Form::F16 => self.panels(
+            PackedForm::F16 => self.panels(
                 words.div_ceil(2),
                 weights,
                 #[inline(always)]
@@ -102,7 +102,7 @@ impl Packing {
         panel: &mut [T],
         put: impl Fn(&mut T, usize, f32),
     ) {
-        let depth = if self.form == Form::Bf16Pairs { 2 } else { 1 };
+        let depth = if self.form == PackedForm::Bf16Pairs { 2 } else { 1 };
         let row = self.inputs * self.taps;
         let mut run = [[0f32; RUN]; STRIP];
         let mut tile = [[0f32; STRIP]; STRIP];

@@ -7,11 +7,11 @@
 
 use super::element::{Element, build_vec};
 use super::isa::Isa;
-use super::lines::{Line, elements, elements_mut, reserve};
+use super::lines::{CacheLine, elements, elements_mut, reserve};
 use super::math::Math;
 use super::microkernel::{MAX_ROWS, Tile};
-use super::output::Output;
-use super::packed::{Block, Form, Packed};
+use super::output::ProductOutput;
+use super::packed::{PackedBlock, PackedForm, Packed};
 use super::rows::{Geometry, Rows};
 use candle_core::DType;
 use half::{bf16, f16};
@@ -31,12 +31,12 @@ pub(super) const LEAST_TASK: usize = 1 << 19;
 
 impl Packed {
     /// Multiplies `geometry.rows()` rows of pixels by the weights into `out`.
-    pub(super) fn multiply<T: Element>(&self, x: &[T], geometry: Geometry, out: &Output<'_, T>) {
+    pub(super) fn multiply<T: Element>(&self, x: &[T], geometry: Geometry, out: &ProductOutput<'_, T>) {
         match self.form {
-            Form::Bf16Pairs if T::DTYPE == DType::BF16 && self.inputs == 2 * self.steps => {
+            PackedForm::Bf16Pairs if T::DTYPE == DType::BF16 && self.inputs == 2 * self.steps => {
                 self.run(Rows { base: x.as_ptr().cast(), pixel_bytes: 2 * self.inputs, geometry }, out);
             }
-            Form::Bf16Pairs => {
+            PackedForm::Bf16Pairs => {
                 // Channels that do not fill the words, or the tiles, get zeros for company.
                 let width = 2 * self.steps;
                 let rows = convert(self.isa, x, self.inputs, width, <bf16 as Element>::narrow);
@@ -50,7 +50,7 @@ impl Packed {
         }
     }
 
-    fn run<T: Element>(&self, rows: Rows, out: &Output<'_, T>) {
+    fn run<T: Element>(&self, rows: Rows, out: &ProductOutput<'_, T>) {
         let kernels = self.form.kernels(self.isa);
         let count = rows.geometry.rows();
         let (tiles, panels) = (count.div_ceil(kernels.rows), self.outputs.div_ceil(kernels.columns()));
@@ -86,7 +86,7 @@ impl Packed {
         math: Math,
         rows: Rows,
         zeros: &[u32],
-        out: &Output<'_, T>,
+        out: &ProductOutput<'_, T>,
         chunk: Range<usize>,
         panels: Range<usize>,
         scratch: &mut ProductScratch,
@@ -114,9 +114,9 @@ impl Packed {
                 let tap_stride = self.steps * width;
                 let (panel, tap_stride) = match self.form {
                     // SAFETY: `start` is within the panels by their construction.
-                    Form::F32 | Form::Bf16Pairs => (unsafe { self.panels.as_ptr().cast::<u32>().add(start) }, tap_stride),
-                    Form::Bf16 => widen_block(&elements::<bf16>(&self.panels)[start..], tap_stride, *block, width, widened),
-                    Form::F16 => widen_block(&elements::<f16>(&self.panels)[start..], tap_stride, *block, width, widened),
+                    PackedForm::F32 | PackedForm::Bf16Pairs => (unsafe { self.panels.as_ptr().cast::<u32>().add(start) }, tap_stride),
+                    PackedForm::Bf16 => widen_block(&elements::<bf16>(&self.panels)[start..], tap_stride, *block, width, widened),
+                    PackedForm::F16 => widen_block(&elements::<f16>(&self.panels)[start..], tap_stride, *block, width, widened),
                 };
                 for tile in 0..tiles {
                     let first = chunk.start + tile * kernels.rows;
@@ -148,7 +148,7 @@ impl Packed {
 
 /// Widens the block of a panel that starts with `from`; gives its address and the words between its taps.
 #[inline(always)]
-fn widen_block<H: Element>(from: &[H], tap_stride: usize, block: Block, width: usize, to: &mut Vec<Line>) -> (*const u32, usize) {
+fn widen_block<H: Element>(from: &[H], tap_stride: usize, block: PackedBlock, width: usize, to: &mut Vec<CacheLine>) -> (*const u32, usize) {
     let len = block.steps * width;
     reserve(to, block.taps * len);
     let words = elements_mut::<f32>(to);
@@ -189,8 +189,8 @@ fn convert<T: Element, U: Element>(isa: Isa, x: &[T], from: usize, to: usize, f:
 #[derive(Default)]
 struct ProductScratch {
     pointers: Vec<[*const u32; MAX_ROWS]>,
-    sums: Vec<Line>,
-    block: Vec<Line>,
+    sums: Vec<CacheLine>,
+    block: Vec<CacheLine>,
 }
 
 thread_local! {

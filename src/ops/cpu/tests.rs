@@ -1,9 +1,9 @@
 //! Every fast path against the portable reference, for every instruction set that this processor has.
 
 use super::super::{Epilogue, Padding, Weight, reference};
-use super::activation::{Activation, geglu_with};
+use super::activation::{CpuActivation, geglu_with};
 use super::isa::Isa;
-use super::{Conv2d, GroupNorm, LayerNorm, Linear, UpsamplingConv2d, attention, upsample_nearest_2x};
+use super::{CpuConv2d, CpuGroupNorm, CpuLayerNorm, CpuLinear, CpuUpsamplingConv2d, attention, upsample_nearest_2x};
 use candle_core::{DType, Device, Result, Tensor};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -84,11 +84,11 @@ fn linear_is_the_reference() -> Result<()> {
             let residual = random.tensor(&[batch, tokens, outputs], dtype)?;
             let bias = (case % 3 != 0).then_some(bias);
             let plain = Epilogue { row_bias: (case % 2 == 0).then_some(&row_bias), residual: (case % 3 == 0).then_some(&residual) };
-            let exact = reference::Linear::new(weight.clone(), bias.clone())?.forward(&x, plain)?;
+            let exact = reference::ReferenceLinear::new(weight.clone(), bias.clone())?.forward(&x, plain)?;
             let (row_bias, residual) = (row_bias.to_dtype(dtype)?, residual.to_dtype(dtype)?);
             let extra = Epilogue { row_bias: plain.row_bias.map(|_| &row_bias), residual: plain.residual.map(|_| &residual) };
             let bias = bias.map(|bias| bias.to_dtype(dtype)).transpose()?;
-            let fast = Linear::with(isa, &weight.to_dtype(dtype)?, bias.as_ref())?.forward(&x.to_dtype(dtype)?, extra)?;
+            let fast = CpuLinear::with(isa, &weight.to_dtype(dtype)?, bias.as_ref())?.forward(&x.to_dtype(dtype)?, extra)?;
             agree(&format!("{isa:?} {dtype:?} {batch}×{tokens} {inputs}→{outputs}"), &fast, &exact, dtype, 6e-6)?;
         }
         Ok(())
@@ -105,8 +105,8 @@ fn weights_and_activations_may_differ_in_dtype() -> Result<()> {
                 let (weight, x) = (random.tensor(&[37, 51], DType::BF16)?, random.tensor(&[2, 9, 51], DType::BF16)?);
                 let weight = weight.to_dtype(weights)?.to_dtype(DType::F32)?;
                 let x = x.to_dtype(activations)?.to_dtype(DType::F32)?;
-                let exact = reference::Linear::new(weight.clone(), None)?.forward(&x, Epilogue::default())?;
-                let layer = Linear::with(isa, &weight.to_dtype(weights)?, None)?;
+                let exact = reference::ReferenceLinear::new(weight.clone(), None)?.forward(&x, Epilogue::default())?;
+                let layer = CpuLinear::with(isa, &weight.to_dtype(weights)?, None)?;
                 let fast = layer.forward(&x.to_dtype(activations)?, Epilogue::default())?;
                 // Pairs of bf16 round other activations to bf16.
                 agree(&format!("{isa:?} {weights:?} {activations:?}"), &fast, &exact, activations, 3e-3)?;
@@ -139,7 +139,7 @@ fn weights_in_place_make_the_same_layer_as_a_tensor_of_them() -> Result<()> {
                 assert_eq!(values(&in_place.clone().into_tensor()?)?, values(&weight.to_dtype(dtype)?)?, "{what}");
                 let x = x.to_dtype(dtype)?;
                 let generate = |weight: Weight<'_>| {
-                    Conv2d::with(isa, weight, None, 1, Padding::same(1))?.forward(&x, Epilogue::default()).and_then(|y| values(&y))
+                    CpuConv2d::with(isa, weight, None, 1, Padding::same(1))?.forward(&x, Epilogue::default()).and_then(|y| values(&y))
                 };
                 assert_eq!(generate(in_place.clone())?, generate(weight.to_dtype(dtype)?.into())?, "{what}");
                 let flat = in_place.reshape(&[outputs, inputs * 9])?;
@@ -177,14 +177,14 @@ fn conv2d_is_the_reference() -> Result<()> {
             let weight = random.tensor(&[outputs, inputs, kernel.0, kernel.1], dtype)?;
             let bias = random.tensor(&[outputs], dtype)?;
             let x = random.tensor(&[batch, height, width, inputs], dtype)?;
-            let plain = reference::Conv2d::new(weight.clone(), Some(bias.clone()), stride, padding)?;
+            let plain = reference::ReferenceConv2d::new(weight.clone(), Some(bias.clone()), stride, padding)?;
             let shape = plain.forward(&x, Epilogue::default())?.dims().to_vec();
             let row_bias = random.tensor(&[batch, outputs], dtype)?;
             let residual = random.tensor(&shape, dtype)?;
             let exact = plain.forward(&x, Epilogue { row_bias: Some(&row_bias), residual: Some(&residual) })?;
             let (row_bias, residual) = (row_bias.to_dtype(dtype)?, residual.to_dtype(dtype)?);
             let extra = Epilogue { row_bias: Some(&row_bias), residual: Some(&residual) };
-            let fast = Conv2d::with(isa, &weight.to_dtype(dtype)?, Some(&bias.to_dtype(dtype)?), stride, padding)?;
+            let fast = CpuConv2d::with(isa, &weight.to_dtype(dtype)?, Some(&bias.to_dtype(dtype)?), stride, padding)?;
             let fast = fast.forward(&x.to_dtype(dtype)?, extra)?;
             let what = format!("{isa:?} {dtype:?} {batch}×{height}×{width}×{inputs}→{outputs} {kernel:?}/{stride} {padding:?}");
             agree(&what, &fast, &exact, dtype, 3e-6)?;
@@ -203,9 +203,9 @@ fn a_convolution_of_an_enlarged_image_is_the_reference() -> Result<()> {
             let weight = random.tensor(&[outputs, inputs, 3, 3], dtype)?;
             let bias = random.tensor(&[outputs], dtype)?;
             let x = random.tensor(&[2, height, width, inputs], dtype)?;
-            let plain = reference::Conv2d::new(weight.clone(), Some(bias.clone()), 1, Padding::same(1))?;
+            let plain = reference::ReferenceConv2d::new(weight.clone(), Some(bias.clone()), 1, Padding::same(1))?;
             let exact = plain.forward(&reference::upsample_nearest_2x(&x)?, Epilogue::default())?;
-            let fast = UpsamplingConv2d::with(isa, &weight.to_dtype(dtype)?, Some(&bias.to_dtype(dtype)?))?;
+            let fast = CpuUpsamplingConv2d::with(isa, &weight.to_dtype(dtype)?, Some(&bias.to_dtype(dtype)?))?;
             let fast = fast.forward(&x.to_dtype(dtype)?)?;
             // Sums of taps are rounded once more.
             let slack = if dtype == DType::F32 { 6e-6 } else { 4e-3 };
@@ -276,13 +276,13 @@ fn normalizations_are_the_reference() -> Result<()> {
             let (weight, bias) = (random.tensor(&[channels], dtype)?, random.tensor(&[channels], dtype)?);
             let x32 = x.to_dtype(DType::F32)?;
             let what = format!("{isa:?} {dtype:?} {shape:?} {groups}");
-            let plain = reference::GroupNorm::new(weight.clone(), bias.clone(), groups, 1e-5)?;
-            let fast = GroupNorm::with(isa, &weight.to_dtype(dtype)?, &bias.to_dtype(dtype)?, groups, 1e-5)?;
+            let plain = reference::ReferenceGroupNorm::new(weight.clone(), bias.clone(), groups, 1e-5)?;
+            let fast = CpuGroupNorm::with(isa, &weight.to_dtype(dtype)?, &bias.to_dtype(dtype)?, groups, 1e-5)?;
             for silu in [false, true] {
                 agree(&what, &fast.forward(&x, silu)?, &plain.forward(&x32, silu)?, dtype, 3e-5)?;
             }
-            let plain = reference::LayerNorm::new(weight.clone(), bias.clone(), 1e-5)?;
-            let fast = LayerNorm::with(isa, &weight.to_dtype(dtype)?, &bias.to_dtype(dtype)?, 1e-5)?;
+            let plain = reference::ReferenceLayerNorm::new(weight.clone(), bias.clone(), 1e-5)?;
+            let fast = CpuLayerNorm::with(isa, &weight.to_dtype(dtype)?, &bias.to_dtype(dtype)?, 1e-5)?;
             agree(&what, &fast.forward(&x)?, &plain.forward(&x32)?, dtype, 3e-5)?;
         }
         Ok(())
@@ -300,8 +300,8 @@ fn statistics_bear_a_mean_far_from_zero() -> Result<()> {
         x.iter().map(|&x| (f64::from(x) - mean) / (variance + 1e-5).sqrt()).collect()
     };
     for isa in Isa::available() {
-        let rows = LayerNorm::with(isa, &ones, &zeros, 1e-5)?.forward(&x)?;
-        let all = GroupNorm::with(isa, &ones, &zeros, 1, 1e-5)?.forward(&x, false)?;
+        let rows = CpuLayerNorm::with(isa, &ones, &zeros, 1e-5)?.forward(&x)?;
+        let all = CpuGroupNorm::with(isa, &ones, &zeros, 1, 1e-5)?.forward(&x, false)?;
         let expected = values(&x)?.chunks(24).flat_map(exact).collect::<Vec<_>>();
         for (y, exact, allowed) in [(rows, expected, 2e-6), (all, exact(&values(&x)?), 1e-4)] {
             let worst = values(&y)?.iter().zip(exact).map(|(&y, exact)| (f64::from(y) - exact).abs()).fold(0.0, f64::max);
@@ -319,9 +319,9 @@ fn activations_are_the_reference() -> Result<()> {
             let shape = [random.among(1, 3), random.among(1, 90), 2 * random.among(1, 300)];
             let x32 = (random.tensor(&shape, dtype)? * 4.0)?.to_dtype(dtype)?.to_dtype(DType::F32)?;
             let x = x32.to_dtype(dtype)?;
-            agree("silu", &Activation::Silu.apply(isa, &x)?, &reference::silu(&x32)?, dtype, 3e-7)?;
-            agree("gelu", &Activation::Gelu.apply(isa, &x)?, &reference::gelu(&x32)?, dtype, 3e-7)?;
-            agree("quick_gelu", &Activation::QuickGelu.apply(isa, &x)?, &reference::quick_gelu(&x32)?, dtype, 3e-7)?;
+            agree("silu", &CpuActivation::Silu.apply(isa, &x)?, &reference::silu(&x32)?, dtype, 3e-7)?;
+            agree("gelu", &CpuActivation::Gelu.apply(isa, &x)?, &reference::gelu(&x32)?, dtype, 3e-7)?;
+            agree("quick_gelu", &CpuActivation::QuickGelu.apply(isa, &x)?, &reference::quick_gelu(&x32)?, dtype, 3e-7)?;
             agree("geglu", &geglu_with(isa, &x)?, &reference::geglu(&x32)?, dtype, 3e-7)?;
             let image = x.reshape((shape[0], 1, shape[1], shape[2]))?;
             let (fast, exact) = (upsample_nearest_2x(&image)?, reference::upsample_nearest_2x(&image)?);
@@ -358,14 +358,14 @@ fn everything(isa: Isa, dtype: DType, x: &Tensor) -> Result<Vec<Tensor>> {
     let (batch, height, width, _) = x.dims4()?;
     let tokens = x.reshape((batch, height * width, channels))?;
     let norm = (random.tensor(&[channels], dtype)?.to_dtype(dtype)?, random.tensor(&[channels], dtype)?.to_dtype(dtype)?);
-    let conv = Conv2d::with(isa, &random.tensor(&[50, channels, 3, 3], dtype)?.to_dtype(dtype)?, None, 1, Padding::same(1))?;
-    let linear = Linear::with(isa, &random.tensor(&[70, channels], dtype)?.to_dtype(dtype)?, None)?;
+    let conv = CpuConv2d::with(isa, &random.tensor(&[50, channels, 3, 3], dtype)?.to_dtype(dtype)?, None, 1, Padding::same(1))?;
+    let linear = CpuLinear::with(isa, &random.tensor(&[70, channels], dtype)?.to_dtype(dtype)?, None)?;
     Ok(vec![
         conv.forward(&x, Epilogue::default())?,
         linear.forward(&tokens, Epilogue::default())?,
         super::attention::with(isa, &tokens, &tokens, &tokens, 2, false)?,
-        GroupNorm::with(isa, &norm.0, &norm.1, 4, 1e-6)?.forward(&x, true)?,
-        LayerNorm::with(isa, &norm.0, &norm.1, 1e-6)?.forward(&tokens)?,
+        CpuGroupNorm::with(isa, &norm.0, &norm.1, 4, 1e-6)?.forward(&x, true)?,
+        CpuLayerNorm::with(isa, &norm.0, &norm.1, 1e-6)?.forward(&tokens)?,
         geglu_with(isa, &tokens)?,
     ])
 }
@@ -440,12 +440,12 @@ fn tiles_do_what_their_model_does() -> Result<()> {
     let mut bf16 = |shape: &[usize]| random.tensor(shape, DType::BF16)?.to_dtype(DType::BF16);
     for (rows, inputs, outputs) in [(1, 32, 16), (16, 64, 32), (33, 70, 40), (70, 320, 50), (3, 6400, 20)] {
         let (weight, x) = (bf16(&[outputs, inputs])?, bf16(&[1, rows, inputs])?);
-        let with = |isa| values(&Linear::with(isa, &weight, None)?.forward(&x, Epilogue::default())?);
+        let with = |isa| values(&CpuLinear::with(isa, &weight, None)?.forward(&x, Epilogue::default())?);
         assert_eq!(with(Isa::Amx)?, with(Isa::AmxModel)?, "{rows} {inputs} {outputs}");
     }
     for (side, inputs, outputs, stride) in [(9, 32, 40, 1), (8, 3, 16, 1), (20, 64, 33, 1), (9, 32, 32, 2)] {
         let (weight, x) = (bf16(&[outputs, inputs, 3, 3])?, bf16(&[1, side, side, inputs])?);
-        let with = |isa| values(&Conv2d::with(isa, &weight, None, stride, Padding::same(1))?.forward(&x, Epilogue::default())?);
+        let with = |isa| values(&CpuConv2d::with(isa, &weight, None, stride, Padding::same(1))?.forward(&x, Epilogue::default())?);
         assert_eq!(with(Isa::Amx)?, with(Isa::AmxModel)?, "{side} {inputs} {outputs} {stride}");
     }
     for (queries, keys, heads, size, causal) in [(20, 77, 2, 40, false), (33, 33, 1, 64, true), (50, 300, 1, 80, false)] {

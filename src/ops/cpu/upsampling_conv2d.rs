@@ -9,7 +9,7 @@ use super::super::Weight;
 use super::element::{Elements, build, with_element};
 use super::isa::Isa;
 use super::numbers::Numbers;
-use super::output::{Output, Phase};
+use super::output::{ProductOutput, PixelPhase};
 use super::packed::Packed;
 use super::rows::Geometry;
 use candle_core::{Result, Tensor};
@@ -20,16 +20,16 @@ use std::sync::Arc;
 const TAPS: [[&[usize]; 2]; 2] = [[&[0], &[1, 2]], [&[0, 1], &[2]]];
 
 /// Even and odd lines, even and odd columns.
-const PHASES: [Phase; 4] =
-    [Phase { line: 0, column: 0 }, Phase { line: 0, column: 1 }, Phase { line: 1, column: 0 }, Phase { line: 1, column: 1 }];
+const PHASES: [PixelPhase; 4] =
+    [PixelPhase { line: 0, column: 0 }, PixelPhase { line: 0, column: 1 }, PixelPhase { line: 1, column: 0 }, PixelPhase { line: 1, column: 1 }];
 
 /// See [`crate::ops::UpsamplingConv2d`]; clones share the weights.
 #[derive(Debug, Clone)]
-pub(in super::super) struct UpsamplingConv2d {
+pub(in super::super) struct CpuUpsamplingConv2d {
     phases: Arc<[Packed; 4]>,
 }
 
-impl UpsamplingConv2d {
+impl CpuUpsamplingConv2d {
     pub(in super::super) fn new(weight: Weight<'_>, bias: Option<&Tensor>) -> Result<Self> {
         Self::with(Isa::current()?, weight, bias)
     }
@@ -40,7 +40,7 @@ impl UpsamplingConv2d {
             candle_core::bail!("upsampling conv2d: weights are (out, in, 3, 3), got {:?}", weight.dims());
         };
         let dtype = weight.dtype();
-        let packed = |phase: Phase| -> Result<Packed> {
+        let packed = |phase: PixelPhase| -> Result<Packed> {
             let sums = weight.with_numbers(|numbers| sums(numbers, outputs, inputs, phase))?;
             Packed::new(isa, &Weight::computed(&sums, &[outputs, inputs, 2, 2], dtype), bias, 4)
         };
@@ -71,7 +71,7 @@ impl UpsamplingConv2d {
                         // Even lines and columns begin with the pixel before.
                         padding: (1 - phase.line, 1 - phase.column),
                     };
-                    packed.multiply(&x, geometry, &Output::of_phase(to, packed.outputs, width, phase));
+                    packed.multiply(&x, geometry, &ProductOutput::of_phase(to, packed.outputs, width, phase));
                 }
             };
             // SAFETY: the four products write all lines and columns, each its own.
@@ -81,7 +81,7 @@ impl UpsamplingConv2d {
 }
 
 /// The sums of taps that a phase needs, `(outputs, inputs, 2, 2)`, of weights `(outputs, inputs, 3, 3)`.
-fn sums(weights: &Numbers<'_>, outputs: usize, inputs: usize, phase: Phase) -> Vec<f32> {
+fn sums(weights: &Numbers<'_>, outputs: usize, inputs: usize, phase: PixelPhase) -> Vec<f32> {
     let mut sums = vec![0.0; outputs * inputs * 4];
     sums.par_chunks_mut((inputs * 4).max(1)).enumerate().for_each_init(
         || vec![0.0; inputs * 9],

@@ -4,14 +4,14 @@
 //! So layers share mappings, which go back to the system when the last layer in them is gone.
 #![expect(unsafe_code, reason = "layers share a mapping, each its own part")]
 
-use super::lines::Line;
+use super::lines::CacheLine;
 use candle_core::{Error, Result};
 use memmap2::{MmapMut, MmapRaw};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Lines of a mapping: 256 MiB. Its end is seldom used, and so never entered but for the rest of one page.
-const LINES: usize = (256 << 20) / size_of::<Line>();
+const LINES: usize = (256 << 20) / size_of::<CacheLine>();
 
 /// The mapping that the next layer has a part of, and its first free line.
 static CURRENT: Mutex<(Weak<MmapRaw>, usize)> = Mutex::new((Weak::new(), 0));
@@ -30,11 +30,11 @@ impl WeightArena {
     /// # Errors
     /// The system has no memory left.
     pub(super) fn new(words: usize) -> Result<Self> {
-        let len = words.div_ceil(size_of::<Line>() / size_of::<u32>());
+        let len = words.div_ceil(size_of::<CacheLine>() / size_of::<u32>());
         // Nothing that is done under the lock leaves it half done.
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         let (mapping, first) = match current.0.upgrade() {
-            Some(mapping) if mapping.len() / size_of::<Line>() - current.1 >= len => (mapping, current.1),
+            Some(mapping) if mapping.len() / size_of::<CacheLine>() - current.1 >= len => (mapping, current.1),
             _ => {
                 // Where a limit is too small for a whole mapping, the layer's own part may fit.
                 let mapping = Arc::new(map(len.max(LINES)).or_else(|_| map(len))?);
@@ -46,15 +46,15 @@ impl WeightArena {
         Ok(Self { mapping, first, len })
     }
 
-    fn start(&self) -> *mut Line {
+    fn start(&self) -> *mut CacheLine {
         // SAFETY: `new` took the part from within the mapping.
-        unsafe { self.mapping.as_mut_ptr().cast::<Line>().add(self.first) }
+        unsafe { self.mapping.as_mut_ptr().cast::<CacheLine>().add(self.first) }
     }
 }
 
 fn map(lines: usize) -> Result<MmapRaw> {
-    let failed = |e| Error::Msg(format!("no memory for {} MB of weights: {e}", lines * size_of::<Line>() / 1_000_000));
-    let mapping = MmapMut::map_anon(lines * size_of::<Line>()).map_err(failed)?;
+    let failed = |e| Error::Msg(format!("no memory for {} MB of weights: {e}", lines * size_of::<CacheLine>() / 1_000_000));
+    let mapping = MmapMut::map_anon(lines * size_of::<CacheLine>()).map_err(failed)?;
     #[cfg(target_os = "linux")]
     // A system that has no huge pages is slower, not wrong.
     let _ = mapping.advise(memmap2::Advice::HugePage);
@@ -62,9 +62,9 @@ fn map(lines: usize) -> Result<MmapRaw> {
 }
 
 impl Deref for WeightArena {
-    type Target = [Line];
+    type Target = [CacheLine];
 
-    fn deref(&self) -> &[Line] {
+    fn deref(&self) -> &[CacheLine] {
         // SAFETY: a mapping begins with a page and so is aligned for lines, is cleared, and lives as long as `self`; every bit
         // pattern is a line; no other weight_arena has this part.
         unsafe { std::slice::from_raw_parts(self.start(), self.len) }
@@ -72,7 +72,7 @@ impl Deref for WeightArena {
 }
 
 impl DerefMut for WeightArena {
-    fn deref_mut(&mut self) -> &mut [Line] {
+    fn deref_mut(&mut self) -> &mut [CacheLine] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.len) }
     }

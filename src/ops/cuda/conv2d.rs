@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// A convolution; clones share the weights.
 #[derive(Debug, Clone)]
-pub(in super::super) struct Conv2d {
+pub(in super::super) struct CudaConv2d {
     gpu: Arc<Gpu>,
     /// `(out, height, width, in)`, the last filled up with zeros to whole chunks.
     weight: Tensor,
@@ -21,7 +21,7 @@ pub(in super::super) struct Conv2d {
     padding: Padding,
 }
 
-impl Conv2d {
+impl CudaConv2d {
     pub(in super::super) fn new(weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Self> {
         let &[outputs, inputs, height, width] = weight.dims() else {
             bail!("conv2d: weights are (out, in, height, width), got {:?}", weight.shape());

@@ -1,10 +1,10 @@
 //! Functions of each element, and copies.
 
 use super::gpu::Gpu;
-use super::plan::{self, Activation};
+use super::plan::{self, CudaActivation};
 use candle_core::{D, Result, Tensor, bail};
 
-fn activation(x: &Tensor, function: Activation) -> Result<Tensor> {
+fn activation(x: &Tensor, function: CudaActivation) -> Result<Tensor> {
     let gpu = Gpu::of(x)?;
     let x = x.contiguous()?;
     let y = gpu.make(x.shape(), x.dtype())?;
@@ -14,17 +14,17 @@ fn activation(x: &Tensor, function: Activation) -> Result<Tensor> {
 
 /// `x · sigmoid(x)`
 pub(in super::super) fn silu(x: &Tensor) -> Result<Tensor> {
-    activation(x, Activation::Silu)
+    activation(x, CudaActivation::Silu)
 }
 
 /// `x · Φ(x)`
 pub(in super::super) fn gelu(x: &Tensor) -> Result<Tensor> {
-    activation(x, Activation::Gelu)
+    activation(x, CudaActivation::Gelu)
 }
 
 /// `x · sigmoid(1.702 x)`
 pub(in super::super) fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    activation(x, Activation::QuickGelu)
+    activation(x, CudaActivation::QuickGelu)
 }
 
 /// `a · gelu(b)` of the halves `a` and `b` of the channels.

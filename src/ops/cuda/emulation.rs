@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "compiled kernels are loaded and called")]
 
 use super::super::{Padding, reference};
-use super::plan::{self, Activation, Address, Attention, Extras, GroupNorm, Launch, Limits, Product};
+use super::plan::{self, CudaActivation, Address, Attention, Extras, GroupNorm, Launch, Limits, Product};
 use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -149,8 +149,8 @@ fn elements() -> Result<()> {
             let (x, exact) = random(1, &shape, dtype)?;
             let total = x.elem_count();
             type Function = fn(&Tensor) -> Result<Tensor>;
-            let functions: [(Activation, Function); 3] =
-                [(Activation::Silu, reference::silu), (Activation::Gelu, reference::gelu), (Activation::QuickGelu, reference::quick_gelu)];
+            let functions: [(CudaActivation, Function); 3] =
+                [(CudaActivation::Silu, reference::silu), (CudaActivation::Gelu, reference::gelu), (CudaActivation::QuickGelu, reference::quick_gelu)];
             for (function, reference) in functions {
                 let (mut from, mut to) = (Buffer::of(&x), Buffer::new(total * dtype.size_in_bytes()));
                 run(plan::activation(dtype, function, from.address(), to.address(), total)?);
@@ -202,14 +202,14 @@ fn normalisations() -> Result<()> {
                     run(launch);
                 }
                 scratch.tensor(DType::F32, &[norm.scratch()])?;
-                let wanted = reference::GroupNorm::new(weight.clone(), bias.clone(), groups, 1e-5)?.forward(&exact, with_silu)?;
+                let wanted = reference::ReferenceGroupNorm::new(weight.clone(), bias.clone(), groups, 1e-5)?.forward(&exact, with_silu)?;
                 let what = format!("group_norm {shape:?} in {groups} groups");
                 agree_loosely(&what, &to.tensor(dtype, &shape)?, &wanted, dtype)?;
             }
             let mut to = Buffer::new(x.elem_count() * dtype.size_in_bytes());
             let addresses = [from.address(), w.address(), b.address(), to.address()];
             run(plan::layer_norm(dtype, addresses, batch * positions, channels, 1e-5)?);
-            let wanted = reference::LayerNorm::new(weight, bias, 1e-5)?.forward(&exact)?;
+            let wanted = reference::ReferenceLayerNorm::new(weight, bias, 1e-5)?.forward(&exact)?;
             agree_loosely(&format!("layer_norm {shape:?}"), &to.tensor(dtype, &shape)?, &wanted, dtype)?;
         }
     }
@@ -260,7 +260,7 @@ fn convolve(case: &Convolution, dtype: DType) -> Result<String> {
         run(launch);
     }
     scratch.tensor(DType::F32, &[product.scratch(limits)])?;
-    let exact = reference::Conv2d::new(exact_weight, extras.then_some(bias), stride, padding)?;
+    let exact = reference::ReferenceConv2d::new(exact_weight, extras.then_some(bias), stride, padding)?;
     let epilogue = super::super::Epilogue { row_bias: extras.then_some(&exact_row_bias), residual: extras.then_some(&exact_residual) };
     agree(&format!("{kernel_name} of {shape:?} to {columns}"), &to.tensor(dtype, &out)?, &exact.forward(&exact_x, epilogue)?, dtype)?;
     Ok(kernel_name)

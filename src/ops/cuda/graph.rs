@@ -16,8 +16,6 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use tracing::{debug, info};
 
-type Result<T, E = Error> = std::result::Result<T, E>;
-
 /// Calls of another key or shape that are kept, the latest ones.
 const KEPT: usize = 4;
 
@@ -54,7 +52,7 @@ impl std::fmt::Debug for Graphs {
 }
 
 /// Whether calls are recorded: not where the environment forbids it, nor where every kernel is timed by itself.
-fn wanted() -> Result<bool> {
+fn wanted() -> Result<bool, Error> {
     match std::env::var("SD_GEN_CUDA_GRAPH").unwrap_or_default().as_str() {
         "" | "1" => Ok(!profile::wanted()),
         "0" => Ok(false),
@@ -63,7 +61,7 @@ fn wanted() -> Result<bool> {
 }
 
 impl Graphs {
-    pub(in super::super) fn beside(device: &CudaDevice) -> Result<Self> {
+    pub(in super::super) fn beside(device: &CudaDevice) -> Result<Self, Error> {
         let state = GraphState { off: !wanted()?, ..GraphState::default() };
         Ok(Self { state: Mutex::new(state), queue: Queue::beside(device)? })
     }
@@ -143,17 +141,17 @@ impl Graphs {
         }
         let made = match (&call.graph, &call.outputs) {
             (Some(_), Some(outputs)) => outputs.clone(),
-            _ => work(&call.inputs)?.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?,
+            _ => work(&call.inputs)?.iter().map(Tensor::contiguous).collect::<Result<Vec<_>, Error>>()?,
         };
         // SAFETY: all of it is copied below.
         let empty = |y: &Tensor| unsafe { Tensor::empty(y.shape(), y.dtype(), their_device) };
-        let mine = made.iter().map(empty).collect::<Result<Vec<_>>>()?;
+        let mine = made.iter().map(empty).collect::<Result<Vec<_>, Error>>()?;
         stream.join(theirs).w()?;
         for (to, from) in mine.iter().zip(&made) {
             copy(&gpu, to, from)?;
         }
         if call.outputs.is_none() && !state.off {
-            call.outputs = Some(made.iter().map(|y| gpu.make(y.shape(), y.dtype())).collect::<Result<_>>()?);
+            call.outputs = Some(made.iter().map(|y| gpu.make(y.shape(), y.dtype())).collect::<Result<_, Error>>()?);
         }
         if !state.off {
             state.calls.push(call);
@@ -178,7 +176,7 @@ impl Graphs {
 }
 
 impl Call {
-    fn new(key: &str, inputs: &NamedTensors, device: &Device) -> Result<Self> {
+    fn new(key: &str, inputs: &NamedTensors, device: &Device) -> Result<Self, Error> {
         // SAFETY: they are written before every call.
         let inputs = inputs.map(|input| unsafe { Tensor::empty(input.shape(), input.dtype(), device) })?;
         Ok(Self { key: key.to_owned(), inputs, outputs: None, graph: None })
@@ -194,7 +192,7 @@ impl Call {
 }
 
 /// Copies on the GPU's stream; both are contiguous and of the same size.
-fn copy(gpu: &Gpu, to: &Tensor, from: &Tensor) -> Result<()> {
+fn copy(gpu: &Gpu, to: &Tensor, from: &Tensor) -> Result<(), Error> {
     let bytes = from.elem_count() * from.dtype().size_in_bytes();
     if (to.elem_count(), to.dtype()) != (from.elem_count(), from.dtype()) {
         bail!("{:?} of {:?} does not go into {:?} of {:?}", from.shape(), from.dtype(), to.shape(), to.dtype());

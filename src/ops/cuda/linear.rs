@@ -181,15 +181,15 @@ fn set<T>(
 
 /// A linear layer; clones share the weights.
 #[derive(Debug, Clone)]
-pub(in super::super) struct Linear {
+pub(in super::super) struct CudaLinear {
     gpu: Arc<Gpu>,
     weight: Tensor,
     bias: Option<Tensor>,
     /// For what cuBLASLt cannot do.
-    reference: reference::Linear,
+    reference: reference::ReferenceLinear,
 }
 
-impl Linear {
+impl CudaLinear {
     pub(in super::super) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let (outputs, _) = weight.dims2()?;
         let gpu = Gpu::of(weight)?;
@@ -199,7 +199,7 @@ impl Linear {
             Some(bias) => Some(gpu.aligned(&bias.to_dtype(weight.dtype())?)?),
             None => None,
         };
-        Ok(Self { reference: reference::Linear::new(weight.clone(), bias.clone())?, gpu, weight, bias })
+        Ok(Self { reference: reference::ReferenceLinear::new(weight.clone(), bias.clone())?, gpu, weight, bias })
     }
 
     pub(in super::super) fn forward(&self, x: &Tensor, extra: Epilogue<'_>) -> Result<Tensor> {

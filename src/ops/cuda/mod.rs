@@ -33,10 +33,10 @@ mod tests;
 #[cfg(feature = "cuda")]
 pub(super) use self::{
     attention::attention,
-    conv2d::Conv2d,
+    conv2d::CudaConv2d,
     element::{geglu, gelu, quick_gelu, silu, upsample_nearest_2x},
     graph::Graphs,
-    linear::Linear,
-    normalization::{GroupNorm, LayerNorm},
+    linear::CudaLinear,
+    normalization::{CudaGroupNorm, CudaLayerNorm},
     profile::take as profile,
 };

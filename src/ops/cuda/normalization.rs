@@ -31,13 +31,13 @@ impl Affine {
 
 /// Normalisation over groups of channels and all positions.
 #[derive(Debug, Clone)]
-pub(in super::super) struct GroupNorm {
+pub(in super::super) struct CudaGroupNorm {
     affine: Affine,
     groups: usize,
     eps: f64,
 }
 
-impl GroupNorm {
+impl CudaGroupNorm {
     pub(in super::super) fn new(weight: &Tensor, bias: &Tensor, groups: usize, eps: f64) -> Result<Self> {
         let channels = weight.dims1()?;
         if groups == 0 || channels % groups != 0 {
@@ -75,12 +75,12 @@ impl GroupNorm {
 
 /// Normalisation over the channels.
 #[derive(Debug, Clone)]
-pub(in super::super) struct LayerNorm {
+pub(in super::super) struct CudaLayerNorm {
     affine: Affine,
     eps: f64,
 }
 
-impl LayerNorm {
+impl CudaLayerNorm {
     pub(in super::super) fn new(weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Self> {
         Ok(Self { affine: Affine::new("layer_norm", weight, bias)?, eps })
     }

@@ -122,13 +122,13 @@ fn over(kernel: String, total: usize, each: usize, arguments: Vec<Argument>) -> 
 
 /// Which function of an element; the numbers are those of `kernels/element.cuh`.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Activation {
+pub(super) enum CudaActivation {
     Silu = 0,
     Gelu = 1,
     QuickGelu = 2,
 }
 
-pub(super) fn activation(dtype: DType, function: Activation, x: Address, y: Address, total: usize) -> Result<Launch> {
+pub(super) fn activation(dtype: DType, function: CudaActivation, x: Address, y: Address, total: usize) -> Result<Launch> {
     let (kernel, each) = vectors("activation", dtype, total, &[x, y])?;
     over(kernel, total, each, vec![Argument::Address(x), Argument::Address(y), count(total)?, Argument::Count(function as u32)])
 }
@@ -161,7 +161,7 @@ pub(super) fn add_rows(dtype: DType, x: Address, rows: Address, y: Address, shap
 
 /// Group normalisation of `(batch, positions, channels)`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct GroupNorm {
+pub(super) struct GroupNormPlan {
     pub(super) dtype: DType,
     pub(super) batch: usize,
     pub(super) positions: usize,
@@ -171,7 +171,7 @@ pub(super) struct GroupNorm {
     pub(super) with_silu: bool,
 }
 
-impl GroupNorm {
+impl GroupNormPlan {
     /// Parts that the positions of an image are cut into: by their number alone, so that a batch does not change an image's bytes.
     fn parts(&self) -> (usize, usize) {
         const PARTS: usize = 64;
@@ -387,7 +387,7 @@ impl Product {
 
 /// Attention of `(batch, tokens, heads × size)`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Attention {
+pub(super) struct AttentionPlan {
     pub(super) dtype: DType,
     pub(super) batch: usize,
     pub(super) queries: usize,
@@ -426,7 +426,7 @@ impl KernelInstance {
     }
 }
 
-impl Attention {
+impl AttentionPlan {
     /// The launch, or `None` where no kernel takes this size, this dtype or this GPU.
     pub(super) fn launch(&self, limits: Limits, [q, k, v, y]: [Address; 4]) -> Result<Option<Launch>> {
         let &Self { dtype, batch, queries, keys, heads, size, causal } = self;

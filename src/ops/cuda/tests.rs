@@ -27,9 +27,9 @@ fn small() -> bool {
 }
 
 /// Numbers of a small generator.
-struct Random(u64);
+struct CudaRandom(u64);
 
-impl Random {
+impl CudaRandom {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.0 >> 33
@@ -73,9 +73,9 @@ fn compare(what: &str, device: &Device, dtype: DType, inputs: &[Tensor], op: imp
     Ok(())
 }
 
-fn each(mut test: impl FnMut(&Device, DType, &mut Random) -> Result<()>) -> Result<()> {
+fn each(mut test: impl FnMut(&Device, DType, &mut CudaRandom) -> Result<()>) -> Result<()> {
     let Some(device) = gpu() else { return Ok(()) };
-    let mut random = Random(1);
+    let mut random = CudaRandom(1);
     DTYPES.into_iter().try_for_each(|dtype| test(&device, dtype, &mut random))
 }
 
@@ -242,17 +242,17 @@ fn the_same_input_gives_the_same_bytes() -> Result<()> {
 }
 
 /// A network of a few layers, and its calls.
-struct Network {
+struct SmallNetwork {
     conv: Conv2d,
     norm: GroupNorm,
     linear: Linear,
     graphs: Graphs,
 }
 
-impl Network {
+impl SmallNetwork {
     fn new(device: &Device, dtype: DType) -> Result<Self> {
         let graphs = Graphs::beside(device.as_cuda_device()?)?;
-        let mut random = Random(7);
+        let mut random = CudaRandom(7);
         let mut weight = |shape: &[usize]| random.tensor(shape, dtype)?.to_device(&graphs.device())?.to_dtype(dtype);
         Ok(Self {
             conv: Conv2d::new(weight(&[16, 5, 3, 3])?, Some(weight(&[16])?), 1, Padding::same(1))?,
@@ -291,7 +291,7 @@ fn records() -> bool {
     ["SD_GEN_CUDA_GRAPH", "SD_GEN_CUDA_PROFILE", "CUDA_WITHOUT_GPU_REFUSE"].iter().all(|name| std::env::var_os(name).is_none())
 }
 
-fn inputs(random: &mut Random, device: &Device, dtype: DType, side: usize) -> Result<NamedTensors> {
+fn inputs(random: &mut CudaRandom, device: &Device, dtype: DType, side: usize) -> Result<NamedTensors> {
     let there = |x: Tensor| x.to_device(device)?.to_dtype(dtype);
     Ok(named([
         ("x", there(random.tensor(&[2, 5, side, side], dtype)?)?),
@@ -326,18 +326,18 @@ fn calls_with_another_key_are_not_mixed_up_and_all_can_be_forgotten() -> Result<
 #[test]
 fn calls_that_come_again_are_recorded_and_give_the_same_bytes() -> Result<()> {
     each(|device, dtype, random| {
-        let network = Network::new(device, dtype)?;
+        let network = SmallNetwork::new(device, dtype)?;
         for side in [3, 4, 3, 3, 4, 3, 4, 4] {
             let inputs = inputs(random, device, dtype, side)?;
             // The first call of a shape is never recorded.
-            let exact = Network::new(device, dtype)?.run(&inputs)?;
+            let exact = SmallNetwork::new(device, dtype)?.run(&inputs)?;
             assert!(network.run(&inputs)? == exact, "{dtype:?} {side}");
         }
         assert!(!records() || network.graphs.known() == (2, 2), "{:?}", network.graphs.known());
         // Old shapes make room for new ones, and may come back.
         for side in [5, 6, 7, 3, 3, 3] {
             let inputs = inputs(random, device, dtype, side)?;
-            assert!(network.run(&inputs)? == Network::new(device, dtype)?.run(&inputs)?, "{dtype:?} {side}");
+            assert!(network.run(&inputs)? == SmallNetwork::new(device, dtype)?.run(&inputs)?, "{dtype:?} {side}");
         }
         assert!(!records() || network.graphs.known() == (4, 1), "{:?}", network.graphs.known());
         Ok(())
@@ -347,10 +347,10 @@ fn calls_that_come_again_are_recorded_and_give_the_same_bytes() -> Result<()> {
 #[test]
 fn several_threads_call_a_network() -> Result<()> {
     let Some(device) = gpu() else { return Ok(()) };
-    let network = Network::new(&device, DType::F16)?;
-    let mut random = Random(3);
+    let network = SmallNetwork::new(&device, DType::F16)?;
+    let mut random = CudaRandom(3);
     let cases: Vec<_> = (0..6).map(|i| inputs(&mut random, &device, DType::F16, 3 + i % 2)).collect::<Result<_>>()?;
-    let exact: Vec<_> = cases.iter().map(|inputs| Network::new(&device, DType::F16)?.run(inputs)).collect::<Result<_>>()?;
+    let exact: Vec<_> = cases.iter().map(|inputs| SmallNetwork::new(&device, DType::F16)?.run(inputs)).collect::<Result<_>>()?;
     std::thread::scope(|scope| {
         let each = |(inputs, exact): (&NamedTensors, &Vec<f32>)| -> Result<()> {
             for _ in 0..3 {

@@ -3,7 +3,7 @@
 //! The lists follow the order of dynamicprompts: the last choice of a text changes fastest. A part that is drawn (`{~a|b}`) is drawn anew
 //! for every text, and alone gives one; there it would give texts without end.
 
-use super::evaluate::{Evaluator, Scope, join, wrap};
+use super::evaluate::{Evaluator, TemplateScope, join, wrap};
 use super::{Choice, Piece, Sampling};
 use crate::{Error, Result};
 use std::collections::HashSet;
@@ -13,18 +13,18 @@ use std::ops::ControlFlow;
 const MOST_OPEN: usize = 800;
 
 /// Whether to go on with the next text.
-type Flow = Result<ControlFlow<()>>;
+type Continuation = Result<ControlFlow<()>>;
 
 /// Takes a text.
-type Emit<'e, 'a> = &'e mut dyn FnMut(&mut Evaluator<'a>, String) -> Flow;
+type Emit<'e, 'a> = &'e mut dyn FnMut(&mut Evaluator<'a>, String) -> Continuation;
 
 impl<'a> Evaluator<'a> {
     pub(super) fn combine_all(&mut self, pieces: &[Piece], most: usize) -> Result<(Vec<String>, bool)> {
-        self.combine(pieces, &Scope::new(Sampling::Combinatorial), most)
+        self.combine(pieces, &TemplateScope::new(Sampling::Combinatorial), most)
     }
 
     /// The first `most` texts of a sequence, and whether there are more.
-    pub(super) fn combine(&mut self, pieces: &[Piece], scope: &Scope, most: usize) -> Result<(Vec<String>, bool)> {
+    pub(super) fn combine(&mut self, pieces: &[Piece], scope: &TemplateScope, most: usize) -> Result<(Vec<String>, bool)> {
         let mut texts = Vec::new();
         let mut cut = false;
         let _ = self.sequence(pieces, scope, &mut |_, text| {
@@ -38,24 +38,24 @@ impl<'a> Evaluator<'a> {
         Ok((texts, cut))
     }
 
-    fn opened(&mut self, work: impl FnOnce(&mut Self) -> Flow) -> Flow {
+    fn opened(&mut self, work: impl FnOnce(&mut Self) -> Continuation) -> Continuation {
         self.work()?;
         self.open += 1;
         if self.open > MOST_OPEN {
-            return Err(Error::Input("--dynamic-prompts all: the template has too many choices to list all of it; take fewer".into()));
+            return Err(Error::Input("`dynamic-prompts` all: the template has too many choices to list all of it; take fewer".into()));
         }
         let flow = work(self);
         self.open -= 1;
         flow
     }
 
-    fn sequence(&mut self, pieces: &[Piece], scope: &Scope, emit: Emit<'_, 'a>) -> Flow {
+    fn sequence(&mut self, pieces: &[Piece], scope: &TemplateScope, emit: Emit<'_, 'a>) -> Continuation {
         let scope = self.assign(pieces, scope)?;
         self.rest(pieces, &scope, "", emit)
     }
 
     /// All texts of `pieces` behind `before`.
-    fn rest(&mut self, pieces: &[Piece], scope: &Scope, before: &str, emit: Emit<'_, 'a>) -> Flow {
+    fn rest(&mut self, pieces: &[Piece], scope: &TemplateScope, before: &str, emit: Emit<'_, 'a>) -> Continuation {
         let mut before = before.to_owned();
         for (i, piece) in pieces.iter().enumerate() {
             let after = &pieces[i + 1..];
@@ -79,7 +79,7 @@ impl<'a> Evaluator<'a> {
         emit(self, before)
     }
 
-    fn piece(&mut self, piece: &Piece, scope: &Scope, emit: Emit<'_, 'a>) -> Flow {
+    fn piece(&mut self, piece: &Piece, scope: &TemplateScope, emit: Emit<'_, 'a>) -> Continuation {
         match piece {
             Piece::Text(text) => emit(self, text.clone()),
             Piece::Assign { .. } => emit(self, String::new()),
@@ -111,7 +111,7 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    fn choice(&mut self, choice: &Choice, scope: &Scope, emit: Emit<'_, 'a>) -> Flow {
+    fn choice(&mut self, choice: &Choice, scope: &TemplateScope, emit: Emit<'_, 'a>) -> Continuation {
         if let Some((expanded, scope)) = self.expanded(choice, scope)? {
             return self.choice(&expanded, &scope, emit);
         }
@@ -130,7 +130,7 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The ways to take `least` to `most` of the options, the fewest first. Of equal options one is taken.
-    pub(super) fn orders(&mut self, choice: &Choice, take: &mut dyn FnMut(&mut Self, &[usize]) -> Flow) -> Flow {
+    pub(super) fn orders(&mut self, choice: &Choice, take: &mut dyn FnMut(&mut Self, &[usize]) -> Continuation) -> Continuation {
         let count = choice.options.len();
         for length in choice.least.min(count)..=choice.most.min(count) {
             if self.longer_orders(choice, length, &mut Vec::new(), take)?.is_break() {
@@ -145,8 +145,8 @@ impl<'a> Evaluator<'a> {
         choice: &Choice,
         length: usize,
         taken: &mut Vec<usize>,
-        take: &mut dyn FnMut(&mut Self, &[usize]) -> Flow,
-    ) -> Flow {
+        take: &mut dyn FnMut(&mut Self, &[usize]) -> Continuation,
+    ) -> Continuation {
         if taken.len() == length {
             return take(self, taken);
         }
@@ -169,10 +169,10 @@ impl<'a> Evaluator<'a> {
         &mut self,
         choice: &Choice,
         order: &[usize],
-        scope: &Scope,
+        scope: &TemplateScope,
         texts: &mut Vec<String>,
-        emit: &mut dyn FnMut(&mut Self, &[String]) -> Flow,
-    ) -> Flow {
+        emit: &mut dyn FnMut(&mut Self, &[String]) -> Continuation,
+    ) -> Continuation {
         let Some((&first, after)) = order.split_first() else { return emit(self, texts) };
         self.opened(|all| {
             all.sequence(&choice.options[first].1, scope, &mut |all, text| {

@@ -17,13 +17,13 @@ const MOST_ORDERS: usize = 100_000;
 
 /// What holds where a piece stands.
 #[derive(Debug, Clone)]
-pub(super) struct Scope {
+pub(super) struct TemplateScope {
     pub(super) sampling: Sampling,
     variables: Rc<HashMap<String, Rc<Vec<Piece>>>>,
     depth: usize,
 }
 
-impl Scope {
+impl TemplateScope {
     pub(super) fn new(sampling: Sampling) -> Self {
         Self { sampling, variables: Rc::default(), depth: 0 }
     }
@@ -42,7 +42,7 @@ impl Scope {
 
     pub(super) fn deeper(&self, what: &str) -> Result<Self> {
         if self.depth >= DEEPEST {
-            return Err(Error::Input(format!("--dynamic-prompts: {what} leads to itself, or is nested deeper than {DEEPEST} levels")));
+            return Err(Error::Input(format!("`dynamic-prompts`: {what} leads to itself, or is nested deeper than {DEEPEST} levels")));
         }
         Ok(Self { depth: self.depth + 1, ..self.clone() })
     }
@@ -72,7 +72,7 @@ impl<'a> Evaluator<'a> {
     }
 
     pub(super) fn draw_all(&mut self, pieces: &[Piece]) -> Result<String> {
-        self.draw(pieces, &Scope::new(Sampling::Random))
+        self.draw(pieces, &TemplateScope::new(Sampling::Random))
     }
 
     /// Counts the work.
@@ -80,14 +80,14 @@ impl<'a> Evaluator<'a> {
         self.work += 1;
         match self.work > MOST_WORK {
             true => {
-                Err(Error::Input("--dynamic-prompts: the template stands for more texts than can be looked at; take fewer choices".into()))
+                Err(Error::Input("`dynamic-prompts`: the template stands for more texts than can be looked at; take fewer choices".into()))
             }
             false => Ok(()),
         }
     }
 
     /// One text of a sequence.
-    pub(super) fn draw(&mut self, pieces: &[Piece], scope: &Scope) -> Result<String> {
+    pub(super) fn draw(&mut self, pieces: &[Piece], scope: &TemplateScope) -> Result<String> {
         let scope = self.assign(pieces, scope)?;
         let mut text = String::new();
         for piece in pieces {
@@ -97,7 +97,7 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The first text of all, or one that is drawn.
-    fn sample(&mut self, pieces: &[Piece], scope: &Scope) -> Result<String> {
+    fn sample(&mut self, pieces: &[Piece], scope: &TemplateScope) -> Result<String> {
         match scope.sampling {
             Sampling::Combinatorial => Ok(self.combine(pieces, scope, 1)?.0.pop().unwrap_or_default()),
             Sampling::Random | Sampling::Cyclical => self.draw(pieces, scope),
@@ -105,7 +105,7 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The scope with the variables that a sequence sets, wherever in it they are set.
-    pub(super) fn assign(&mut self, pieces: &[Piece], scope: &Scope) -> Result<Scope> {
+    pub(super) fn assign(&mut self, pieces: &[Piece], scope: &TemplateScope) -> Result<TemplateScope> {
         let mut set: Vec<(String, Rc<Vec<Piece>>)> = Vec::new();
         for piece in pieces {
             let Piece::Assign { name, value, keep, immediate } = piece else { continue };
@@ -119,7 +119,7 @@ impl<'a> Evaluator<'a> {
         Ok(if set.is_empty() { scope.clone() } else { scope.with(set) })
     }
 
-    pub(super) fn draw_piece(&mut self, piece: &Piece, scope: &Scope) -> Result<String> {
+    pub(super) fn draw_piece(&mut self, piece: &Piece, scope: &TemplateScope) -> Result<String> {
         self.work()?;
         let scope = &scope.of(piece);
         match piece {
@@ -150,7 +150,7 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    fn draw_choice(&mut self, choice: &Choice, scope: &Scope) -> Result<String> {
+    fn draw_choice(&mut self, choice: &Choice, scope: &TemplateScope) -> Result<String> {
         if let Some((expanded, scope)) = self.expanded(choice, scope)? {
             return self.draw_choice(&expanded, &scope);
         }
@@ -175,7 +175,7 @@ impl<'a> Evaluator<'a> {
         for _ in 0..taken {
             let total: f64 = left.iter().map(|&option| choice.options[option].0).sum();
             if total <= 0.0 {
-                return Err(Error::Input("--dynamic-prompts: all options that are left in a {…|…} have the weight 0".into()));
+                return Err(Error::Input("`dynamic-prompts`: all options that are left in a {…|…} have the weight 0".into()));
             }
             let mut point = self.random.unit() * total;
             let place = left.iter().position(|&option| {
@@ -190,7 +190,7 @@ impl<'a> Evaluator<'a> {
     }
 
     /// `{2$$__file__}` chooses among the lines of the file.
-    pub(super) fn expanded(&mut self, choice: &Choice, scope: &Scope) -> Result<Option<(Choice, Scope)>> {
+    pub(super) fn expanded(&mut self, choice: &Choice, scope: &TemplateScope) -> Result<Option<(Choice, TemplateScope)>> {
         let [(_, only)] = &choice.options[..] else { return Ok(None) };
         let [Piece::Wildcard { path, variables, .. }] = &only[..] else { return Ok(None) };
         let (name, scope) = self.wildcard(path, variables, scope)?;
@@ -203,14 +203,14 @@ impl<'a> Evaluator<'a> {
         Ok(Some((Choice { options, least, most, separator: choice.separator.clone(), sampling: None }, scope)))
     }
 
-    pub(super) fn variable(&self, name: &str, default: Option<&[Piece]>, scope: &Scope) -> Result<(Rc<Vec<Piece>>, Scope)> {
+    pub(super) fn variable(&self, name: &str, default: Option<&[Piece]>, scope: &TemplateScope) -> Result<(Rc<Vec<Piece>>, TemplateScope)> {
         let value = scope.variables.get(name).cloned().or(default.map(|pieces| Rc::new(pieces.to_vec())));
-        let unknown = || Error::Input(format!("--dynamic-prompts: the variable ${{{name}}} has no value; set it with ${{{name}=…}}"));
+        let unknown = || Error::Input(format!("`dynamic-prompts`: the variable ${{{name}}} has no value; set it with ${{{name}=…}}"));
         Ok((value.ok_or_else(unknown)?, scope.deeper(&format!("the variable ${{{name}}}"))?))
     }
 
     /// The path of a wildcard, and the scope of its lines.
-    pub(super) fn wildcard(&mut self, path: &[Piece], variables: &[(String, Vec<Piece>)], scope: &Scope) -> Result<(String, Scope)> {
+    pub(super) fn wildcard(&mut self, path: &[Piece], variables: &[(String, Vec<Piece>)], scope: &TemplateScope) -> Result<(String, TemplateScope)> {
         let inside = scope.deeper("a wildcard")?;
         // Within a path a variable without a value is its name.
         let mut name = String::new();

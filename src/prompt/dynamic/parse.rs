@@ -21,7 +21,7 @@ enum Within {
     Wildcard,
 }
 
-struct Parser<'a> {
+struct DynamicParser<'a> {
     text: &'a str,
     at: usize,
     depth: usize,
@@ -30,17 +30,17 @@ struct Parser<'a> {
 }
 
 pub(super) fn parse(text: &str) -> Result<Vec<Piece>> {
-    let mut parser = Parser { text, at: 0, depth: 0, no_wildcard: HashSet::new() };
+    let mut parser = DynamicParser { text, at: 0, depth: 0, no_wildcard: HashSet::new() };
     parser.pieces(Within::Nothing)
 }
 
-impl<'a> Parser<'a> {
+impl<'a> DynamicParser<'a> {
     fn rest(&self) -> &'a str {
         &self.text[self.at..]
     }
 
     fn wrong(&self, at: usize, what: &str) -> Error {
-        let slip = Slip { at: at..at + 1, what: format!("--dynamic-prompts: {what}") };
+        let slip = Slip { at: at..at + 1, what: format!("`dynamic-prompts`: {what}") };
         Error::Input(slip.show(self.text))
     }
 

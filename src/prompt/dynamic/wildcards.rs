@@ -14,7 +14,7 @@ const MOST_FILES: usize = 100_000;
 const DEEPEST: usize = 32;
 
 #[derive(Debug, Clone)]
-enum Lines {
+enum WildcardLines {
     File(PathBuf),
     Given(Vec<String>),
 }
@@ -22,7 +22,7 @@ enum Lines {
 /// Text files of lines, by their path below a folder, without their ending.
 #[derive(Debug, Clone, Default)]
 pub struct Wildcards {
-    files: BTreeMap<String, Lines>,
+    files: BTreeMap<String, WildcardLines>,
 }
 
 impl Wildcards {
@@ -45,7 +45,7 @@ impl Wildcards {
                         open.push((entry.path(), format!("{prefix}{name}/"), depth + 1));
                     }
                 } else if let Some(stem) = name.strip_suffix(".txt") {
-                    files.insert(format!("{prefix}{stem}"), Lines::File(entry.path()));
+                    files.insert(format!("{prefix}{stem}"), WildcardLines::File(entry.path()));
                 }
                 if files.len() + open.len() > MOST_FILES {
                     return Err(Error::Input(format!("{}: more than {MOST_FILES} files are no folder of wildcards", folder.display())));
@@ -57,7 +57,7 @@ impl Wildcards {
 
     /// Lines by the names of their files.
     pub fn of(files: impl IntoIterator<Item = (String, Vec<String>)>) -> Self {
-        Self { files: files.into_iter().map(|(name, lines)| (name, Lines::Given(lines))).collect() }
+        Self { files: files.into_iter().map(|(name, lines)| (name, WildcardLines::Given(lines))).collect() }
     }
 
     /// The lines of all files that a name means, sorted and each once; empty lines and those that start with `#` left out.
@@ -71,7 +71,7 @@ impl Wildcards {
         let name: Vec<&str> = name.split('/').filter(|part| !part.is_empty()).collect();
         let name = name.join("/");
         if name.contains("..") {
-            return Err(Error::Input(format!("--wildcards: __{name}__ leads out of the folder; name a file below it")));
+            return Err(Error::Input(format!("`wildcards`: __{name}__ leads out of the folder; name a file below it")));
         }
         let mut found = self.matching(&name)?;
         if found.is_empty() && !name.starts_with("**") {
@@ -89,8 +89,8 @@ impl Wildcards {
         for (_, lines) in self.files.iter().filter(|(name, _)| matches(&pattern, &name.chars().collect::<Vec<_>>())) {
             let text;
             let lines: Vec<&str> = match lines {
-                Lines::Given(lines) => lines.iter().map(String::as_str).collect(),
-                Lines::File(path) => {
+                WildcardLines::Given(lines) => lines.iter().map(String::as_str).collect(),
+                WildcardLines::File(path) => {
                     text = read(path)?;
                     text.lines().collect()
                 }

@@ -98,7 +98,7 @@ impl SigmaSchedule {
             }
             SigmaSchedule::Gits => {
                 let mut sigmas = match steps {
-                    1 => return Err(Error::Input("--schedule gits takes 2 steps or more".into())),
+                    1 => return Err(Error::Input("`schedule` gits takes 2 steps or more".into())),
                     _ => GITS.get(steps - 2).map_or_else(|| by_log(GITS[GITS.len() - 1], steps + 1), |row| row.to_vec()),
                 };
                 sigmas.pop();
@@ -107,7 +107,7 @@ impl SigmaSchedule {
             SigmaSchedule::LinearQuadratic => linear_quadratic(steps).into_iter().map(|share| share * most).collect(),
             SigmaSchedule::Turbo => {
                 if steps > 10 {
-                    return Err(Error::Input(format!("--schedule turbo takes 1 to 10 steps, not {steps}")));
+                    return Err(Error::Input(format!("`schedule` turbo takes 1 to 10 steps, not {steps}")));
                 }
                 (0..steps).map(|i| table.sigma(last - 100.0 * i as f64)).collect()
             }

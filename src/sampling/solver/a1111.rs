@@ -20,7 +20,7 @@ fn pairs(planner: &Planner<'_>) -> Result<Vec<(NoiseLevel, NoiseLevel)>> {
     let at = |timestep: usize| level(&planner.table, (timestep as i64 + 1).min(last), 0.0);
     let levels: Vec<NoiseLevel> = (0..trained).step_by(every).map(at).rev().collect();
     if levels.len() < 2 {
-        return Err(Error::Input(format!("--steps {} is too few for this sampler of A1111's; it takes 2 or more", planner.steps)));
+        return Err(Error::Input(format!("`steps` {} is too few for this sampler of A1111's; it takes 2 or more", planner.steps)));
     }
     Ok(levels.windows(2).map(|pair| (pair[0], pair[1])).collect())
 }

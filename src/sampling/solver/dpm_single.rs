@@ -184,7 +184,7 @@ impl Solver for DpmAdaptive {
             if factor < 0.81 {
                 rejected += 1;
                 if rejected > MOST_REJECTED || !h.is_finite() {
-                    return Err(Error::Image("the adaptive sampler finds no step that is short enough; try another --sampler".into()));
+                    return Err(Error::Image("the adaptive sampler finds no step that is short enough; try another `sampler`".into()));
                 }
                 continue;
             }

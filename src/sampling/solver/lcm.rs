@@ -33,7 +33,7 @@ fn timesteps(planner: &Planner<'_>) -> Result<Vec<i64>> {
         return Err(planner.config.refuse("original_inference_steps", &distilled.to_string(), &choices));
     }
     if planner.steps > distilled {
-        return Err(Error::Input(format!("--steps {} is too many: this sampler takes 1 to {distilled}", planner.steps)));
+        return Err(Error::Input(format!("`steps` {} is too many: this sampler takes 1 to {distilled}", planner.steps)));
     }
     let every = trained / distilled;
     let index = |i: usize| (i as f64 * distilled as f64 / planner.steps as f64).floor() as usize;

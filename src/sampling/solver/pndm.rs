@@ -83,7 +83,7 @@ pub(in crate::sampling) fn plan(planner: &Planner<'_>) -> Result<Schedule> {
         }
     } else {
         let (start, rest) = timesteps.split_at_checked(3).filter(|(_, rest)| !rest.is_empty()).ok_or_else(|| {
-            Error::Input(format!("--steps {} is too few for PNDM with its Runge-Kutta start; it takes 4 or more", planner.steps))
+            Error::Input(format!("`steps` {} is too few for PNDM with its Runge-Kutta start; it takes 4 or more", planner.steps))
         })?;
         calls.runge_kutta = start.iter().copied().chain(rest.first().copied()).collect();
         calls.multistep = rest.to_vec();

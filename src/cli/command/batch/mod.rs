@@ -13,8 +13,8 @@ use crate::cli::model::download::DownloadStyle;
 use crate::cli::process::cancelled;
 use crate::cli::process::set_threads;
 use crate::cli::settings::flags::{Flags, Wrong};
-use crate::cli::settings::lines::{self, Format, Line, LineError, LineErrors};
-use crate::cli::settings::sweep::{Axis, Sweep};
+use crate::cli::settings::lines::{self, LineFormat, Line, LineError, LineErrors};
+use crate::cli::settings::sweep::{SweepAxis, Sweep};
 use crate::cli::terminal::listen_for_cancellation;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::screen;
@@ -61,8 +61,8 @@ pub(in crate::cli) struct BatchArgs {
     #[arg(value_name = "FILE", required_unless_present = "sweep")]
     file: Option<PathBuf>,
     /// Generate every line with each of the values, and of several sweeps every combination; draws a contact sheet: steps=10,20 seed=1..16
-    #[arg(long, value_name = "FLAG=VALUES", value_parser = Axis::parse, help_heading = "The batch")]
-    sweep: Vec<Axis>,
+    #[arg(long, value_name = "FLAG=VALUES", value_parser = SweepAxis::parse, help_heading = "The batch")]
+    sweep: Vec<SweepAxis>,
     /// Say what would be generated and what it takes, and generate nothing; of a model that is not here, which weights would be fetched
     #[arg(long, help_heading = "The batch")]
     dry_run: bool,
@@ -83,7 +83,7 @@ pub(in crate::cli) struct BatchArgs {
     allow_outside: bool,
     /// How the file is written [default: by its name, else by its first line]
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "The batch")]
-    format: Option<Format>,
+    format: Option<LineFormat>,
     #[command(flatten)]
     flags: Flags,
 }

@@ -24,7 +24,7 @@ const SHEET: &str = "contact sheet";
 /// Where every image of a sweep belongs.
 #[derive(Default)]
 pub(super) struct Sheets {
-    sweeps: Arc<[sweep::Axis]>,
+    sweeps: Arc<[sweep::SweepAxis]>,
     /// The lines of the file: number and prompt.
     lines: Vec<(usize, String)>,
     images: Vec<SheetCell>,

@@ -36,7 +36,7 @@ impl LineError {
 
 /// A piece of a file that is one line of the batch, and where it stands.
 #[derive(Debug, Clone)]
-pub(in crate::cli) struct Record {
+pub(in crate::cli) struct LineRecord {
     pub(in crate::cli) file: Arc<str>,
     /// The number of its first line.
     pub(in crate::cli) first: usize,
@@ -45,7 +45,7 @@ pub(in crate::cli) struct Record {
     pub(in crate::cli) text: String,
 }
 
-impl Record {
+impl LineRecord {
     /// A line as a whole.
     pub(in crate::cli) fn line(file: &Arc<str>, number: usize, text: String) -> Self {
         Self { file: file.clone(), first: number, skipped: 0, text }

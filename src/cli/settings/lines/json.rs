@@ -1,21 +1,21 @@
 //! JSON Lines: an object a line, its keys the flags' names; a string alone is a prompt.
 
-use super::error::{LineError, Record};
-use super::source::Source;
-use super::{Pair, Row};
+use super::error::{LineError, LineRecord};
+use super::source::LineSource;
+use super::{FlagPair, RecordRow};
 use serde::de::IgnoredAny;
 use std::ops::Range;
 
 /// Reads a line as one row; empty lines are passed over.
-pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError>> {
+pub(super) fn rows(source: LineSource) -> impl Iterator<Item = Result<RecordRow, LineError>> {
     let file = source.file.clone();
     source.filter_map(move |line| match line {
         Err(error) => Some(Err(error)),
         Ok((_, text)) if text.trim().is_empty() => None,
         Ok((number, text)) => {
-            let record = Record::line(&file, number, text);
+            let record = LineRecord::line(&file, number, text);
             Some(match pairs(&record.text) {
-                Ok(pairs) => Ok(Row { record, pairs }),
+                Ok(pairs) => Ok(RecordRow { record, pairs }),
                 Err((part, what)) => Err(record.error(part, what)),
             })
         }
@@ -24,7 +24,7 @@ pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError
 
 type JsonError = (Range<usize>, String);
 
-fn pairs(line: &str) -> Result<Vec<Pair>, JsonError> {
+fn pairs(line: &str) -> Result<Vec<FlagPair>, JsonError> {
     if let Err(error) = serde_json::from_str::<IgnoredAny>(line) {
         // serde_json counts columns in bytes, from 1.
         let at = error.column().saturating_sub(1).min(line.len());
@@ -38,7 +38,7 @@ fn pairs(line: &str) -> Result<Vec<Pair>, JsonError> {
         Some(b'{') => {}
         Some(b'"') => {
             let prompt = scalar(&line[whole.clone()]).map_err(|what| (whole.clone(), what))?;
-            return Ok(vec![Pair { name: "prompt".into(), part: whole.clone(), values: Some(vec![(prompt, whole)]) }]);
+            return Ok(vec![FlagPair { name: "prompt".into(), part: whole.clone(), values: Some(vec![(prompt, whole)]) }]);
         }
         _ => return Err((whole, "a line is an object such as {\"prompt\": \"a cat\"}, or a text, which is a prompt".into())),
     }
@@ -52,7 +52,7 @@ fn pairs(line: &str) -> Result<Vec<Pair>, JsonError> {
             _ => vec![(scalar(&line[value.clone()]).map_err(|what| (value.clone(), what))?, value)],
         };
         let name = scalar(&line[key.clone()]).map_err(|what| (key.clone(), what))?;
-        pairs.push(Pair { name, part: key, values: Some(values) });
+        pairs.push(FlagPair { name, part: key, values: Some(values) });
     }
     Ok(pairs)
 }

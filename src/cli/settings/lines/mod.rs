@@ -13,7 +13,7 @@ mod text;
 mod yaml;
 
 use error::SHOWN;
-pub(in crate::cli) use error::{LineError, LineErrors, Record};
+pub(in crate::cli) use error::{LineError, LineErrors, LineRecord};
 pub(in crate::cli) use table::cells_of;
 pub(in crate::cli) use text::values_of;
 
@@ -21,14 +21,14 @@ use crate::Result;
 use crate::cli::settings::flags::{Flags, GENERATION, Wrong, varies};
 use crate::settings::{Draft, fold};
 use clap::ValueEnum;
-use source::Source;
+use source::LineSource;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::Path;
 
 /// How the lines of a file are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(in crate::cli) enum Format {
+pub(in crate::cli) enum LineFormat {
     /// a prompt a line, flags after it; # begins a comment
     Text,
     /// an object a line
@@ -55,7 +55,7 @@ pub(in crate::cli) struct Line {
     pub(in crate::cli) at: Vec<usize>,
     /// The sweeps' flags and those values as they were written.
     pub(in crate::cli) labels: Vec<(String, String)>,
-    record: Record,
+    record: LineRecord,
     of_file: bool,
     /// Where the line's own flags stand in its text.
     parts: Vec<(usize, Range<usize>)>,
@@ -92,22 +92,22 @@ impl Line {
 }
 
 /// Where a flag stands in a line; the whole line for one that does not.
-fn part_of(record: &Record, parts: &[(usize, Range<usize>)], flag: Option<usize>) -> Range<usize> {
+fn part_of(record: &LineRecord, parts: &[(usize, Range<usize>)], flag: Option<usize>) -> Range<usize> {
     let part = flag.and_then(|flag| parts.iter().find(|(at, _)| *at == flag));
     part.map_or(0..record.text.len(), |(_, part)| part.clone())
 }
 
 /// A record of any format, as names and values.
-struct Row {
-    record: Record,
-    pairs: Vec<Pair>,
+struct RecordRow {
+    record: LineRecord,
+    pairs: Vec<FlagPair>,
 }
 
 /// A value and where it stands.
 type PlacedValue = (String, Range<usize>);
 
 /// A name and what it was given; no values where the name stands alone, as a switch does.
-struct Pair {
+struct FlagPair {
     name: String,
     part: Range<usize>,
     values: Option<Vec<PlacedValue>>,
@@ -115,7 +115,7 @@ struct Pair {
 
 /// The lines of a file, with everything that is wrong in it in their place.
 pub(in crate::cli) struct Lines {
-    rows: Box<dyn Iterator<Item = Result<Row, LineError>>>,
+    rows: Box<dyn Iterator<Item = Result<RecordRow, LineError>>>,
     base: Flags,
     of_file: bool,
     /// More errors of the line before.
@@ -126,47 +126,47 @@ pub(in crate::cli) struct Lines {
 ///
 /// # Errors
 /// The file cannot be opened.
-pub(in crate::cli) fn read(path: &Path, format: Option<Format>, base: &Flags) -> Result<Lines> {
-    let mut source = Source::open(path)?;
+pub(in crate::cli) fn read(path: &Path, format: Option<LineFormat>, base: &Flags) -> Result<Lines> {
+    let mut source = LineSource::open(path)?;
     let format = format.or_else(|| of_name(path)).unwrap_or_else(|| sniffed(&mut source));
     Ok(lines(source, format, base))
 }
 
 /// The one line that the flags of the command line are by themselves.
 pub(in crate::cli) fn of_flags(base: &Flags) -> Lines {
-    let record = Record::line(&"the command line".into(), 1, String::new());
+    let record = LineRecord::line(&"the command line".into(), 1, String::new());
     Lines {
-        rows: Box::new(std::iter::once(Ok(Row { record, pairs: Vec::new() }))),
+        rows: Box::new(std::iter::once(Ok(RecordRow { record, pairs: Vec::new() }))),
         base: base.clone(),
         of_file: false,
         wrong: VecDeque::new(),
     }
 }
 
-fn lines(source: Source, format: Format, base: &Flags) -> Lines {
-    let rows: Box<dyn Iterator<Item = Result<Row, LineError>>> = match format {
-        Format::Text => Box::new(text::rows(source)),
-        Format::Jsonl => Box::new(json::rows(source)),
-        Format::Csv => Box::new(table::rows(source, None)),
-        Format::Tsv => Box::new(table::rows(source, Some(b'\t'))),
-        Format::Yaml => Box::new(yaml::rows(source)),
+fn lines(source: LineSource, format: LineFormat, base: &Flags) -> Lines {
+    let rows: Box<dyn Iterator<Item = Result<RecordRow, LineError>>> = match format {
+        LineFormat::Text => Box::new(text::rows(source)),
+        LineFormat::Jsonl => Box::new(json::rows(source)),
+        LineFormat::Csv => Box::new(table::rows(source, None)),
+        LineFormat::Tsv => Box::new(table::rows(source, Some(b'\t'))),
+        LineFormat::Yaml => Box::new(yaml::rows(source)),
     };
     Lines { rows, base: base.clone(), of_file: true, wrong: VecDeque::new() }
 }
 
-fn of_name(path: &Path) -> Option<Format> {
+fn of_name(path: &Path) -> Option<LineFormat> {
     match path.extension()?.to_str()?.to_lowercase().as_str() {
-        "txt" => Some(Format::Text),
-        "jsonl" | "ndjson" => Some(Format::Jsonl),
-        "csv" => Some(Format::Csv),
-        "tsv" | "tab" => Some(Format::Tsv),
-        "yaml" | "yml" => Some(Format::Yaml),
+        "txt" => Some(LineFormat::Text),
+        "jsonl" | "ndjson" => Some(LineFormat::Jsonl),
+        "csv" => Some(LineFormat::Csv),
+        "tsv" | "tab" => Some(LineFormat::Tsv),
+        "yaml" | "yml" => Some(LineFormat::Yaml),
         _ => None,
     }
 }
 
 /// The format that the first line speaks of.
-fn sniffed(source: &mut Source) -> Format {
+fn sniffed(source: &mut LineSource) -> LineFormat {
     let first = source.peek(1).pop().unwrap_or_default();
     let is_header = |delimiter| {
         let cells = cells_of(&first, delimiter).unwrap_or_default();
@@ -177,12 +177,12 @@ fn sniffed(source: &mut Source) -> Format {
         first.strip_prefix(bracket).map(str::trim_start).is_some_and(|after| after.is_empty() || after.starts_with(inside))
     };
     match () {
-        () if opens('{', &['"']) && first.ends_with('}') => Format::Jsonl,
+        () if opens('{', &['"']) && first.ends_with('}') => LineFormat::Jsonl,
         // An object over several lines is YAML too.
-        () if opens('{', &['"']) || opens('[', &['"', '{', ']']) || first.starts_with("- ") || first == "---" => Format::Yaml,
-        () if is_header(b'\t') => Format::Tsv,
-        () if is_header(b',') || is_header(b';') => Format::Csv,
-        () => Format::Text,
+        () if opens('{', &['"']) || opens('[', &['"', '{', ']']) || first.starts_with("- ") || first == "---" => LineFormat::Yaml,
+        () if is_header(b'\t') => LineFormat::Tsv,
+        () if is_header(b',') || is_header(b';') => LineFormat::Csv,
+        () => LineFormat::Text,
     }
 }
 
@@ -227,14 +227,14 @@ fn known(name: &str) -> Result<(), String> {
 }
 
 /// What a row set, flag by flag, and where.
-struct Merged {
+struct MergedFlags {
     flags: Flags,
     parts: Vec<(usize, Range<usize>)>,
     wrong: Vec<(Range<usize>, String)>,
 }
 
-fn merged(row: &Row) -> Merged {
-    let mut given: Vec<(usize, &Pair, Vec<PlacedValue>)> = Vec::new();
+fn merged(row: &RecordRow) -> MergedFlags {
+    let mut given: Vec<(usize, &FlagPair, Vec<PlacedValue>)> = Vec::new();
     let mut wrong = Vec::new();
     for pair in &row.pairs {
         // Each error is looked for in the text: a line of ten thousand of them would take minutes.
@@ -275,7 +275,7 @@ fn merged(row: &Row) -> Merged {
             None => given.push((flag, pair, values)),
         }
     }
-    let mut merged = Merged { flags: Flags::default(), parts: Vec::new(), wrong };
+    let mut merged = MergedFlags { flags: Flags::default(), parts: Vec::new(), wrong };
     for (flag, pair, values) in given {
         let texts: Vec<String> = values.iter().map(|(text, _)| text.clone()).collect();
         match GENERATION.read(flag, &texts) {
@@ -289,9 +289,9 @@ fn merged(row: &Row) -> Merged {
     merged
 }
 
-impl Merged {
+impl MergedFlags {
     /// A1111 generates `n_iter` times `batch_size` images.
-    fn multiply_repeats(&mut self, row: &Row) {
+    fn multiply_repeats(&mut self, row: &RecordRow) {
         if !row.pairs.iter().any(|pair| fold(pair.name.trim_start_matches('-')) == REPEATS) {
             return;
         }
@@ -304,8 +304,8 @@ impl Merged {
 }
 
 impl Lines {
-    fn line(&mut self, row: Row) -> Result<Line, LineError> {
-        let Merged { flags, parts, wrong } = merged(&row);
+    fn line(&mut self, row: RecordRow) -> Result<Line, LineError> {
+        let MergedFlags { flags, parts, wrong } = merged(&row);
         let record = row.record;
         let mut errors: VecDeque<LineError> = wrong.into_iter().map(|(part, what)| record.error(part, what)).collect();
         let flags = flags.over(&self.base);

@@ -1,6 +1,6 @@
 //! The lines of a file as they stand, one at a time: no line is longer than a prompt may be, and all are text.
 
-use super::error::{LineError, Record};
+use super::error::{LineError, LineRecord};
 use crate::disk::is_file_or_pipe;
 use crate::{Error, Result};
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ const MOST_LINES: usize = 100_000_000;
 pub(super) type Numbered = (usize, String);
 
 /// Reads lines. After a line with an error it goes on with the next one.
-pub(super) struct Source {
+pub(super) struct LineSource {
     pub(super) file: Arc<str>,
     reader: Box<dyn BufRead>,
     /// Lines read so far.
@@ -30,7 +30,7 @@ pub(super) struct Source {
     ended: bool,
 }
 
-impl Source {
+impl LineSource {
     /// Opens a file, a pipe, or standard input for `-`.
     ///
     /// # Errors
@@ -147,17 +147,17 @@ impl Source {
                 let valid = error.utf8_error().valid_up_to();
                 let (byte, text) = (error.as_bytes()[valid], String::from_utf8_lossy(error.as_bytes()));
                 let what = format!("byte {} of the line, {byte:#04x}, is not UTF-8 text; save the file as UTF-8", valid + 1);
-                return Some(Err(Record::line(&file, number, text.into_owned()).error(valid..valid + 1, what)));
+                return Some(Err(LineRecord::line(&file, number, text.into_owned()).error(valid..valid + 1, what)));
             }
         };
         if let Some(at) = text.find('\0') {
-            return Some(Err(Record::line(&file, number, text).error(at..at + 1, "the line holds a NUL character; it is not text")));
+            return Some(Err(LineRecord::line(&file, number, text).error(at..at + 1, "the line holds a NUL character; it is not text")));
         }
         Some(Ok((number, text)))
     }
 }
 
-impl Iterator for Source {
+impl Iterator for LineSource {
     type Item = Result<Numbered, LineError>;
 
     fn next(&mut self) -> Option<Self::Item> {

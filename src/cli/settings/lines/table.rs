@@ -1,8 +1,8 @@
 //! CSV and TSV: the header names flags, an empty cell leaves its flag unset, a cell in quotes may have several lines.
 
-use super::error::{LineError, Record, SHOWN};
-use super::source::{LONGEST, Source};
-use super::{Pair, Row, fold};
+use super::error::{LineError, LineRecord, SHOWN};
+use super::source::{LONGEST, LineSource};
+use super::{FlagPair, RecordRow, fold};
 use csv_core::{ReadFieldResult, Reader, ReaderBuilder};
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
@@ -12,7 +12,7 @@ type Cell = (String, Range<usize>);
 
 /// A table's rows, and what is wrong with its header.
 pub(super) struct TableRows {
-    source: Source,
+    source: LineSource,
     delimiter: u8,
     /// `None` until the header was read.
     header: Option<Vec<String>>,
@@ -20,7 +20,7 @@ pub(super) struct TableRows {
 }
 
 /// Reads rows whose cells stand between `delimiter`s; `None` is a comma, or a semicolon where the header has only those.
-pub(super) fn rows(mut source: Source, delimiter: Option<u8>) -> TableRows {
+pub(super) fn rows(mut source: LineSource, delimiter: Option<u8>) -> TableRows {
     let delimiter = delimiter.unwrap_or_else(|| match source.peek(1).first() {
         Some(header) if header.contains(';') && !header.contains(',') => b';',
         _ => b',',
@@ -83,7 +83,7 @@ impl Cells {
 
 impl TableRows {
     /// The next record that is not empty.
-    fn record(&mut self) -> Option<Result<(Record, Vec<Cell>), LineError>> {
+    fn record(&mut self) -> Option<Result<(LineRecord, Vec<Cell>), LineError>> {
         let mut first = 0;
         let mut cells = Cells::new(self.delimiter);
         while !cells.whole {
@@ -106,12 +106,12 @@ impl TableRows {
             }
             cells.push(&line);
         }
-        Some(Ok((Record::line(&self.source.file, first, cells.text), cells.cells)))
+        Some(Ok((LineRecord::line(&self.source.file, first, cells.text), cells.cells)))
     }
 
     fn unclosed(&self, first: usize, cells: Cells) -> LineError {
         let what = "the quote at the start of this cell is never closed; close it, or write \"\" for a quote inside a cell";
-        Record::line(&self.source.file, first, cells.text).error(cells.start..cells.start + 1, what)
+        LineRecord::line(&self.source.file, first, cells.text).error(cells.start..cells.start + 1, what)
     }
 
     fn read_header(&mut self) -> Option<LineError> {
@@ -143,7 +143,7 @@ impl TableRows {
 }
 
 impl Iterator for TableRows {
-    type Item = Result<Row, LineError>;
+    type Item = Result<RecordRow, LineError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(error) = self.wrong.pop_front() {
@@ -166,8 +166,8 @@ impl Iterator for TableRows {
         }
         let given = header.iter().zip(cells).filter(|(_, (cell, _))| !cell.is_empty());
         let pair =
-            |name: &String, cell, part: Range<usize>| Pair { name: name.clone(), part: part.clone(), values: Some(vec![(cell, part)]) };
+            |name: &String, cell, part: Range<usize>| FlagPair { name: name.clone(), part: part.clone(), values: Some(vec![(cell, part)]) };
         let pairs = given.map(|(name, (cell, part))| pair(name, cell, part)).collect();
-        Some(Ok(Row { record, pairs }))
+        Some(Ok(RecordRow { record, pairs }))
     }
 }

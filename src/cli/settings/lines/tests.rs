@@ -3,16 +3,16 @@ use crate::settings::{BatchSize, CanvasDraft};
 use std::io::Cursor;
 
 /// The lines of a text in a format, over flags in the form of a line.
-fn over(base: &str, format: Format, text: &[u8]) -> Lines {
-    let base = if base.is_empty() { Flags::default() } else { over("", Format::Text, base.as_bytes()).next().unwrap().unwrap().flags };
-    lines(Source::new("lines", Cursor::new(text.to_vec())), format, &base)
+fn over(base: &str, format: LineFormat, text: &[u8]) -> Lines {
+    let base = if base.is_empty() { Flags::default() } else { over("", LineFormat::Text, base.as_bytes()).next().unwrap().unwrap().flags };
+    lines(LineSource::new("lines", Cursor::new(text.to_vec())), format, &base)
 }
 
-fn good(format: Format, text: &str) -> Vec<Draft> {
+fn good(format: LineFormat, text: &str) -> Vec<Draft> {
     over("", format, text.as_bytes()).map(|line| line.unwrap_or_else(|e| panic!("{text}\n{e}")).draft).collect()
 }
 
-fn one(format: Format, text: &str) -> Draft {
+fn one(format: LineFormat, text: &str) -> Draft {
     let mut all = good(format, text);
     assert_eq!(all.len(), 1, "{text}");
     all.remove(0)
@@ -22,22 +22,22 @@ fn sized(width: usize, height: usize) -> CanvasDraft {
     Draft::default().with(|draft| draft.set_size(Some((width, height)))).canvas
 }
 
-fn errors(format: Format, text: &[u8]) -> Vec<String> {
+fn errors(format: LineFormat, text: &[u8]) -> Vec<String> {
     over("", format, text).filter_map(|line| line.err().map(|e| e.to_string())).collect()
 }
 
 #[test]
 fn a_line_without_flags_is_a_prompt() {
     let text = "\u{feff}a cat\r\n\n  # a comment\n  don't \"quote\" me \\(really\\) - or -- do\r\n";
-    let prompts: Vec<_> = good(Format::Text, text).into_iter().map(|args| args.prompts).collect();
+    let prompts: Vec<_> = good(LineFormat::Text, text).into_iter().map(|args| args.prompts).collect();
     assert_eq!(prompts, [["a cat"], ["don't \"quote\" me \\(really\\) - or -- do"]]);
-    assert!(good(Format::Text, "").is_empty());
+    assert!(good(LineFormat::Text, "").is_empty());
 }
 
 #[test]
 fn flags_on_a_line_are_read_as_a1111_reads_them() {
     let args = one(
-        Format::Text,
+        LineFormat::Text,
         r#"--prompt "a \"red\" cat, it's" --negative_prompt blurry, dog's \(bone\) --seed -1 --steps 30 --cfg_scale 6.5 --sampler_name DPM++ 2M --sd_model 'C:\models\x y'  --do_not_save_grid true --restore_faces false"#,
     );
     assert_eq!(args.prompts, ["a \"red\" cat, it's"]);
@@ -50,33 +50,33 @@ fn flags_on_a_line_are_read_as_a1111_reads_them() {
         ("--seed=3 --prompt=\"--a cat\"", "--a cat", Some(3)),
         ("--prompt \"a -- b --c\"", "a -- b --c", None),
     ] {
-        let args = one(Format::Text, line);
+        let args = one(LineFormat::Text, line);
         assert_eq!((args.prompts[0].as_str(), args.seed), (prompt, seed.map(crate::settings::Seed::Is)), "{line}");
     }
     // Letters after the prompt; a dash in a prompt is none.
-    let args = one(Format::Text, "a pear -n blurry fruit -W 512 -H 256 -s 5");
+    let args = one(LineFormat::Text, "a pear -n blurry fruit -W 512 -H 256 -s 5");
     assert_eq!((args.prompts[0].as_str(), args.text.negative_prompt.as_deref()), ("a pear", Some("blurry fruit")));
     assert_eq!((args.canvas.width, args.canvas.height, args.seed), (Some(512), Some(256), Some(crate::settings::Seed::Is(5))));
     for prompt in ["a cat - or -- a dog", "x-ray of a t-shirt -z", "#1 dad mug"] {
-        assert_eq!(one(Format::Text, prompt).prompts, [prompt]);
+        assert_eq!(one(LineFormat::Text, prompt).prompts, [prompt]);
     }
     // kohya-ss's letters have two dashes.
-    let args = one(Format::Text, "a red apple --n low quality, blurry --w 768 --h 512 --d 1 --l 7.5 --s 28");
+    let args = one(LineFormat::Text, "a red apple --n low quality, blurry --w 768 --h 512 --d 1 --l 7.5 --s 28");
     assert_eq!((args.prompts[0].as_str(), args.text.negative_prompt.as_deref()), ("a red apple", Some("low quality, blurry")));
     assert_eq!((args.canvas.width, args.canvas.height, args.sampling.steps), (Some(768), Some(512), Some(28)));
     assert_eq!((args.seed, args.guidance.scale), (Some(crate::settings::Seed::Is(1)), Some(7.5)));
-    let args = one(Format::Text, "--prompt a --batch_size 4.0 --n_iter 3");
+    let args = one(LineFormat::Text, "--prompt a --batch_size 4.0 --n_iter 3");
     assert_eq!((args.output.images, args.output.batch_size), (Some(12), Some(BatchSize(Some(4)))));
 }
 
 #[test]
 fn every_format_says_the_same() {
     for (format, text) in [
-        (Format::Text, "--prompt \"a, b\" --steps 20 --zero_snr --size 512x768\n"),
-        (Format::Jsonl, "{\"prompt\": \"a, b\", \"Steps\": 20.0, \"zero_snr\": true, \"size\": \"512x768\", \"seed\": null}\n"),
-        (Format::Csv, "Prompt,steps,zero-snr,size,seed\n\"a, b\",20.0,TRUE,512x768,\n\n"),
-        (Format::Csv, "prompt;steps;zero snr;size\na, b;20;yes;512x768"),
-        (Format::Tsv, "prompt\tsteps\tzero-snr\tsize\r\na, b\t20\t1\t512x768\r\n"),
+        (LineFormat::Text, "--prompt \"a, b\" --steps 20 --zero_snr --size 512x768\n"),
+        (LineFormat::Jsonl, "{\"prompt\": \"a, b\", \"Steps\": 20.0, \"zero_snr\": true, \"size\": \"512x768\", \"seed\": null}\n"),
+        (LineFormat::Csv, "Prompt,steps,zero-snr,size,seed\n\"a, b\",20.0,TRUE,512x768,\n\n"),
+        (LineFormat::Csv, "prompt;steps;zero snr;size\na, b;20;yes;512x768"),
+        (LineFormat::Tsv, "prompt\tsteps\tzero-snr\tsize\r\na, b\t20\t1\t512x768\r\n"),
     ] {
         let args = one(format, text);
         assert_eq!(
@@ -85,14 +85,14 @@ fn every_format_says_the_same() {
             "{text}"
         );
     }
-    assert_eq!(one(Format::Jsonl, r#"{"prompt": ["a", "b\u00e9"]}"#).prompts, ["a", "bé"]);
-    assert_eq!(one(Format::Csv, "prompt,steps\n\"two\nlines \"\"quoted\"\"\",5\n").prompts, ["two\nlines \"quoted\""]);
+    assert_eq!(one(LineFormat::Jsonl, r#"{"prompt": ["a", "b\u00e9"]}"#).prompts, ["a", "bé"]);
+    assert_eq!(one(LineFormat::Csv, "prompt,steps\n\"two\nlines \"\"quoted\"\"\",5\n").prompts, ["two\nlines \"quoted\""]);
 }
 
 #[test]
 fn the_line_beats_the_flags() {
     let base = "--prompt base --negative-prompt blurry --size 768x512 --zero-snr --steps 9";
-    let args = |line: &str| over(base, Format::Jsonl, line.as_bytes()).next().unwrap().unwrap().draft;
+    let args = |line: &str| over(base, LineFormat::Jsonl, line.as_bytes()).next().unwrap().unwrap().draft;
     let line = args(r#"{"width": 256, "zero-snr": false, "negative_prompt": ""}"#);
     assert_eq!((line.prompts[0].as_str(), line.text.negative_prompt.as_deref(), line.sampling.steps), ("base", Some(""), Some(9)));
     assert_eq!((line.canvas, line.scheduler.zero_snr), (sized(256, 512), None));
@@ -103,22 +103,22 @@ fn the_line_beats_the_flags() {
 #[test]
 fn yaml_is_read_item_by_item() {
     let text = "# comment\n- a cat\n- prompt: two\n  seed: 3\n  zero-snr: yes\n  steps: ~\n- {prompt: [a, b], size: 64x64}\n---\nprompt: |\n  block\n  text\n---\n";
-    let lines = good(Format::Yaml, text);
+    let lines = good(LineFormat::Yaml, text);
     assert_eq!(lines.iter().map(|args| args.prompts.join("/")).collect::<Vec<_>>(), ["a cat", "two", "a/b", "block\ntext\n"]);
     assert_eq!(
         (lines[1].seed, lines[1].scheduler.zero_snr, lines[1].sampling.steps),
         (Some(crate::settings::Seed::Is(3)), Some(true), None)
     );
     let merged = "- &base {prompt: base, steps: 7}\n- {<<: *base, prompt: own}\n- *base\n";
-    let lines = good(Format::Yaml, merged);
+    let lines = good(LineFormat::Yaml, merged);
     assert_eq!(
         lines.iter().map(|args| (args.prompts[0].as_str(), args.sampling.steps)).collect::<Vec<_>>(),
         [("base", Some(7)), ("own", Some(7)), ("base", Some(7))]
     );
     let array = "[{\"prompt\": \"a\", \"steps\": 5},\n {\"prompt\": \"b\"}]";
-    assert_eq!(good(Format::Yaml, array).len(), 2);
-    assert_eq!(good(Format::Yaml, "{\n\t\"prompt\": \"a\",\n\t\"steps\": 5\n}").len(), 1);
-    assert!(good(Format::Yaml, "---\n".repeat(10_000).as_str()).is_empty());
+    assert_eq!(good(LineFormat::Yaml, array).len(), 2);
+    assert_eq!(good(LineFormat::Yaml, "{\n\t\"prompt\": \"a\",\n\t\"steps\": 5\n}").len(), 1);
+    assert!(good(LineFormat::Yaml, "---\n".repeat(10_000).as_str()).is_empty());
 }
 
 #[test]
@@ -127,11 +127,11 @@ fn bombs_of_aliases_are_refused() {
     for (before, name) in "abcdefgh".chars().zip("bcdefghi".chars()) {
         bomb += &format!("- &{name} [{}]\n", vec![format!("*{before}"); 9].join(","));
     }
-    let said = errors(Format::Yaml, bomb.as_bytes());
+    let said = errors(LineFormat::Yaml, bomb.as_bytes());
     assert!(said.last().unwrap().contains("aliases make this line too large"), "{said:?}");
     for text in ["[".repeat(100_000), "- ".repeat(100_000), "{a: ".repeat(100_000), format!("- {}", "&a ".repeat(1000)), "- &a [*a]".into()]
     {
-        let said = errors(Format::Yaml, text.as_bytes());
+        let said = errors(LineFormat::Yaml, text.as_bytes());
         assert!((1..=2).contains(&said.len()), "{}: {said:?}", &text[..8]);
     }
 }
@@ -141,54 +141,54 @@ fn bombs_of_aliases_are_refused() {
 fn every_error_has_its_place_and_its_caret() {
     for (format, text, said) in [
         (
-            Format::Text,
+            LineFormat::Text,
             "a cat\na dog --stpes 20\n",
             "lines:2:7: there is no setting \"--stpes\"; did you mean \"steps\"?\n  2 | a dog --stpes 20\n    |       ^^^^^^^",
         ),
         (
-            Format::Text,
+            LineFormat::Text,
             "--prompt 東京 --steps abc --width 1x\n",
             "lines:1:21: --steps \"abc\": give a whole number such as 20\n  1 | --prompt 東京 --steps abc --width 1x\n    |                       ^^^\n\
              lines:1:33: --width \"1x\": give a whole number such as 20\n  1 | --prompt 東京 --steps abc --width 1x\n    |                                   ^^",
         ),
         (
-            Format::Text,
+            LineFormat::Text,
             "--prompt \"a cat\n",
             "lines:1:10: this \" is never closed; close it, or write \\\"\n  1 | --prompt \"a cat\n    |          ^^^^^^",
         ),
-        (Format::Text, "--steps --prompt x", "lines:1:1: --steps needs a value after it\n  1 | --steps --prompt x\n    | ^^^^^^^"),
+        (LineFormat::Text, "--steps --prompt x", "lines:1:1: --steps needs a value after it\n  1 | --steps --prompt x\n    | ^^^^^^^"),
         (
-            Format::Text,
+            LineFormat::Text,
             "--prompt a --cfg_scale 7 --guidance-scale 8",
             "lines:1:26: --guidance-scale is given twice, also as --cfg_scale; give it once\n  1 | --prompt a --cfg_scale 7 --guidance-scale 8\n    |                          ^^^^^^^^^^^^^^^^",
         ),
         (
-            Format::Text,
+            LineFormat::Text,
             "a --size 64x64 --width 64",
             "lines:1:24: --width does not go with --size; give one of them\n  1 | a --size 64x64 --width 64\n    |                        ^^",
         ),
         (
-            Format::Text,
+            LineFormat::Text,
             "a --threads 3",
             "lines:1:3: --threads is for the whole run; give it on the command line\n  1 | a --threads 3\n    |   ^^^^^^^^^",
         ),
         (
-            Format::Text,
+            LineFormat::Text,
             "banana sushi -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms",
             "lines:1:20: this is InvokeAI's, where -s is the steps and -S the seed; write --steps, --seed, --width, --height, --guidance-scale and --sampler\n  1 | banana sushi -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms\n    |                    ^^",
         ),
         (
-            Format::Text,
+            LineFormat::Text,
             "--prompt a --sampler_index 2",
             "lines:1:12: sampler_index is a number in A1111's own list of samplers; write the name, such as --sampler_name \"Euler a\"\n  1 | --prompt a --sampler_index 2\n    |            ^^^^^^^^^^^^^^^",
         ),
         (
-            Format::Text,
+            LineFormat::Text,
             "--prompt a --restore_faces true",
             "lines:1:28: --restore_faces \"true\" is not supported; leave it out\n  1 | --prompt a --restore_faces true\n    |                            ^^^^",
         ),
         (
-            Format::Jsonl,
+            LineFormat::Jsonl,
             "{\"prompt\": \"a\", \"sampler\": {}}\n{\"prompt\": \"a\",}\n[1]\n{\"seed\": 1}",
             "lines:1:28: a value is a number, true, false or a text, or a list of them\n  1 | {\"prompt\": \"a\", \"sampler\": {}}\n    |                            ^^\n\
              lines:2:16: not JSON: key must be a string\n  2 | {\"prompt\": \"a\",}\n    |                ^\n\
@@ -196,26 +196,26 @@ fn every_error_has_its_place_and_its_caret() {
              lines:4:1: the line has no prompt, and no --prompt was given for all lines\n  4 | {\"seed\": 1}\n    | ^^^^^^^^^^^",
         ),
         (
-            Format::Jsonl,
+            LineFormat::Jsonl,
             "{\"prompt\": \"a\", \"steps\": 2.5, \"seed\": [1, 2], \"prompt\": 3}",
             "lines:1:26: --steps \"2.5\": give a whole number such as 20\n  1 | {\"prompt\": \"a\", \"steps\": 2.5, \"seed\": [1, 2], \"prompt\": 3}\n    |                          ^^^\n\
              lines:1:43: --seed takes one value, and 2 were given\n  1 | {\"prompt\": \"a\", \"steps\": 2.5, \"seed\": [1, 2], \"prompt\": 3}\n    |                                           ^",
         ),
         (
-            Format::Csv,
+            LineFormat::Csv,
             "prompt,stps,prompt\na,1,b\n",
             "lines:1:8: the header names a flag for each column: there is no setting \"stps\"; did you mean \"steps\"?\n  1 | prompt,stps,prompt\n    |        ^^^^\n\
              lines:1:13: the header names a flag for each column: the column \"prompt\" is there twice; leave one out\n  1 | prompt,stps,prompt\n    |             ^^^^^^",
         ),
         (
-            Format::Csv,
+            LineFormat::Csv,
             "prompt,steps\n\"two\nlines\",x\na, b,5\n\"open,5\n",
             "lines:3:8: --steps \"x\": give a whole number such as 20\n  3 | lines\",x\n    |        ^\n\
              lines:4:6: the row has 3 cells and the header 2; put a cell that holds a comma into quotes\n  4 | a, b,5\n    |      ^\n\
              lines:5:1: the quote at the start of this cell is never closed; close it, or write \"\" for a quote inside a cell\n  5 | \"open,5\n    | ^",
         ),
         (
-            Format::Yaml,
+            LineFormat::Yaml,
             "- prompt: a\n  steps: many\n- {prompt: b, size: {w: 1}}\n- [a]\n- prompt: *none\n",
             "lines:2:10: --steps \"many\": give a whole number such as 20\n  2 |   steps: many\n    |          ^^^^\n\
              lines:3:21: a value is a number, true, false or a text, or a list of them\n  3 | - {prompt: b, size: {w: 1}}\n    |                     ^^^^^^\n\
@@ -237,16 +237,16 @@ fn what_is_no_text_is_said_with_its_byte() {
         (b"a\nb\0c", "lines:2:2: the line holds a NUL character; it is not text\n  2 | b c\n    |"),
         (b"\xff\xfea\0\n\0", "lines:1: the file is UTF-16 text; save it as UTF-8"),
     ] {
-        let all = errors(Format::Text, bytes);
+        let all = errors(LineFormat::Text, bytes);
         assert!(all[0].starts_with(said), "{}", all[0]);
     }
     // What comes after is read.
-    assert_eq!(errors(Format::Text, b"a\ncaf\xe9\nb --stepz 1").len(), 2);
+    assert_eq!(errors(LineFormat::Text, b"a\ncaf\xe9\nb --stepz 1").len(), 2);
 }
 
 #[test]
 fn a_line_of_a_megabyte_is_an_error_and_the_next_one_is_read() {
-    for (format, row) in [(Format::Text, "after"), (Format::Jsonl, "{\"prompt\": \"after\"}")] {
+    for (format, row) in [(LineFormat::Text, "after"), (LineFormat::Jsonl, "{\"prompt\": \"after\"}")] {
         let long = "x".repeat((1 << 20) + 1);
         let text = format!("{long}\n{row}\n");
         let read: Vec<_> = over("", format, text.as_bytes()).collect();
@@ -254,13 +254,13 @@ fn a_line_of_a_megabyte_is_an_error_and_the_next_one_is_read() {
         assert!(read[0].as_ref().unwrap_err().to_string().starts_with("lines:1: the line is longer than a megabyte"));
         assert_eq!(read[1].as_ref().unwrap().number, 2);
     }
-    assert_eq!(one(Format::Text, &"x".repeat(1 << 20)).prompts[0].len(), 1 << 20);
+    assert_eq!(one(LineFormat::Text, &"x".repeat(1 << 20)).prompts[0].len(), 1 << 20);
     let cell = format!("prompt\n\"{}", "x\n".repeat(1 << 20));
-    assert!(errors(Format::Csv, cell.as_bytes())[0].starts_with("lines:2:1: the quote at the start"));
+    assert!(errors(LineFormat::Csv, cell.as_bytes())[0].starts_with("lines:2:1: the quote at the start"));
     let block = format!("- |\n{}", " x\n".repeat(1 << 20));
-    assert!(errors(Format::Yaml, block.as_bytes())[0].contains("an item longer than a megabyte"));
+    assert!(errors(LineFormat::Yaml, block.as_bytes())[0].contains("an item longer than a megabyte"));
     // The caret stays in sight on a long line.
-    let said = errors(Format::Text, format!("{} --stepz 3 {}", "a ".repeat(5000), "b".repeat(5000)).as_bytes());
+    let said = errors(LineFormat::Text, format!("{} --stepz 3 {}", "a ".repeat(5000), "b".repeat(5000)).as_bytes());
     assert!(said[0].len() < 600 && said[0].contains("^^^^^^^"), "{}", said[0]);
 }
 
@@ -289,14 +289,14 @@ impl std::io::Read for Endless {
 #[test]
 fn a_hundred_thousand_lines_are_streamed() {
     for (count, format, start, row) in [
-        (100_000, Format::Text, &b""[..], &b"a cat --seed 5 --steps 3\n"[..]),
-        (20_000, Format::Jsonl, b"", b"{\"prompt\": \"a cat\", \"seed\": 5, \"steps\": 3}\n"),
-        (20_000, Format::Csv, b"prompt,seed,steps\n", b"a cat,5,3\n"),
-        (20_000, Format::Yaml, b"", b"- {prompt: a cat, seed: 5, steps: 3}\n"),
+        (100_000, LineFormat::Text, &b""[..], &b"a cat --seed 5 --steps 3\n"[..]),
+        (20_000, LineFormat::Jsonl, b"", b"{\"prompt\": \"a cat\", \"seed\": 5, \"steps\": 3}\n"),
+        (20_000, LineFormat::Csv, b"prompt,seed,steps\n", b"a cat,5,3\n"),
+        (20_000, LineFormat::Yaml, b"", b"- {prompt: a cat, seed: 5, steps: 3}\n"),
     ] {
         let given = std::rc::Rc::new(std::cell::Cell::new(0));
         let most = start.len() + row.len() * count;
-        let source = Source::new("lines", std::io::BufReader::new(Endless { start, row, given: given.clone(), most }));
+        let source = LineSource::new("lines", std::io::BufReader::new(Endless { start, row, given: given.clone(), most }));
         let mut read = lines(source, format, &Flags::default());
         let first = read.next().unwrap().unwrap();
         assert_eq!((first.draft.prompts[0].as_str(), first.draft.sampling.steps), ("a cat", Some(3)));
@@ -309,7 +309,7 @@ fn a_hundred_thousand_lines_are_streamed() {
 #[test]
 fn a_file_of_errors_says_the_first_fifty() {
     let mut all = LineErrors::default();
-    over("", Format::Text, "a --stepz 1\n".repeat(1000).as_bytes()).filter_map(Result::err).for_each(|error| all.push(error));
+    over("", LineFormat::Text, "a --stepz 1\n".repeat(1000).as_bytes()).filter_map(Result::err).for_each(|error| all.push(error));
     let said = all.finish().unwrap_err();
     assert_eq!(said.exit_code(), 2);
     let said = said.to_string();
@@ -319,7 +319,7 @@ fn a_file_of_errors_says_the_first_fifty() {
 
 #[test]
 fn a_models_word_on_a_flag_points_to_it() {
-    let line = over("", Format::Text, b"a cat --width 100").next().unwrap().unwrap();
+    let line = over("", LineFormat::Text, b"a cat --width 100").next().unwrap().unwrap();
     let said = line.error("--width 100: must be a multiple of 8").to_string();
     assert_eq!(said, "lines:1:15: --width 100: must be a multiple of 8\n  1 | a cat --width 100\n    |               ^^^");
     assert!(line.error("the model is no model").to_string().contains("^^^^^^^^^^^^^^^^^"));
@@ -353,7 +353,7 @@ fn files_are_known_by_their_names_and_else_by_their_first_line() {
     let refused = read(folder.path(), None, &Flags::default()).err().unwrap();
     assert!(refused.exit_code() == 2 && refused.to_string().contains("is a folder"));
     assert!(read(&folder.path().join("none"), None, &Flags::default()).err().unwrap().to_string().contains("cannot be read"));
-    let forced = read(&folder.path().join("a.csv"), Some(Format::Text), &Flags::default()).unwrap();
+    let forced = read(&folder.path().join("a.csv"), Some(LineFormat::Text), &Flags::default()).unwrap();
     assert_eq!(forced.count(), 2);
 }
 
@@ -373,10 +373,10 @@ fn a_pipe_is_read_as_it_fills() {
 
 #[test]
 fn sweeps_lie_over_every_line() {
-    use crate::cli::settings::sweep::{Axis, Sweep};
-    let axes = ["cfg=4,7.5", "seed=1..2", "size=64x64,128x64"].map(|text| Axis::parse(text).unwrap());
+    use crate::cli::settings::sweep::{SweepAxis, Sweep};
+    let axes = ["cfg=4,7.5", "seed=1..2", "size=64x64,128x64"].map(|text| SweepAxis::parse(text).unwrap());
     let sweep = Sweep::new(axes.to_vec()).unwrap();
-    let swept: Vec<Line> = sweep.over(over("", Format::Text, b"a cat --seed 9 --width 256")).map(|line| line.unwrap()).collect();
+    let swept: Vec<Line> = sweep.over(over("", LineFormat::Text, b"a cat --seed 9 --width 256")).map(|line| line.unwrap()).collect();
     assert_eq!(swept.len(), 8);
     let points: Vec<_> = swept.iter().map(|line| (line.at.clone(), line.draft.guidance.scale, line.draft.canvas.clone())).collect();
     assert_eq!(points[1], (vec![0, 0, 1], Some(4.0), sized(128, 64)));
@@ -385,9 +385,9 @@ fn sweeps_lie_over_every_line() {
     let said = swept[7].error("--seed: no").to_string();
     assert!(said.starts_with("lines:1:14: --seed: no (with --sweep guidance-scale=7.5, seed=2, size=128x64)"), "{said}");
     // A line may leave its prompt to the sweep.
-    let prompts = Sweep::new(vec![Axis::parse("prompt=a,b").unwrap()]).unwrap();
+    let prompts = Sweep::new(vec![SweepAxis::parse("prompt=a,b").unwrap()]).unwrap();
     let first = prompts.first();
-    let lines = lines(Source::new("lines", Cursor::new("{\"seed\": 1}")), Format::Jsonl, &first);
+    let lines = lines(LineSource::new("lines", Cursor::new("{\"seed\": 1}")), LineFormat::Jsonl, &first);
     assert_eq!(prompts.over(lines).map(|line| line.unwrap().draft.prompts.concat()).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(of_flags(&first).next().unwrap().unwrap().draft.prompts, ["a"]);
 }
@@ -396,7 +396,7 @@ mod any_input {
     use super::*;
     use proptest::prelude::*;
 
-    const FORMATS: [Format; 5] = [Format::Text, Format::Jsonl, Format::Csv, Format::Tsv, Format::Yaml];
+    const FORMATS: [LineFormat; 5] = [LineFormat::Text, LineFormat::Jsonl, LineFormat::Csv, LineFormat::Tsv, LineFormat::Yaml];
 
     /// Bytes that are likely to mean something to some reader.
     fn fragments() -> impl Strategy<Value = Vec<u8>> {
@@ -472,7 +472,7 @@ mod any_input {
                     }
                 }
             }
-            let mut source = Source::new("lines", Cursor::new(text));
+            let mut source = LineSource::new("lines", Cursor::new(text));
             sniffed(&mut source);
         }
 
@@ -481,7 +481,7 @@ mod any_input {
             let json = serde_json::to_string(&prompt).unwrap();
             let csv = format!("prompt\n\"{}\"\n", prompt.replace('"', "\"\""));
             let text = format!("--prompt \"{}\"", prompt.replace('\\', "\\\\").replace('"', "\\\""));
-            for (format, text) in [(Format::Jsonl, format!("{{\"prompt\": {json}}}")), (Format::Yaml, format!("- {json}")), (Format::Csv, csv), (Format::Text, text)] {
+            for (format, text) in [(LineFormat::Jsonl, format!("{{\"prompt\": {json}}}")), (LineFormat::Yaml, format!("- {json}")), (LineFormat::Csv, csv), (LineFormat::Text, text)] {
                 prop_assert_eq!(&one(format, &text).prompts, std::slice::from_ref(&prompt), "{}", text);
             }
         }
@@ -496,12 +496,12 @@ fn the_documented_files_say_the_same() {
         after.split_once("```").unwrap().0.to_owned()
     };
     let flags = |format, text: &str| over("", format, text.as_bytes()).map(|line| line.unwrap().flags).collect::<Vec<_>>();
-    let text = flags(Format::Text, &block("text"));
+    let text = flags(LineFormat::Text, &block("text"));
     assert_eq!(text.len(), 2);
-    for (format, language) in [(Format::Jsonl, "jsonl"), (Format::Csv, "csv"), (Format::Yaml, "yaml")] {
+    for (format, language) in [(LineFormat::Jsonl, "jsonl"), (LineFormat::Csv, "csv"), (LineFormat::Yaml, "yaml")] {
         assert_eq!(flags(format, &block(language)), text, "{language}");
     }
-    let said = over("", Format::Text, b"a cat\na dog --stpes 20").find_map(Result::err).unwrap().to_string();
+    let said = over("", LineFormat::Text, b"a cat\na dog --stpes 20").find_map(Result::err).unwrap().to_string();
     assert_eq!(block("console").trim_end(), said.replace("lines:", "prompts.txt:"));
 }
 
@@ -509,10 +509,10 @@ fn the_documented_files_say_the_same() {
 fn a_line_of_many_mistakes_is_judged_in_no_time() {
     let keys: Vec<String> = (0..60_000).map(|key| format!("\"k{key}\":1")).collect();
     let started = std::time::Instant::now();
-    let said = errors(Format::Jsonl, format!("{{{},\"prompt\":\"a\"}}", keys.join(",")).as_bytes());
+    let said = errors(LineFormat::Jsonl, format!("{{{},\"prompt\":\"a\"}}", keys.join(",")).as_bytes());
     assert_eq!(said.len(), 50);
     assert!(said[49].contains("\"k49\""), "{}", said[49]);
-    let said = errors(Format::Csv, format!("prompt{}\na\n", ",steps".repeat(150_000)).as_bytes());
+    let said = errors(LineFormat::Csv, format!("prompt{}\na\n", ",steps".repeat(150_000)).as_bytes());
     assert!(said.len() == 50 && said[0].contains("the column \"steps\" is there twice"), "{}", said[0]);
     assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
 }
@@ -520,11 +520,11 @@ fn a_line_of_many_mistakes_is_judged_in_no_time() {
 #[cfg(unix)]
 #[test]
 fn a_file_without_an_end_is_no_file_of_lines() {
-    use crate::cli::settings::sweep::Axis;
+    use crate::cli::settings::sweep::SweepAxis;
     for device in ["/dev/zero", "/dev/urandom"] {
         let error = read(Path::new(device), None, &Flags::default()).err().unwrap().to_string();
         assert!(error.contains("is neither a file nor a pipe"), "{error}");
-        assert!(Axis::parse(&format!("prompt=@{device}")).unwrap_err().contains("is neither a file nor a pipe"));
+        assert!(SweepAxis::parse(&format!("prompt=@{device}")).unwrap_err().contains("is neither a file nor a pipe"));
     }
     // Through a pipe there is no telling but by reading.
     let lines: Vec<_> = over_reader(std::io::BufReader::new(std::io::repeat(b'a'))).collect();
@@ -533,18 +533,18 @@ fn a_file_without_an_end_is_no_file_of_lines() {
 }
 
 fn over_reader(reader: impl std::io::BufRead + 'static) -> Lines {
-    lines(Source::new("lines", reader), Format::Text, &Flags::default())
+    lines(LineSource::new("lines", reader), LineFormat::Text, &Flags::default())
 }
 
 #[test]
 fn a_line_says_what_it_sets_itself() {
-    let line = over("a --output base.png --steps 3", Format::Text, b"a cat --output-dir out").next().unwrap().unwrap();
+    let line = over("a --output base.png --steps 3", LineFormat::Text, b"a cat --output-dir out").next().unwrap().unwrap();
     assert!(line.is_of_file() && line.sets("output-dir") && !line.sets("output") && !line.sets("steps"));
     assert!(!of_flags(&line.flags).next().unwrap().unwrap().is_of_file());
 }
 
 #[test]
 fn what_is_shown_of_a_line_cannot_steer_the_terminal() {
-    let said = errors(Format::Text, "a \u{1b}[31m \u{9b}2J \u{202e}cat --stpes 3".as_bytes()).remove(0);
+    let said = errors(LineFormat::Text, "a \u{1b}[31m \u{9b}2J \u{202e}cat --stpes 3".as_bytes()).remove(0);
     assert!(!said.chars().any(|c| c != '\n' && crate::cli::terminal::show::steers(c)), "{said:?}");
 }

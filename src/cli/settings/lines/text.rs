@@ -1,23 +1,23 @@
 //! A prompt a line, and flags on a line as A1111's "Prompts from file" reads them.
 
-use super::error::{LineError, LineErrors, Record};
-use super::source::Source;
-use super::{Pair, Row};
+use super::error::{LineError, LineErrors, LineRecord};
+use super::source::LineSource;
+use super::{FlagPair, RecordRow};
 use crate::Error;
 use crate::settings::table;
 use std::ops::Range;
 use std::path::Path;
 
 /// Reads a line as one row; empty lines and comments are passed over.
-pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError>> {
+pub(super) fn rows(source: LineSource) -> impl Iterator<Item = Result<RecordRow, LineError>> {
     let file = source.file.clone();
     source.filter_map(move |line| match line {
         Err(error) => Some(Err(error)),
         Ok((_, text)) if is_passed_over(&text) => None,
         Ok((number, text)) => {
-            let record = Record::line(&file, number, text);
+            let record = LineRecord::line(&file, number, text);
             Some(match pairs(&record.text) {
-                Ok(pairs) => Ok(Row { record, pairs }),
+                Ok(pairs) => Ok(RecordRow { record, pairs }),
                 Err((part, what)) => Err(record.error(part, what)),
             })
         }
@@ -38,7 +38,7 @@ fn is_passed_over(line: &str) -> bool {
 pub(in crate::cli) fn values_of(path: &Path, most: usize) -> Result<Vec<String>, Error> {
     let mut errors = LineErrors::default();
     let mut values = Vec::new();
-    for line in Source::open(path)? {
+    for line in LineSource::open(path)? {
         if values.len() > most || errors.are_too_many() {
             break;
         }
@@ -79,7 +79,7 @@ fn of_invoke(line: &str) -> Option<Range<usize>> {
     })
 }
 
-fn pairs(line: &str) -> Result<Vec<Pair>, TextError> {
+fn pairs(line: &str) -> Result<Vec<FlagPair>, TextError> {
     if let Some(part) = of_invoke(line) {
         let what = "this is InvokeAI's, where -s is the steps and -S the seed; write --steps, --seed, --width, --height, --guidance-scale and \
                     --sampler";
@@ -97,7 +97,7 @@ fn pairs(line: &str) -> Result<Vec<Pair>, TextError> {
     let prompt = line[start..flags].trim_end();
     if !prompt.is_empty() {
         let part = start..start + prompt.len();
-        pairs.push(Pair { name: "prompt".into(), part: part.clone(), values: Some(vec![(prompt.to_owned(), part)]) });
+        pairs.push(FlagPair { name: "prompt".into(), part: part.clone(), values: Some(vec![(prompt.to_owned(), part)]) });
     }
     let mut words = words(line, flags)?.into_iter().peekable();
     while let Some(word) = words.next() {
@@ -112,7 +112,7 @@ fn pairs(line: &str) -> Result<Vec<Pair>, TextError> {
                 Some((text, part)) => (format!("{text} {}", next.text), part.start..next.part.end),
             });
         }
-        pairs.push(Pair { name, part: word.part, values: value.map(|value| vec![value]) });
+        pairs.push(FlagPair { name, part: word.part, values: value.map(|value| vec![value]) });
     }
     Ok(pairs)
 }

@@ -1,9 +1,9 @@
 //! YAML: a sequence of maps and texts, or several documents of them. Read event by event, so that neither a long file nor aliases of
 //! aliases take more memory than one line may have.
 
-use super::error::{LineError, Record};
-use super::source::{LONGEST, Source};
-use super::{Pair, Row};
+use super::error::{LineError, LineRecord};
+use super::source::{LONGEST, LineSource};
+use super::{FlagPair, RecordRow};
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -19,7 +19,7 @@ const DEEPEST: usize = 8;
 const MARGIN: usize = 200;
 
 /// Reads the items of all sequences, and the documents that are none.
-pub(super) fn rows(source: Source) -> impl Iterator<Item = Result<Row, LineError>> {
+pub(super) fn rows(source: LineSource) -> impl Iterator<Item = Result<RecordRow, LineError>> {
     let file = source.file.clone();
     let feed = Rc::new(RefCell::new(YamlInput { source, lines: VecDeque::new(), taken: 0, failed: None }));
     let characters = Characters { feed: feed.clone(), line: String::new(), at: 0 };
@@ -44,7 +44,7 @@ struct Held {
 
 /// What was read of the file and is not done with.
 struct YamlInput {
-    source: Source,
+    source: LineSource,
     lines: VecDeque<Held>,
     /// Bytes since the last item.
     taken: usize,
@@ -111,12 +111,12 @@ struct At {
 #[derive(Debug, Clone)]
 enum Content {
     Scalar { text: String, plain: bool },
-    List(Vec<Node>),
-    Map(Vec<(Node, Node)>),
+    List(Vec<YamlNode>),
+    Map(Vec<(YamlNode, YamlNode)>),
 }
 
 #[derive(Debug, Clone)]
-struct Node {
+struct YamlNode {
     at: At,
     content: Content,
 }
@@ -126,14 +126,14 @@ struct YamlRows<I: Iterator<Item = char>> {
     feed: Rc<RefCell<YamlInput>>,
     parser: Parser<'static, granit_parser::BufferedInput<I>>,
     in_sequence: bool,
-    anchors: HashMap<usize, Node>,
+    anchors: HashMap<usize, YamlNode>,
     /// Nodes that anchors keep.
     anchored: usize,
     ended: bool,
 }
 
 /// Why the reading of an item stopped.
-enum Stop {
+enum YamlStop {
     Scan(ScanError),
     /// The item, and so the file, is refused.
     Refused(At, &'static str),
@@ -141,16 +141,16 @@ enum Stop {
 }
 
 impl<I: Iterator<Item = char>> YamlRows<I> {
-    fn event(&mut self) -> Result<(Event<'static>, At), Stop> {
+    fn event(&mut self) -> Result<(Event<'static>, At), YamlStop> {
         match self.parser.next_event() {
-            None => Err(Stop::Ended),
+            None => Err(YamlStop::Ended),
             Some(Ok((event, span))) => Ok((event, at(span))),
-            Some(Err(error)) => Err(Stop::Scan(error)),
+            Some(Err(error)) => Err(YamlStop::Scan(error)),
         }
     }
 
     /// The next item; `None` is the end of the file.
-    fn item(&mut self) -> Result<Option<Node>, Stop> {
+    fn item(&mut self) -> Result<Option<YamlNode>, YamlStop> {
         loop {
             let (event, at) = self.event()?;
             match event {
@@ -170,13 +170,13 @@ impl<I: Iterator<Item = char>> YamlRows<I> {
         }
     }
 
-    fn node(&mut self, event: Event<'static>, at: At, depth: usize, nodes: &mut usize) -> Result<Node, Stop> {
+    fn node(&mut self, event: Event<'static>, at: At, depth: usize, nodes: &mut usize) -> Result<YamlNode, YamlStop> {
         *nodes += 1;
         if *nodes > MOST_NODES {
-            return Err(Stop::Refused(at, "one line has too many values here; a line is a map of flags"));
+            return Err(YamlStop::Refused(at, "one line has too many values here; a line is a map of flags"));
         }
         if depth > DEEPEST {
-            return Err(Stop::Refused(at, "this is nested too deeply; a line is a map of flags"));
+            return Err(YamlStop::Refused(at, "this is nested too deeply; a line is a map of flags"));
         }
         let mut end = at;
         let (content, anchor) = match event {
@@ -211,18 +211,18 @@ impl<I: Iterator<Item = char>> YamlRows<I> {
             }
             Event::Alias(anchor) => {
                 let Some(node) = self.anchors.get(&anchor) else {
-                    return Err(Stop::Refused(at, "this alias stands inside of what it names"));
+                    return Err(YamlStop::Refused(at, "this alias stands inside of what it names"));
                 };
                 return node.copied(at, depth, nodes);
             }
-            _ => return Err(Stop::Refused(at, "a value was expected here")),
+            _ => return Err(YamlStop::Refused(at, "a value was expected here")),
         };
         let at = At { end_line: end.end_line, end_column: end.end_column, ..at };
-        let node = Node { at, content };
+        let node = YamlNode { at, content };
         if anchor != 0 {
             self.anchored += node.size();
             if self.anchored > LONGEST {
-                return Err(Stop::Refused(node.at, "the anchors of the file hold more than a megabyte"));
+                return Err(YamlStop::Refused(node.at, "the anchors of the file hold more than a megabyte"));
             }
             self.anchors.insert(anchor, node.clone());
         }
@@ -230,7 +230,7 @@ impl<I: Iterator<Item = char>> YamlRows<I> {
     }
 
     /// The lines of the file that a node stands on, as one record; those before it are forgotten.
-    fn record(&mut self, at: At) -> Record {
+    fn record(&mut self, at: At) -> LineRecord {
         let mut feed = self.feed.borrow_mut();
         feed.taken = 0;
         let last = if at.end_column == 0 { at.end_line.saturating_sub(1).max(at.line) } else { at.end_line };
@@ -256,19 +256,19 @@ impl<I: Iterator<Item = char>> YamlRows<I> {
             .collect();
         let mut text = lines.join("\n");
         text.truncate(text.trim_end().len());
-        Record { file: self.file.clone(), first: at.line, skipped, text }
+        LineRecord { file: self.file.clone(), first: at.line, skipped, text }
     }
 
     /// The error that ends the reading, if it is one.
-    fn stopped(&mut self, stop: Stop) -> Option<LineError> {
+    fn stopped(&mut self, stop: YamlStop) -> Option<LineError> {
         self.ended = true;
         if let Some(failed) = self.feed.borrow_mut().failed.take() {
             return Some(failed);
         }
         let (at, what) = match stop {
-            Stop::Ended => return None,
-            Stop::Refused(at, what) => (at, what.to_owned()),
-            Stop::Scan(error) => {
+            YamlStop::Ended => return None,
+            YamlStop::Refused(at, what) => (at, what.to_owned()),
+            YamlStop::Scan(error) => {
                 let (line, column) = (error.marker().line(), error.marker().col());
                 let at = At { line, column, end_line: line, end_column: column + 1 };
                 (at, format!("not YAML: {}", error.kind()))
@@ -293,7 +293,7 @@ fn byte(line: &str, column: usize) -> usize {
 }
 
 /// A node's place in the text of its record.
-fn place(record: &Record, at: At) -> Range<usize> {
+fn place(record: &LineRecord, at: At) -> Range<usize> {
     let offset = |line: usize, column: usize| {
         let mut start = 0;
         for _ in record.first..line {
@@ -305,12 +305,12 @@ fn place(record: &Record, at: At) -> Range<usize> {
     offset(at.line, at.column)..offset(at.end_line, at.end_column)
 }
 
-impl Node {
+impl YamlNode {
     /// This node in the place of an alias.
-    fn copied(&self, at: At, depth: usize, nodes: &mut usize) -> Result<Self, Stop> {
+    fn copied(&self, at: At, depth: usize, nodes: &mut usize) -> Result<Self, YamlStop> {
         *nodes += 1;
         if *nodes > MOST_NODES || depth > DEEPEST {
-            return Err(Stop::Refused(at, "aliases make this line too large; a line is a map of flags"));
+            return Err(YamlStop::Refused(at, "aliases make this line too large; a line is a map of flags"));
         }
         let mut copy = |node: &Self| node.copied(at, depth + 1, nodes);
         let content = match &self.content {
@@ -350,8 +350,8 @@ impl Node {
 
 type YamlError = (Range<usize>, String);
 
-fn pairs(record: &Record, item: &Node) -> Result<Vec<Pair>, YamlError> {
-    let value = |node: &Node| match node.scalar() {
+fn pairs(record: &LineRecord, item: &YamlNode) -> Result<Vec<FlagPair>, YamlError> {
+    let value = |node: &YamlNode| match node.scalar() {
         Some(text) => Ok((text.unwrap_or_default().to_owned(), place(record, node.at))),
         None => Err((place(record, node.at), "a value is a number, true, false or a text, or a list of them".to_owned())),
     };
@@ -359,12 +359,12 @@ fn pairs(record: &Record, item: &Node) -> Result<Vec<Pair>, YamlError> {
         Content::Map(entries) => entries,
         Content::Scalar { .. } if item.scalar() != Some(None) => {
             let (prompt, part) = value(item)?;
-            return Ok(vec![Pair { name: "prompt".into(), part: part.clone(), values: Some(vec![(prompt, part)]) }]);
+            return Ok(vec![FlagPair { name: "prompt".into(), part: part.clone(), values: Some(vec![(prompt, part)]) }]);
         }
         _ => return Err((place(record, item.at), "a line is a map such as {prompt: a cat}, or a text, which is a prompt".into())),
     };
-    let mut pairs: Vec<Pair> = Vec::with_capacity(entries.len());
-    let mut inherited: Vec<&(Node, Node)> = Vec::new();
+    let mut pairs: Vec<FlagPair> = Vec::with_capacity(entries.len());
+    let mut inherited: Vec<&(YamlNode, YamlNode)> = Vec::new();
     for entry in entries {
         let (key, node) = entry;
         if key.scalar() == Some(Some("<<")) {
@@ -392,20 +392,20 @@ fn pairs(record: &Record, item: &Node) -> Result<Vec<Pair>, YamlError> {
 
 /// An entry of a map; `None` where its value is null.
 fn pair(
-    (key, node): &(Node, Node),
-    value: &impl Fn(&Node) -> Result<(String, Range<usize>), YamlError>,
-) -> Result<Option<Pair>, YamlError> {
+    (key, node): &(YamlNode, YamlNode),
+    value: &impl Fn(&YamlNode) -> Result<(String, Range<usize>), YamlError>,
+) -> Result<Option<FlagPair>, YamlError> {
     let (name, part) = value(key)?;
     let values = match &node.content {
         Content::List(list) => list.iter().map(value).collect::<Result<_, _>>()?,
         _ if node.scalar() == Some(None) => return Ok(None),
         _ => vec![value(node)?],
     };
-    Ok(Some(Pair { name, part, values: Some(values) }))
+    Ok(Some(FlagPair { name, part, values: Some(values) }))
 }
 
 impl<I: Iterator<Item = char>> Iterator for YamlRows<I> {
-    type Item = Result<Row, LineError>;
+    type Item = Result<RecordRow, LineError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {
@@ -416,13 +416,13 @@ impl<I: Iterator<Item = char>> Iterator for YamlRows<I> {
                 // An empty document, as after a last `---`.
                 Ok(Some(item)) if !self.in_sequence && item.scalar() == Some(None) => {}
                 Ok(Some(item)) => break item,
-                Ok(None) => return self.stopped(Stop::Ended).map(Err),
+                Ok(None) => return self.stopped(YamlStop::Ended).map(Err),
                 Err(stop) => return self.stopped(stop).map(Err),
             }
         };
         let record = self.record(item.at);
         Some(match pairs(&record, &item) {
-            Ok(pairs) => Ok(Row { record, pairs }),
+            Ok(pairs) => Ok(RecordRow { record, pairs }),
             Err((part, what)) => Err(record.error(part, what)),
         })
     }

@@ -33,7 +33,7 @@ impl Side {
 
 /// What was found behind an input.
 #[derive(Debug, Default)]
-pub(super) struct Prompt<'a> {
+pub(super) struct FoundPrompt<'a> {
     /// The texts, each once, in their order.
     pub(super) texts: Vec<String>,
     /// Nodes whose text is not known.
@@ -42,7 +42,7 @@ pub(super) struct Prompt<'a> {
     pub(super) zeroed: bool,
 }
 
-impl Prompt<'_> {
+impl FoundPrompt<'_> {
     /// The one text that it is.
     pub(super) fn joined(&self) -> Option<String> {
         let texts: Vec<&str> = self.texts.iter().map(|text| text.trim()).collect();
@@ -124,8 +124,8 @@ const DEEPEST: usize = 100;
 
 impl Graph {
     /// The texts that reach a conditioning.
-    pub(super) fn prompt<'a>(&'a self, start: Link<'a>, side: Side, used: &mut HashSet<&'a str>) -> Prompt<'a> {
-        let mut prompt = Prompt::default();
+    pub(super) fn prompt<'a>(&'a self, start: Link<'a>, side: Side, used: &mut HashSet<&'a str>) -> FoundPrompt<'a> {
+        let mut prompt = FoundPrompt::default();
         let mut waiting = vec![(start, side)];
         let mut seen = HashSet::new();
         while let Some((link, side)) = waiting.pop() {

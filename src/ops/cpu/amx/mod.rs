@@ -14,7 +14,7 @@ mod model;
 
 pub(super) use instructions::is_available;
 
-use super::lines::{Line, reserve};
+use super::lines::{CacheLine, reserve};
 use super::microkernel::{Kernels, MAX_ROWS, Tile, TileFn};
 use std::cell::RefCell;
 
@@ -76,7 +76,7 @@ fn regular(rows: &[*const u32]) -> Option<isize> {
 /// # Safety
 /// Every pointer must be good for `offset + steps` words.
 #[inline(always)]
-unsafe fn tile_rows(rows: &[*const u32], offset: usize, steps: usize, copy: &mut [Line]) -> TileRows {
+unsafe fn tile_rows(rows: &[*const u32], offset: usize, steps: usize, copy: &mut [CacheLine]) -> TileRows {
     // SAFETY: the caller's promise; `copy` has room for sixteen rows of `steps`, which are whole lines.
     unsafe {
         if let Some(stride) = regular(rows) {
@@ -204,5 +204,5 @@ pub(super) static MODEL: Kernels = tiles!(model::Model);
 
 thread_local! {
     /// TileRows side by side, of one tap; kept between calls.
-    static COPY: RefCell<Vec<Line>> = RefCell::default();
+    static COPY: RefCell<Vec<CacheLine>> = RefCell::default();
 }
