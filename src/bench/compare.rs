@@ -1,6 +1,6 @@
 //! Two runs side by side: what became faster, what slower, and what is noise.
 
-use super::report::{Phase, BenchReport, BenchRow};
+use super::report::{BenchReport, BenchRow, Phase};
 
 /// How a phase of a row that both runs have has changed.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,6 +1,6 @@
 //! One combination, phase by phase.
 
-use super::report::{Phase, Profile, BenchRow, Timing};
+use super::report::{BenchRow, Phase, Profile, Timing};
 use super::{flops, memory};
 use crate::device;
 use crate::ops::{Linear, profiled, with_reference};

@@ -1,7 +1,7 @@
 //! A run as an image: two bars a combination, the guided step and the VAE decode.
 
 use super::compare::title;
-use super::report::{Phase, BenchReport};
+use super::report::{BenchReport, Phase};
 use crate::{Error, Result};
 use plotters::prelude::{BLACK, Color, IntoDrawingArea, PathElement, RGBColor, Rectangle, SVGBackend, Text, WHITE};
 use plotters::style::IntoFont;

@@ -1,7 +1,7 @@
 //! A run as text: aligned for people, Markdown for a page, CSV for a spreadsheet.
 
 use super::compare::title;
-use super::report::{Phase, Profile, BenchReport, BenchRow, Timing};
+use super::report::{BenchReport, BenchRow, Phase, Profile, Timing};
 use crate::ops::OpTime;
 use std::collections::BTreeMap;
 
@@ -208,7 +208,8 @@ mod tests {
     #[test]
     fn a_row_with_an_error_is_a_row() {
         let row = BenchRow { model: "a, \"b\"|c".into(), device: "cpu".into(), error: Some("it fails".into()), ..BenchRow::default() };
-        let report = BenchReport { version: "1".into(), date: "d".into(), machine: Machine::here(), warmups: 1, repeats: 3, rows: vec![row] };
+        let report =
+            BenchReport { version: "1".into(), date: "d".into(), machine: Machine::here(), warmups: 1, repeats: 3, rows: vec![row] };
         assert!(aligned(&report).contains("error: it fails"));
         assert!(markdown(&report).contains("\\|c | cpu |"));
         let csv = csv(&report);

@@ -3,7 +3,7 @@
 use super::client::{Client, ContentHash, Failure, Metadata, whole_length};
 use super::partial::Partial;
 use super::store::Store;
-use super::{FetchEvent, HubId, FetchObserver};
+use super::{FetchEvent, FetchObserver, HubId};
 use crate::{Error, Result};
 use std::io::Read;
 use std::time::{Duration, Instant};

@@ -95,8 +95,10 @@ impl AutoencoderKLDecoder {
         let scope = root.at("decoder");
         let latents = spec.latent_channels;
         let mut channels = coarsest(spec)?;
-        let (conv_in, mid) =
-            (scope.at("conv_in").conv3x3(latents, channels, 1, Padding::same(1))?, VaeMidBlock::load(&scope.at("mid_block"), spec, channels)?);
+        let (conv_in, mid) = (
+            scope.at("conv_in").conv3x3(latents, channels, 1, Padding::same(1))?,
+            VaeMidBlock::load(&scope.at("mid_block"), spec, channels)?,
+        );
         let mut up = Vec::new();
         let levels = spec.block_out_channels.len();
         for (i, &output) in spec.block_out_channels.iter().rev().enumerate() {

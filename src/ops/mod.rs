@@ -234,7 +234,9 @@ impl Conv2d {
             let weight = weight.into_tensor()?;
             match weight.device() {
                 #[cfg(feature = "cuda")]
-                Device::Cuda(_) if !REFERENCE_ONLY.get() => Conv2dKind::Cuda(cuda::CudaConv2d::new(&weight, bias.as_ref(), stride, padding)?),
+                Device::Cuda(_) if !REFERENCE_ONLY.get() => {
+                    Conv2dKind::Cuda(cuda::CudaConv2d::new(&weight, bias.as_ref(), stride, padding)?)
+                }
                 _ => Conv2dKind::Reference(reference::ReferenceConv2d::new(weight, bias, stride, padding)?),
             }
         };

@@ -244,7 +244,8 @@ mod tests {
         let request = request(1.0);
         let prompt = Conditioning::new(vec![(Branch::Prompt, timeline(&[(9, 5.0)]))]);
         let backbone = Echo::default();
-        let latents = run(&backbone, &[BatchItem { request: &request, prompt: &prompt, seed: 0 }], vec![Box::new(MarkingExtension)]).unwrap();
+        let latents =
+            run(&backbone, &[BatchItem { request: &request, prompt: &prompt, seed: 0 }], vec![Box::new(MarkingExtension)]).unwrap();
         assert_eq!(latents.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [1.0; 4]);
         assert!(backbone.0.lock().unwrap().iter().all(|call| call.concat.as_ref().is_some_and(|x| x.dims() == [1, 1, 1, 1])));
     }

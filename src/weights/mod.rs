@@ -37,7 +37,7 @@ pub use catalog::{CatalogKind, Found, find_models, is_model_folder};
 pub use checkpoint::{Checkpoint, OpenOptions};
 pub(crate) use component::Part;
 pub use component::{ComponentTensors, InPlace};
-pub use convert::{Layout, ConvertReport, TensorChanges, convert, convert_observed};
+pub use convert::{ConvertReport, Layout, TensorChanges, convert, convert_observed};
 pub(crate) use file::{Blob, WeightFile};
 pub(crate) use folder::{PICKLE, is_pickle};
 pub use hash::{HashCache, Hashes, hash};

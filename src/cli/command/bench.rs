@@ -1,8 +1,8 @@
 //! `sd-gen bench`: every combination of what was asked for, measured and shown.
 
 use crate::bench::{
-    Case, Machine, PeakRates, RandomModel, BenchReport, BenchRow, MeasureSettings, Subject, aligned, check_size, compare, csv, markdown, measure, record,
-    reference_image,
+    BenchReport, BenchRow, Case, Machine, MeasureSettings, PeakRates, RandomModel, Subject, aligned, check_size, compare, csv, markdown,
+    measure, record, reference_image,
 };
 use crate::cli::model;
 use crate::cli::process::set_threads;

@@ -8,7 +8,7 @@ use crate::cli::terminal::listen_for_cancellation;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::screen;
 use crate::cli::terminal::show::{bytes, count, facts, harmless, json as json_text, several, steers};
-use crate::metadata::{self, PrintedCommand, Field, Image};
+use crate::metadata::{self, Field, Image, PrintedCommand};
 use crate::settings::ProgressStyle;
 use crate::survey::{ComponentSummary, Kind, Survey};
 use crate::weights::{Checkpoint, HashCache, Hashes, trained_words};

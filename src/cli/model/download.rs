@@ -4,7 +4,7 @@ use crate::cli::process::OFFLINE;
 use crate::cli::process::cancelled;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::screen;
-use crate::hub::{FetchEvent, HubId, Missing, HubSettings, fetch, missing};
+use crate::hub::{FetchEvent, HubId, HubSettings, Missing, fetch, missing};
 use crate::settings::{Draft, ProgressStyle};
 use crate::weights::{Checkpoint, OpenOptions};
 use crate::{Error, Result};

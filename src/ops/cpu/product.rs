@@ -11,7 +11,7 @@ use super::lines::{CacheLine, elements, elements_mut, reserve};
 use super::math::Math;
 use super::microkernel::{MAX_ROWS, Tile};
 use super::output::ProductOutput;
-use super::packed::{PackedBlock, PackedForm, Packed};
+use super::packed::{Packed, PackedBlock, PackedForm};
 use super::rows::{Geometry, Rows};
 use candle_core::DType;
 use half::{bf16, f16};
@@ -148,7 +148,13 @@ impl Packed {
 
 /// Widens the block of a panel that starts with `from`; gives its address and the words between its taps.
 #[inline(always)]
-fn widen_block<H: Element>(from: &[H], tap_stride: usize, block: PackedBlock, width: usize, to: &mut Vec<CacheLine>) -> (*const u32, usize) {
+fn widen_block<H: Element>(
+    from: &[H],
+    tap_stride: usize,
+    block: PackedBlock,
+    width: usize,
+    to: &mut Vec<CacheLine>,
+) -> (*const u32, usize) {
     let len = block.steps * width;
     reserve(to, block.taps * len);
     let words = elements_mut::<f32>(to);

@@ -9,7 +9,7 @@ use super::super::Weight;
 use super::element::{Elements, build, with_element};
 use super::isa::Isa;
 use super::numbers::Numbers;
-use super::output::{ProductOutput, PixelPhase};
+use super::output::{PixelPhase, ProductOutput};
 use super::packed::Packed;
 use super::rows::Geometry;
 use candle_core::{Result, Tensor};
@@ -20,8 +20,12 @@ use std::sync::Arc;
 const TAPS: [[&[usize]; 2]; 2] = [[&[0], &[1, 2]], [&[0, 1], &[2]]];
 
 /// Even and odd lines, even and odd columns.
-const PHASES: [PixelPhase; 4] =
-    [PixelPhase { line: 0, column: 0 }, PixelPhase { line: 0, column: 1 }, PixelPhase { line: 1, column: 0 }, PixelPhase { line: 1, column: 1 }];
+const PHASES: [PixelPhase; 4] = [
+    PixelPhase { line: 0, column: 0 },
+    PixelPhase { line: 0, column: 1 },
+    PixelPhase { line: 1, column: 0 },
+    PixelPhase { line: 1, column: 1 },
+];
 
 /// See [`crate::ops::UpsamplingConv2d`]; clones share the weights.
 #[derive(Debug, Clone)]

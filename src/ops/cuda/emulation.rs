@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "compiled kernels are loaded and called")]
 
 use super::super::{Padding, reference};
-use super::plan::{self, CudaActivation, Address, Attention, Extras, GroupNorm, Launch, Limits, Product};
+use super::plan::{self, Address, Attention, CudaActivation, Extras, GroupNorm, Launch, Limits, Product};
 use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -149,8 +149,11 @@ fn elements() -> Result<()> {
             let (x, exact) = random(1, &shape, dtype)?;
             let total = x.elem_count();
             type Function = fn(&Tensor) -> Result<Tensor>;
-            let functions: [(CudaActivation, Function); 3] =
-                [(CudaActivation::Silu, reference::silu), (CudaActivation::Gelu, reference::gelu), (CudaActivation::QuickGelu, reference::quick_gelu)];
+            let functions: [(CudaActivation, Function); 3] = [
+                (CudaActivation::Silu, reference::silu),
+                (CudaActivation::Gelu, reference::gelu),
+                (CudaActivation::QuickGelu, reference::quick_gelu),
+            ];
             for (function, reference) in functions {
                 let (mut from, mut to) = (Buffer::of(&x), Buffer::new(total * dtype.size_in_bytes()));
                 run(plan::activation(dtype, function, from.address(), to.address(), total)?);

@@ -210,7 +210,12 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The path of a wildcard, and the scope of its lines.
-    pub(super) fn wildcard(&mut self, path: &[Piece], variables: &[(String, Vec<Piece>)], scope: &TemplateScope) -> Result<(String, TemplateScope)> {
+    pub(super) fn wildcard(
+        &mut self,
+        path: &[Piece],
+        variables: &[(String, Vec<Piece>)],
+        scope: &TemplateScope,
+    ) -> Result<(String, TemplateScope)> {
         let inside = scope.deeper("a wildcard")?;
         // Within a path a variable without a value is its name.
         let mut name = String::new();

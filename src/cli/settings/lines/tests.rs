@@ -373,7 +373,7 @@ fn a_pipe_is_read_as_it_fills() {
 
 #[test]
 fn sweeps_lie_over_every_line() {
-    use crate::cli::settings::sweep::{SweepAxis, Sweep};
+    use crate::cli::settings::sweep::{Sweep, SweepAxis};
     let axes = ["cfg=4,7.5", "seed=1..2", "size=64x64,128x64"].map(|text| SweepAxis::parse(text).unwrap());
     let sweep = Sweep::new(axes.to_vec()).unwrap();
     let swept: Vec<Line> = sweep.over(over("", LineFormat::Text, b"a cat --seed 9 --width 256")).map(|line| line.unwrap()).collect();
