@@ -5,10 +5,7 @@ cd "$(dirname "$0")/.."
 cargo fmt --check
 cargo clippy --locked --all-targets -- -D warnings
 # The CUDA code, without CUDA: the stand-in nvcc in .ci makes empty kernels.
-# Until the code has been built again after its calls took names (graph.rs), a failure here is said and does not stop the rest.
-if ! PATH="$PWD/.ci:$PATH" CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 cargo clippy --locked --features cuda --lib --tests -- -D warnings; then
-    echo "WARNING: the CUDA code does not pass its lints; mend it before anything is said of GPUs" >&2
-fi
+PATH="$PWD/.ci:$PATH" CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 cargo clippy --locked --features cuda --lib --tests -- -D warnings
 cargo test --locked
 # Licences, sources and bans of the dependencies, where cargo-deny is installed. Its advisories want a clone of the RustSec database from
 # the network, which a test must not ask for: `cargo deny check` includes them.

@@ -6,7 +6,7 @@
 mod hub_server;
 
 use hub_server::{Answer, Asked, COMMIT, Hub, etag};
-use sd_gen::hub::{Event, HubId, Missing, Settings, Token, fetch, missing};
+use sd_gen::hub::{FetchEvent, HubId, HubSettings, Missing, Token, fetch, missing};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ const SECRET: &str = "hf_secret";
 
 /// A hub, a cache that goes with the test, and what was said.
 struct Trial {
-    settings: Settings,
+    settings: HubSettings,
     cache: tempfile::TempDir,
     prefer: Option<&'static str>,
 }
@@ -24,7 +24,7 @@ struct Trial {
 impl Trial {
     fn new(hub: &Hub) -> Trial {
         let cache = tempfile::tempdir().expect("folder");
-        let settings = Settings {
+        let settings = HubSettings {
             endpoint: hub.address.clone(),
             cache: cache.path().to_owned(),
             token: None,
@@ -50,7 +50,7 @@ impl Trial {
         self.fetch_observed(what, &mut |_| Ok(()))
     }
 
-    fn fetch_observed(&self, what: &str, observer: &mut dyn FnMut(Event<'_>) -> sd_gen::Result<()>) -> sd_gen::Result<PathBuf> {
+    fn fetch_observed(&self, what: &str, observer: &mut dyn FnMut(FetchEvent<'_>) -> sd_gen::Result<()>) -> sd_gen::Result<PathBuf> {
         let id = HubId::parse(what).expect("well-formed").expect("a hub id");
         fetch(&self.settings, &id, self.prefer, observer)
     }
@@ -293,7 +293,7 @@ fn a_run_that_ended_in_the_middle_is_taken_up_by_the_next_one() {
     let trial = Trial::new(&hub);
     // The user stops it after the first bytes.
     let stopped = trial.fetch_observed("org/model", &mut |event| match event {
-        Event::Received { done, .. } if done >= 100_000 => Err(sd_gen::Error::Cancelled),
+        FetchEvent::Received { done, .. } if done >= 100_000 => Err(sd_gen::Error::Cancelled),
         _ => Ok(()),
     });
     assert_eq!(stopped.expect_err("stopped").exit_code(), 130);
@@ -614,7 +614,7 @@ fn trouble_that_passes_is_waited_for() {
     let mut notes = Vec::new();
     let trial = Trial::new(&hub).impatient();
     let path = trial.fetch_observed("org/model", &mut |event| {
-        if let Event::Note(note) = event {
+        if let FetchEvent::Note(note) = event {
             notes.push(note.to_owned());
         }
         Ok(())
@@ -680,7 +680,7 @@ fn a_hub_that_cannot_be_reached_is_done_without() {
     hub.set_fault(Some(Box::new(|_, _, _| Answer::status(503))));
     let mut notes = Vec::new();
     let again = trial.fetch_observed("org/model", &mut |event| {
-        if let Event::Note(note) = event {
+        if let FetchEvent::Note(note) = event {
             notes.push(note.to_owned());
         }
         Ok(())
@@ -754,7 +754,7 @@ fn two_processes_fetch_a_file_once() {
     let waited = AtomicBool::new(false);
     let mut lock = Some(lock);
     let path = trial.fetch_observed("org/model", &mut |event| {
-        if let Event::Note(note) = event
+        if let FetchEvent::Note(note) = event
             && note.contains("another process")
         {
             waited.store(true, Ordering::Relaxed);
@@ -781,7 +781,7 @@ fn a_file_that_another_process_has_just_shown_stays_where_it_is() {
     let mut theirs = None;
     trial
         .fetch_observed("org/model", &mut |event| {
-            if matches!(event, Event::Received { .. }) && theirs.is_none() {
+            if matches!(event, FetchEvent::Received { .. }) && theirs.is_none() {
                 std::fs::create_dir_all(shown.parent().expect("below")).expect("folder");
                 let blob = format!("../../blobs/{}", etag("model.safetensors", &content));
                 symlink(blob, &shown).expect("link");

@@ -163,7 +163,7 @@ pub fn release(device: &Device) {
 #[derive(Debug)]
 pub struct Pace {
     #[cfg(feature = "cuda")]
-    cuda: Option<cuda::Marks>,
+    cuda: Option<cuda::WorkMarks>,
 }
 
 impl Pace {
@@ -173,7 +173,7 @@ impl Pace {
         let _ = device;
         Self {
             #[cfg(feature = "cuda")]
-            cuda: device.as_cuda_device().ok().map(cuda::Marks::new),
+            cuda: device.as_cuda_device().ok().map(cuda::WorkMarks::new),
         }
     }
 

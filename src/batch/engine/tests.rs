@@ -174,7 +174,7 @@ fn a_generator_that_fails_gives_its_place_back_and_ends_the_run() {
     let (_prepared, to_generate) = sync_channel(1);
     let stop = Arc::new(AtomicBool::new(false));
     let events = EventSender { events, stop: stop.clone(), look: Arc::default() };
-    let generator = GeneratedBy { to_generate: Arc::new(Mutex::new(to_generate)), generated, events, most: Arc::default() };
+    let generator = GenerateStage { to_generate: Arc::new(Mutex::new(to_generate)), generated, events, most: Arc::default() };
     let room = Arc::new(DeviceSlots::default());
     let entered = room.clone();
     let failed = std::thread::spawn(move || {

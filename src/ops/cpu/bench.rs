@@ -2,7 +2,7 @@
 //! `BENCH_DTYPE` is f32 (default), bf16 or f16; `BENCH_ONLY` is a part of the names wanted.
 #![expect(clippy::print_stderr, reason = "a report for the one who runs it")]
 
-use super::super::{CpuConv2d, CpuGroupNorm, CpuLayerNorm, CpuLinear, Padding, attention, geglu, silu, upsample_nearest_2x};
+use super::super::{Conv2d, GroupNorm, LayerNorm, Linear, Padding, attention, geglu, silu, upsample_nearest_2x};
 use candle_core::{DType, Device, Result, Tensor};
 use std::time::Instant;
 
@@ -53,7 +53,7 @@ fn times() -> Result<()> {
         (77, 768, 3072),
         (2, 320, 1280),
     ] {
-        let (layer, x) = (CpuLinear::new(random(&[n, k])?, Some(random(&[n])?))?, random(&[1, m, k])?);
+        let (layer, x) = (Linear::new(random(&[n, k])?, Some(random(&[n])?))?, random(&[1, m, k])?);
         report(&format!("linear {m} {k} {n}"), 2e-9 * (m * k * n) as f64, "GFLOP/s", || layer.forward(&x))?;
     }
     for (b, s, c, n, k, stride) in [
@@ -69,7 +69,7 @@ fn times() -> Result<()> {
         (1, 256, 256, 256, 3, 1),
         (1, 512, 128, 3, 3, 1),
     ] {
-        let (layer, x) = (CpuConv2d::new(random(&[n, c, k, k])?, Some(random(&[n])?), stride, Padding::same(1))?, random(&[b, s, s, c])?);
+        let (layer, x) = (Conv2d::new(random(&[n, c, k, k])?, Some(random(&[n])?), stride, Padding::same(1))?, random(&[b, s, s, c])?);
         let rows = b * s * s / stride / stride;
         report(&format!("conv {k}x{k}/{stride} {b}x{s}x{s}x{c} {n}"), 2e-9 * (rows * c * n * k * k) as f64, "GFLOP/s", || {
             layer.forward(&x)
@@ -93,16 +93,16 @@ fn times() -> Result<()> {
         let weight = random(&[n, c, k, k])?;
         let bytes = weight.elem_count() as f64 * dtype.size_in_bytes() as f64 * 1e-9;
         report(&format!("pack {k}x{k} {c} {n}"), bytes, "GB/s", || {
-            CpuConv2d::new(weight.clone(), None, 1, Padding::same(1)).map(|_| weight.clone())
+            Conv2d::new(weight.clone(), None, 1, Padding::same(1)).map(|_| weight.clone())
         })?;
     }
     let bytes = dtype.size_in_bytes() as f64 * 1e-9;
     for (b, s, c) in [(2, 64, 320), (2, 32, 640), (1, 512, 128), (1, 512, 256)] {
         let x = random(&[b, s, s, c])?;
         let elements = (b * s * s * c) as f64 * bytes;
-        let norm = CpuGroupNorm::new(random(&[c])?, random(&[c])?, 32, 1e-5)?;
+        let norm = GroupNorm::new(random(&[c])?, random(&[c])?, 32, 1e-5)?;
         report(&format!("group_norm_silu {b}x{s}x{s}x{c}"), 3.0 * elements, "GB/s", || norm.forward_silu(&x))?;
-        let norm = CpuLayerNorm::new(random(&[c])?, random(&[c])?, 1e-5)?;
+        let norm = LayerNorm::new(random(&[c])?, random(&[c])?, 1e-5)?;
         report(&format!("layer_norm {b}x{s}x{s}x{c}"), 2.0 * elements, "GB/s", || norm.forward(&x))?;
         report(&format!("silu {b}x{s}x{s}x{c}"), 2.0 * elements, "GB/s", || silu(&x))?;
         report(&format!("geglu {b}x{s}x{s}x{c}"), 1.5 * elements, "GB/s", || geglu(&x))?;

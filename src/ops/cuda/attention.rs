@@ -14,7 +14,7 @@ pub(in super::super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usi
         bail!("attention: {:?}, {:?} and {:?} do not fit {heads} heads", q.shape(), k.shape(), v.shape());
     }
     let gpu = Gpu::of(q)?;
-    let shape = plan::Attention { dtype: q.dtype(), batch, queries, keys, heads, size: width / heads, causal };
+    let shape = plan::AttentionPlan { dtype: q.dtype(), batch, queries, keys, heads, size: width / heads, causal };
     let (q, k, v) = (gpu.aligned(q)?, gpu.aligned(k)?, gpu.aligned(v)?);
     let y = gpu.make(q.shape(), q.dtype())?;
     let addresses = [gpu.address(&q)?, gpu.address(&k)?, gpu.address(&v)?, gpu.address(&y)?];

@@ -1,7 +1,7 @@
 //! Convolutions over channels-last images: the project's own kernel, or cuDNN where it was asked for.
 
 use super::super::{Epilogue, Padding};
-use super::cudnn::Convolution;
+use super::cudnn::ConvolutionKey;
 use super::element::add_rows;
 use super::gpu::{Gpu, lock};
 use super::plan::{Extras, Product};
@@ -76,7 +76,7 @@ impl CudaConv2d {
         let (from, weight, to) = (gpu.address(&x)?, gpu.address(&self.weight)?, gpu.address(&y)?);
 
         if let Some(cudnn) = &gpu.cudnn {
-            let key = Convolution { dtype: x.dtype(), shape, out, kernel, stride: self.stride, padding: self.padding };
+            let key = ConvolutionKey { dtype: x.dtype(), shape, out, kernel, stride: self.stride, padding: self.padding };
             let bias = address(self.bias.as_ref().map(|(_, bias)| bias))?;
             let done = lock(cudnn).convolve(gpu, key, from, weight, bias, address(residual.as_ref())?, to)?;
             if done {

@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "compiled kernels are loaded and called")]
 
 use super::super::{Padding, reference};
-use super::plan::{self, Address, Attention, CudaActivation, Extras, GroupNorm, Launch, Limits, Product};
+use super::plan::{self, Address, AttentionPlan, CudaActivation, Extras, GroupNormPlan, Launch, Limits, Product};
 use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -199,7 +199,7 @@ fn normalisations() -> Result<()> {
             let (bias, _) = random(5, &[channels], DType::F32)?;
             let (mut from, mut w, mut b) = (Buffer::of(&x), Buffer::of(&weight), Buffer::of(&bias));
             for with_silu in [false, true] {
-                let norm = GroupNorm { dtype, batch, positions, channels, groups, eps: 1e-5, with_silu };
+                let norm = GroupNormPlan { dtype, batch, positions, channels, groups, eps: 1e-5, with_silu };
                 let (mut scratch, mut to) = (Buffer::new(norm.scratch() * 4), Buffer::new(x.elem_count() * dtype.size_in_bytes()));
                 for launch in norm.launches(from.address(), scratch.address(), w.address(), b.address(), to.address())? {
                     run(launch);
@@ -303,8 +303,8 @@ fn convolutions() -> Result<()> {
     Ok(())
 }
 
-fn attend(shape: &Attention) -> Result<()> {
-    let &Attention { dtype, batch, queries, keys, heads, size, causal } = shape;
+fn attend(shape: &AttentionPlan) -> Result<()> {
+    let &AttentionPlan { dtype, batch, queries, keys, heads, size, causal } = shape;
     let (q, exact_q) = random(11, &[batch, queries, heads * size], dtype)?;
     let (k, exact_k) = random(12, &[batch, keys, heads * size], dtype)?;
     let (v, exact_v) = random(13, &[batch, keys, heads * size], dtype)?;
@@ -323,15 +323,15 @@ fn attentions() -> Result<()> {
         return Ok(());
     }
     for dtype in HALVES {
-        let base = Attention { dtype, batch: 1, queries: 70, keys: 77, heads: 2, size: 8, causal: false };
+        let base = AttentionPlan { dtype, batch: 1, queries: 70, keys: 77, heads: 2, size: 8, causal: false };
         // Every instance, whole and filled up; tiles that end inside the keys and queries; one key.
         for size in [8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 128, 136, 160] {
-            attend(&Attention { size, ..base })?;
+            attend(&AttentionPlan { size, ..base })?;
         }
-        attend(&Attention { batch: 2, queries: 150, keys: 1, size: 40, ..base })?;
-        attend(&Attention { queries: 200, keys: 200, size: 40, causal: true, heads: 1, ..base })?;
-        attend(&Attention { queries: 77, keys: 77, size: 64, causal: true, ..base })?;
-        attend(&Attention { queries: 70, keys: 50, heads: 1, size: 512, ..base })?;
+        attend(&AttentionPlan { batch: 2, queries: 150, keys: 1, size: 40, ..base })?;
+        attend(&AttentionPlan { queries: 200, keys: 200, size: 40, causal: true, heads: 1, ..base })?;
+        attend(&AttentionPlan { queries: 77, keys: 77, size: 64, causal: true, ..base })?;
+        attend(&AttentionPlan { queries: 70, keys: 50, heads: 1, size: 512, ..base })?;
     }
     Ok(())
 }

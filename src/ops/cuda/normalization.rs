@@ -55,7 +55,7 @@ impl CudaGroupNorm {
             return Ok(y);
         }
         let batch = x.dim(0)?;
-        let norm = plan::GroupNorm {
+        let norm = plan::GroupNormPlan {
             dtype: x.dtype(),
             batch,
             positions: x.elem_count() / (batch * channels),
