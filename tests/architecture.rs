@@ -80,6 +80,7 @@ const CONFINED: &[(&[&str], &[&str], &str)] = &[
 
 /// What each part of the command line may name of it, from the tree of commands down.
 const CLI_MAY_USE: &[(&str, &[&str])] = &[
+    ("fuzz", &["commands", "settings"]),
     ("commands", &["command", "settings"]),
     ("command", &["model", "settings", "terminal", "process"]),
     ("model", &["settings", "terminal", "process"]),

@@ -69,11 +69,10 @@ impl Sink for ManifestSink {
                 }
                 // The model may be there the next time; its lines are not at fault.
                 Err(Error::Model(reason)) => {
-                    let mut tally = self.tally();
-                    tally.unloaded += 1;
-                    if tally.model.as_ref() != Some(&reason) {
+                    let is_new = self.unloaded(&reason);
+                    // To tell may wait for the caller, who may ask for the tally: nothing is locked here.
+                    if is_new {
                         events.tell(ImageEvent::Remark(format!("warning: {reason}")));
-                        tally.model = Some(reason);
                     }
                 }
                 // Nothing more can be written; what is ready may be the last that fits.
@@ -117,6 +116,17 @@ impl ManifestSink {
 
     fn tally(&self) -> std::sync::MutexGuard<'_, BatchSummary> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an image whose model could not be loaded; tells whether the reason is another than the last one.
+    fn unloaded(&self, reason: &str) -> bool {
+        let mut tally = self.tally();
+        tally.unloaded += 1;
+        let is_new = tally.model.as_deref() != Some(reason);
+        if is_new {
+            tally.model = Some(reason.to_owned());
+        }
+        is_new
     }
 
     /// A path as the manifest records it.
@@ -250,6 +260,7 @@ mod tests {
         let writer = std::thread::spawn(move || sink.take(tasks.into_iter().map(generated).collect(), &events));
         // It waits now for the news of the first to be heard, and the second has no name.
         while !jobs[0].path.exists() {
+            assert!(!writer.is_finished(), "it ended without a file");
             std::thread::yield_now();
         }
         assert!(!jobs[1].path.exists());
@@ -284,6 +295,8 @@ mod tests {
         let mut standings = Ledger::open(&folder.path().join("m.jsonl"), LedgerOptions::default()).unwrap().claim(&keys).unwrap();
         assert_eq!(standings.remove(1), JobState::Failed("not numbers".into()));
         assert_eq!(standings, [JobState::Open, JobState::Open, JobState::Open]);
-        assert_eq!((sink.tally().failed, sink.tally().beyond), (1, 2));
+        // Both are read under one lock: a guard lives until its statement ends, so a second one there would wait for ever.
+        let BatchSummary { failed, beyond, .. } = *sink.tally();
+        assert_eq!((failed, beyond), (1, 2));
     }
 }

@@ -6,6 +6,8 @@
 
 mod command;
 mod commands;
+#[doc(hidden)]
+pub mod fuzz;
 mod model;
 mod process;
 #[cfg(test)]

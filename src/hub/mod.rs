@@ -41,6 +41,7 @@ pub use settings::{HubSettings, Token};
 
 #[cfg(feature = "hub")]
 use crate::family::{describe, texts};
+#[cfg(feature = "hub")]
 use crate::weights::Folder;
 use crate::{Error, Result};
 #[cfg(feature = "hub")]

@@ -95,6 +95,21 @@ impl Components {
         Self::empty(Some(model), place, Some(Mutex::default()))
     }
 
+    /// Where networks take turns, the bytes by which the largest is larger than the one that is in memory now; otherwise none.
+    pub(super) fn bytes_of_turn(&self) -> u64 {
+        let (Some(_), Some(checkpoint)) = (&self.turn, self.checkpoint()) else { return 0 };
+        let &Placement { dtype, vae_dtype, .. } = &self.place;
+        // Who writes to a slot loads its network, which is then not counted as there.
+        let is_loaded = |component| match component {
+            Component::UNET => self.unet.try_read().is_ok_and(|slot| slot.network.is_some()),
+            Component::VAE => self.vae.try_read().is_ok_and(|slot| slot.network.is_some()),
+            _ => self.text_encoders.try_read().is_ok_and(|slot| slot.network.is_some()),
+        };
+        let bytes = |component| checkpoint.weight_bytes(component, dtype, vae_dtype);
+        let loaded: u64 = Component::ALL.into_iter().filter(|component| is_loaded(*component)).map(bytes).sum();
+        checkpoint.largest_turn(dtype, vae_dtype).1.saturating_sub(loaded)
+    }
+
     fn empty(model: Option<SharedModel>, place: Placement, turn: Option<Mutex<()>>) -> Self {
         Self {
             place,

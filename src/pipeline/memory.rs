@@ -29,6 +29,30 @@ pub fn denoising_bytes(spec: &ModelSpec, request: &Request, dtype: DType, device
     (rows * row) as u64
 }
 
+/// Bytes that `images` of a request at once take beside the weights, denoised together and decoded one by one.
+pub fn batch_bytes(
+    spec: &ModelSpec,
+    request: &Request,
+    images: usize,
+    device: &Device,
+    (dtype, vae_dtype): (DType, DType),
+    tiling: VaeTiling,
+) -> u64 {
+    let (width, height) = (request.canvas.width, request.canvas.height);
+    let whole = free_bytes(&spec.vae, height, width, vae_dtype, device);
+    let tile = tile_bytes(&spec.vae, vae_dtype, device);
+    let decoding = if tiling == VaeTiling::Off { whole } else { whole.min(tile) };
+    // The image as floats, blended from tiles or not, and as it was decoded.
+    let image = (width * height * 3 * 4 * 2) as u64;
+    let denoising = denoising_bytes(spec, request, dtype, device) * images as u64;
+    denoising.max(decoding + image)
+}
+
+/// Whether so many bytes can be had where `limit` can: the rest is what nobody counted.
+pub fn fits(bytes: u64, limit: u64) -> bool {
+    bytes <= limit / 10 * 9
+}
+
 /// What batches were promised.
 struct Promises {
     bytes: Mutex<PromisedBytes>,
@@ -60,7 +84,7 @@ impl Promises {
         loop {
             let all = promised.now.saturating_add(bytes);
             // What others were promised they may have taken already: to count it twice is too careful, and ends when they end.
-            let fits = || limit().is_none_or(|limit| all <= limit / 10 * 9);
+            let fits = || limit().is_none_or(|limit| fits(all, limit));
             let alone = promised.now == 0;
             if all <= promised.proven || fits() || alone && (release(), fits()).1 {
                 promised.now = all;
@@ -81,28 +105,24 @@ pub(super) struct MemoryPromise {
 }
 
 impl MemoryPromise {
-    /// Memory for a batch on a model's device; waits for other batches where it is too small for both.
+    /// Memory for a batch on a model's device, and for so many bytes of weights that are loaded meanwhile; waits for other batches where
+    /// it is too small for both.
     ///
     /// # Errors
     /// [`Error::Memory`]: it is too small for this one alone.
     pub(super) fn for_batch(
         spec: &ModelSpec,
         device: &Device,
-        (dtype, vae_dtype): (DType, DType),
+        dtypes: (DType, DType),
         tiling: VaeTiling,
         batch: &[BatchItem<'_>],
+        weights: u64,
     ) -> Result<Self> {
         let (Some(BatchItem { request, .. }), true) = (batch.first(), device.is_cpu()) else {
             return Ok(Self { to: &PROMISES, bytes: 0 });
         };
         let (width, height) = (request.canvas.width, request.canvas.height);
-        let whole = free_bytes(&spec.vae, height, width, vae_dtype, device);
-        let tile = tile_bytes(&spec.vae, vae_dtype, device);
-        let decoding = if tiling == VaeTiling::Off { whole } else { whole.min(tile) };
-        // The image as floats, blended from tiles or not, and as it was decoded.
-        let image = (width * height * 3 * 4 * 2) as u64;
-        let denoising = denoising_bytes(spec, request, dtype, device) * batch.len() as u64;
-        let bytes = denoising.max(decoding + image);
+        let bytes = weights + batch_bytes(spec, request, batch.len(), device, dtypes, tiling);
         PROMISES.promise(bytes, || memory(device).map(|memory| memory.limit), || release(device)).ok_or_else(|| {
             let (wanted, left) = (gigabytes(bytes), memory(device).map_or(String::new(), |memory| gigabytes(memory.limit)));
             let what = if batch.len() == 1 { "an image".to_owned() } else { format!("{} images", batch.len()) };

@@ -23,7 +23,7 @@ mod vae_tiling;
 
 pub use components::SharedModel;
 pub use encode::{EncodedText, PromptText, TextKey, texts as prompt_texts};
-pub use memory::denoising_bytes;
+pub use memory::{batch_bytes, denoising_bytes, fits};
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use open::PipelineBuilder;
 pub use prompt::Conditioning;
@@ -214,7 +214,9 @@ impl Pipeline {
     /// The observer stops it, the images do not go together, the memory is too small for them, or a value stops being finite; the
     /// message names the stage.
     pub fn generate_batch(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
-        let memory = MemoryPromise::for_batch(&self.spec, &self.device, (self.dtype, self.vae_dtype), self.vae_tiling, batch)?;
+        let dtypes = (self.dtype, self.vae_dtype);
+        let weights = self.components.bytes_of_turn();
+        let memory = MemoryPromise::for_batch(&self.spec, &self.device, dtypes, self.vae_tiling, batch, weights)?;
         let start = batch.first().map(|item| StartImage::of(item.request)).transpose()?.flatten();
         let latents = self.denoise_from(start.as_ref(), batch, observer)?;
         let mut generated = Vec::new();

@@ -4,6 +4,7 @@ use super::checkpoint::Checkpoint;
 use super::disk_file::ReadBuffers;
 use crate::Result;
 use crate::spec::Component;
+use candle_core::DType;
 use sha2::{Digest, Sha256};
 
 /// Models up to this many bytes are hashed whole.
@@ -48,6 +49,20 @@ impl Checkpoint {
     pub fn parameters(&self, component: Component) -> u64 {
         let stored = self.part(component).into_iter().flat_map(|part| part.stored(|_| true));
         stored.filter_map(|(file, i)| file.entries().get(i)).map(|entry| entry.shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// The bytes that a network's weights take.
+    pub fn weight_bytes(&self, component: Component, dtype: DType, vae_dtype: DType) -> u64 {
+        let dtype = if component == Component::VAE { vae_dtype } else { dtype };
+        self.parameters(component) * dtype.size_in_bytes() as u64
+    }
+
+    /// What is in memory at once where networks take turns, at its largest: what people call it, and its bytes. All text encoders are one.
+    pub fn largest_turn(&self, dtype: DType, vae_dtype: DType) -> (&'static str, u64) {
+        let bytes = |component| self.weight_bytes(component, dtype, vae_dtype);
+        let texts = Component::ALL.into_iter().filter(|component| component.is_text()).map(bytes).sum();
+        let alone = [Component::UNET, Component::VAE].map(|component| (component.title(), bytes(component)));
+        alone.into_iter().fold((Component::text_encoder(0).title(), texts), |most, other| if other.1 > most.1 { other } else { most })
     }
 }
 

@@ -4,12 +4,12 @@ pub(in crate::cli) mod download;
 
 use crate::adapter::{AdapterCache, AdapterFolders, EmbeddingFile};
 use crate::batch::{Footprint, Load};
-use crate::device::{DTypeChoice, free_memory, release};
+use crate::device::{DTypeChoice, free_memory, memory, release};
 use crate::hub::{HubId, Missing, name_in_cache};
 use crate::inputs::InputFile;
 use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
-use crate::pipeline::{Observer, Pipeline};
+use crate::pipeline::{Observer, Pipeline, batch_bytes, fits};
 use crate::prompt::{LoraTag, NetworkTag};
 use crate::settings::{Draft, LoadSettings, Request, SourcePath, VaeTiling, WeightedFile};
 use crate::survey::{Kind, Survey};
@@ -146,7 +146,11 @@ impl Opened {
         const GIB: f64 = (1u64 << 30) as f64;
         let device = self.devices.get(device).unwrap_or(&Device::Cpu);
         let &Self { ref checkpoint, dtype, vae_dtype, vae_tiling, low_memory, .. } = self;
-        let in_turn = || Pipeline::in_turn(checkpoint.clone(), device, dtype, vae_dtype);
+        let in_turn = || {
+            // Nothing is read before: the system would end the program in the middle of it.
+            self.check_turns(memory(device).map(|memory| memory.limit))?;
+            Pipeline::in_turn(checkpoint.clone(), device, dtype, vae_dtype)
+        };
         let weights = Footprint::weights(checkpoint, dtype, vae_dtype);
         let free = free_memory(device).filter(|free| weights > *free);
         let pipeline = match free {
@@ -170,6 +174,41 @@ impl Opened {
         Ok(pipeline.with_vae_tiling(vae_tiling).with_adapters(self.adapters.clone()))
     }
 
+    /// # Errors
+    /// Even the largest network alone is more than `limit`, which is all that can be had.
+    fn check_turns(&self, limit: Option<u64>) -> Result<()> {
+        let (network, bytes) = self.checkpoint.largest_turn(self.dtype, self.vae_dtype);
+        match limit {
+            Some(limit) if bytes > limit => Err(Error::Model(format!(
+                "{}: its {network} alone takes {} of memory in {}, and {} can be had; {}end other programs, or take a smaller model",
+                self.label,
+                gigabytes(bytes),
+                self.dtype.as_str(),
+                gigabytes(limit),
+                if self.dtype == DType::F32 { "try --dtype bf16, " } else { "" },
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is too much for the memory about a request's images, one at a time; nothing where it fits or nobody knows.
+    pub(in crate::cli) fn excess(&self, request: &Request) -> Option<String> {
+        let device = self.device();
+        self.excess_of(request, memory(device).map(|memory| (memory.free, memory.limit))?)
+    }
+
+    fn excess_of(&self, request: &Request, (free, limit): (u64, u64)) -> Option<String> {
+        let dtypes = (self.dtype, self.vae_dtype);
+        let all = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
+        let largest = self.checkpoint.largest_turn(self.dtype, self.vae_dtype).1;
+        let weights = if self.low_memory || all > free { largest } else { all };
+        let image = batch_bytes(self.checkpoint.spec(), request, 1, self.device(), dtypes, self.vae_tiling);
+        let left = limit.saturating_sub(weights);
+        let (wanted, limit) = (gigabytes(weights + image), gigabytes(limit));
+        (!fits(image, left))
+            .then(|| format!("too large for the memory: one image takes about {wanted} with the model, and {limit} can be had"))
+    }
+
     /// What decides, beside a request, which pixels it generates.
     pub(in crate::cli) fn generator(&self) -> GeneratedBy {
         GeneratedBy { label: self.label.clone(), dtype: self.dtype, vae_dtype: self.vae_dtype }
@@ -180,6 +219,10 @@ impl Opened {
         let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
         Footprint::new(self.checkpoint.spec(), request, self.dtype, self.vae_dtype, self.device(), weights, free_memory(self.device()))
     }
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
 /// Where adapters are looked for by the names that people write.

@@ -17,6 +17,7 @@ use etcetera::BaseStrategy;
 use std::ffi::OsString;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -104,6 +105,24 @@ fn configured_by(
     let place = if matches.subcommand().is_some() { 2 } else { 1 };
     arguments.splice(place..place, tokens);
     Ok(Configured { arguments, remarks, confined_to })
+}
+
+/// Reads a text as the folder's own file, for generating and for `bench`, and tells nobody what is wrong with it.
+pub(in crate::cli) fn judge(text: &str, program: fn() -> clap::Command) {
+    static PROGRAM: OnceLock<(clap::Command, Vec<ArgMatches>)> = OnceLock::new();
+    static COMMANDS: OnceLock<Vec<Commands<'static>>> = OnceLock::new();
+    let (program, matches) = PROGRAM.get_or_init(|| {
+        let program = program();
+        let typed = [&["sd-gen", "-p", "x"][..], &["sd-gen", "bench"]].map(|words| words.iter().map(OsString::from).collect::<Vec<_>>());
+        let matches = typed.iter().filter_map(|arguments| typed_matches(arguments, &program)).collect();
+        (program, matches)
+    });
+    let file = File { record: Record::line(&HERE.into(), 1, text.to_owned()), confined_to: Some(Path::new(".")) };
+    for commands in COMMANDS.get_or_init(|| matches.iter().map(|matches| Commands::new(matches, program)).collect()) {
+        let mut errors = LineErrors::default();
+        let _ = file.settings(commands, &mut errors);
+        let _ = errors.finish();
+    }
 }
 
 /// What was typed, before anything is demanded of it.

@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use std::any::TypeId;
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error as _;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -38,6 +38,8 @@ pub(in crate::cli) struct FlagList {
     names: HashMap<String, usize>,
     letters: HashMap<char, usize>,
     command: Mutex<Command>,
+    /// Commands that take one flag's value alone, by which it is judged: clap looks at every flag that a command has.
+    alone: Vec<Option<Mutex<Command>>>,
 }
 
 /// What is wrong with a set of flags.
@@ -73,7 +75,8 @@ impl FlagList {
             let bare = arg.get_action().takes_values() && arg.get_num_args().is_some_and(|values| values.min_values() == 0);
             flags.push(Flag { long, kind: kind_of(arg), repeatable, bare, id: arg.get_id().to_string(), rivals });
         }
-        Self { flags, names, letters, command: Mutex::new(command) }
+        let alone = named.into_iter().map(alone).collect();
+        Self { flags, names, letters, command: Mutex::new(command), alone }
     }
 
     /// The flag that a name means; `-p` is a flag's letter.
@@ -120,9 +123,10 @@ impl FlagList {
     }
 
     fn check(&self, flag: usize, value: &OsString) -> Result<(), String> {
-        let Some(token) = self.token(flag, value) else { return Ok(()) };
         let Flag { long, kind, .. } = &self.flags[flag];
-        let Err(error) = self.matches([token]) else { return Ok(()) };
+        let Some(command) = &self.alone[flag] else { return Ok(()) };
+        let judged = command.lock().unwrap_or_else(PoisonError::into_inner).try_get_matches_from_mut([OsStr::new("--"), value]);
+        let Err(error) = judged else { return Ok(()) };
         let why = match error.kind() {
             ErrorKind::InvalidValue | ErrorKind::ValueValidation | ErrorKind::InvalidUtf8 | ErrorKind::NoEquals => {
                 match (kind, error.get(ContextKind::ValidValue), error.source()) {
@@ -173,6 +177,16 @@ impl FlagList {
         let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(name.len());
         self.names.get(&fold(&name[..end])).copied()
     }
+}
+
+/// A command that takes nothing but a flag's value; `None` for a flag without one.
+fn alone(arg: &Arg) -> Option<Mutex<Command>> {
+    let mut only = Arg::new(arg.get_id().clone()).value_parser(arg.get_value_parser().clone()).ignore_case(arg.is_ignore_case_set());
+    if let Some(delimiter) = arg.get_value_delimiter() {
+        only = only.value_delimiter(delimiter);
+    }
+    let command = Command::new("sd-gen").no_binary_name(true).disable_help_flag(true).disable_version_flag(true).arg(only);
+    arg.get_action().takes_values().then(|| Mutex::new(command))
 }
 
 /// How a flag's value is spelled.

@@ -75,21 +75,25 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn narrow_all(math: Math, from: &[f32], to: &mut [MaybeUninit<Self>]) {
-        let done = if math.bf16 { narrow_sixteens(from, to) } else { 0 };
+        // SAFETY: `Math` says that the instruction is there.
+        let done = if math.bf16 { unsafe { narrow_sixteens(from, to) } } else { 0 };
         for (to, from) in to.iter_mut().zip(from).skip(done) {
             to.write(<Self as Element>::narrow(*from));
         }
     }
 }
 
-/// Rounds whole vectors by the instruction that [`Math::bf16`] says is there; gives the number of elements done.
+/// Rounds whole vectors by one instruction each; gives the number of elements done.
+///
+/// # Safety
+/// AVX-512 with BF16 must be there, as [`Math::bf16`] says.
 #[inline(always)]
 #[cfg(target_arch = "x86_64")]
-fn narrow_sixteens(from: &[f32], to: &mut [MaybeUninit<bf16>]) -> usize {
+unsafe fn narrow_sixteens(from: &[f32], to: &mut [MaybeUninit<bf16>]) -> usize {
     use std::arch::x86_64::{__m256bh, _mm512_cvtneps_pbh, _mm512_loadu_ps};
     let mut done = 0;
     for (from, to) in from.chunks_exact(16).zip(to.chunks_exact_mut(16)) {
-        // SAFETY: the caller asked `Math::bf16`; both chunks have sixteen elements.
+        // SAFETY: the caller's promise; both chunks have sixteen elements.
         unsafe { to.as_mut_ptr().cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(_mm512_loadu_ps(from.as_ptr()))) };
         done += 16;
     }
@@ -98,7 +102,7 @@ fn narrow_sixteens(from: &[f32], to: &mut [MaybeUninit<bf16>]) -> usize {
 
 #[inline(always)]
 #[cfg(not(target_arch = "x86_64"))]
-fn narrow_sixteens(_: &[f32], _: &mut [MaybeUninit<bf16>]) -> usize {
+unsafe fn narrow_sixteens(_: &[f32], _: &mut [MaybeUninit<bf16>]) -> usize {
     0
 }
 

@@ -4,7 +4,11 @@
 use super::element::Element;
 use super::math::Math;
 use super::microkernel::MAX_COLUMNS;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+
+/// Even and odd lines, even and odd columns.
+const PHASES: usize = 4;
 
 /// Every other line and every other column of an image that is twice as wide and high as the product's rows.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +21,10 @@ pub(super) struct PixelPhase {
 
 /// Where a product goes, and what is added on the way.
 pub(super) struct ProductOutput<'a, T> {
-    to: *mut T,
+    to: *mut MaybeUninit<T>,
+    /// Elements of `to`, which is borrowed.
+    len: usize,
+    borrowed: PhantomData<&'a mut [MaybeUninit<T>]>,
     /// Where rows of a product are not rows of the output: the pixels of a line of the product, and which lines and columns they are.
     spread: Option<(usize, PixelPhase)>,
     /// Elements between rows of `to`, `row_bias` and `residual`.
@@ -34,25 +41,36 @@ unsafe impl<T: Send + Sync> Sync for ProductOutput<'_, T> {}
 impl<'a, T: Element> ProductOutput<'a, T> {
     /// The lengths are those of `to`, of whole rows of `outputs`.
     pub(super) fn new(
-        to: &mut [MaybeUninit<T>],
+        to: &'a mut [MaybeUninit<T>],
         outputs: usize,
         batch: usize,
         row_bias: Option<&'a [T]>,
         residual: Option<&'a [T]>,
     ) -> Self {
         let rows_per_bias = (to.len() / (outputs * batch).max(1)).max(1);
-        Self { to: to.as_mut_ptr().cast(), spread: None, outputs, row_bias, rows_per_bias, residual }
+        let (len, borrowed) = (to.len(), PhantomData);
+        Self { to: to.as_mut_ptr(), len, borrowed, spread: None, outputs, row_bias, rows_per_bias, residual }
     }
 
     /// `to` is images of lines of `2 width` pixels, of which the product's rows are those of one phase.
-    pub(super) fn of_phase(to: &mut [MaybeUninit<T>], outputs: usize, width: usize, phase: PixelPhase) -> Self {
+    pub(super) fn of_phase(to: &'a mut [MaybeUninit<T>], outputs: usize, width: usize, phase: PixelPhase) -> Self {
         Self { spread: Some((width, phase)), ..Self::new(to, outputs, 1, None, None) }
     }
 
+    /// Whether it is where a product of some rows and columns goes.
+    pub(super) fn is_of(&self, rows: usize, outputs: usize) -> bool {
+        let phases = if self.spread.is_some() { PHASES } else { 1 };
+        let is_whole = self.spread.is_none_or(|(width, _)| width > 0 && rows.is_multiple_of(width));
+        self.outputs == outputs && is_whole && self.len == rows * outputs * phases
+    }
+
     /// Writes some rows of some columns.
+    ///
+    /// # Safety
+    /// They must be [of](ProductOutput::is_of) the output, and no other thread may write them.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "where, what and how")]
-    pub(super) fn write(
+    pub(super) unsafe fn write(
         &self,
         math: Math,
         first_row: usize,
@@ -64,16 +82,30 @@ impl<'a, T: Element> ProductOutput<'a, T> {
     ) {
         // A loop of known length is a few instructions.
         const { assert!(MAX_COLUMNS == 32) };
-        match (outputs, width) {
-            (32, 32) => self.write_rows(math, first_row, first_column, 32, sums, 32, bias),
-            (16, 16) => self.write_rows(math, first_row, first_column, 16, sums, 16, bias),
-            _ => self.write_rows(math, first_row, first_column, outputs, sums, width, bias),
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (outputs, width) {
+                (32, 32) => self.write_rows(math, first_row, first_column, 32, sums, 32, bias),
+                (16, 16) => self.write_rows(math, first_row, first_column, 16, sums, 16, bias),
+                _ => self.write_rows(math, first_row, first_column, outputs, sums, width, bias),
+            }
         }
     }
 
+    /// # Safety
+    /// As [`ProductOutput::write`].
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "as above")]
-    fn write_rows(&self, math: Math, first_row: usize, first_column: usize, outputs: usize, sums: &[f32], width: usize, bias: &[f32]) {
+    unsafe fn write_rows(
+        &self,
+        math: Math,
+        first_row: usize,
+        first_column: usize,
+        outputs: usize,
+        sums: &[f32],
+        width: usize,
+        bias: &[f32],
+    ) {
         let bias = &bias[..outputs];
         for (i, sums) in sums.chunks_exact(width).enumerate() {
             let row = first_row + i;
@@ -98,8 +130,8 @@ impl<'a, T: Element> ProductOutput<'a, T> {
                     *value += extra.widen();
                 }
             }
-            // SAFETY: row and columns are within the output, and no other task has them.
-            let to = unsafe { std::slice::from_raw_parts_mut(self.to.add(at).cast::<MaybeUninit<T>>(), outputs) };
+            // SAFETY: the caller's promise.
+            let to = unsafe { std::slice::from_raw_parts_mut(self.to.add(at), outputs) };
             T::narrow_all(math, values, to);
         }
     }

@@ -32,6 +32,8 @@ pub(super) const LEAST_TASK: usize = 1 << 19;
 impl Packed {
     /// Multiplies `geometry.rows()` rows of pixels by the weights into `out`.
     pub(super) fn multiply<T: Element>(&self, x: &[T], geometry: Geometry, out: &ProductOutput<'_, T>) {
+        // The microkernel reads through pointers: whether all pixels are there is seen here.
+        let x = &x[..geometry.pixels() * self.inputs];
         match self.form {
             PackedForm::Bf16Pairs if T::DTYPE == DType::BF16 && self.inputs == 2 * self.steps => {
                 self.run(Rows { base: x.as_ptr().cast(), pixel_bytes: 2 * self.inputs, geometry }, out);
@@ -57,6 +59,7 @@ impl Packed {
         if tiles == 0 || panels == 0 {
             return;
         }
+        assert!(out.is_of(count, self.outputs), "a product of {count} rows of {} does not fit where it goes", self.outputs);
         let chunks = tiles.div_ceil(CHUNK_TILES);
         let chunk_rows = tiles.div_ceil(chunks) * kernels.rows;
         let chunks = count.div_ceil(chunk_rows);
@@ -121,7 +124,8 @@ impl Packed {
                 for tile in 0..tiles {
                     let first = chunk.start + tile * kernels.rows;
                     let count = kernels.rows.min(chunk.end - first);
-                    // SAFETY: the pointers are good for `steps` words of each row; the sums have room for a tile.
+                    // SAFETY: the pointers are good for `steps` words of each row, as all pixels are; so is the panel; the sums have room
+                    // for a tile.
                     let sums = unsafe {
                         let sums = sums.add(tile * kernels.rows * columns);
                         kernels.tiles[vectors - 1][count - 1](&Tile {
@@ -138,7 +142,8 @@ impl Packed {
                         std::slice::from_raw_parts(sums, count * width)
                     };
                     if index + 1 == self.blocks.len() {
-                        out.write(math, first, first_column, outputs, sums, width, &self.bias[first_column..]);
+                        // SAFETY: rows and columns are the product's, which is the output's; the task has them alone.
+                        unsafe { out.write(math, first, first_column, outputs, sums, width, &self.bias[first_column..]) };
                     }
                 }
             }

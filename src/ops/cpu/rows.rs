@@ -24,6 +24,14 @@ pub(super) enum Geometry {
 }
 
 impl Geometry {
+    /// Input pixels.
+    pub(super) fn pixels(&self) -> usize {
+        match *self {
+            Self::Flat { rows } => rows,
+            Self::Windows { batch, input, .. } => batch * input.0 * input.1,
+        }
+    }
+
     /// Output rows.
     pub(super) fn rows(&self) -> usize {
         match *self {
@@ -49,8 +57,7 @@ unsafe impl Send for Rows {}
 impl Rows {
     /// Fills `[taps][MAX_ROWS]` pointers for some output rows; those outside an image point at zeros.
     pub(super) fn point(&self, range: Range<usize>, zeros: &[u32], to: &mut [[*const u32; MAX_ROWS]]) {
-        // SAFETY: a pixel's index is below the number of pixels.
-        let pixel = |index: usize| unsafe { self.base.add(index * self.pixel_bytes).cast::<u32>() };
+        let pixel = |index: usize| self.base.wrapping_add(index * self.pixel_bytes).cast::<u32>();
         match self.geometry {
             Geometry::Flat { .. } => {
                 for (row, to) in range.zip(&mut to[0]) {

@@ -71,6 +71,9 @@ pub(super) fn say(
             sizes.batch * sizes.at_once,
             took.map(|took| format!(", about {}", duration(took))).unwrap_or_default()
         ))?;
+        if let Some(excess) = opened.excess(request) {
+            answer(&format!("    {excess}"))?;
+        }
     }
     let mut parts = vec![format!("{} to generate", images(open))];
     let unplanned: usize = absent.iter().map(|absent| absent.images).sum();

@@ -132,6 +132,13 @@ pub(in crate::cli) fn read(path: &Path, format: Option<LineFormat>, base: &Flags
     Ok(lines(source, format, base))
 }
 
+/// As [`read`], of bytes.
+pub(in crate::cli) fn of_bytes(bytes: Vec<u8>, format: Option<Format>, base: &Flags) -> Lines {
+    let mut source = Source::new("bytes", std::io::Cursor::new(bytes));
+    let format = format.unwrap_or_else(|| sniffed(&mut source));
+    lines(source, format, base)
+}
+
 /// The one line that the flags of the command line are by themselves.
 pub(in crate::cli) fn of_flags(base: &Flags) -> Lines {
     let record = LineRecord::line(&"the command line".into(), 1, String::new());
