@@ -4,15 +4,15 @@
 use super::commands::Cli;
 use super::settings::config;
 use super::settings::flags::Flags;
-use super::settings::lines::{self, Format};
-use super::settings::sweep::Axis;
+use super::settings::lines::{self, LineFormat};
+use super::settings::sweep::SweepAxis;
 use crate::spec::ModelSpec;
 use clap::CommandFactory;
 
 /// Reads the bytes after the first as lines, in the format that the first one chooses, and judges each line with a model.
 pub fn lines(bytes: &[u8], model: &ModelSpec) {
-    const FORMATS: [Option<Format>; 6] =
-        [None, Some(Format::Text), Some(Format::Jsonl), Some(Format::Csv), Some(Format::Tsv), Some(Format::Yaml)];
+    const FORMATS: [Option<LineFormat>; 6] =
+        [None, Some(LineFormat::Text), Some(LineFormat::Jsonl), Some(LineFormat::Csv), Some(LineFormat::Tsv), Some(LineFormat::Yaml)];
     let Some((first, text)) = bytes.split_first() else { return };
     let format = FORMATS.get(usize::from(*first) % FORMATS.len()).copied().flatten();
     for line in lines::of_bytes(text.to_vec(), format, &Flags::default()) {
@@ -29,5 +29,5 @@ pub fn lines(bytes: &[u8], model: &ModelSpec) {
 /// Reads a text as `./sd-gen.toml`, for generating and for another command, and as the values of a sweep.
 pub fn settings(text: &str) {
     config::judge(text, Cli::command);
-    let _ = Axis::parse(text);
+    let _ = SweepAxis::parse(text);
 }

@@ -117,7 +117,7 @@ pub(in crate::cli) fn judge(text: &str, program: fn() -> clap::Command) {
         let matches = typed.iter().filter_map(|arguments| typed_matches(arguments, &program)).collect();
         (program, matches)
     });
-    let file = File { record: Record::line(&HERE.into(), 1, text.to_owned()), confined_to: Some(Path::new(".")) };
+    let file = File { record: LineRecord::line(&HERE.into(), 1, text.to_owned()), confined_to: Some(Path::new(".")) };
     for commands in COMMANDS.get_or_init(|| matches.iter().map(|matches| Commands::new(matches, program)).collect()) {
         let mut errors = LineErrors::default();
         let _ = file.settings(commands, &mut errors);

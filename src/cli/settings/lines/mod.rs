@@ -133,8 +133,8 @@ pub(in crate::cli) fn read(path: &Path, format: Option<LineFormat>, base: &Flags
 }
 
 /// As [`read`], of bytes.
-pub(in crate::cli) fn of_bytes(bytes: Vec<u8>, format: Option<Format>, base: &Flags) -> Lines {
-    let mut source = Source::new("bytes", std::io::Cursor::new(bytes));
+pub(in crate::cli) fn of_bytes(bytes: Vec<u8>, format: Option<LineFormat>, base: &Flags) -> Lines {
+    let mut source = LineSource::new("bytes", std::io::Cursor::new(bytes));
     let format = format.unwrap_or_else(|| sniffed(&mut source));
     lines(source, format, base)
 }
