@@ -189,7 +189,7 @@ fn what_does_not_fit_is_named_in_one_sentence() {
     }
     let adapter = Arc::new(open(folder.path(), &[(&up, &[128, 2]), (&down, &[2, 128]), missing]));
     let of = |partial| Deltas::bind(&model, &[AdapterUse { adapter: adapter.clone(), weight: 1.0, text_weight: 1.0 }], partial);
-    assert!(of(false).unwrap_err().to_string().contains("--lora-partial takes the 1 layers"));
+    assert!(of(false).unwrap_err().to_string().contains("`lora-partial` takes the 1 layers"));
     assert_eq!(of(true).unwrap().applied(), ["x: 1 of 2 layers"]);
 
     let refused = |name: &str, tensors: &[(&str, &[usize])], said: &str| {
