@@ -4,8 +4,8 @@
     pip install pillow
     python scripts/images_strip.py target/release/sd-gen
 
-From the left: an apple and its right half made anew by another prompt; half of an apple and how it is continued past its edge; an apple
-varied by --strength 0.5, 0.7 and 0.9.
+From the left: a face and its lower half made anew by another prompt; three quarters of an apple and how it is continued past its edge; an
+apple varied by --strength 0.5, 0.7 and 0.9.
 """
 import pathlib, subprocess, sys, tempfile
 from PIL import Image, ImageDraw
@@ -25,19 +25,20 @@ def main():
             subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
             return Image.open(folder / name).convert("RGB")
 
-        apple = made("apple.png", "a red apple", "--seed", 1)
+        face = made("face.png", "smiling face", "--seed", 1)
         mask = Image.new("L", (SIDE, SIDE), 0)
-        mask.paste(255, (SIDE // 2, 0, SIDE, SIDE))
+        mask.paste(255, (0, SIDE // 2, SIDE, SIDE))
         mask.save(folder / "mask.png")
-        repainted = made("repainted.png", "a green apple", "--seed", 2, "-i", "apple.png", "--mask", "mask.png", "--mask-blur", 2)
-        apple.crop((0, 0, SIDE // 2, SIDE)).save(folder / "half.png")
-        half = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
-        half.paste(Image.open(folder / "half.png"), (0, 0))
-        ImageDraw.Draw(half).rectangle((SIDE // 2, 0, SIDE - 1, SIDE - 1), outline=LINE)
-        continued = made("continued.png", "a red apple", "--seed", 3, "-i", "half.png", "--outpaint", f"right={SIDE // 2}")
+        repainted = made("repainted.png", "grinning face with big eyes", "--seed", 3, "--steps", 30, "-i", "face.png", "--mask", "mask.png")
+        apple = made("apple.png", "a red apple", "--seed", 1)
+        apple.crop((0, 0, SIDE * 3 // 4, SIDE)).save(folder / "part.png")
+        part = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
+        part.paste(Image.open(folder / "part.png"), (0, 0))
+        ImageDraw.Draw(part).rectangle((SIDE * 3 // 4, 0, SIDE - 1, SIDE - 1), outline=LINE)
+        continued = made("continued.png", "a red apple", "--seed", 22, "--steps", 30, "-i", "part.png", "--outpaint", f"right={SIDE // 4}")
         varied = [made(f"varied-{s}.png", "a green apple", "--seed", 4, "-i", "apple.png", "--strength", s) for s in (0.5, 0.7, 0.9)]
 
-    groups = [[apple, repainted], [half, continued], [apple, *varied]]
+    groups = [[face, repainted], [part, continued], [apple, *varied]]
     widths = [len(group) * SIDE + (len(group) - 1) * GAP for group in groups]
     strip = Image.new("RGB", (sum(widths) + MARGIN * (len(groups) - 1), SIDE), (255, 255, 255))
     x = 0
