@@ -194,8 +194,8 @@ impl Draft {
             draft.inputs.strength = Some(if draft.inputs.mask.is_some() || draft.inputs.outpaint.is_some() { 1.0 } else { 0.75 });
         }
         if draft.inputs.mask.is_none() {
-            let InputDraft { mask_blur, inpaint_area, inpaint_padding, .. } = &mut draft.inputs;
-            (*mask_blur, *inpaint_area, *inpaint_padding) = (None, None, None);
+            let InputDraft { mask_blur, invert_mask, inpaint_area, inpaint_padding, .. } = &mut draft.inputs;
+            (*mask_blur, *invert_mask, *inpaint_area, *inpaint_padding) = (None, None, None, None);
         }
         if draft.inputs.outpaint.is_some() && draft.inputs.inpaint_area == Some(InpaintArea::Masked) {
             return missing("inpaint-area", "a canvas that grows is generated as a whole; do one after the other");
