@@ -58,7 +58,7 @@ impl Error {
     /// About a setting: `what` goes on with its value or with what is wrong.
     pub fn setting(name: &'static str, what: impl Into<String>) -> Self {
         let what: String = what.into();
-        let space = if what.starts_with(':') { "" } else { " " };
+        let space = if what.starts_with([':', ' ']) { "" } else { " " };
         Error::Setting { name, what: format!("{space}{what}") }
     }
 

@@ -271,9 +271,9 @@ impl<M: Load> Preparer<M> {
             self.pass(failed)?;
         }
         // Prompts of several times the encoder's length make longer contexts, which do not stand beside short ones.
-        while let Some(tokens) = encoded.first().map(|(_, conditioning)| conditioning.tokens()) {
+        while let Some(lengths) = encoded.first().map(|(_, conditioning)| conditioning.lengths()) {
             let tasks;
-            (tasks, encoded) = encoded.into_iter().partition(|(_, conditioning)| conditioning.tokens() == tokens);
+            (tasks, encoded) = encoded.into_iter().partition(|(_, conditioning)| conditioning.lengths() == lengths);
             let sequence = self.next();
             let prepared = PreparedBatch { sequence, pipeline: pipeline.clone(), tasks, at_once, room: room.clone() };
             self.prepared.send(prepared).map_err(|_| Error::Cancelled)?;
@@ -462,11 +462,14 @@ impl GenerateStage {
 
 /// Pixels of one of the tasks, which agree in size.
 fn pixels(tasks: &[(Task, Conditioning)]) -> usize {
-    tasks.first().map_or(0, |(task, _)| task.request.canvas.width * task.request.canvas.height)
+    tasks.first().map_or(0, |(task, _)| {
+        let (width, height) = task.request.last_size();
+        width * height
+    })
 }
 
 fn does_not_fit(request: &Request) -> Error {
-    let (width, height) = (request.canvas.width, request.canvas.height);
+    let (width, height) = request.last_size();
     Error::Memory(format!(
         "one image of {width}x{height} does not fit into the device's memory; \
          try a smaller --size, --dtype f16 or bf16, or --device cpu"

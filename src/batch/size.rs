@@ -57,9 +57,10 @@ impl Footprint {
         free: Option<u64>,
     ) -> Self {
         let factor = spec.vae.factor().max(1);
-        let pixels = (request.canvas.height / factor) * (request.canvas.width / factor);
+        let (width, height) = request.last_size();
+        let pixels = (height / factor) * (width / factor);
         let image = denoising_bytes(spec, request, dtype, device);
-        let decoding = decoding_bytes(&spec.vae, request.canvas.height, request.canvas.width, vae_dtype);
+        let decoding = decoding_bytes(&spec.vae, height, width, vae_dtype);
         Self { weights, image, decoding, free, pixels, cpu: device.is_cpu() }
     }
 

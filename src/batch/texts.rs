@@ -1,7 +1,7 @@
 //! Encoded texts, kept while their model is loaded: equal prompts are encoded once, and so is the negative prompt of a thousand.
 
 use crate::Result;
-use crate::pipeline::{Conditioning, EncodedText, Observer, Pipeline, PromptText, Stage, TextKey, prompt_texts};
+use crate::pipeline::{Conditioning, EncodedText, Observer, Pipeline, Stage, TextKey};
 use crate::settings::Request;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,35 +22,32 @@ pub(super) struct Texts {
 }
 
 impl Texts {
-    /// What the UNet is told of a request.
+    /// What the networks are told of a request.
     pub(super) fn condition(&mut self, pipeline: &Pipeline, request: &Request, observer: &mut dyn Observer) -> Result<Conditioning> {
-        let mut encoded: Vec<(PromptText, Arc<EncodedText>)> = Vec::new();
         let mut said = false;
-        let adapters = pipeline.adapters(request)?;
-        let signature = adapters.text_signature();
-        for text in prompt_texts(request)? {
-            let key = (text.key.clone(), signature.clone());
-            if let Some(known) = self.known.get(&key) {
-                encoded.push((text, known.clone()));
+        pipeline.encode_prompt_with(request, observer, &mut |encoder, text, adapters, observer| {
+            // The refiner encodes for itself.
+            let whose = if std::ptr::eq(encoder, pipeline) { "" } else { request.passes.refiner.as_ref().map_or("", |file| file.name()) };
+            let key = (text.key.clone(), format!("{whose}\n{}", adapters.text_signature()));
+            if let Some(known) = self.known.get(&key).cloned() {
                 self.order.retain(|other| *other != key);
                 self.order.push_back(key);
-                continue;
+                return Ok(known);
             }
             if !said {
                 observer.stage(Stage::EncodePrompt)?;
                 said = true;
             }
-            let new = Arc::new(pipeline.encode_text(&text, &adapters, observer)?);
+            let new = Arc::new(encoder.encode_text(text, adapters, observer)?);
             self.bytes += new.bytes();
-            encoded.push((text, new.clone()));
-            self.known.insert(key.clone(), new);
+            self.known.insert(key.clone(), new.clone());
             self.order.push_back(key);
             while self.bytes > ROOM
                 && let Some(oldest) = self.order.pop_front()
             {
                 self.bytes -= self.known.remove(&oldest).map_or(0, |text| text.bytes());
             }
-        }
-        pipeline.condition(request, &encoded.iter().map(|(text, encoded)| (text.clone(), &**encoded)).collect::<Vec<_>>())
+            Ok(new)
+        })
     }
 }

@@ -3,8 +3,8 @@
 use super::flops;
 use crate::Result;
 use crate::ops::Linear;
-use crate::sampling::plan;
-use crate::settings::Request;
+use crate::sampling::{Schedule, plan};
+use crate::settings::{HiresPass, Request};
 use crate::spec::ModelSpec;
 use candle_core::{DType, Device, Tensor};
 use std::time::Instant;
@@ -17,13 +17,18 @@ const SHARE: f64 = 0.5;
 /// # Errors
 /// The request's schedule cannot be planned.
 pub fn image_flop(spec: &ModelSpec, request: &Request) -> Result<f64> {
-    let schedule = plan(&request.scheduler, request.sampling.steps)?;
-    let calls: usize = schedule.steps.iter().map(|step| schedule.evaluations(step)).sum();
-    let rows = calls * request.rows();
     let factor = spec.vae.factor().max(1);
-    let (height, width) = (request.canvas.height / factor, request.canvas.width / factor);
     let tokens = spec.text_encoders.first().map_or(77, |encoder| encoder.clip.max_positions);
-    Ok(rows as f64 * flops::unet_row(&spec.unet, height, width, tokens) + flops::vae_decode(&spec.vae, height, width))
+    let denoising = |schedule: &Schedule, (width, height): (usize, usize)| {
+        let calls: usize = schedule.steps.iter().map(|step| schedule.evaluations(step)).sum();
+        (calls * request.rows()) as f64 * flops::unet_row(&spec.unet, height / factor, width / factor, tokens)
+    };
+    let mut flop = denoising(&plan(&request.scheduler, request.sampling.steps)?, (request.canvas.width, request.canvas.height));
+    if let Some(HiresPass { size, schedule: Some(schedule), .. }) = request.hires_pass()? {
+        flop += denoising(&schedule, size);
+    }
+    let (width, height) = request.last_size();
+    Ok(flop + flops::vae_decode(&spec.vae, height / factor, width / factor))
 }
 
 /// Operations a second that generating will reach on a device, from a few matrix products.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// # Source
 /// The loop of huggingface/diffusers@v0.36:src/diffusers/pipelines/stable_diffusion/pipeline_stable_diffusion_inpaint.py, for networks of
 /// four channels: the same noise at every level, and none at the end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct KeepUnmaskedLatents {
     /// `(images, channels, height, width)`.
     clean: Tensor,
@@ -24,7 +24,7 @@ pub struct KeepUnmaskedLatents {
     last_step: Option<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct RunFacts {
     process: Arc<dyn NoiseProcess>,
     final_scale: f64,
@@ -77,7 +77,7 @@ impl Extension for KeepUnmaskedLatents {
 }
 
 /// Gives the network more channels beside the latents: a mask and a masked image (inpainting), or an image to change (editing).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct MoreChannels {
     /// `(images, more channels, height, width)`.
     channels: Tensor,

@@ -6,7 +6,7 @@
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -132,6 +132,89 @@ fn size(bytes: u64) -> String {
     if bytes >= 1 << 20 { format!("{} MiB", bytes >> 20) } else { format!("{bytes} bytes") }
 }
 
+/// The name that stands for standard input.
+pub const STANDARD_INPUT: &str = "-";
+
+/// The files that a name stands for: those of a folder with one of the endings, those that a pattern with `*` or `?` in its last part
+/// matches, or the one that has the name. In the order of their names, numbers in them counted.
+///
+/// # Errors
+/// A sentence: there is none, or the folder cannot be read.
+pub fn files_named(path: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, String> {
+    let shown = path.display();
+    let last = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_folder = path.is_dir();
+    if !is_folder && (path.exists() || !last.contains(['*', '?'])) {
+        return Ok(vec![path.to_owned()]);
+    }
+    let folder = if is_folder { Some(path) } else { path.parent() };
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(folder).map_err(|e| format!("{shown}: the folder cannot be read: {e}"))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| format!("{shown}: the folder cannot be read: {e}"))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let has_ending =
+            || Path::new(&name).extension().is_some_and(|ending| endings.iter().any(|known| ending.eq_ignore_ascii_case(known)));
+        let fits = if is_folder { has_ending() && !name.starts_with('.') } else { matches(&last, &name) };
+        if fits && entry.path().is_file() {
+            let named = if is_folder || path.parent().is_some_and(|parent| !parent.as_os_str().is_empty()) {
+                entry.path()
+            } else {
+                name.clone().into()
+            };
+            found.push((counted(&name), named));
+        }
+    }
+    if found.is_empty() {
+        let what = if is_folder { "the folder holds no image" } else { "no file has such a name" };
+        return Err(format!("{shown}: {what}"));
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Whether a name is of a pattern: `*` stands for any letters, `?` for one.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    // Where the last star stands, and what of the name it has taken.
+    let (mut p, mut n, mut star) = (0, 0, None);
+    while n < name.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, n));
+                p += 1;
+            }
+            Some(c) if *c == '?' || Some(c) == name.get(n) => (p, n) = (p + 1, n + 1),
+            _ => match star {
+                Some((at, taken)) => {
+                    star = Some((at, taken + 1));
+                    (p, n) = (at + 1, taken + 1);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern.iter().skip(p).all(|c| *c == '*')
+}
+
+/// A name with its numbers filled up, so that 10 comes after 9.
+fn counted(name: &str) -> String {
+    let mut result = String::new();
+    let mut digits = String::new();
+    for c in name.chars().chain(['\0']) {
+        if c.is_ascii_digit() {
+            digits.push(c);
+            continue;
+        }
+        if !digits.is_empty() {
+            result += &format!("{:0>20}", std::mem::take(&mut digits));
+        }
+        result.push(c);
+    }
+    result
+}
+
 /// Opens a regular file, or a pipe that somebody writes to; and whether it can be read twice.
 fn open(path: &Path) -> Result<(File, bool), String> {
     let name = path.display();
@@ -161,7 +244,13 @@ fn is_pipe(_metadata: &std::fs::Metadata) -> bool {
 }
 
 fn content_of(path: &Path, limit: u64) -> Result<InputContent, String> {
-    let (mut file, again) = open(path)?;
+    let (mut file, again): (Box<dyn Read>, bool) = match path.as_os_str() == STANDARD_INPUT {
+        true if std::io::stdin().is_terminal() => {
+            return Err("-: standard input is a terminal; send a file into it, as in < image.png".into());
+        }
+        true => (Box::new(std::io::stdin()), false),
+        false => open(path).map(|(file, again)| (Box::new(file) as Box<dyn Read>, again))?,
+    };
     let (mut hash, mut tensors) = (Sha256::new(), TensorHash::default());
     let mut length = 0u64;
     let mut kept = Vec::new();
@@ -242,6 +331,24 @@ mod tests {
         std::fs::write(folder.path().join("one"), b"abcd").unwrap();
         assert!(one.bytes().unwrap_err().contains("changed"));
         assert_eq!(InputFile::of_bytes("x", *b"abc"), copy);
+    }
+
+    #[test]
+    fn a_name_may_stand_for_several_files() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b10.png", "b9.png", "a.JPG", "notes.txt", ".hidden.png"] {
+            std::fs::write(folder.path().join(name), b"x").unwrap();
+        }
+        let named = |name: &str| {
+            let found = files_named(&folder.path().join(name), &["png", "jpg"])?;
+            Ok::<_, String>(found.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(named("").unwrap(), ["a.JPG", "b9.png", "b10.png"]);
+        assert_eq!(named("b*.png").unwrap(), ["b9.png", "b10.png"]);
+        assert_eq!(named("?.*").unwrap(), ["a.JPG"]);
+        assert_eq!(named("none.png").unwrap(), ["none.png"], "whoever reads it says that it is not there");
+        assert!(named("*.gif").unwrap_err().contains("no file"));
+        assert!(matches("*a*b", "xaab") && !matches("a?", "a") && matches("a**", "a") && !matches("b*", "ab"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::Result;
 use crate::noise::Rng;
 use crate::prompt::{NetworkTag, PromptSyntax};
 use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing, plan};
+use crate::settings::{HiresUpscaler, Value};
 
 /// A command, and what it leaves out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -127,7 +128,8 @@ pub fn command(recipe: &Recipe) -> PrintedCommand {
             None => {}
         }
     }
-    settings(recipe, &mut command);
+    strength(recipe, &mut command);
+    settings(recipe, own, &mut command);
     left_out(recipe, own, &mut command);
     command
 }
@@ -378,10 +380,36 @@ fn generator(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
     }
 }
 
+/// A strength is that of the image to start from, or that of a second pass.
+fn strength(recipe: &Recipe, command: &mut PrintedCommand) {
+    let says = |name| recipe.get(Field::Setting(name)).is_some();
+    let flag = match () {
+        () if says("init-image") => "--strength",
+        () if says("hires") && !says("hires-strength") => "--hires-strength",
+        () => return,
+    };
+    if let Some(strength) = in_range(recipe, Field::Strength, flag, 1.0, command) {
+        command.flag(flag, strength.to_string());
+    }
+}
+
+/// Settings of files that another tool knows by names of its own; they may not be here, and a command that is printed is one that is taken.
+const OTHERS_FILES: &[&str] = &["refiner", "refiner-switch", "upscale"];
+
 /// The settings that need no translation.
-fn settings(recipe: &Recipe, command: &mut PrintedCommand) {
+fn settings(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
+    let has_hires = recipe.get(Field::Setting("hires")).is_some();
     for (name, value) in recipe.settings() {
         let Some(row) = crate::settings::find(name) else { continue };
+        let is_network = || !matches!(HiresUpscaler::parse(value), Ok(plain) if plain.network().is_none());
+        if !own && (OTHERS_FILES.contains(&name) || name == "hires-upscaler" && is_network()) {
+            command.note(format!("--{name} {value:?} is left out: name the file of it"));
+            continue;
+        }
+        if !has_hires && row.requires == Some("hires") {
+            command.note(format!("--{name} {value:?} is left out: how much larger the image became is not said"));
+            continue;
+        }
         let flag = format!("--{name}");
         let values: Vec<&str> = if row.many { value.lines().collect() } else { vec![value] };
         for value in values {
@@ -400,14 +428,10 @@ fn left_out(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
         command
             .note(format!("the image was generated with a --scheduler-config of its own: save this in a file and name it there: {config}"));
     }
-    // The second pass of a "hires fix" has a strength too, and is named among the others.
-    let is_second_pass = recipe.other.iter().any(|(name, _)| name.starts_with("Hires"));
-    let has_image = recipe.settings().any(|(name, _)| name == "init-image");
-    if has_image {
-        if let Some(strength) = in_range(recipe, Field::Strength, "--strength", 1.0, command) {
-            command.flag("--strength", strength.to_string());
-        }
-    } else if let Some(strength) = recipe.get(Field::Strength).filter(|text| number(text) != Some(1.0) && !is_second_pass) {
+    // The second pass of a "hires fix" has a strength too.
+    let says = |name| recipe.get(Field::Setting(name)).is_some();
+    let is_second_pass = says("hires") || says("init-image") || recipe.other.iter().any(|(name, _)| name.starts_with("Hires"));
+    if let Some(strength) = recipe.get(Field::Strength).filter(|text| number(text) != Some(1.0) && !is_second_pass) {
         command.note(format!("the image was generated over another one (strength {strength}), which is not in the file"));
     }
     if !recipe.loras.is_empty() && !own {
@@ -497,10 +521,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_carried_over_is_said() {
-        let end = "Steps: x, Sampler: Nonesuch, Schedule type: Nowhere, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Tiling: True";
+        let end = "Steps: x, Sampler: Nonesuch, Schedule type: Nowhere, CFG scale: NaN, Seed: -3, Size: 511x512, Denoising strength: 0.5, Face restoration: CodeFormer";
         let notes = of("parameters", &format!("(a cat:1.2) <lora:x:1>\n{end}, RNG: dice, Nothing: None")).notes.join("\n");
         assert!(!notes.contains("Nothing"), "{notes}");
-        for said in ["Nonesuch", "Nowhere", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Tiling: True", "dice"] {
+        for said in
+            ["Nonesuch", "Nowhere", "NaN", "\"x\"", "\"-3\"", "multiple of 8", "strength 0.5", "Face restoration: CodeFormer", "dice"]
+        {
             assert!(notes.contains(said), "{said:?} is not in {notes}");
         }
     }

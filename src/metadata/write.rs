@@ -53,6 +53,10 @@ pub fn parameters(request: &Request, seed: u64, generator: &GeneratedBy) -> Resu
             pairs.push((if at == 0 { key.to_owned() } else { format!("{key} {}", at + 1) }, value));
         }
     }
+    // As A1111 calls it, which has one strength for both.
+    if let (Some(strength), None) = (request.passes.hires_strength, &request.inputs.init_image) {
+        pairs.push(("Denoising strength".into(), strength.to_string()));
+    }
     match &scheduler.levels {
         Some(Levels::Sigmas(sigmas)) => pairs.push(("Sigmas".into(), NumberList(sigmas.clone()).typed())),
         Some(Levels::Timesteps(timesteps)) => pairs.push(("Timesteps".into(), NumberList(timesteps.clone()).typed())),

@@ -1,7 +1,7 @@
 //! One call of a denoising network: its inputs by name, and what changes inside it.
 
 use crate::Result;
-use crate::ops::NamedTensors;
+use crate::ops::{NamedTensors, Wrap};
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -26,13 +26,27 @@ pub struct ModelCall {
     pub residuals: Residuals,
     /// What changes inside the network, in the order in which it acts.
     pub patches: Vec<Arc<dyn Patch>>,
+    /// At which sides the latents go on at their other side.
+    pub wrap: Wrap,
 }
 
 impl ModelCall {
     /// A call with latents, timestep and text; the rest is empty.
     pub fn new(latents: Tensor, timestep: f64, context: Tensor) -> Self {
         let residuals = Residuals::default();
-        Self { latents, timestep, context, pooled: None, time_ids: vec![], guidance: vec![], concat: None, residuals, patches: vec![] }
+        let wrap = Wrap::default();
+        Self {
+            latents,
+            timestep,
+            context,
+            pooled: None,
+            time_ids: vec![],
+            guidance: vec![],
+            concat: None,
+            residuals,
+            patches: vec![],
+            wrap,
+        }
     }
 }
 

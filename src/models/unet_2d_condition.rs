@@ -5,7 +5,7 @@ use super::embeddings::{TimestepEmbedding, sinusoidal_embedding};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, Upsample2D, activated};
 use super::transformer_2d::{Transformer2D, TransformerConfig};
 use super::{LayerStore, Scope};
-use crate::ops::{Conv2d, GraphCache, GroupNorm, NamedTensors, Padding, on_workers};
+use crate::ops::{Conv2d, GraphCache, GroupNorm, NamedTensors, Padding, on_workers, wrapped};
 use crate::spec::{UNetLevel, UNetSpec};
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
@@ -299,12 +299,15 @@ impl Backbone for UNet2DCondition {
     /// # Shapes
     /// Latents and further channels make `spec.in_channels`; the prediction has `spec.out_channels`.
     fn call(&self, call: &ModelCall) -> Result<ModelOutput> {
-        on_workers(call.latents.device(), || {
-            let key: Vec<String> = call.patches.iter().map(|patch| patch.key()).collect();
-            let work = |inputs: &NamedTensors| Ok::<_, Error>(vec![self.predict(inputs, call)?]);
-            let mut outputs = self.graph_cache.run(&key.join(" "), &self.inputs(call)?, work)?;
-            let prediction = outputs.pop().ok_or_else(|| Error::Image("the UNet gave no output".into()))?;
-            Ok(ModelOutput { prediction })
+        wrapped(call.wrap, || {
+            on_workers(call.latents.device(), || {
+                let mut key: Vec<String> = call.patches.iter().map(|patch| patch.key()).collect();
+                key.extend((!call.wrap.is_none()).then(|| format!("{:?}", call.wrap)));
+                let work = |inputs: &NamedTensors| Ok::<_, Error>(vec![self.predict(inputs, call)?]);
+                let mut outputs = self.graph_cache.run(&key.join(" "), &self.inputs(call)?, work)?;
+                let prediction = outputs.pop().ok_or_else(|| Error::Image("the UNet gave no output".into()))?;
+                Ok(ModelOutput { prediction })
+            })
         })
     }
 

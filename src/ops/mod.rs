@@ -16,12 +16,14 @@ mod pixels;
 mod profile;
 mod reference;
 mod weight;
+mod wrap;
 
 pub use graph_cache::GraphCache;
 pub use named_tensors::NamedTensors;
 pub use pixels::{PRelu, leaky_relu, pixel_shuffle, pixel_unshuffle, upsample_nearest, window_attention};
 pub use profile::{OpTime, profiled};
 pub use weight::Weight;
+pub use wrap::{Wrap, wrap_around, wrapped};
 
 use candle_core::{Device, Result, Tensor};
 use std::cell::Cell;
@@ -53,7 +55,9 @@ pub fn on_workers<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> 
     if !device.is_cpu() || REFERENCE_ONLY.get() {
         return work();
     }
-    rayon::scope(|_| work())
+    // What a thread of the pool takes over while it waits has its own.
+    let wrap = wrap::current();
+    rayon::scope(|_| wrapped(wrap, work))
 }
 
 /// The instruction set that the fast paths on the CPU use, for people.
@@ -217,6 +221,8 @@ pub struct Conv2d {
     inner: Conv2dKind,
     /// Height and width of the kernel.
     kernel: (usize, usize),
+    stride: usize,
+    padding: Padding,
 }
 
 impl Conv2d {
@@ -240,7 +246,7 @@ impl Conv2d {
                 _ => Conv2dKind::Reference(reference::ReferenceConv2d::new(weight, bias, stride, padding)?),
             }
         };
-        Ok(Self { inner, kernel })
+        Ok(Self { inner, kernel, stride, padding })
     }
 
     /// # Shapes
@@ -251,6 +257,17 @@ impl Conv2d {
 
     /// Like [`Conv2d::forward`], with additions before the result is written.
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
+        let wrap = wrap::current();
+        if wrap.is_none() || self.padding == Padding::default() {
+            return self.with_zeros(x, epilogue);
+        }
+        let Epilogue { row_bias, residual } = epilogue;
+        let inner = |x: &Tensor| self.with_zeros(x, Epilogue { row_bias, residual: None });
+        let y = wrap::conv2d(x, wrap, (self.kernel, self.stride, self.padding), inner)?;
+        residual.map_or(Ok(y.clone()), |residual| y + residual)
+    }
+
+    fn with_zeros(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
         let (height, width) = self.kernel;
         let run = || forward!(Conv2dKind, &self.inner, x, epilogue);
         profile::timed(x, run, |y| {
@@ -289,8 +306,16 @@ impl UpsamplingConv2d {
     /// # Shapes
     /// `(batch, height, width, in)` to `(batch, 2 height, 2 width, out)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let wrap = wrap::current();
         match &self.inner {
             UpsamplingConv2dKind::InTwo(conv) => conv.forward(&upsample_nearest_2x(x)?),
+            UpsamplingConv2dKind::Cpu(_) if !wrap.is_none() => {
+                let (_, height, width, _) = x.dims4()?;
+                let (rows, columns) = (usize::from(wrap.y), usize::from(wrap.x));
+                let around = wrap_around(&wrap_around(x, 1, rows)?, 2, columns)?;
+                let y = wrapped(Wrap::default(), || self.forward(&around))?;
+                y.narrow(1, 2 * rows, 2 * height)?.narrow(2, 2 * columns, 2 * width)?.contiguous()
+            }
             UpsamplingConv2dKind::Cpu(inner) => profile::timed(
                 x,
                 || inner.forward(x),

@@ -11,7 +11,7 @@ use crate::weights::{Checkpoint, Component, ModelSource, TensorSource};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 /// A model that can be read again.
 pub type SharedModel = Arc<dyn ModelSource + Send + Sync>;
@@ -29,13 +29,46 @@ pub(super) struct Components {
     place: Placement,
     /// What networks are read from again; `None` where they were read from a model that is gone.
     model: Option<SharedModel>,
-    /// Only one network is on the device; who works with it keeps the others waiting.
-    turn: Option<Mutex<()>>,
+    /// Where only one network is on the device.
+    turn: OnceLock<Arc<Turn>>,
+    slots: Arc<Slots>,
+}
+
+/// The places of a model's networks.
+#[derive(Default)]
+struct Slots {
     text_encoders: RwLock<Slot<Vec<AdaptedText>>>,
     unet: RwLock<Slot<AdaptedUNet>>,
     vae: RwLock<Slot<AutoencoderKLDecoder>>,
     /// Read when the first image is to be encoded.
     encoder: RwLock<Slot<AutoencoderKLEncoder>>,
+}
+
+/// Models of which one network is on the device; who works with it keeps the others waiting.
+#[derive(Default)]
+struct Turn {
+    work: Mutex<()>,
+    models: Mutex<Vec<Weak<Slots>>>,
+}
+
+impl Turn {
+    fn add(&self, slots: &Arc<Slots>) {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        models.retain(|model| model.strong_count() > 0 && !std::ptr::eq(model.as_ptr(), Arc::as_ptr(slots)));
+        models.push(Arc::downgrade(slots));
+    }
+
+    /// Drops every network.
+    fn clear(&self, device: &Device) {
+        let models: Vec<Arc<Slots>> = self.models.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
+        for slots in models {
+            empty(&slots.text_encoders);
+            empty(&slots.unet);
+            empty(&slots.vae);
+            empty(&slots.encoder);
+        }
+        device::release(device);
+    }
 }
 
 /// A place for a network.
@@ -68,21 +101,21 @@ struct AdaptedText {
 
 impl std::fmt::Debug for Components {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.turn.is_some() { "Components(in turn)" } else { "Components(all)" })
+        f.write_str(if self.turn.get().is_some() { "Components(in turn)" } else { "Components(all)" })
     }
 }
 
 impl Components {
     /// All networks of `model`, which is read once; `again` is the same model where it can be read again.
     pub(super) fn all(model: &dyn ModelSource, again: Option<SharedModel>, place: &Placement, observer: &mut dyn Observer) -> Result<Self> {
-        let components = Self::empty(again, place.clone(), None);
+        let components = Self::empty(again, place.clone());
         let none = AdapterSet::default();
         let text_encoders = load_text_encoders(model, place, &none, None, observer)?;
         let unet = load_unet(model, place, none.deltas(), None, observer)?;
         let vae = load_vae(model, place, observer)?;
-        fill(&components.text_encoders, text_encoders);
-        fill(&components.unet, unet);
-        fill(&components.vae, vae);
+        fill(&components.slots.text_encoders, text_encoders);
+        fill(&components.slots.unet, unet);
+        fill(&components.slots.vae, vae);
         Ok(components)
     }
 
@@ -92,34 +125,54 @@ impl Components {
     }
 
     pub(super) fn in_turn(model: SharedModel, place: Placement) -> Self {
-        Self::empty(Some(model), place, Some(Mutex::default()))
+        let components = Self::empty(Some(model), place);
+        components.begin_turns();
+        components
     }
 
     /// Where networks take turns, the bytes by which the largest is larger than the one that is in memory now; otherwise none.
     pub(super) fn bytes_of_turn(&self) -> u64 {
-        let (Some(_), Some(checkpoint)) = (&self.turn, self.checkpoint()) else { return 0 };
+        let (Some(_), Some(checkpoint)) = (self.turn.get(), self.checkpoint()) else { return 0 };
         let &Placement { dtype, vae_dtype, .. } = &self.place;
         // Who writes to a slot loads its network, which is then not counted as there.
         let is_loaded = |component| match component {
-            Component::UNET => self.unet.try_read().is_ok_and(|slot| slot.network.is_some()),
-            Component::VAE => self.vae.try_read().is_ok_and(|slot| slot.network.is_some()),
-            _ => self.text_encoders.try_read().is_ok_and(|slot| slot.network.is_some()),
+            Component::UNET => self.slots.unet.try_read().is_ok_and(|slot| slot.network.is_some()),
+            Component::VAE => self.slots.vae.try_read().is_ok_and(|slot| slot.network.is_some()),
+            _ => self.slots.text_encoders.try_read().is_ok_and(|slot| slot.network.is_some()),
         };
         let bytes = |component| checkpoint.weight_bytes(component, dtype, vae_dtype);
         let loaded: u64 = Component::ALL.into_iter().filter(|component| is_loaded(*component)).map(bytes).sum();
         checkpoint.largest_turn(dtype, vae_dtype).1.saturating_sub(loaded)
     }
 
-    fn empty(model: Option<SharedModel>, place: Placement, turn: Option<Mutex<()>>) -> Self {
-        Self {
-            place,
-            model,
-            turn,
-            text_encoders: RwLock::default(),
-            unet: RwLock::default(),
-            vae: RwLock::default(),
-            encoder: RwLock::default(),
+    /// Networks that are read when they are wanted, and stay.
+    pub(super) fn when_wanted(model: SharedModel, place: Placement) -> Self {
+        Self::empty(Some(model), place)
+    }
+
+    fn empty(model: Option<SharedModel>, place: Placement) -> Self {
+        Self { place, model, turn: OnceLock::new(), slots: Arc::default() }
+    }
+
+    fn begin_turns(&self) -> &Arc<Turn> {
+        let turn = self.turn.get_or_init(Arc::default);
+        turn.add(&self.slots);
+        turn
+    }
+
+    /// From now on only one network of these and of another model is on the device. Does nothing where these cannot be read again.
+    pub(super) fn take_turns_with(&self, other: &Components) {
+        if self.model.is_none() || other.turn.get().is_some() {
+            return;
         }
+        let turn = self.begin_turns();
+        turn.add(&other.slots);
+        let _ = other.turn.set(Arc::clone(turn));
+    }
+
+    /// Only one network is on the device.
+    pub(super) fn are_in_turn(&self) -> bool {
+        self.turn.get().is_some()
     }
 
     pub(super) fn with_text_encoders<T>(
@@ -131,7 +184,7 @@ impl Components {
         let signature = adapters.text_signature();
         let load =
             |old, model: &dyn ModelSource, observer: &mut dyn Observer| load_text_encoders(model, &self.place, adapters, old, observer);
-        self.with(&self.text_encoders, &signature, observer, load, |texts: &Vec<AdaptedText>, observer| {
+        self.with(&self.slots.text_encoders, &signature, observer, load, |texts: &Vec<AdaptedText>, observer| {
             work(&texts.iter().map(|text| &text.network).collect::<Vec<_>>(), observer)
         })
     }
@@ -145,7 +198,7 @@ impl Components {
         let signature = adapters.signature(Component::UNET);
         let load =
             |old, model: &dyn ModelSource, observer: &mut dyn Observer| load_unet(model, &self.place, adapters.deltas(), old, observer);
-        self.with(&self.unet, &signature, observer, load, |unet: &AdaptedUNet, observer| work(&unet.network, observer))
+        self.with(&self.slots.unet, &signature, observer, load, |unet: &AdaptedUNet, observer| work(&unet.network, observer))
     }
 
     pub(super) fn with_vae<T>(
@@ -154,7 +207,7 @@ impl Components {
         work: impl FnOnce(&AutoencoderKLDecoder, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
         let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_vae(model, &self.place, observer);
-        self.with(&self.vae, "", observer, load, |vae: &AutoencoderKLDecoder, observer| work(vae, observer))
+        self.with(&self.slots.vae, "", observer, load, |vae: &AutoencoderKLDecoder, observer| work(vae, observer))
     }
 
     pub(super) fn with_encoder<T>(
@@ -163,7 +216,7 @@ impl Components {
         work: impl FnOnce(&AutoencoderKLEncoder, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
         let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_encoder(model, &self.place, observer);
-        self.with(&self.encoder, "", observer, load, |encoder: &AutoencoderKLEncoder, observer| work(encoder, observer))
+        self.with(&self.slots.encoder, "", observer, load, |encoder: &AutoencoderKLEncoder, observer| work(encoder, observer))
     }
 
     /// Works with a network as `signature` wants it; `load` makes it so, of the one that is there or of none.
@@ -175,7 +228,8 @@ impl Components {
         load: impl Fn(Option<N>, &dyn ModelSource, &mut dyn Observer) -> Result<N>,
         work: impl FnOnce(&N, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
-        let _turn = self.turn.as_ref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
+        let turn = self.turn.get();
+        let _working = turn.map(|turn| turn.work.lock().unwrap_or_else(PoisonError::into_inner));
         loop {
             {
                 let slot = slot.read().unwrap_or_else(PoisonError::into_inner);
@@ -185,8 +239,8 @@ impl Components {
             }
             // Whoever works with the network as it is ends first.
             let is_empty = slot.read().unwrap_or_else(PoisonError::into_inner).network.is_none();
-            if self.turn.is_some() && is_empty {
-                self.clear();
+            if let Some(turn) = turn.filter(|_| is_empty) {
+                turn.clear(&self.place.device);
             }
             let mut slot = slot.write().unwrap_or_else(PoisonError::into_inner);
             if slot.network.is_none() || slot.signature != signature {
@@ -199,15 +253,6 @@ impl Components {
                 slot.signature = signature.to_owned();
             }
         }
-    }
-
-    /// Drops every network.
-    fn clear(&self) {
-        empty(&self.text_encoders);
-        empty(&self.unet);
-        empty(&self.vae);
-        empty(&self.encoder);
-        device::release(&self.place.device);
     }
 }
 

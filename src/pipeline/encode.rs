@@ -5,8 +5,8 @@ use super::{Observer, Pipeline};
 use crate::adapter::AdapterSet;
 use crate::guidance::Conjunction;
 use crate::prompt::{Emphasis, Prompt, PromptPart, PromptReading, PromptScheduling, PromptSyntax};
-use crate::sampling::{Branch, plan};
-use crate::settings::Request;
+use crate::sampling::{Branch, Schedule, plan};
+use crate::settings::{HiresPass, Request};
 use crate::text::{TextEncoder, TimelineText};
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
@@ -63,30 +63,52 @@ impl EncodedText {
     }
 }
 
+/// One of the runs that an image takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PassNumber {
+    /// The one from noise, or from the image to start from.
+    First,
+    /// Hires: over the enlarged result of the first.
+    Second,
+}
+
 /// The texts of a request in the order of the network's rows: the negative prompt where guidance is on, then the parts of the prompt.
 ///
 /// # Errors
 /// A prompt cannot be read; the message names it.
-pub fn texts(request: &Request) -> Result<Vec<PromptText>> {
+pub(super) fn texts(request: &Request, pass: PassNumber) -> Result<Vec<PromptText>> {
     let mut texts = Vec::new();
     if request.is_guided() {
         let negative = request.text.negative_prompt.as_deref().unwrap_or("");
-        texts.extend(parts("negative prompt", negative, request, |_| Branch::Negative)?);
+        texts.extend(parts("negative prompt", negative, request, pass, |_| Branch::Negative)?);
     }
-    texts.extend(parts("prompt", &request.prompt, request, Conjunction::branch)?);
+    texts.extend(parts("prompt", &request.prompt, request, pass, Conjunction::branch)?);
     Ok(texts)
 }
 
-fn parts(which: &'static str, source: &str, request: &Request, branch: impl Fn(usize) -> Branch) -> Result<Vec<PromptText>> {
+fn parts(
+    which: &'static str,
+    source: &str,
+    request: &Request,
+    pass: PassNumber,
+    branch: impl Fn(usize) -> Branch,
+) -> Result<Vec<PromptText>> {
     let negative = which != "prompt";
     let (syntax, emphasis) = (request.text.prompt_syntax, request.text.emphasis);
-    let reading =
-        PromptReading { syntax, emphasis, scheduling: PromptScheduling::Current, steps: calls(request)?, hires_steps: None, negative };
+    let steps = calls(request, request.sampling.steps, &plan(&request.scheduler, request.sampling.steps)?);
+    let hires_steps = match (pass, request.hires_pass()?) {
+        (PassNumber::Second, Some(HiresPass { schedule: Some(schedule), steps, .. })) => Some(calls(request, steps, &schedule)),
+        _ => None,
+    };
+    let reading = PromptReading { syntax, emphasis, scheduling: PromptScheduling::Current, steps, hires_steps, negative };
     let prompt = Prompt::parse(source, reading).map_err(|error| Error::Input(format!("{which}: {error}")))?;
     // diffusers leaves layers out for the prompt only; the other tools do for both.
     let skip_layers = if negative && syntax == PromptSyntax::Plain { 0 } else { request.text.skip_layers() };
-    let mut slips: Vec<String> = prompt.slips.iter().map(|slip| format!("{which}: {}", slip.show(source))).collect();
-    let mut view = (syntax != PromptSyntax::Plain && !source.is_empty()).then(|| prompt.to_string());
+    // Once said is enough.
+    let first = pass == PassNumber::First;
+    let slips = prompt.slips.iter().filter(|_| first).map(|slip| format!("{which}: {}", slip.show(source)));
+    let mut slips: Vec<String> = slips.collect();
+    let mut view = (first && syntax != PromptSyntax::Plain && !source.is_empty()).then(|| prompt.to_string());
     let part = |(i, part): (usize, &PromptPart)| {
         let mut numbers: HashMap<&str, usize> = HashMap::new();
         let mut texts: Vec<(String, usize)> = Vec::new();
@@ -108,15 +130,13 @@ fn parts(which: &'static str, source: &str, request: &Request, branch: impl Fn(u
 }
 
 /// Calls of the network that the numbers of a timeline are shares of: A1111 counts two a step for samplers of second order.
-fn calls(request: &Request) -> Result<usize> {
-    let steps = request.sampling.steps;
+fn calls(request: &Request, steps: usize, schedule: &Schedule) -> usize {
     if request.text.prompt_syntax != PromptSyntax::A1111 {
-        return Ok(steps);
+        return steps;
     }
-    let schedule = plan(&request.scheduler, steps)?;
     // The first or the last step may be another.
     let twice = schedule.steps.iter().filter(|step| schedule.evaluations(step) == 2).count();
-    Ok(if 2 * twice > schedule.steps.len() { 2 * steps } else { steps })
+    if 2 * twice > schedule.steps.len() { 2 * steps } else { steps }
 }
 
 /// Encodes texts with all text encoders.

@@ -6,6 +6,7 @@ use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
 use crate::guidance::{ClassifierFree, Conjunction, GuidanceScales, Guider, InstructionEdit};
 use crate::models::Backbone;
+use crate::ops::Wrap;
 use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -25,6 +26,19 @@ pub(super) struct GuidedDenoiser<'a> {
     step: Option<Step>,
     /// Calls of the network until now.
     calls: usize,
+    before: StepsBefore,
+    wrap: Wrap,
+}
+
+/// What another network did of the run before this one took over.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct StepsBefore {
+    /// Its steps.
+    pub(super) steps: usize,
+    /// Its calls.
+    pub(super) calls: usize,
+    /// Steps of both together; 0 where there was no other.
+    pub(super) all: usize,
 }
 
 impl<'a> GuidedDenoiser<'a> {
@@ -51,7 +65,14 @@ impl<'a> GuidedDenoiser<'a> {
             checks,
             step: None,
             calls: 0,
+            before: StepsBefore::default(),
+            wrap: batch.first().map_or(Wrap::default(), |item| item.request.wrap()),
         })
+    }
+
+    /// Takes over from another network: texts and guidance that change in the course of a run go on.
+    pub(super) fn after(self, before: StepsBefore) -> Self {
+        Self { before, ..self }
     }
 }
 
@@ -92,15 +113,23 @@ impl Denoiser for GuidedDenoiser<'_> {
         let step = self.step.ok_or_else(|| Error::Image("the network was asked before the first step".into()))?;
         let at = CallPoint { step, steps: self.schedule.steps.len(), call: self.calls, level };
         self.calls += 1;
+        let StepsBefore { steps, calls, all } = self.before;
+        let in_run = CallPoint {
+            step: Step { index: step.index + steps, ..step },
+            steps: if all == 0 { at.steps } else { all },
+            call: at.call + calls,
+            level,
+        };
         let mut latents = latents.clone();
         for extension in &mut self.extensions {
             latents = extension.before_denoise(&at, latents)?;
         }
         let process = &self.schedule.process;
         let scaled = latents.affine(process.input_scale(level.sigma), 0.0)?.to_dtype(self.dtype)?;
-        let branches = self.guider.branches(&at);
+        let branches = self.guider.branches(&in_run);
         let rows = if branches.len() == 1 { scaled } else { Tensor::cat(&vec![&scaled; branches.len()], 0)? };
-        let mut call = self.conditioning.call(rows, &branches, &at)?;
+        let mut call = self.conditioning.call(rows, &branches, &in_run)?;
+        call.wrap = self.wrap;
         if let Some(scales) = &self.embedded {
             call.guidance = scales.repeat(branches.len());
         }
@@ -116,7 +145,7 @@ impl Denoiser for GuidedDenoiser<'_> {
         let part = |(i, branch)| Ok((branch, output.narrow(0, i * images, images)?));
         let outputs = Branches::new(branches.into_iter().enumerate().map(part).collect::<Result<_>>()?);
         let denoised = |output: &Tensor| process.denoised(&latents, output, level.sigma);
-        let mut estimates = Denoised::plain(denoised(&self.guider.combine(&at, &outputs)?)?);
+        let mut estimates = Denoised::plain(denoised(&self.guider.combine(&in_run, &outputs)?)?);
         if self.keeps_branches {
             let rows = outputs.iter().map(|(branch, output)| Ok((branch, denoised(output)?)));
             estimates.branches = Branches::new(rows.collect::<Result<_>>()?);

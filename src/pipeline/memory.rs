@@ -15,7 +15,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// Bytes that one image takes while it is denoised, by the largest layers of the UNet.
 pub fn denoising_bytes(spec: &ModelSpec, request: &Request, dtype: DType, device: &Device) -> u64 {
     let factor = spec.vae.factor().max(1);
-    let pixels = (request.canvas.height / factor) * (request.canvas.width / factor);
+    let (width, height) = request.last_size();
+    // What is seen through a window takes no more than that.
+    let side = |side: usize| {
+        side.min(request.passes.hires_window.map_or(side, |window| window.max(request.canvas.width.max(request.canvas.height))))
+    };
+    let pixels = (side(height) / factor) * (side(width) / factor);
     let rows = request.rows();
     let first = spec.unet.down.first();
     let channels = first.map_or(0, |level| level.channels);
@@ -38,7 +43,7 @@ pub fn batch_bytes(
     (dtype, vae_dtype): (DType, DType),
     tiling: VaeTiling,
 ) -> u64 {
-    let (width, height) = (request.canvas.width, request.canvas.height);
+    let (width, height) = request.last_size();
     let whole = free_bytes(&spec.vae, height, width, vae_dtype, device);
     let tile = tile_bytes(&spec.vae, vae_dtype, device);
     let decoding = if tiling == VaeTiling::Off { whole } else { whole.min(tile) };
@@ -121,7 +126,7 @@ impl MemoryPromise {
         let (Some(BatchItem { request, .. }), true) = (batch.first(), device.is_cpu()) else {
             return Ok(Self { to: &PROMISES, bytes: 0 });
         };
-        let (width, height) = (request.canvas.width, request.canvas.height);
+        let (width, height) = request.last_size();
         let bytes = weights + batch_bytes(spec, request, batch.len(), device, dtypes, tiling);
         PROMISES.promise(bytes, || memory(device).map(|memory| memory.limit), || release(device)).ok_or_else(|| {
             let (wanted, left) = (gigabytes(bytes), memory(device).map_or(String::new(), |memory| gigabytes(memory.limit)));

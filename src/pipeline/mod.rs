@@ -12,31 +12,40 @@ mod encode;
 mod estimate;
 mod finite;
 mod guided_denoiser;
+mod hires;
 mod loading;
 mod memory;
 mod observer;
 mod open;
+mod pass_networks;
+mod passes;
 mod prompt;
 mod start;
+mod strips;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod upscale;
 mod vae_tiling;
+mod windows;
 
 pub use components::SharedModel;
-pub use encode::{EncodedText, PromptText, TextKey, texts as prompt_texts};
+pub use encode::{EncodedText, PromptText, TextKey};
 pub use memory::{batch_bytes, denoising_bytes, fits};
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use open::PipelineBuilder;
+pub use pass_networks::PassNetworks;
 pub use prompt::Conditioning;
 pub use upscale::UpscalePipeline;
 pub use vae_tiling::decoding_bytes;
 
 use crate::adapter::{AdapterCache, AdapterSet};
-use crate::device::Pace;
-use crate::extension::{Extension, FreeU, PerturbedAttention, RunContext};
+use crate::extension::{Extension, FreeU, PerturbedAttention};
 use crate::image::to_rgb;
 use crate::models::AutoencoderTinyDecoder;
 use crate::noise::SeededNoise;
-use crate::sampling::{NoiseSource, plan, sample};
+use crate::ops::Wrap;
+use crate::sampling::{NoiseSource, plan};
 use crate::settings::{Request, VaeTiling};
 use crate::spec::ModelSpec;
 use crate::weights::ModelSource;
@@ -44,20 +53,19 @@ use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
 use components::{Components, Placement};
-use estimate::WithEstimate;
-use finite::{Checks, check_finite};
-use guided_denoiser::GuidedDenoiser;
+use encode::PassNumber;
+use finite::check_finite;
 use memory::MemoryPromise;
-use start::{Start, StartImage};
-use std::cell::RefCell;
+use passes::{LoadedRefiner, Pass};
+use start::{Beside, Start, StartImage};
 use std::sync::Arc;
-use tracing::{debug_span, trace};
+use tracing::debug_span;
 
 /// Counts the changes of this program after which a request gives other pixels.
 ///
 /// It is part of what identifies an image in a manifest: raise it with every such change, so that a resumed run generates anew what
 /// would not fit to the rest.
-pub const OUTPUT_VERSION: u32 = 2;
+pub const OUTPUT_VERSION: u32 = 3;
 
 /// A loaded model, ready to generate.
 #[derive(Debug)]
@@ -71,6 +79,8 @@ pub struct Pipeline {
     /// Quick images of latents that are still forming.
     tiny: Option<AutoencoderTinyDecoder>,
     adapters: Arc<AdapterCache>,
+    networks: Arc<PassNetworks>,
+    refiner: LoadedRefiner,
 }
 
 /// One image of a batch that is yet to be generated.
@@ -101,6 +111,9 @@ pub struct GeneratedImage {
     /// The final latents, `(1, channels, height, width)`, f32, unscaled.
     pub latents: Tensor,
 }
+
+/// How a text is encoded by a pipeline with adapters: anew, or as it was before.
+pub type TextEncoding<'a> = dyn FnMut(&Pipeline, &PromptText, &AdapterSet, &mut dyn Observer) -> Result<Arc<EncodedText>> + 'a;
 
 /// What works beside the loop for a batch, whose images agree in it.
 fn extensions(request: &Request) -> Vec<Box<dyn Extension>> {
@@ -147,7 +160,29 @@ impl Pipeline {
     }
 
     fn of(spec: ModelSpec, Placement { device, dtype, vae_dtype }: Placement, components: Components) -> Self {
-        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None, adapters: Arc::default() }
+        Self {
+            spec,
+            device,
+            dtype,
+            vae_dtype,
+            components,
+            vae_tiling: VaeTiling::default(),
+            tiny: None,
+            adapters: Arc::default(),
+            networks: Arc::default(),
+            refiner: LoadedRefiner::default(),
+        }
+    }
+
+    /// Another model in the same place, whose networks are read when they are wanted.
+    fn beside(&self, model: SharedModel, spec: ModelSpec) -> Self {
+        let place = Placement { device: self.device.clone(), dtype: self.dtype, vae_dtype: self.vae_dtype };
+        Self::of(spec, place.clone(), Components::when_wanted(model, place))
+    }
+
+    /// Takes refiners and upscalers that were opened before.
+    pub fn with_networks(self, networks: Arc<PassNetworks>) -> Self {
+        Self { networks, ..self }
     }
 
     /// Takes adapters that were opened before.
@@ -172,10 +207,51 @@ impl Pipeline {
     pub fn encode_prompt(&self, request: &Request, observer: &mut dyn Observer) -> Result<Conditioning> {
         let _span = debug_span!("encode_prompt").entered();
         observer.stage(Stage::EncodePrompt)?;
-        let texts = prompt_texts(request)?;
+        self.encode_prompt_with(request, observer, &mut |pipeline, text, adapters, observer| {
+            pipeline.encode_text(text, adapters, observer).map(Arc::new)
+        })
+    }
+
+    /// The same, each text encoded by `encode`, which may know it: equal texts with equal [`AdapterSet::text_signature`]s need it once
+    /// for a pipeline, which is this one or its refiner.
+    ///
+    /// # Errors
+    /// As [`Pipeline::encode_prompt`].
+    pub fn encode_prompt_with(
+        &self,
+        request: &Request,
+        observer: &mut dyn Observer,
+        encode: &mut TextEncoding<'_>,
+    ) -> Result<Conditioning> {
         let adapters = self.adapters(request)?;
-        let encoded: Vec<EncodedText> = texts.iter().map(|text| self.encode_text(text, &adapters, observer)).collect::<Result<_>>()?;
-        self.condition(request, &texts.into_iter().zip(&encoded).collect::<Vec<_>>())
+        let mut told = self.told(request, PassNumber::First, &adapters, observer, encode)?;
+        if request.passes.hires.is_some() {
+            told.second = Some(Box::new(self.told(request, PassNumber::Second, &adapters, observer, encode)?));
+        }
+        if let Some(refiner) = self.refiner(request, observer)? {
+            let none = AdapterSet::default();
+            let mut refined = |pass, observer: &mut dyn Observer| refiner.told(request, pass, &none, observer, encode).map(Box::new);
+            match &mut told.second {
+                Some(second) => second.refiner = Some(refined(PassNumber::Second, observer)?),
+                None => told.refiner = Some(refined(PassNumber::First, observer)?),
+            }
+        }
+        Ok(told)
+    }
+
+    /// What this pipeline's network is told in one pass.
+    fn told(
+        &self,
+        request: &Request,
+        pass: PassNumber,
+        adapters: &AdapterSet,
+        observer: &mut dyn Observer,
+        encode: &mut TextEncoding<'_>,
+    ) -> Result<Conditioning> {
+        let texts = encode::texts(request, pass)?;
+        let encoded = |text: PromptText| encode(self, &text, adapters, observer).map(|encoded| (text, encoded));
+        let texts: Vec<_> = texts.into_iter().map(encoded).collect::<Result<_>>()?;
+        prompt::condition(&self.spec, request, pass, &texts)
     }
 
     /// A request's adapters, held against the model and ready to be used. The networks get them when they are used next.
@@ -191,21 +267,12 @@ impl Pipeline {
         }
     }
 
-    /// Encodes one of the texts that [`prompt_texts`] names; equal texts of several requests with equal
-    /// [`AdapterSet::text_signature`]s need it once.
+    /// Encodes one of the texts of [`Pipeline::encode_prompt_with`].
     ///
     /// # Errors
     /// As [`Pipeline::encode_prompt`].
     pub fn encode_text(&self, text: &PromptText, adapters: &AdapterSet, observer: &mut dyn Observer) -> Result<EncodedText> {
         encode::encode(self, text, adapters, observer)
-    }
-
-    /// What the UNet is told, from the encodings of [`prompt_texts`] in their order.
-    ///
-    /// # Errors
-    /// The texts are not those of the request.
-    pub fn condition(&self, request: &Request, texts: &[(PromptText, &EncodedText)]) -> Result<Conditioning> {
-        prompt::condition(&self.spec, request, texts)
     }
 
     /// Generates the images of a batch, all at once.
@@ -217,6 +284,17 @@ impl Pipeline {
         let dtypes = (self.dtype, self.vae_dtype);
         let weights = self.components.bytes_of_turn();
         let memory = MemoryPromise::for_batch(&self.spec, &self.device, dtypes, self.vae_tiling, batch, weights)?;
+        let strips = batch.first().map(|item| self.strips(item.request)).transpose()?.flatten();
+        let generated = match strips {
+            None => self.make_batch(batch, observer)?,
+            Some(strips) => batch.iter().map(|item| self.grow_in_strips(*item, &strips, observer)).collect::<Result<_>>()?,
+        };
+        memory.kept();
+        Ok(generated)
+    }
+
+    /// The images of a batch whose memory is there.
+    fn make_batch(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
         let start = batch.first().map(|item| StartImage::of(item.request)).transpose()?.flatten();
         let latents = self.denoise_from(start.as_ref(), batch, observer)?;
         let mut generated = Vec::new();
@@ -224,11 +302,11 @@ impl Pipeline {
             observer.stage(Stage::Decode { done: i, all: batch.len() })?;
             // One image at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
-            let image = to_rgb(&self.decode_and_tell(&latents, observer)?)?;
+            let image = to_rgb(&self.decode_and_tell(&latents, sketch.request.wrap(), observer)?)?;
             let image = start.as_ref().map_or(Ok(image.clone()), |start| start.finish(image))?;
+            let image = self.upscaled(image, sketch.request, (i, batch.len()), observer)?;
             generated.push(GeneratedImage { seed: sketch.seed, image, latents: latents.to_device(&Device::Cpu)? });
         }
-        memory.kept();
         Ok(generated)
     }
 
@@ -256,43 +334,27 @@ impl Pipeline {
         }
         let _span = debug_span!("denoise", images = batch.len(), width = request.canvas.width, height = request.canvas.height).entered();
         let schedule = plan(&request.scheduler, request.sampling.steps)?;
+        let hires = request.hires_pass()?;
         let factor = self.spec.vae.factor();
         let shape = (batch.len(), self.spec.vae.latent_channels, request.canvas.height / factor, request.canvas.width / factor);
         let seeds: Vec<u64> = batch.iter().map(|sketch| sketch.seed).collect();
         let mut noise = SeededNoise::new(request.sampling.rng, &seeds).with_brownian(schedule.brownian);
         let empty = Tensor::zeros(shape, DType::F32, &self.device)?;
-        let Start { latents, schedule, extensions: beside } = match start {
-            None => Start { latents: noise.fresh(&empty)?.affine(schedule.initial_scale, 0.0)?, schedule, extensions: vec![] },
+        let start = match start {
+            None => {
+                let latents = noise.fresh(&empty)?.affine(schedule.initial_scale, 0.0)?;
+                Start { latents, schedule, beside: Beside::default() }
+            }
             Some(start) => self.start(start, request, schedule, &empty, &mut noise, observer)?,
         };
-        if schedule.steps.is_empty() {
-            return Ok(latents);
+        let first = start.schedule.steps.len();
+        let second = hires.as_ref().and_then(|hires| hires.schedule.as_ref()).map_or(0, |schedule| schedule.steps.len());
+        let pass = Pass { batch: batch.to_vec(), number: PassNumber::First, start, shown: (0, first + second) };
+        let latents = self.run_pass(&pass, &mut noise, observer)?;
+        match hires {
+            None => Ok(latents),
+            Some(hires) => self.run_second_pass(&latents, batch, hires, (first, first + second), observer),
         }
-        observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
-        let adapters = self.adapters(request)?;
-        self.components.with_unet(&adapters, observer, |unet, observer| {
-            let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
-            let run = RunContext { schedule: &schedule, latents: &latents, dtype: self.dtype };
-            let mut extensions = extensions(request);
-            extensions.extend(beside);
-            let mut denoiser = GuidedDenoiser::new(unet, &run, batch, extensions, &checks)?;
-            let steps = schedule.steps.len();
-            let denoised = RefCell::new(None);
-            let mut watched = WithEstimate::new(&mut denoiser, &denoised);
-            let latents = sample(&schedule, &latents, &mut watched, &mut noise, &mut |step, latents| {
-                let number = step.index + 1;
-                checks.check(latents, || format!("the sampler's step {number} of {steps}; try another `sampler` or more `steps`"))?;
-                pace.step()?;
-                trace!(step = number, steps, sigma = step.to.sigma, "a step is done");
-                observer.stage(Stage::Denoise { step: number, steps, images: &seeds })?;
-                if let Some(denoised) = denoised.take() {
-                    observer.forming(&|| self.estimate(&denoised));
-                }
-                Ok(())
-            })?;
-            checks.finish()?;
-            Ok(latents)
-        })
     }
 
     /// The images of latents: the second half of [`Pipeline::generate_batch`], before it is rounded to bytes.
@@ -303,15 +365,15 @@ impl Pipeline {
     /// # Errors
     /// A value is not finite.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decode_and_tell(latents, &mut Silent)
+        self.decode_and_tell(latents, Wrap::default(), &mut Silent)
     }
 
-    fn decode_and_tell(&self, latents: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+    fn decode_and_tell(&self, latents: &Tensor, wrap: Wrap, observer: &mut dyn Observer) -> Result<Tensor> {
         let _span = debug_span!("decode").entered();
         let latents = latents.to_dtype(self.vae_dtype)?;
         let decoded = self.components.with_vae(observer, |vae, observer| {
             let decode = |latents: &Tensor| vae.decode(latents);
-            vae_tiling::decode(&self.spec.vae, &latents, self.vae_tiling, &decode, &mut |remark| observer.warn(remark))
+            vae_tiling::decode(&self.spec.vae, &latents, (self.vae_tiling, wrap), &decode, &mut |remark| observer.warn(remark))
         })?;
         let decoded = decoded.to_dtype(DType::F32)?;
         check_finite(&decoded, || format!("the VAE's image in {}; try `vae-dtype` f32", self.vae_dtype.as_str()))?;

@@ -1,6 +1,6 @@
 //! The prompt, as the UNet is told it.
 
-use super::encode::{EncodedEntry, EncodedText, PromptText};
+use super::encode::{EncodedEntry, EncodedText, PassNumber, PromptText};
 use crate::family::time_ids;
 use crate::models::ModelCall;
 use crate::sampling::{Branch, CallPoint};
@@ -14,6 +14,10 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct Conditioning {
     branches: Vec<(Branch, Timeline)>,
+    /// What the refiner is told in this pass.
+    pub(super) refiner: Option<Box<Conditioning>>,
+    /// What the network is told in the second pass.
+    pub(super) second: Option<Box<Conditioning>>,
 }
 
 /// What the network is told in each part of a run.
@@ -47,11 +51,36 @@ impl Timeline {
 impl Conditioning {
     /// What each branch of the guidance is told.
     pub(super) fn new(branches: Vec<(Branch, Timeline)>) -> Self {
-        Self { branches }
+        Self { branches, refiner: None, second: None }
     }
 
-    /// Tokens of the context; images of one batch must have as many.
-    pub fn tokens(&self) -> usize {
+    /// The same for a request of another size; `refiner` is what its refiner is.
+    pub(super) fn of_size(&self, spec: &ModelSpec, refiner: Option<&ModelSpec>, request: &Request) -> Self {
+        let size = (request.canvas.height as f64, request.canvas.width as f64);
+        let of_row = |branch: Branch, row: &Arc<ConditioningRow>| {
+            if row.time_ids.is_empty() {
+                return Arc::clone(row);
+            }
+            let time_ids = time_ids(spec, size, score(request, branch == Branch::Negative));
+            Arc::new(ConditioningRow { time_ids, ..ConditioningRow::clone(row) })
+        };
+        let timeline =
+            |branch, Timeline { rows }: &Timeline| Timeline::new(rows.iter().map(|(last, row)| (*last, of_row(branch, row))).collect());
+        let mut sized = Self::new(self.branches.iter().map(|(branch, rows)| (*branch, timeline(*branch, rows))).collect());
+        sized.refiner = self.refiner.as_ref().map(|other| match refiner {
+            Some(spec) => Box::new(other.of_size(spec, None, request)),
+            None => other.clone(),
+        });
+        sized
+    }
+
+    /// Tokens of the contexts of every pass and network; images of one batch must have as many.
+    pub fn lengths(&self) -> Vec<usize> {
+        let others = self.refiner.iter().chain(&self.second).flat_map(|other| other.lengths());
+        std::iter::once(self.tokens()).chain(others).collect()
+    }
+
+    fn tokens(&self) -> usize {
         let rows = self.branches.iter().flat_map(|(_, timeline)| &timeline.rows);
         rows.filter_map(|(_, row)| row.context.dim(1).ok()).max().unwrap_or(0)
     }
@@ -110,6 +139,11 @@ impl<'a> BatchConditioning<'a> {
     }
 }
 
+/// The aesthetic score that a branch is told.
+fn score(request: &Request, negative: bool) -> f64 {
+    if negative { request.guidance.negative_aesthetic_score } else { request.guidance.aesthetic_score }
+}
+
 fn join(rows: &[Arc<ConditioningRow>]) -> Result<ConditioningRows> {
     let context = Tensor::cat(&rows.iter().map(|row| &row.context).collect::<Vec<_>>(), 0)?;
     let pooled: Vec<&Tensor> = rows.iter().filter_map(|row| row.pooled.as_ref()).collect();
@@ -118,25 +152,32 @@ fn join(rows: &[Arc<ConditioningRow>]) -> Result<ConditioningRows> {
     Ok(ConditioningRows { context, pooled, time_ids })
 }
 
-/// What the network is told, from the encodings of [`super::prompt_texts`].
-pub(super) fn condition(spec: &ModelSpec, request: &Request, texts: &[(PromptText, &EncodedText)]) -> Result<Conditioning> {
+/// What the network is told in a pass, from the encodings of its texts in their order.
+pub(super) fn condition(
+    spec: &ModelSpec,
+    request: &Request,
+    pass: PassNumber,
+    texts: &[(PromptText, Arc<EncodedText>)],
+) -> Result<Conditioning> {
     // The reference zeroes the embeddings only where no negative prompt was given at all.
     let zero_negative = request.text.negative_prompt.is_none() && spec.zero_missing_negative;
-    let size = (request.canvas.height as f64, request.canvas.width as f64);
+    let (width, height) = match pass {
+        PassNumber::First => (request.canvas.width, request.canvas.height),
+        PassNumber::Second => request.last_size(),
+    };
+    let size = (height as f64, width as f64);
     let tokens = |wanted: fn(Branch) -> bool| {
         let entries = texts.iter().filter(|(text, _)| wanted(text.branch)).flat_map(|(_, encoded)| &encoded.entries);
         entries.filter_map(|entry| entry.hidden.dim(1).ok()).max()
     };
     let parts = tokens(|branch| branch != Branch::Negative).unwrap_or(0);
     let length = tokens(|branch| branch == Branch::Negative).map_or(parts, |negative| common_length(parts, negative));
-    let timeline = |(text, encoded): &(PromptText, &EncodedText)| -> Result<(Branch, Timeline)> {
+    let timeline = |(text, encoded): &(PromptText, Arc<EncodedText>)| -> Result<(Branch, Timeline)> {
         let negative = text.branch == Branch::Negative;
         let zero = |x: &Tensor| if zero_negative && negative { x.zeros_like() } else { Ok(x.clone()) };
         let row = |entry: &EncodedEntry| -> Result<Arc<ConditioningRow>> {
             let pooled = entry.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(zero).transpose()?;
-            let guidance = &request.guidance;
-            let score = if negative { guidance.negative_aesthetic_score } else { guidance.aesthetic_score };
-            let time_ids = if pooled.is_some() { time_ids(spec, size, score) } else { vec![] };
+            let time_ids = if pooled.is_some() { time_ids(spec, size, score(request, negative)) } else { vec![] };
             let hidden = if negative { entry.hidden.clone() } else { lengthened(&entry.hidden, parts)? };
             Ok(Arc::new(ConditioningRow { context: zero(&repeated(&hidden, length)?)?, pooled, time_ids }))
         };

@@ -1,14 +1,15 @@
 //! Where a run begins: pure noise, or an image that is varied, made anew in part, grown, or changed by an instruction.
 
-use super::Pipeline;
 use super::finite::check_finite;
 use super::observer::Observer;
+use super::{Pipeline, vae_tiling};
 use crate::extension::{Extension, KeepUnmaskedLatents, MoreChannels};
 use crate::image::{
     Growth, Region, ResizeFilter, blur_mask, fill_from_around, grow, keep_unmasked, masked_region, resize, resize_and_crop, resize_and_fill,
 };
 use crate::models::LatentDistribution;
 use crate::noise::SeededNoise;
+use crate::ops::Wrap;
 use crate::sampling::{Branch, NoiseSource, Schedule};
 use crate::settings::{InpaintArea, InpaintFill, Request};
 use crate::{Error, Result};
@@ -21,8 +22,22 @@ pub(super) struct Start {
     pub(super) latents: Tensor,
     /// The steps that are taken; none where the strength is too low for one.
     pub(super) schedule: Schedule,
-    /// What works beside the loop.
-    pub(super) extensions: Vec<Box<dyn Extension>>,
+    /// What of the image works beside the loop.
+    pub(super) beside: Beside,
+}
+
+/// What of an image works beside the loop, for every network that takes part.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Beside {
+    channels: Option<MoreChannels>,
+    keep: Option<KeepUnmaskedLatents>,
+}
+
+impl Beside {
+    pub(super) fn extensions(&self) -> Vec<Box<dyn Extension>> {
+        let channels = self.channels.iter().map(|channels| Box::new(channels.clone()) as Box<dyn Extension>);
+        channels.chain(self.keep.iter().map(|keep| Box::new(keep.clone()) as Box<dyn Extension>)).collect()
+    }
 }
 
 /// An image that a run starts from, as large as the canvas.
@@ -134,21 +149,25 @@ impl StartImage {
         }
     }
 
-    /// The image in [-1, 1], `(1, 3, height, width)`; with a mask, grey where it is white.
     fn pixels(&self, hide: Option<&GrayImage>) -> Result<Tensor> {
-        let (width, height) = self.image.dimensions();
-        let mut values = vec![0f32; 3 * (width * height) as usize];
-        let plane = (width * height) as usize;
-        for (i, pixel) in self.image.pixels().enumerate() {
-            let hidden = hide.and_then(|mask| mask.as_raw().get(i)).is_some_and(|value| *value >= 128);
-            for (c, value) in pixel.0.iter().enumerate() {
-                if let Some(to) = values.get_mut(c * plane + i).filter(|_| !hidden) {
-                    *to = 2.0 * (f32::from(*value) / 255.0) - 1.0;
-                }
+        values_of(&self.image, hide)
+    }
+}
+
+/// An image in [-1, 1], `(1, 3, height, width)`; with a mask, grey where it is white.
+pub(super) fn values_of(image: &RgbImage, hide: Option<&GrayImage>) -> Result<Tensor> {
+    let (width, height) = image.dimensions();
+    let mut values = vec![0f32; 3 * (width * height) as usize];
+    let plane = (width * height) as usize;
+    for (i, pixel) in image.pixels().enumerate() {
+        let hidden = hide.and_then(|mask| mask.as_raw().get(i)).is_some_and(|value| *value >= 128);
+        for (c, value) in pixel.0.iter().enumerate() {
+            if let Some(to) = values.get_mut(c * plane + i).filter(|_| !hidden) {
+                *to = 2.0 * (f32::from(*value) / 255.0) - 1.0;
             }
         }
-        Ok(Tensor::from_vec(values, (1, 3, height as usize, width as usize), &candle_core::Device::Cpu)?)
     }
+    Ok(Tensor::from_vec(values, (1, 3, height as usize, width as usize), &candle_core::Device::Cpu)?)
 }
 
 /// The mask of the latents, `(1, 1, height, width)`: the first pixel of each decides, as the nearest one does in the reference.
@@ -179,9 +198,9 @@ impl Pipeline {
         let latent_channels = self.spec.vae.latent_channels;
         if self.spec.unet.in_channels == 2 * latent_channels {
             let latents = noise.fresh(empty)?.affine(schedule.initial_scale, 0.0)?;
-            let image = self.encode(&start.pixels(None)?, observer)?.mean.broadcast_as(empty.shape())?.contiguous()?;
+            let image = self.encode(&start.pixels(None)?, request.wrap(), observer)?.mean.broadcast_as(empty.shape())?.contiguous()?;
             let channels = MoreChannels::new(image).blind_in(Branch::Negative);
-            return Ok(Start { latents, schedule, extensions: vec![Box::new(channels)] });
+            return Ok(Start { latents, schedule, beside: Beside { channels: Some(channels), keep: None } });
         }
         let strength = request.inputs.strength();
         let repaints = self.spec.unet.in_channels == 2 * latent_channels + 1;
@@ -189,12 +208,12 @@ impl Pipeline {
         let mut clean = match pure_noise && repaints {
             true => None,
             false => {
-                let sample = self.encode(&start.pixels(None)?, observer)?.sample(&noise.fresh(empty)?)?;
+                let sample = self.encode(&start.pixels(None)?, request.wrap(), observer)?.sample(&noise.fresh(empty)?)?;
                 Some(self.spec.vae.scaled(&sample)?)
             }
         };
         let drawn = noise.fresh(empty)?;
-        let mut extensions: Vec<Box<dyn Extension>> = vec![];
+        let mut beside = Beside::default();
         if let Some(mask) = &start.mask {
             let latent_mask = latent_mask(mask, self.spec.vae.factor())?.to_device(&self.device)?;
             if let Some(clean) = &mut clean {
@@ -207,17 +226,17 @@ impl Pipeline {
             }
             let masked_noise = noise.fresh(empty)?;
             if repaints {
-                let masked = self.encode(&start.pixels(Some(mask))?, observer)?.sample(&masked_noise)?;
+                let masked = self.encode(&start.pixels(Some(mask))?, request.wrap(), observer)?.sample(&masked_noise)?;
                 let masked = self.spec.vae.scaled(&masked)?;
                 let (images, _, height, width) = masked.dims4()?;
                 let mask = latent_mask.broadcast_as((images, 1, height, width))?;
-                extensions.push(Box::new(MoreChannels::new(Tensor::cat(&[&mask.contiguous()?, &masked], 1)?)));
+                beside.channels = Some(MoreChannels::new(Tensor::cat(&[&mask.contiguous()?, &masked], 1)?));
             } else if let Some(clean) = &clean {
-                extensions.push(Box::new(KeepUnmaskedLatents::new(clean.clone(), drawn.clone(), latent_mask)));
+                beside.keep = Some(KeepUnmaskedLatents::new(clean.clone(), drawn.clone(), latent_mask));
             }
         }
         let Some(clean) = clean.filter(|_| !pure_noise) else {
-            return Ok(Start { latents: drawn.affine(schedule.initial_scale, 0.0)?, schedule, extensions });
+            return Ok(Start { latents: drawn.affine(schedule.initial_scale, 0.0)?, schedule, beside });
         };
         let steps = request.sampling.steps;
         let kept = ((steps as f64 * strength) as usize).min(steps);
@@ -225,19 +244,22 @@ impl Pipeline {
             observer.warn(&format!("`strength` {strength} of {steps} steps is less than one: the image is only encoded and decoded"));
             let mut schedule = schedule;
             schedule.steps.clear();
-            return Ok(Start { latents: clean, schedule, extensions: vec![] });
+            return Ok(Start { latents: clean, schedule, beside: Beside::default() });
         }
         let schedule = schedule.starting_at(steps - kept)?;
         let first = schedule.steps.first().map_or(0.0, |step| step.from.sigma);
-        Ok(Start { latents: schedule.process.mix(&clean, &drawn, first)?, schedule, extensions })
+        Ok(Start { latents: schedule.process.mix(&clean, &drawn, first)?, schedule, beside })
     }
 
     /// What the encoder says of an image, in f32.
-    fn encode(&self, image: &Tensor, observer: &mut dyn Observer) -> Result<LatentDistribution> {
+    pub(super) fn encode(&self, image: &Tensor, wrap: Wrap, observer: &mut dyn Observer) -> Result<LatentDistribution> {
         let image = image.to_device(&self.device)?.to_dtype(self.vae_dtype)?;
-        let LatentDistribution { mean, deviation } = self.components.with_encoder(observer, |encoder, _| encoder.encode(&image))?;
+        let LatentDistribution { mean, deviation } = self.components.with_encoder(observer, |encoder, observer| {
+            let encode = |image: &Tensor| encoder.encode(image);
+            vae_tiling::encode(&self.spec.vae, &image, (self.vae_tiling, wrap), &encode, &mut |remark| observer.warn(remark))
+        })?;
         let mean = mean.to_dtype(DType::F32)?;
-        check_finite(&mean, || format!("the VAE's latents of the init image in {}; try `vae-dtype` f32", self.vae_dtype.as_str()))?;
+        check_finite(&mean, || format!("the VAE's latents of the image in {}; try `vae-dtype` f32", self.vae_dtype.as_str()))?;
         Ok(LatentDistribution { mean, deviation: deviation.to_dtype(DType::F32)? })
     }
 }

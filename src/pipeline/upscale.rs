@@ -3,9 +3,12 @@
 //! A tile is computed with some of the image around it, and counts only where that is far enough away; over the seam to its neighbour it
 //! gives way evenly. Where a network sees no farther than that, the tiles are the whole image to the last bit but for rounding.
 
+use super::{Observer, Pipeline, Stage};
 use crate::device;
+use crate::image::{ResizeFilter, resize};
 use crate::models::{Scope, Upscaler};
 use crate::ops::on_workers;
+use crate::settings::{EnlargedBy, Request};
 use crate::weights::TensorSource;
 use crate::{Error, Result};
 use ::image::RgbImage;
@@ -27,6 +30,22 @@ pub struct UpscalePipeline {
     network: Upscaler,
     device: Device,
     dtype: DType,
+}
+
+impl Pipeline {
+    /// The image as its request wants it in the end: enlarged, where that is asked for. `(done, all)` are images of the batch.
+    pub(super) fn upscaled(
+        &self,
+        image: RgbImage,
+        request: &Request,
+        (done, all): (usize, usize),
+        observer: &mut dyn Observer,
+    ) -> Result<RgbImage> {
+        let Some(EnlargedBy { file, scale, .. }) = &request.passes.upscale else { return Ok(image) };
+        let network = self.networks.upscaler(file, &self.device)?;
+        let scale = scale.unwrap_or(network.scale() as f64);
+        network.run_to(&image, scale, &mut |_, _| observer.stage(Stage::Decode { done, all }))
+    }
 }
 
 impl UpscalePipeline {
@@ -57,6 +76,17 @@ impl UpscalePipeline {
     /// How much larger an image becomes.
     pub fn scale(&self) -> usize {
         self.network.scale()
+    }
+
+    /// Enlarges an image `scale` times, whatever the network itself does.
+    ///
+    /// # Errors
+    /// As [`UpscalePipeline::run`].
+    pub fn run_to(&self, image: &RgbImage, scale: f64, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<RgbImage> {
+        let enlarged = self.run(image, progress)?;
+        let side = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
+        let (width, height) = (side(image.width()), side(image.height()));
+        Ok(if enlarged.dimensions() == (width, height) { enlarged } else { resize(&enlarged, width, height, ResizeFilter::Lanczos) })
     }
 
     /// Enlarges an image; `progress` hears how many tiles of how many are done, and may end it.

@@ -1,9 +1,11 @@
-//! Decoding an image whole, or in tiles that overlap where the memory is too small for it.
+//! Decoding and encoding an image whole, or in tiles that overlap where the memory is too small for it.
 //!
-//! Tiles are blended over their overlap. The decoder's norms and its attention look at all of what they get, so a tiled image is
+//! Tiles are blended over their overlap. The networks' norms and their attention look at all of what they get, so a tiled image is
 //! not the whole one to the last bit: brightness may drift a little from tile to tile.
 
 use crate::device;
+use crate::models::LatentDistribution;
+use crate::ops::{Wrap, wrap_around, wrapped};
 use crate::settings::VaeTiling;
 use crate::spec::VaeSpec;
 use crate::{Error, Result};
@@ -37,25 +39,67 @@ pub(super) fn tile_bytes(spec: &VaeSpec, dtype: DType, device: &Device) -> u64 {
 pub(super) fn decode(
     spec: &VaeSpec,
     latents: &Tensor,
-    choice: VaeTiling,
+    (choice, wrap): (VaeTiling, Wrap),
     decode: &dyn Fn(&Tensor) -> Result<Tensor>,
     tell: &mut dyn FnMut(&str),
 ) -> Result<Tensor> {
     let (_, _, height, width) = latents.dims4()?;
-    let (factor, whole) = (spec.factor(), height.max(width));
+    let factor = spec.factor();
+    let bytes = free_bytes(spec, height * factor, width * factor, latents.dtype(), latents.device());
+    run(latents, Scales { input: 1, output: factor }, (choice, wrap), bytes, decode, "decode", tell)
+}
+
+/// Encodes an image by `encode`, as [`decode`] decodes latents.
+pub(super) fn encode(
+    spec: &VaeSpec,
+    image: &Tensor,
+    (choice, wrap): (VaeTiling, Wrap),
+    encode: &dyn Fn(&Tensor) -> Result<LatentDistribution>,
+    tell: &mut dyn FnMut(&str),
+) -> Result<LatentDistribution> {
+    let (_, _, height, width) = image.dims4()?;
+    // The encoder's first level is as wide as the decoder's last one, with the same layers on it.
+    let bytes = free_bytes(spec, height, width, image.dtype(), image.device());
+    let both = |image: &Tensor| {
+        let LatentDistribution { mean, deviation } = encode(image)?;
+        Ok(Tensor::cat(&[&mean.to_dtype(DType::F32)?, &deviation.to_dtype(DType::F32)?], 1)?)
+    };
+    let both = run(image, Scales { input: spec.factor(), output: 1 }, (choice, wrap), bytes, &both, "encode", tell)?;
+    let channels = both.dim(1)? / 2;
+    let part = |from: usize| both.narrow(1, from, channels)?.contiguous()?.to_device(image.device());
+    Ok(LatentDistribution { mean: part(0)?, deviation: part(channels)? })
+}
+
+/// Pixels or latents of the input and of the output for each latent along a side.
+#[derive(Debug, Clone, Copy)]
+struct Scales {
+    input: usize,
+    output: usize,
+}
+
+fn run(
+    x: &Tensor,
+    scales: Scales,
+    (choice, wrap): (VaeTiling, Wrap),
+    bytes: u64,
+    work: &dyn Fn(&Tensor) -> Result<Tensor>,
+    verb: &str,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Tensor> {
+    let (_, _, height, width) = x.dims4()?;
+    let whole = height.max(width) / scales.input;
     let mut tile = match choice {
-        VaeTiling::Off => return decode(latents),
+        VaeTiling::Off => return wrapped(wrap, || work(x)),
         VaeTiling::On => TILE,
         VaeTiling::Auto => {
-            let wanted = free_bytes(spec, height * factor, width * factor, latents.dtype(), latents.device());
-            let is_short = || device::free_memory(latents.device()).is_some_and(|free| wanted > free / 10 * 9);
+            let is_short = || device::free_memory(x.device()).is_some_and(|free| bytes > free / 10 * 9);
             // Memory that is kept for what comes may do.
-            let release = || device::release(latents.device());
+            let release = || device::release(x.device());
             if whole > TILE && is_short() && {
                 release();
                 is_short()
             } {
-                tell("the memory is too small to decode the image whole: it is decoded in tiles (`vae-tiling`)");
+                tell(&format!("the memory is too small to {verb} the image whole: it is {verb}d in tiles (`vae-tiling`)"));
                 TILE
             } else {
                 whole
@@ -63,67 +107,87 @@ pub(super) fn decode(
         }
     };
     loop {
-        let decoded = if tile >= whole { decode(latents) } else { tiled(latents, tile, factor, decode) };
-        match decoded {
+        let done = if tile >= whole { wrapped(wrap, || work(x)) } else { tiled_around(x, tile, scales, wrap, work) };
+        match done {
             Err(error) if error.is_out_of_memory() && tile > SMALLEST => {
                 tile = if tile > TILE { TILE } else { tile / 2 };
-                device::release(latents.device());
-                let pixels = tile * factor;
-                tell(&format!("the memory is too small to decode so much at once: going on in tiles of {pixels}x{pixels} (`vae-tiling`)"));
+                device::release(x.device());
+                let pixels = tile * scales.input.max(scales.output);
+                tell(&format!("the memory is too small to {verb} so much at once: going on in tiles of {pixels}x{pixels} (`vae-tiling`)"));
             }
-            decoded => return decoded,
+            done => return done,
         }
     }
 }
 
+/// [`tiled`] of an image that may go on at its other side.
+fn tiled_around(x: &Tensor, tile: usize, scales: Scales, wrap: Wrap, work: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let Scales { input, output } = scales;
+    let (_, _, height, width) = x.dims4()?;
+    let around = |wraps: bool| if wraps { tile / 4 } else { 0 };
+    let (rows, columns) = (around(wrap.y), around(wrap.x));
+    let wider = wrap_around(&wrap_around(x, 2, rows * input)?, 3, columns * input)?;
+    let done = wrapped(Wrap::default(), || tiled(&wider, tile, scales, work))?;
+    Ok(done.narrow(2, rows * output, height / input * output)?.narrow(3, columns * output, width / input * output)?.contiguous()?)
+}
+
 /// Where tiles begin along a side: a quarter of each lies over its neighbour, the last ends with the image.
-fn starts(side: usize, tile: usize) -> Vec<usize> {
+pub(super) fn starts(side: usize, tile: usize) -> Vec<usize> {
     let last = side.saturating_sub(tile);
     let step = (tile - tile / 4).max(1);
     (0..last).step_by(step).chain([last]).collect()
 }
 
-/// How much a tile counts along a side, from its first pixel to its last: less towards a neighbour.
-fn weights(start: usize, side: usize, tile: usize, factor: usize) -> Vec<f32> {
+/// How much a tile counts along a side, from its first pixel to its last: less towards a neighbour, and next to nothing at its very edge,
+/// where it lacks what lies beyond.
+pub(super) fn weights(start: usize, side: usize, tile: usize, factor: usize) -> Vec<f32> {
     let length = tile.min(side) * factor;
-    let ramp = ((tile / 4) * factor).max(1) as f32;
+    let overlap = ((tile / 4) * factor).max(1) as f32;
+    let margin = overlap / 4.0;
+    let ramp = (overlap - 2.0 * margin).max(1.0);
     let weight = |i: usize| {
         let from_start = if start == 0 { f32::INFINITY } else { i as f32 + 0.5 };
         let from_end = if start + tile >= side { f32::INFINITY } else { (length - i) as f32 - 0.5 };
-        (from_start.min(from_end) / ramp).min(1.0)
+        ((from_start.min(from_end) - margin) / ramp).clamp(LEAST_WEIGHT, 1.0)
     };
     (0..length).map(weight).collect()
 }
 
-/// The image from tiles of `tile` latents a side, on the CPU in f32.
-fn tiled(latents: &Tensor, tile: usize, factor: usize, decode: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    let (batch, _, height, width) = latents.dims4()?;
-    let (out_height, out_width) = (height * factor, width * factor);
+/// Where every tile is at its edge, somebody must count.
+const LEAST_WEIGHT: f32 = 1e-4;
+
+/// The result from tiles of `tile` latents a side, on the CPU in f32.
+fn tiled(x: &Tensor, tile: usize, scales: Scales, work: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let (batch, _, height, width) = x.dims4()?;
+    let Scales { input, output } = scales;
+    let (height, width) = (height / input, width / input);
+    let (out_height, out_width) = (height * output, width * output);
     let mut sums = Vec::new();
     let mut totals = vec![0f32; out_height * out_width];
     let mut channels = 0;
     for &top in &starts(height, tile) {
-        let rows = weights(top, height, tile, factor);
+        let rows = weights(top, height, tile, output);
         for &left in &starts(width, tile) {
-            let columns = weights(left, width, tile, factor);
-            let part = latents.narrow(2, top, tile.min(height))?.narrow(3, left, tile.min(width))?.contiguous()?;
-            let decoded = decode(&part)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-            channels = decoded.dim(1)?;
-            if decoded.dims() != [batch, channels, rows.len(), columns.len()] {
-                return Err(Error::Image(format!("a tile was decoded to {:?}", decoded.shape())));
+            let columns = weights(left, width, tile, output);
+            let part =
+                x.narrow(2, top * input, tile.min(height) * input)?.narrow(3, left * input, tile.min(width) * input)?.contiguous()?;
+            let done = work(&part)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            channels = done.dim(1)?;
+            if done.dims() != [batch, channels, rows.len(), columns.len()] {
+                return Err(Error::Image(format!("a tile became {:?}", done.shape())));
             }
             sums.resize(batch * channels * out_height * out_width, 0f32);
-            let values = decoded.flatten_all()?.to_vec1::<f32>()?;
+            let values = done.flatten_all()?.to_vec1::<f32>()?;
             for (plane, values) in values.chunks_exact(rows.len() * columns.len()).enumerate() {
                 for (y, (row, values)) in rows.iter().zip(values.chunks_exact(columns.len())).enumerate() {
-                    let to = (plane * out_height + top * factor + y) * out_width + left * factor;
+                    let to = (plane * out_height + top * output + y) * out_width + left * output;
                     for (to, (column, value)) in sums[to..].iter_mut().zip(columns.iter().zip(values)) {
                         *to += row * column * value;
                     }
                 }
             }
             for (y, row) in rows.iter().enumerate() {
-                let to = (top * factor + y) * out_width + left * factor;
+                let to = (top * output + y) * out_width + left * output;
                 for (to, column) in totals[to..].iter_mut().zip(&columns) {
                     *to += row * column;
                 }
@@ -167,7 +231,7 @@ mod tests {
     fn tiles_of_a_local_decoder_are_the_whole_image() -> Result<()> {
         for (height, width, tile) in [(40, 33, 16), (17, 90, 32), (65, 64, 64), (8, 100, 16)] {
             let latents = latents(height, width);
-            let (whole, tiled) = (pointwise(&latents)?, tiled(&latents, tile, 8, &pointwise)?);
+            let (whole, tiled) = (pointwise(&latents)?, tiled(&latents, tile, Scales { input: 1, output: 8 }, &pointwise)?);
             assert_eq!(whole.dims(), tiled.dims());
             let worst = values(&whole).iter().zip(values(&tiled)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 1e-5, "{height}x{width} in tiles of {tile}: off by {worst}");
@@ -183,10 +247,10 @@ mod tests {
             shade.set(shade.get() + 1.0);
             Ok((pointwise(latents)?.zeros_like()? + shade.get())?)
         };
-        let image = tiled(&latents(16, 100), 16, 8, &shaded)?;
+        let image = tiled(&latents(16, 100), 16, Scales { input: 1, output: 8 }, &shaded)?;
         let row = values(&image.narrow(0, 0, 1)?.narrow(1, 0, 1)?.narrow(2, 3, 1)?);
         let steepest = row.windows(2).map(|pair| (pair[1] - pair[0]).abs()).fold(0.0, f32::max);
-        assert!(steepest <= 1.0 / 16.0 && row.first() < row.last(), "{steepest}");
+        assert!(steepest <= 1.0 / 12.0 && row.first() < row.last(), "{steepest}");
         Ok(())
     }
 
@@ -203,12 +267,12 @@ mod tests {
         };
         let mut said = Vec::new();
         let latents = latents(70, 80);
-        let image = decode(&spec(), &latents, VaeTiling::Auto, &small, &mut |line| said.push(line.to_owned()))?;
+        let image = decode(&spec(), &latents, (VaeTiling::Auto, Wrap::default()), &small, &mut |line| said.push(line.to_owned()))?;
         assert_eq!(sizes.borrow()[..3], [80, 64, 32]);
         assert_eq!(said.len(), 2, "{said:?}");
         let worst = values(&image).iter().zip(values(&pointwise(&latents)?)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-5);
-        assert!(decode(&spec(), &latents, VaeTiling::Off, &small, &mut |_| {}).is_err());
+        assert!(decode(&spec(), &latents, (VaeTiling::Off, Wrap::default()), &small, &mut |_| {}).is_err());
         Ok(())
     }
 
@@ -221,7 +285,7 @@ mod tests {
         };
         for (choice, calls) in [(VaeTiling::Off, 1), (VaeTiling::Auto, 1), (VaeTiling::On, 4)] {
             count.set(0);
-            decode(&spec(), &latents(100, 100), choice, &counted, &mut |_| {})?;
+            decode(&spec(), &latents(100, 100), (choice, Wrap::default()), &counted, &mut |_| {})?;
             assert_eq!(count.get(), calls, "{choice:?}");
         }
         Ok(())

@@ -362,6 +362,11 @@ impl SchedulerConfig {
         Ok(Some(levels))
     }
 
+    /// How many timesteps the network was trained on.
+    pub fn trained_steps(&self) -> usize {
+        self.file.num_train_timesteps.unwrap_or(1000)
+    }
+
     pub(super) fn noise_table(&self) -> Result<NoiseTable> {
         let file = &self.file;
         let schedules =

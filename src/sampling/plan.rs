@@ -4,6 +4,7 @@ use super::config::Levels;
 use super::sigmas::{NoiseTable, spaced};
 use super::{NoiseLevel, NoiseProcess, Sampler, SchedulerConfig, SigmaSchedule, Solver, Step, TimestepSpacing, VariancePreserving};
 use crate::{Error, Result};
+use candle_core::Tensor;
 use std::sync::Arc;
 
 /// The steps of a run and the solver that takes them.
@@ -277,6 +278,37 @@ impl Schedule {
         if self.is_empty(step) { 0 } else { self.solver.evaluations(step) }
     }
 
+    /// The steps at timesteps from `timestep` on, and those below it: what two networks share of one run, as diffusers' `denoising_end` and
+    /// `denoising_start` cut it. The first part ends at the noise at which the second begins; its solver goes by the whole run, and that of
+    /// the second begins anew. A part without steps is `None`.
+    pub fn split_at(&self, timestep: f64) -> (Option<Schedule>, Option<Schedule>) {
+        let first = self.steps.iter().position(|step| step.from.timestep < timestep).unwrap_or(self.steps.len());
+        if first == 0 {
+            return (None, Some(self.clone()));
+        }
+        if first == self.steps.len() {
+            return (Some(self.clone()), None);
+        }
+        let mut part = self.clone();
+        part.steps.truncate(first);
+        if self.variance_preserving {
+            let pairs: Vec<_> = part.steps.iter().map(|step| (step.from, step.to)).collect();
+            part.final_scale = ends(&pairs).1;
+        }
+        // PNDM counts calls.
+        let counts_calls = self.solver.clone().skip(0).is_some();
+        let index = if counts_calls { part.steps.iter().map(|step| self.solver.evaluations(step)).sum() } else { first };
+        (Some(part), Some(self.without(index)))
+    }
+
+    /// Latents that another part of the run left, as this one begins with them.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    pub fn resume(&self, latents: &Tensor) -> Result<Tensor> {
+        if self.variance_preserving { Ok(latents.affine(self.initial_scale, 0.0)?) } else { Ok(latents.clone()) }
+    }
+
     /// The schedule without its first `index` steps, as diffusers' image to image pipelines cut it; steps count from 0 again.
     ///
     /// A run from here starts at [`NoiseProcess::mix`] of `steps[0].from.sigma`. PNDM counts network calls there, of which its first step
@@ -288,9 +320,10 @@ impl Schedule {
         if index >= self.steps.len() {
             return Err(Error::Input(format!("`strength` is too low: none of the {} steps would be taken", self.steps.len())));
         }
-        if index == 0 {
-            return Ok(self.clone());
-        }
+        Ok(if index == 0 { self.clone() } else { self.without(index) })
+    }
+
+    fn without(&self, index: usize) -> Schedule {
         let mut rest = self.clone();
         let others = rest.solver.skip(index);
         let pairs = others.unwrap_or_else(|| self.steps.iter().skip(index).map(|s| (s.from, s.to)).collect());
@@ -299,6 +332,6 @@ impl Schedule {
         }
         rest.steps = numbered(pairs);
         rest.solver.prepare(&rest.steps);
-        Ok(rest)
+        rest
     }
 }

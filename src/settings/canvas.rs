@@ -1,6 +1,7 @@
 //! How large the image is.
 
-use super::{By, Draft, Request, Setting, ValueKind};
+use super::{By, Draft, Request, Setting, Value, ValueKind};
+use crate::ops::Wrap;
 
 settings! {
     /// The image's size in pixels.
@@ -15,6 +16,58 @@ settings! {
     height: one usize = |by| by.spec.default_size => Setting {
         name: "height", short: Some('H'), value: "PIXELS", default: "the model's own", conflicts: &["size"], ..Setting::IMAGE
     };
+
+    /// An image that repeats without seams: x (left and right), y (top and bottom) or both
+    tiling: maybe Tiling => Setting {
+        name: "tiling", hidden_aliases: &["circular"], value: "HOW", words: || vec!["x", "y", "both"], infotext: Some("Tiling"),
+        ..Setting::IMAGE
+    };
+}
+
+/// The sides at which an image goes on at its other side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tiling {
+    /// Left and right.
+    X,
+    /// Top and bottom.
+    Y,
+    /// All of them.
+    Both,
+}
+
+impl Value for Tiling {
+    const KIND: ValueKind = ValueKind::Word;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.trim().to_lowercase().as_str() {
+            "x" => Ok(Self::X),
+            "y" => Ok(Self::Y),
+            // A1111's word.
+            "both" | "true" => Ok(Self::Both),
+            _ => Err("give x, y or both".into()),
+        }
+    }
+
+    fn typed(&self) -> String {
+        match self {
+            Self::X => "x",
+            Self::Y => "y",
+            Self::Both => "both",
+        }
+        .into()
+    }
+
+    fn public(&self) -> String {
+        if *self == Self::Both { "True".into() } else { self.typed() }
+    }
+}
+
+impl Request {
+    /// At which sides its image goes on at the other side.
+    pub fn wrap(&self) -> Wrap {
+        let tiling = self.canvas.tiling;
+        Wrap { x: matches!(tiling, Some(Tiling::X | Tiling::Both)), y: matches!(tiling, Some(Tiling::Y | Tiling::Both)) }
+    }
 }
 
 /// Both sides in one word.

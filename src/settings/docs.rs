@@ -9,8 +9,16 @@ pub fn flag_table() -> String {
          Written from the table in `src/settings`; `SD_GEN_UPDATE_DOCS=1 cargo test --test flags` writes it anew. A flag is a key of the\n\
          configuration file and of a batch file's lines too; case, `_`, `-` and spaces are the same in names.\n",
     );
-    let headings =
-        [Heading::What, Heading::Sampling, Heading::Inputs, Heading::Adapters, Heading::Model, Heading::Machine, Heading::Output];
+    let headings = [
+        Heading::What,
+        Heading::Sampling,
+        Heading::Inputs,
+        Heading::Passes,
+        Heading::Adapters,
+        Heading::Model,
+        Heading::Machine,
+        Heading::Output,
+    ];
     for heading in headings {
         let rows: Vec<&Setting> = table().iter().filter(|row| row.heading == heading).collect();
         if rows.is_empty() {

@@ -1,7 +1,7 @@
 //! What the user said, and what it becomes for a model.
 
 use super::{
-    AdapterDraft, By, CanvasDraft, Effect, GuidanceDraft, InputDraft, LoadDraft, OutputDraft, Request, RunDraft, SamplingDraft,
+    AdapterDraft, By, CanvasDraft, Effect, GuidanceDraft, InputDraft, LoadDraft, OutputDraft, PassDraft, Request, RunDraft, SamplingDraft,
     SchedulerDraft, Seed, Setting, TemplateDraft, TextDraft, ValueKind, find, table,
 };
 use crate::inputs::InputReader;
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 use std::ffi::OsString;
 
 /// Pixels along one side that nobody means seriously.
-const LARGEST_SIDE: usize = 16_384;
+pub(super) const LARGEST_SIDE: usize = 16_384;
 
 /// What the user said; the rest is left to the model.
 ///
@@ -42,6 +42,8 @@ pub struct Draft {
     pub guidance: GuidanceDraft,
     /// The images that it is made from.
     pub inputs: InputDraft,
+    /// What follows the first pass.
+    pub passes: PassDraft,
     /// LoRAs and textual inversions.
     pub adapters: AdapterDraft,
     /// How many images.
@@ -104,7 +106,7 @@ impl Draft {
     pub fn resolve(&self, spec: &ModelSpec) -> Result<Request> {
         let mut draft = self.clone();
         draft.read_files(&mut InputReader::default())?;
-        draft.with_inputs(spec)?.resolve_read(spec)
+        draft.with_inputs(spec)?.with_passes().resolve_read(spec)
     }
 
     fn resolve_read(&self, spec: &ModelSpec) -> Result<Request> {
@@ -138,6 +140,7 @@ impl Draft {
             guidance: self.guidance.decide(&by),
             guidance_is_embedded: spec.unet.guidance_embed_dim > 0,
             inputs: self.inputs.decide(&by),
+            passes: self.passes.decide(&by),
             adapters: self.adapters.decide(&by),
             output: self.output.decide(&by),
             scheduler,
@@ -161,6 +164,7 @@ impl Draft {
         // Planning finds out whether sampler, schedule and steps go together, before a weight is read.
         crate::sampling::plan(&request.scheduler, request.sampling.steps).map_err(blame)?;
         check_clip_skip(&request, spec)?;
+        super::passes::check(&mut request, spec)?;
         if request.inputs.edit {
             let guidance = &request.guidance;
             // The three rows of an edit have a formula of their own.

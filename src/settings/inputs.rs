@@ -1,8 +1,8 @@
 //! Images that the image is made from: varied, repainted in parts, grown, or changed by an instruction.
 
-use super::{By, CanvasDraft, Draft, Heading, Request, Setting, Value, ValueKind};
+use super::{By, Draft, Heading, Request, Setting, Value, ValueKind};
 use crate::image::{Growth, InputImage, decode, invert_mask, is_empty_mask};
-use crate::inputs::InputFile;
+use crate::inputs::{InputFile, files_named};
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use ::image::GrayImage;
@@ -14,7 +14,7 @@ settings! {
     /// What an image is made from beside the texts.
     InputSettings, InputDraft, draft.inputs, by By<'_>, of |request: &Request| Some(&request.inputs);
 
-    /// The image to start from: PNG, JPEG, WebP, BMP, TIFF or GIF
+    /// The image to start from: PNG, JPEG, WebP, BMP, TIFF or GIF; "-" is standard input; a folder or frames/*.png makes an image of each
     init_image: maybe InputFile => Setting {
         name: "init-image", short: Some('i'), aliases: &["init-img"], hidden_aliases: &["image"], value: "FILE",
         heading: Heading::Inputs, infotext: Some("Init image"), limit: LARGEST_FILE, ..Setting::IMAGE
@@ -142,7 +142,24 @@ fn read(name: &'static str, file: &InputFile) -> Result<InputImage> {
     decode(&bytes).map_err(|what| wrong(name, file, what))
 }
 
+/// The endings of images in a folder.
+const ENDINGS: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif"];
+
 impl Draft {
+    /// One for each image to start from, where a folder or a pattern such as `frames/*.png` stands for several.
+    ///
+    /// # Errors
+    /// [`Error::Setting`]: there is none.
+    pub fn each_init_image(self) -> Result<Vec<Draft>> {
+        let Some(file) = &self.inputs.init_image else { return Ok(vec![self]) };
+        if file.sha256().is_some() {
+            return Ok(vec![self]);
+        }
+        let files = files_named(file.path(), ENDINGS).map_err(|what| Error::setting("init-image", format!(" {what}")))?;
+        let of = |path: std::path::PathBuf| self.clone().with(|draft| draft.inputs.init_image = Some(InputFile::named(&path)));
+        Ok(files.into_iter().map(of).collect())
+    }
+
     /// With what the images decide: their size, and what the model does with them.
     pub(super) fn with_inputs(&self, spec: &ModelSpec) -> Result<Draft> {
         let mut draft = self.clone();
@@ -196,17 +213,17 @@ impl Draft {
                 let grown = growth.of(image.rgb.dimensions()).unwrap_or((u32::MAX, u32::MAX));
                 let canvas = sized(grown, |side| side.div_ceil(multiple).saturating_mul(multiple));
                 // The command of an image names the size that it came to.
-                let differs = |given: Option<usize>, is: Option<usize>| given.is_some_and(|given| Some(given) != is);
-                if differs(draft.canvas.width, canvas.width) || differs(draft.canvas.height, canvas.height) {
+                let differs = |given: Option<usize>, is: usize| given.is_some_and(|given| given != is);
+                if differs(draft.canvas.width, canvas.0) || differs(draft.canvas.height, canvas.1) {
                     return missing(
                         "outpaint",
                         "the image's size and the new canvas say how large it becomes; leave the width and the height out",
                     );
                 }
-                draft.canvas = canvas;
+                draft.set_size(Some(canvas));
             }
             None if whole && draft.canvas.width.is_none() && draft.canvas.height.is_none() => {
-                draft.canvas = sized(image.rgb.dimensions(), |side| (side / multiple * multiple).max(multiple));
+                draft.set_size(Some(sized(image.rgb.dimensions(), |side| (side / multiple * multiple).max(multiple))));
             }
             None => {}
         }
@@ -214,8 +231,8 @@ impl Draft {
     }
 }
 
-fn sized((width, height): (u32, u32), side: impl Fn(u32) -> u32) -> CanvasDraft {
-    CanvasDraft { width: Some(side(width) as usize), height: Some(side(height) as usize) }
+fn sized((width, height): (u32, u32), side: impl Fn(u32) -> u32) -> (usize, usize) {
+    (side(width) as usize, side(height) as usize)
 }
 
 /// What stands under the mask when a run begins.

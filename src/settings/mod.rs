@@ -45,6 +45,7 @@ mod inputs;
 mod load;
 mod output;
 mod parts;
+mod passes;
 mod request;
 mod run;
 mod sampling;
@@ -53,7 +54,7 @@ mod template;
 mod text;
 
 pub use adapters::{AdapterDraft, AdapterSettings};
-pub use canvas::{CanvasDraft, CanvasSettings, parse_size};
+pub use canvas::{CanvasDraft, CanvasSettings, Tiling, parse_size};
 pub use docs::flag_table;
 pub use draft::Draft;
 pub use guidance::{FreeUFactors, GuidanceDraft, GuidanceSettings};
@@ -61,6 +62,7 @@ pub use inputs::{InpaintArea, InpaintFill, InputDraft, InputSettings};
 pub use load::{LoadDraft, LoadSettings, VaeTiling};
 pub use output::{BatchSize, OutputDraft, OutputSettings};
 pub use parts::{NumberList, Parts, WeightedFile};
+pub use passes::{EnlargedBy, HiresPass, HiresUpscaler, ModelFile, PassDraft, PassSettings};
 pub use request::{Request, Shape};
 pub use run::{Graphics, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verbosity};
 pub use sampling::{SamplingDraft, SamplingSettings, Seed};
@@ -111,6 +113,7 @@ pub enum Heading {
     Model,
     Sampling,
     Inputs,
+    Passes,
     Adapters,
     Machine,
     Output,
@@ -124,6 +127,7 @@ impl Heading {
             Heading::Model => "The model",
             Heading::Sampling => "Sampling",
             Heading::Inputs => "Images as inputs",
+            Heading::Passes => "After the first pass",
             Heading::Adapters => "Adapters",
             Heading::Machine => "The machine",
             Heading::Output => "Output",
@@ -282,6 +286,7 @@ pub fn table() -> &'static [Setting] {
             scheduler::ROWS,
             guidance::ROWS,
             inputs::ROWS,
+            passes::ROWS,
             adapters::ROWS,
             output::ROWS,
             load::ROWS,

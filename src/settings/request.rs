@@ -1,8 +1,8 @@
 //! What is generated, everything decided and checked.
 
 use super::{
-    AdapterSettings, CanvasSettings, Effect, GuidanceSettings, InputSettings, OutputSettings, SamplingSettings, TextSettings, Together,
-    table,
+    AdapterSettings, CanvasSettings, Effect, GuidanceSettings, InputSettings, OutputSettings, PassSettings, SamplingSettings, TextSettings,
+    Together, table,
 };
 use crate::prompt::Prompt;
 use crate::sampling::{Sampler, SchedulerConfig};
@@ -32,6 +32,8 @@ pub struct Request {
     pub guidance_is_embedded: bool,
     /// The images that it is made from.
     pub inputs: InputSettings,
+    /// What follows the first pass.
+    pub passes: PassSettings,
     /// LoRAs and textual inversions.
     pub adapters: AdapterSettings,
     /// How many images.

@@ -135,7 +135,7 @@ fn config_of(file: &InputFile) -> Result<SchedulerConfig> {
 }
 
 /// The sampler of a name; the configuration's own changes nothing of it, whatever its class has for defaults.
-fn with_sampler(scheduler: SchedulerConfig, name: &str) -> Result<SchedulerConfig> {
+pub(super) fn with_sampler(scheduler: SchedulerConfig, name: &str) -> Result<SchedulerConfig> {
     let (sampler, schedule) = Sampler::from_name(name)?;
     if scheduler.sampler().is_ok_and(|own| own == sampler) {
         return Ok(match schedule.filter(|schedule| !scheduler.sigma_schedule().is_ok_and(|own| own == *schedule)) {

@@ -12,7 +12,7 @@ use crate::cli::terminal::watch::Watch;
 use crate::device::open_all;
 use crate::disk::{counted, folder_of, stage, write_whole};
 use crate::image::write_png;
-use crate::inputs::InputReader;
+use crate::inputs::{InputFile, InputReader, STANDARD_INPUT};
 use crate::metadata::{GeneratedBy, KEYWORD, parameters};
 use crate::pipeline::{GeneratedImage, Observer};
 use crate::settings::{Draft, PreviewStyle, PromptExpander, Request, Seed};
@@ -34,6 +34,10 @@ pub(in crate::cli) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Res
     if let Some(threads) = run.threads {
         set_threads(threads)?;
     }
+    let from_input = |file: &InputFile| file.path().as_os_str() == STANDARD_INPUT;
+    if draft.prompts.iter().any(|prompt| prompt == "-") && draft.inputs.init_image.as_ref().is_some_and(from_input) {
+        return Err(Error::Input("--init-image -: standard input is the prompt already; give a file".into()));
+    }
     draft.prompts = read_prompts(&draft.prompts)?;
     let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?.confined(confined_to);
     if output.is_standard() && is_closed(&std::io::stdout()) {
@@ -51,10 +55,12 @@ pub(in crate::cli) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Res
     let (finder, mut files, mut expander) = (AdapterFinder::new(&load), InputReader::default(), PromptExpander::default());
     let mut drafts = Vec::new();
     for prompt in &draft.prompts {
-        for mut draft in expander.expand(&draft, prompt, seed)? {
-            finder.find(&mut draft)?;
-            draft.read_files(&mut files)?;
-            drafts.push(draft);
+        for draft in expander.expand(&draft, prompt, seed)? {
+            for mut draft in draft.each_init_image()? {
+                finder.find(&mut draft)?;
+                draft.read_files(&mut files)?;
+                drafts.push(draft);
+            }
         }
     }
     let (devices, remarks) = open_all(load.devices())?;
@@ -69,7 +75,7 @@ pub(in crate::cli) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Res
     };
     let requests: Vec<Arc<Request>> = drafts.into_iter().map(resolve).collect::<Result<_>>()?;
     let mut applied: Vec<String> = Vec::new();
-    for line in requests.iter().map(|request| model.check_adapters(request)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
+    for line in requests.iter().map(|request| model.check_files(request)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
         if !applied.contains(&line) {
             applied.push(line);
         }

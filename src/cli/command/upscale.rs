@@ -1,7 +1,7 @@
 //! `sd-gen upscale FILES… --upscaler FILE`: images enlarged by a network, one after the other, and what is there already left alone.
 
 use crate::cli::command::output::make_folder;
-use crate::cli::model::models_folder;
+use crate::cli::model::{models_folder, upscaler_named};
 use crate::cli::process::{cancelled, set_threads};
 use crate::cli::settings::args::NamedValues;
 use crate::cli::terminal::progress::Progress;
@@ -10,7 +10,7 @@ use crate::cli::terminal::show::{harmless, several};
 use crate::cli::terminal::{answer, listen_for_cancellation};
 use crate::device::{DTypeChoice, DeviceChoice, open};
 use crate::disk::{counted, folder_of, read_bounded, stage};
-use crate::image::{ResizeFilter, decode, resize, write_png};
+use crate::image::{decode, write_png};
 use crate::metadata::{Text, texts};
 use crate::pipeline::UpscalePipeline;
 use crate::settings::{ProgressStyle, Value};
@@ -30,8 +30,6 @@ const LONGEST: u64 = 1 << 30;
 const MOST: f64 = 16.0;
 /// The keyword under which A1111 and this program say what was done to an image after it was generated.
 const KEYWORD: &str = "postprocessing";
-/// Folders beside and inside the models folder in which other tools keep upscalers.
-const FOLDERS: &[&str] = &["upscalers", "upscale_models", "ESRGAN", "RealESRGAN", "SwinIR", "SPAN", "Compact"];
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -98,7 +96,7 @@ impl NamedUpscaler {
     /// # Errors
     /// There is none, or it is no upscaler.
     pub(in crate::cli) fn open(what: &Path, models: &Path, device: DeviceChoice, dtype: DTypeChoice) -> Result<Self> {
-        let path = found(what, models)?;
+        let path = upscaler_named("upscaler", what, models)?;
         let (device, remark) = open(device)?;
         if let Some(remark) = remark {
             screen::say(&format!("warning: {remark}"));
@@ -124,44 +122,7 @@ impl NamedUpscaler {
         scale: f64,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<RgbImage> {
-        let enlarged = self.pipeline.run(image, progress)?;
-        let side = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
-        let (width, height) = (side(image.width()), side(image.height()));
-        Ok(if enlarged.dimensions() == (width, height) { enlarged } else { resize(&enlarged, width, height, ResizeFilter::Lanczos) })
-    }
-}
-
-/// The file of an upscaler: a path, or a name in a folder of them, however it is spelt.
-fn found(what: &Path, models: &Path) -> Result<PathBuf> {
-    if what.is_file() {
-        return Ok(what.to_owned());
-    }
-    let shown = what.display();
-    let is_name = what.components().count() == 1;
-    let fold = |name: &str| name.to_lowercase().replace(['-', '_', ' ', '.'], "");
-    let wanted = fold(what.to_string_lossy().trim_end_matches(".safetensors"));
-    let beside = folder_of(models);
-    let folders = std::iter::once(models.to_owned()).chain(FOLDERS.iter().flat_map(|name| [models.join(name), beside.join(name)]));
-    let mut named = Vec::new();
-    for entry in folders.filter(|_| is_name).flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten()) {
-        let path = entry.path();
-        let is_ours = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors")) && path.is_file();
-        if is_ours && fold(&path.file_stem().unwrap_or_default().to_string_lossy()) == wanted && !named.contains(&path) {
-            named.push(path);
-        }
-    }
-    named.sort();
-    match named.as_slice() {
-        [one] => Ok(one.clone()),
-        [] => Err(Error::Input(format!(
-            "--upscaler {shown}: there is no such file, and none of that name in {} or in a folder {} beside or inside it",
-            models.display(),
-            FOLDERS.join(", ")
-        ))),
-        several => {
-            let several: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
-            Err(Error::Input(format!("--upscaler {shown}: there are several; say which: {}", several.join(", "))))
-        }
+        self.pipeline.run_to(image, scale, progress)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which model `--model` names.
 
 pub(in crate::cli) mod download;
+mod pass_files;
 
 use crate::adapter::{AdapterCache, AdapterFolders, EmbeddingFile};
 use crate::batch::{Footprint, Load};
@@ -9,14 +10,16 @@ use crate::hub::{HubId, Missing, name_in_cache};
 use crate::inputs::InputFile;
 use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
-use crate::pipeline::{Observer, Pipeline, batch_bytes, fits};
+use crate::pipeline::{Observer, PassNetworks, Pipeline, batch_bytes, fits};
 use crate::prompt::{LoraTag, NetworkTag};
-use crate::settings::{Draft, LoadSettings, Request, SourcePath, VaeTiling, WeightedFile};
+use crate::settings::{Draft, HiresUpscaler, LoadSettings, Request, SourcePath, VaeTiling, WeightedFile};
 use crate::survey::{Kind, Survey};
 use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_models, is_model_folder};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use download::DownloadStyle;
+use pass_files::PassFiles;
+pub(in crate::cli) use pass_files::upscaler_named;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::info;
@@ -67,6 +70,7 @@ pub(in crate::cli) struct Opened {
     /// Where adapters are looked for by name, and those that are open.
     pub(in crate::cli) finder: AdapterFinder,
     adapters: Arc<AdapterCache>,
+    networks: Arc<PassNetworks>,
 }
 
 impl Opened {
@@ -83,7 +87,20 @@ impl Opened {
         let (vae_tiling, low_memory) = (settings.vae_tiling, settings.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
         let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
-        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters }
+        Self {
+            checkpoint,
+            label,
+            dtype,
+            vae_dtype,
+            devices,
+            is_chosen,
+            upcast,
+            vae_tiling,
+            low_memory,
+            finder,
+            adapters,
+            networks: Arc::default(),
+        }
     }
 
     /// Adds the textual inversions of the embeddings folder whose words stand in a draft's prompts, and that are this model's.
@@ -100,11 +117,20 @@ impl Opened {
         }
     }
 
-    /// Holds a request's adapters against the model, and says what fits.
+    /// Holds a request's adapters, its refiner and its upscalers against the model, and says what adapters fit.
     ///
     /// # Errors
     /// One cannot be read or does not fit.
-    pub(in crate::cli) fn check_adapters(&self, request: &Request) -> Result<Vec<String>> {
+    pub(in crate::cli) fn check_files(&self, request: &Request) -> Result<Vec<String>> {
+        let passes = &request.passes;
+        if let Some(refiner) = &passes.refiner {
+            self.networks.refiner(refiner, self.checkpoint.spec())?;
+        }
+        let enlarging = passes.upscale.iter().map(|upscale| &upscale.file);
+        let between = passes.hires_upscaler.iter().filter_map(HiresUpscaler::network);
+        for file in enlarging.chain(between) {
+            self.networks.upscaler(file, self.device())?;
+        }
         let choice = request.adapters.choice();
         if choice.is_empty() {
             return Ok(Vec::new());
@@ -171,7 +197,7 @@ impl Opened {
                 loaded => loaded?,
             },
         };
-        Ok(pipeline.with_vae_tiling(vae_tiling).with_adapters(self.adapters.clone()))
+        Ok(pipeline.with_vae_tiling(vae_tiling).with_adapters(self.adapters.clone()).with_networks(self.networks.clone()))
     }
 
     /// # Errors
@@ -216,7 +242,8 @@ impl Opened {
 
     /// The memory that its weights and a request's images take.
     pub(in crate::cli) fn footprint(&self, request: &Request) -> Footprint {
-        let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
+        let refiner = request.passes.refiner.as_ref().map_or(0, |refiner| refiner.numbers * self.dtype.size_in_bytes() as u64);
+        let weights = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype) + refiner;
         Footprint::new(self.checkpoint.spec(), request, self.dtype, self.vae_dtype, self.device(), weights, free_memory(self.device()))
     }
 }
@@ -229,6 +256,7 @@ fn gigabytes(bytes: u64) -> String {
 pub(in crate::cli) struct AdapterFinder {
     loras: AdapterFolders,
     embeddings: AdapterFolders,
+    passes: PassFiles,
 }
 
 impl AdapterFinder {
@@ -238,6 +266,7 @@ impl AdapterFinder {
         Self {
             loras: AdapterFolders::loras(folder(&settings.lora_dir).as_deref(), &models),
             embeddings: AdapterFolders::embeddings(folder(&settings.embeddings_dir).as_deref(), &models),
+            passes: PassFiles::new(models, folder(&settings.models_dir)),
         }
     }
 
@@ -262,7 +291,7 @@ impl AdapterFinder {
         Ok(())
     }
 
-    /// Finds the files of adapters that a draft names.
+    /// Finds the files of adapters, upscalers and a refiner that a draft names.
     ///
     /// # Errors
     /// There is no file of a name, or more than one.
@@ -277,7 +306,7 @@ impl AdapterFinder {
         draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
         draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
         self.find_tags(draft)?;
-        Ok(())
+        self.passes.find(draft)
     }
 }
 

@@ -8,6 +8,7 @@ use crate::cli::model::Models;
 use crate::cli::terminal::answer;
 use crate::cli::terminal::show::bytes;
 use crate::device::place;
+use crate::settings::{HiresPass, Request, Value};
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -63,10 +64,11 @@ pub(super) fn say(
         seconds = seconds.zip(took).map(|(sum, took)| sum + took);
         let (sampler, guided) = (request.scheduler.sampler()?.name(), if request.is_guided() { "guided" } else { "not guided" });
         answer(&format!(
-            "  {}x{}, {} steps of {sampler}, {guided}: {}, {} at once{}",
+            "  {}x{}, {} steps of {sampler}{}, {guided}: {}, {} at once{}",
             request.canvas.width,
             request.canvas.height,
             request.sampling.steps,
+            passes(request)?,
             images(group.len()),
             sizes.batch * sizes.at_once,
             took.map(|took| format!(", about {}", duration(took))).unwrap_or_default()
@@ -87,6 +89,22 @@ pub(super) fn say(
         answer(&format!("about {time}, {basis}; about {:.1} GB of memory", memory as f64 / 1e9))?;
     }
     Ok(())
+}
+
+/// What follows the first pass.
+fn passes(request: &Request) -> Result<String> {
+    let passes = &request.passes;
+    let mut said = String::new();
+    if let Some(HiresPass { size: (width, height), steps, .. }) = request.hires_pass()? {
+        said += &format!(", {steps} more at {width}x{height}");
+    }
+    if let (Some(refiner), Some(switch)) = (&passes.refiner, passes.refiner_switch) {
+        said += &format!(", refined by {} from {switch} on", refiner.public());
+    }
+    if let Some(upscale) = &passes.upscale {
+        said += &format!(", enlarged by {}", upscale.public());
+    }
+    Ok(said)
 }
 
 /// Seconds as people say them.

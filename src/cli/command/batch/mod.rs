@@ -126,6 +126,7 @@ pub(in crate::cli) fn run(args: BatchArgs, confined_to: Option<PathBuf>) -> Resu
     let mut resolver = Resolver::new(args.shard, base.load.decide(&()).devices().len());
     resolver.showing = DownloadStyle::of(&base);
     resolver.confined_to = confined_to;
+    resolver.lines_are_input = args.file.as_ref().is_some_and(|file| file.as_os_str() == "-");
     resolver.lines_stay_in = (!args.allow_outside).then(|| base.run.output_dir.clone().unwrap_or_default());
     if args.dry_run {
         resolver.absent = Some(Vec::new());

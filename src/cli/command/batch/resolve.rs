@@ -8,8 +8,8 @@ use crate::cli::settings::lines::Line;
 use crate::device::{DeviceChoice, open_all};
 use crate::disk::{counted, folder_of, stays_inside};
 use crate::hub::Missing;
-use crate::inputs::InputReader;
-use crate::settings::{LoadSettings, PromptExpander, Seed};
+use crate::inputs::{InputReader, STANDARD_INPUT};
+use crate::settings::{Draft, LoadSettings, PromptExpander, Seed};
 use crate::{Error, Result};
 use candle_core::Device;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -75,6 +75,8 @@ pub(super) struct Resolver {
     pub(super) confined_to: Option<PathBuf>,
     /// The folder that the lines of a file may write to, unless the user allows them more.
     pub(super) lines_stay_in: Option<PathBuf>,
+    /// The lines are read from standard input.
+    pub(super) lines_are_input: bool,
     /// How a download is shown.
     pub(super) showing: DownloadStyle,
     /// What was said of adapters.
@@ -112,6 +114,7 @@ impl Resolver {
             shard,
             confined_to: None,
             lines_stay_in: None,
+            lines_are_input: false,
             showing: DownloadStyle::default(),
             applied: HashSet::new(),
             remarks: Vec::new(),
@@ -137,6 +140,9 @@ impl Resolver {
             let what = "--overwrite: a line of a file may not allow it; give it on the command line, or --allow-outside";
             return Err(Error::Input(what.into()));
         }
+        if self.lines_are_input && draft.inputs.init_image.as_ref().is_some_and(|file| file.path().as_os_str() == STANDARD_INPUT) {
+            return Err(Error::Input("--init-image -: the lines come from standard input already; give a file".into()));
+        }
         let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?;
         // First of all: the seeds and numbers of later lines do not depend on whether this one can be generated.
         let mut id = self.images;
@@ -151,7 +157,9 @@ impl Resolver {
         };
         let seeds: Vec<u64> = draft.prompts.iter().map(&mut seed_for).collect();
         let made = draft.prompts.iter().zip(seeds).map(|(prompt, seed)| self.expander.expand(draft, prompt, seed));
-        let made = made.collect::<Result<Vec<_>>>().map(|made| made.into_iter().flatten().collect::<Vec<_>>());
+        let each = |made: Vec<Draft>| made.into_iter().map(Draft::each_init_image).collect::<Result<Vec<_>>>();
+        let made = made.map(|made| made.and_then(each)).collect::<Result<Vec<_>>>();
+        let made = made.map(|made| made.into_iter().flatten().flatten().collect::<Vec<_>>());
         // A prompt of which nothing can be made counts as it stands.
         let images = made.as_ref().map_or(images, |made| made.iter().map(|draft| draft.output.images.unwrap_or(1)).sum());
         self.images = self.images.saturating_add(images);
@@ -175,7 +183,7 @@ impl Resolver {
             opened.find_words(&mut draft);
             draft.read_files(&mut self.files)?;
             let request = Arc::new(draft.resolve(opened.checkpoint.spec())?);
-            for line in opened.check_adapters(&request)? {
+            for line in opened.check_files(&request)? {
                 if self.applied.insert(line.clone()) {
                     self.remarks.push(line);
                 }

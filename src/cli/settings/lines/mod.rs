@@ -250,11 +250,16 @@ fn merged(row: &RecordRow) -> MergedFlags {
         }
         if let Some(neutral) = without_effect(&pair.name) {
             let value = pair.values.iter().flatten().next();
-            if let Some((value, part)) = value.filter(|(value, _)| !neutral.is_empty() && !neutral.contains(&value.to_lowercase().as_str()))
-            {
-                wrong.push((part.clone(), format!("{} {value:?} is not supported; leave it out", pair.name.trim())));
+            let is_neutral = |value: &str| neutral.is_empty() || neutral.contains(&value.to_lowercase().as_str());
+            let said = value.filter(|(value, _)| !is_neutral(value));
+            // What A1111's tables say where nothing is meant may be a setting's name too.
+            if said.is_none() && (value.is_some() || flag_of(&pair.name).is_err()) {
+                continue;
             }
-            continue;
+            if let Some((value, part)) = said.filter(|_| flag_of(&pair.name).is_err()) {
+                wrong.push((part.clone(), format!("{} {value:?} is not supported; leave it out", pair.name.trim())));
+                continue;
+            }
         }
         let flag = match flag_of(&pair.name) {
             Ok(flag) => flag,

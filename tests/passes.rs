@@ -1,0 +1,121 @@
+//! What follows the first pass: a refiner against diffusers, and a second pass at a larger size.
+//!
+//! `tests/data/passes/make_passes.py` made what the ensembles ought to compute.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot read its models has failed")]
+
+use sd_gen::candle_core::{Device, Tensor, safetensors};
+use sd_gen::pipeline::Pipeline;
+use sd_gen::settings::{Draft, Seed};
+use std::path::{Path, PathBuf};
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn pipeline(low_memory: bool) -> Pipeline {
+    let builder = Pipeline::open(data("parity/sdxl")).expect("the model opens");
+    let builder = builder.device("cpu".parse().expect("a device")).dtype("f32".parse().expect("a dtype")).low_memory(low_memory);
+    builder.build().expect("the model loads")
+}
+
+fn draft(settings: &[(&str, &str)]) -> Draft {
+    let mut draft = Draft::new("A red apple on a table").with(|draft| draft.seed = Some(Seed::Is(7)));
+    let all = [("negative-prompt", "blurry"), ("prompt-syntax", "plain"), ("size", "48x32"), ("guidance-scale", "5")];
+    for (name, value) in all.iter().chain(settings) {
+        draft.set(name, [*value]).expect("a setting");
+    }
+    draft
+}
+
+fn latents(pipeline: &Pipeline, draft: &Draft) -> Tensor {
+    pipeline.generate(draft).expect("an image").remove(0).latents
+}
+
+/// The largest difference, in the second one's standard deviations.
+fn apart(made: &Tensor, wanted: &Tensor) -> f64 {
+    let numbers = |x: &Tensor| x.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("numbers");
+    let (made, wanted) = (numbers(made), numbers(wanted));
+    assert_eq!(made.len(), wanted.len());
+    let mean = wanted.iter().sum::<f32>() / wanted.len() as f32;
+    let deviation = (wanted.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / wanted.len() as f32).sqrt();
+    f64::from(made.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / deviation)
+}
+
+#[test]
+fn a_refiner_takes_over_as_in_diffusers() {
+    let golden = safetensors::load(data("passes/ensemble.safetensors"), &Device::Cpu).expect("the golden latents");
+    let refiner = data("parity/sdxl-refiner").display().to_string();
+    let pipelines = [pipeline(false), pipeline(true)];
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, wanted) in &golden {
+        let (sampler, switch) = name.split_once('/').unwrap_or(("euler", "0.6"));
+        let config = |class: &str, more: &str| {
+            let path = folder.path().join("scheduler_config.json");
+            let betas = r#""beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1"#;
+            std::fs::write(&path, format!(r#"{{"_class_name": "{class}", {betas}{more}}}"#)).expect("written");
+            path.display().to_string()
+        };
+        let config = match sampler {
+            "euler" => config("EulerDiscreteScheduler", ""),
+            "euler-a" => config("EulerAncestralDiscreteScheduler", ""),
+            "ddim" => config("DDIMScheduler", r#", "clip_sample": false, "set_alpha_to_one": false"#),
+            _ => config("DPMSolverMultistepScheduler", r#", "use_karras_sigmas": true"#),
+        };
+        let (steps, scores) = match switch {
+            "0.8" => ("6", ("6", "2.5")),
+            "0.5" => ("7", ("8", "1")),
+            _ => ("5", ("6", "2.5")),
+        };
+        let mut settings = vec![
+            ("refiner", refiner.as_str()),
+            ("refiner-switch", switch),
+            ("steps", steps),
+            ("scheduler-config", config.as_str()),
+            ("aesthetic-score", scores.0),
+            ("negative-aesthetic-score", scores.1),
+        ];
+        if name == "unguided" {
+            settings.push(("guidance-scale", "1"));
+        }
+        let draft = draft(&settings);
+        let made: Vec<f64> = pipelines.iter().map(|pipeline| apart(&latents(pipeline, &draft), wanted)).collect();
+        assert!(made.iter().all(|apart| *apart < 2e-4), "{name}: {made:?}");
+    }
+}
+
+#[test]
+fn what_cannot_take_over_is_said() {
+    let pipeline = pipeline(true);
+    let said = |refiner: PathBuf| {
+        let draft = draft(&[("refiner", refiner.to_str().expect("text")), ("steps", "2")]);
+        pipeline.generate(&draft).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert!(said(data("parity/sd21-v")).contains("refiner"), "{}", said(data("parity/sd21-v")));
+    assert!(said(data("upscalers/cases.json")).contains("cases.json"));
+}
+
+#[test]
+fn a_second_pass_is_larger_and_its_size_is_what_the_network_is_told() {
+    let pipeline = pipeline(false);
+    for upscaler in ["latent", "latent-bicubic", "lanczos"] {
+        let settings = [("hires", "2"), ("hires-strength", "0.5"), ("hires-upscaler", upscaler), ("steps", "4"), ("hires-steps", "3")];
+        let images = pipeline.generate(&draft(&settings)).expect("an image");
+        assert_eq!(images[0].image.dimensions(), (96, 64), "{upscaler}");
+        let alone = pipeline.generate(&draft(&settings[..4])).expect("an image");
+        assert!(apart(&images[0].latents, &alone[0].latents) > 1e-3, "{upscaler}: the steps are its own");
+    }
+    // Without a step it is the first pass, enlarged.
+    let none = pipeline.generate(&draft(&[("hires", "2"), ("hires-strength", "0"), ("steps", "4")])).expect("an image");
+    assert_eq!(none[0].image.dimensions(), (96, 64));
+    // The refiner belongs to the last pass.
+    let refiner = data("parity/sdxl-refiner").display().to_string();
+    let both = [("hires", "1.5"), ("refiner", refiner.as_str()), ("steps", "4"), ("refiner-switch", "0.4")];
+    assert_eq!(pipeline.generate(&draft(&both)).expect("an image")[0].image.dimensions(), (72, 48));
+    // Windows as large as the image are the image.
+    let windowed = |window: &str| latents(&pipeline, &draft(&[("hires", "2"), ("steps", "3"), ("hires-window", window)]));
+    let whole = latents(&pipeline, &draft(&[("hires", "2"), ("steps", "3")]));
+    assert!(apart(&windowed("96"), &whole) < 1e-6);
+    let small = windowed("64");
+    assert!(apart(&small, &whole) > 1e-4 && small.dims() == whole.dims());
+}
