@@ -7,7 +7,7 @@ mod classifier_free;
 mod conjunction;
 mod instruction_edit;
 
-pub use classifier_free::{ClassifierFree, GuidanceScales};
+pub use classifier_free::{ClassifierFree, GuidanceScales, LeftOut};
 pub use conjunction::Conjunction;
 pub use instruction_edit::InstructionEdit;
 

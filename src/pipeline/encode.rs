@@ -84,7 +84,7 @@ fn parts(which: &'static str, source: &str, request: &Request, branch: impl Fn(u
         PromptReading { syntax, emphasis, scheduling: PromptScheduling::Current, steps: calls(request)?, hires_steps: None, negative };
     let prompt = Prompt::parse(source, reading).map_err(|error| Error::Input(format!("{which}: {error}")))?;
     // diffusers leaves layers out for the prompt only; the other tools do for both.
-    let skip_layers = if negative && syntax == PromptSyntax::Plain { 0 } else { request.text.skip_layers() };
+    let skip_layers = if negative && syntax == PromptSyntax::Plain { 0 } else { request.skip_layers };
     let mut slips: Vec<String> = prompt.slips.iter().map(|slip| format!("{which}: {}", slip.show(source))).collect();
     let mut view = (syntax != PromptSyntax::Plain && !source.is_empty()).then(|| prompt.to_string());
     let part = |(i, part): (usize, &PromptPart)| {
@@ -107,12 +107,14 @@ fn parts(which: &'static str, source: &str, request: &Request, branch: impl Fn(u
     Ok(prompt.parts.iter().enumerate().map(part).collect())
 }
 
-/// Calls of the network that the numbers of a timeline are shares of: A1111 counts two a step for samplers of second order.
+/// Calls of the network that the numbers of a timeline are shares of.
 fn calls(request: &Request) -> Result<usize> {
+    if request.text.prompt_syntax != PromptSyntax::A1111 { Ok(request.sampling.steps) } else { counted_calls(request) }
+}
+
+/// Calls of the network as A1111 counts them beforehand: one a step, or two with samplers of second order.
+pub(super) fn counted_calls(request: &Request) -> Result<usize> {
     let steps = request.sampling.steps;
-    if request.text.prompt_syntax != PromptSyntax::A1111 {
-        return Ok(steps);
-    }
     let schedule = plan(&request.scheduler, steps)?;
     // The first or the last step may be another.
     let twice = schedule.steps.iter().filter(|step| schedule.evaluations(step) == 2).count();

@@ -1,10 +1,11 @@
 //! The network as a [`Denoiser`]: scaling, the rows that guidance wants, what works beside the loop, and what the output means.
 
 use super::BatchItem;
+use super::encode::counted_calls;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
-use crate::guidance::{ClassifierFree, Conjunction, GuidanceScales, Guider, InstructionEdit};
+use crate::guidance::{ClassifierFree, Conjunction, GuidanceScales, Guider, InstructionEdit, LeftOut};
 use crate::models::Backbone;
 use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
 use crate::{Error, Result};
@@ -62,6 +63,7 @@ fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
             batch.iter().map(|item| (item.request.guidance.scale, item.request.inputs.image_guidance_scale)).collect();
         return Ok(Box::new(InstructionEdit::new(&scales, device)?));
     }
+    let calls = batch.first().map_or(Ok(0), |item| counted_calls(item.request))?;
     let scales = |item: &BatchItem<'_>| {
         let guidance = &item.request.guidance;
         // Parts that add up have a negative row also where nothing is guided.
@@ -70,6 +72,7 @@ fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
             scale: item.request.is_guided().then_some(scale),
             rescale: guidance.rescale,
             interval: (guidance.start, guidance.end),
+            left_out: LeftOut { early: guidance.skip_early, calls, below_sigma: guidance.ngms, all: guidance.ngms_all_steps },
             perturbed: guidance.pag_scale,
         }
     };

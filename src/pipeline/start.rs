@@ -9,8 +9,8 @@ use crate::image::{
 };
 use crate::models::LatentDistribution;
 use crate::noise::SeededNoise;
-use crate::sampling::{Branch, NoiseSource, Schedule};
-use crate::settings::{InpaintArea, InpaintFill, Request};
+use crate::sampling::{Branch, Like, NoiseSource, Schedule, plan};
+use crate::settings::{InpaintArea, InpaintFill, Request, StrengthSteps};
 use crate::{Error, Result};
 use ::image::{GrayImage, Luma, RgbImage, imageops};
 use candle_core::{DType, Tensor};
@@ -178,22 +178,28 @@ impl Pipeline {
     ) -> Result<Start> {
         let latent_channels = self.spec.vae.latent_channels;
         if self.spec.unet.in_channels == 2 * latent_channels {
-            let latents = noise.fresh(empty)?.affine(schedule.initial_scale, 0.0)?;
+            let latents = noise.first(empty)?.affine(schedule.initial_scale, 0.0)?;
             let image = self.encode(&start.pixels(None)?, observer)?.mean.broadcast_as(empty.shape())?.contiguous()?;
             let channels = MoreChannels::new(image).blind_in(Branch::Negative);
             return Ok(Start { latents, schedule, extensions: vec![Box::new(channels)] });
         }
         let strength = request.inputs.strength();
+        // The other tools' first draw is the run's noise, and what their encoders draw, if they do, is not known from the seed.
+        let samples = matches!(request.sampling.like, None | Some(Like::Diffusers));
+        let encoded = |image: LatentDistribution, noise: &mut SeededNoise| match samples {
+            true => image.sample(&noise.fresh(empty)?),
+            false => Ok(image.mean.broadcast_as(empty.shape())?.contiguous()?),
+        };
         let repaints = self.spec.unet.in_channels == 2 * latent_channels + 1;
         let pure_noise = start.mask.is_some() && strength >= 1.0;
         let mut clean = match pure_noise && repaints {
             true => None,
             false => {
-                let sample = self.encode(&start.pixels(None)?, observer)?.sample(&noise.fresh(empty)?)?;
+                let sample = encoded(self.encode(&start.pixels(None)?, observer)?, noise)?;
                 Some(self.spec.vae.scaled(&sample)?)
             }
         };
-        let drawn = noise.fresh(empty)?;
+        let drawn = noise.first(empty)?;
         let mut extensions: Vec<Box<dyn Extension>> = vec![];
         if let Some(mask) = &start.mask {
             let latent_mask = latent_mask(mask, self.spec.vae.factor())?.to_device(&self.device)?;
@@ -205,14 +211,17 @@ impl Pipeline {
                     InpaintFill::Zero => kept,
                 };
             }
-            let masked_noise = noise.fresh(empty)?;
             if repaints {
-                let masked = self.encode(&start.pixels(Some(mask))?, observer)?.sample(&masked_noise)?;
+                let masked = encoded(self.encode(&start.pixels(Some(mask))?, observer)?, noise)?;
                 let masked = self.spec.vae.scaled(&masked)?;
                 let (images, _, height, width) = masked.dims4()?;
                 let mask = latent_mask.broadcast_as((images, 1, height, width))?;
                 extensions.push(Box::new(MoreChannels::new(Tensor::cat(&[&mask.contiguous()?, &masked], 1)?)));
             } else if let Some(clean) = &clean {
+                // It draws for the masked image too, which nobody sees here.
+                if samples {
+                    noise.fresh(empty)?;
+                }
                 extensions.push(Box::new(KeepUnmaskedLatents::new(clean.clone(), drawn.clone(), latent_mask)));
             }
         }
@@ -220,14 +229,24 @@ impl Pipeline {
             return Ok(Start { latents: drawn.affine(schedule.initial_scale, 0.0)?, schedule, extensions });
         };
         let steps = request.sampling.steps;
-        let kept = ((steps as f64 * strength) as usize).min(steps);
+        let (mut schedule, kept) = match request.inputs.strength_steps {
+            StrengthSteps::Share => (schedule, ((steps as f64 * strength) as usize).min(steps)),
+            StrengthSteps::ShareAndOne => (schedule, ((strength.min(0.999) * steps as f64) as usize + 1).min(steps)),
+            StrengthSteps::All if strength <= 0.0 => (schedule, 0),
+            StrengthSteps::All if strength > 0.9999 => (schedule, steps),
+            StrengthSteps::All => (plan(&request.scheduler, (steps as f64 / strength) as usize)?, steps),
+        };
         if kept == 0 {
             observer.warn(&format!("--strength {strength} of {steps} steps is less than one: the image is only encoded and decoded"));
-            let mut schedule = schedule;
             schedule.steps.clear();
             return Ok(Start { latents: clean, schedule, extensions: vec![] });
         }
-        let schedule = schedule.starting_at(steps - kept)?;
+        // A schedule may have fewer steps than were asked for, or more.
+        let left_out = if request.inputs.strength_steps == StrengthSteps::Share { steps } else { schedule.steps.len() };
+        let schedule = schedule.starting_at(left_out.saturating_sub(kept))?;
+        if request.inputs.strength_steps == StrengthSteps::All {
+            noise.set_brownian(schedule.brownian.and(schedule.positive_ends()));
+        }
         let first = schedule.steps.first().map_or(0.0, |step| step.from.sigma);
         Ok(Start { latents: schedule.process.mix(&clean, &drawn, first)?, schedule, extensions })
     }

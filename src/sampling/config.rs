@@ -1,7 +1,7 @@
 //! `scheduler_config.json`: what a model's folder says about its noise and its sampler.
 
 use super::sigmas::{BetaSchedule, NoiseTable, betas};
-use super::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing, without_infinities};
+use super::{FirstNoise, Like, PredictionType, Sampler, SigmaSchedule, TimestepSpacing, without_infinities};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -84,6 +84,10 @@ pub struct SchedulerConfig {
     pub levels: Option<Levels>,
     /// The schedules that were found for SDXL hold, and not those for Stable Diffusion 1.
     pub is_sdxl: bool,
+    /// Whose schedules and timesteps they are, where tools differ.
+    pub like: Option<Like>,
+    /// What the noise of a run's start is multiplied by.
+    pub first_noise: FirstNoise,
 }
 
 /// No network was trained on more; a table of as many betas as a file says must not fill the memory.
@@ -155,7 +159,18 @@ impl SchedulerConfig {
     }
 
     fn of_file(file: SchedulerFile, source: Option<String>) -> Self {
-        Self { file, source, schedule: None, eta: None, chosen: None, options: BTreeMap::new(), levels: None, is_sdxl: false }
+        Self {
+            file,
+            source,
+            schedule: None,
+            eta: None,
+            chosen: None,
+            options: BTreeMap::new(),
+            levels: None,
+            is_sdxl: false,
+            like: None,
+            first_noise: FirstNoise::Model,
+        }
     }
 
     /// With a sampler by name, as `--sampler` takes it; a schedule word in the name is obeyed.
@@ -304,6 +319,12 @@ impl SchedulerConfig {
             (SigmaSchedule::Turbo, _) => "Turbo",
             (SigmaSchedule::LinearQuadratic, _) => "linear_quadratic",
             (SigmaSchedule::Smoothstep, _) => "smoothstep",
+            (SigmaSchedule::AlignYourSteps11, _) => "Align Your Steps 11",
+            (SigmaSchedule::AlignYourSteps32, _) => "Align Your Steps 32",
+            (SigmaSchedule::Lcm, _) => "lcm",
+            (SigmaSchedule::BongTangent, _) => "bong_tangent",
+            (SigmaSchedule::Laplace, _) => "laplace",
+            (SigmaSchedule::Vp, _) => "vp",
         })
     }
 

@@ -292,7 +292,7 @@ impl Sampler {
     /// Reads a sampler's name and the schedule word that may end it; case, spaces, `+`, `-`, `_` and brackets do not matter.
     ///
     /// # Errors
-    /// [`Error::Input`] that lists the names, and the nearest one first.
+    /// [`Error::Input`] that lists the names, and the nearest three first.
     pub fn from_name(name: &str) -> Result<(Self, Option<SigmaSchedule>)> {
         let folded = fold(name);
         if let Some(sampler) = lookup(&folded) {
@@ -304,7 +304,11 @@ impl Sampler {
             }
         }
         let all: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
-        let hint = nearest(&folded).map(|n| format!(" (did you mean {n}?)")).unwrap_or_default();
+        let hint = match nearest(&folded).as_slice() {
+            [] => String::new(),
+            [one] => format!(" (did you mean {one}?)"),
+            [others @ .., last] => format!(" (did you mean {} or {last}?)", others.join(", ")),
+        };
         Err(Error::Input(format!("--sampler `{name}` is not available{hint}; it can be {}", all.join(", "))))
     }
 }
@@ -322,9 +326,12 @@ fn lookup(folded: &str) -> Option<Sampler> {
     TABLE.iter().find(|row| spellings(row).any(|s| s == folded)).map(Sampler)
 }
 
-/// The canonical name whose spelling is nearest, if one is near enough to be a slip of the finger.
-fn nearest(folded: &str) -> Option<&'static str> {
+/// The canonical names whose spellings are nearest, at most three, if they are near enough to be a slip of the finger.
+fn nearest(folded: &str) -> Vec<&'static str> {
+    const MOST: usize = 3;
     let near = |row: &'static SamplerRow| spellings(row).map(|s| strsim::damerau_levenshtein(&s, folded)).min();
-    let (distance, name) = TABLE.iter().filter_map(|row| Some((near(row)?, row.name))).min()?;
-    (distance <= 2.max(folded.chars().count() / 3)).then_some(name)
+    let mut near: Vec<(usize, &str)> = TABLE.iter().filter_map(|row| Some((near(row)?, row.name))).collect();
+    near.sort();
+    let enough = 2.max(folded.chars().count() / 3);
+    near.into_iter().take(MOST).take_while(|(distance, _)| *distance <= enough).map(|(_, name)| name).collect()
 }

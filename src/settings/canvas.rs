@@ -1,6 +1,7 @@
 //! How large the image is.
 
-use super::{By, Draft, Request, Setting, ValueKind};
+use super::{By, Draft, Request, Setting, Together, ValueKind};
+use crate::sampling::Like;
 
 settings! {
     /// The image's size in pixels.
@@ -15,7 +16,45 @@ settings! {
     height: one usize = |by| by.spec.default_size => Setting {
         name: "height", short: Some('H'), value: "PIXELS", default: "the model's own", conflicts: &["size"], ..Setting::IMAGE
     };
+
+    /// How colours become whole numbers: nearest, or down (A1111, ComfyUI, stable-diffusion.cpp)
+    rounding: one PixelRounding = |by| by.like.map_or(PixelRounding::Nearest, PixelRounding::of) => Setting {
+        name: "pixel-rounding", value: "HOW", default: "nearest", words: || vec!["nearest", "down"], infotext: Some("Pixel rounding"),
+        off: Some("nearest"), follows_like: true, together: Together::Free, ..Setting::IMAGE
+    };
 }
+
+/// How a colour becomes one of 256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PixelRounding {
+    /// The nearest one.
+    Nearest,
+    /// What is behind the point is cut off.
+    Down,
+}
+
+impl PixelRounding {
+    fn of(like: Like) -> Self {
+        if like == Like::Diffusers { Self::Nearest } else { Self::Down }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Nearest => "nearest",
+            Self::Down => "down",
+        }
+    }
+
+    fn from_name(name: &str) -> Result<Self, &'static str> {
+        match name {
+            "nearest" => Ok(Self::Nearest),
+            "down" => Ok(Self::Down),
+            _ => Err("give nearest or down"),
+        }
+    }
+}
+
+words!(PixelRounding, PixelRounding::from_name, PixelRounding::name);
 
 /// Both sides in one word.
 pub(super) const SIZE: &[Setting] = &[Setting {

@@ -43,6 +43,23 @@ settings! {
         infotext: Some("Guidance end"), off: Some("1"), ..Setting::IMAGE
     };
 
+    /// Leaves out the negative prompt in this share of the steps at the beginning, as A1111's option "Skip Early CFG"
+    skip_early: one f64 = |_| 0.0 => Setting {
+        name: "skip-early-cfg", hidden_aliases: &["skip-early-guidance"], value: "X", default: "0", heading: Heading::Sampling,
+        range: Some((0.0, 1.0)), infotext: Some("Skip Early CFG"), off: Some("0"), ..Setting::IMAGE
+    };
+
+    /// Leaves out the negative prompt in every other step below this sigma, as A1111's "Negative Guidance minimum sigma"
+    ngms: one f64 = |_| 0.0 => Setting {
+        name: "ngms", hidden_aliases: &["s-min-uncond"], value: "SIGMA", default: "0", heading: Heading::Sampling, range: Some((0.0, 1000.0)),
+        infotext: Some("NGMS"), off: Some("0"), ..Setting::IMAGE
+    };
+
+    /// Does so in every step below it
+    ngms_all_steps: one bool = |_| false => Setting {
+        name: "ngms-all-steps", heading: Heading::Sampling, infotext: Some("NGMS all steps"), off: Some("false"), ..Setting::IMAGE
+    };
+
     /// Perturbed-attention guidance: how strongly the image leaves what it is with disturbed attention
     pag_scale: one f64 = |_| 0.0 => Setting {
         name: "pag-scale", value: "X", default: "0", heading: Heading::Sampling, range: Some((0.0, 100.0)),

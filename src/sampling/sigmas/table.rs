@@ -99,6 +99,11 @@ impl NoiseTable {
         low as f64 + ((log - a) / (b - a)).clamp(0.0, 1.0)
     }
 
+    /// The trained timestep whose log sigma is nearest (ComfyUI `comfy/model_sampling.py`, `ModelSamplingDiscrete.timestep`).
+    pub(in super::super) fn nearest_timestep(&self, sigma: f64) -> f64 {
+        self.timestep(sigma).round()
+    }
+
     /// Timesteps whose `lambda = −ln sigma` is at least `min`: DPM-Solver leaves out the noisiest ones of a cosine schedule.
     pub(in super::super) fn count_above(&self, min_lambda: f64) -> usize {
         self.sigmas.iter().filter(|s| -s.ln() >= min_lambda).count()

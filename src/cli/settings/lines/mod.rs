@@ -17,9 +17,9 @@ pub(in crate::cli) use error::{LineError, LineErrors, Record};
 pub(in crate::cli) use table::cells_of;
 pub(in crate::cli) use text::values_of;
 
-use crate::Result;
 use crate::cli::settings::flags::{Flags, GENERATION, Wrong, varies};
 use crate::settings::{Draft, fold};
+use crate::{Error, Result};
 use clap::ValueEnum;
 use source::Source;
 use std::collections::VecDeque;
@@ -122,14 +122,18 @@ pub(in crate::cli) struct Lines {
     wrong: VecDeque<LineError>,
 }
 
-/// Reads the lines of a file, or of standard input for `-`, over the flags `base` of the command line.
+/// Reads the lines of a file, or of standard input for `-`, over the flags `base` of the command line. Of a table, `columns` are the ones
+/// that count; all do where there are none.
 ///
 /// # Errors
 /// The file cannot be opened.
-pub(in crate::cli) fn read(path: &Path, format: Option<Format>, base: &Flags) -> Result<Lines> {
+pub(in crate::cli) fn read(path: &Path, format: Option<Format>, columns: &[String], base: &Flags) -> Result<Lines> {
     let mut source = Source::open(path)?;
     let format = format.or_else(|| of_name(path)).unwrap_or_else(|| sniffed(&mut source));
-    Ok(lines(source, format, base))
+    if !columns.is_empty() && !matches!(format, Format::Csv | Format::Tsv) {
+        return Err(Error::Input("--columns: names columns of a table; give --format csv or tsv if the file is one".into()));
+    }
+    Ok(lines(source, format, columns, base))
 }
 
 /// The one line that the flags of the command line are by themselves.
@@ -143,12 +147,12 @@ pub(in crate::cli) fn of_flags(base: &Flags) -> Lines {
     }
 }
 
-fn lines(source: Source, format: Format, base: &Flags) -> Lines {
+fn lines(source: Source, format: Format, columns: &[String], base: &Flags) -> Lines {
     let rows: Box<dyn Iterator<Item = Result<Row, LineError>>> = match format {
         Format::Text => Box::new(text::rows(source)),
         Format::Jsonl => Box::new(json::rows(source)),
-        Format::Csv => Box::new(table::rows(source, None)),
-        Format::Tsv => Box::new(table::rows(source, Some(b'\t'))),
+        Format::Csv => Box::new(table::rows(source, None, columns)),
+        Format::Tsv => Box::new(table::rows(source, Some(b'\t'), columns)),
         Format::Yaml => Box::new(yaml::rows(source)),
     };
     Lines { rows, base: base.clone(), of_file: true, wrong: VecDeque::new() }
@@ -195,8 +199,6 @@ const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
     ("restore-faces", &["false"]),
     ("tiling", &["false"]),
     ("styles", &[""]),
-    ("subseed", &["-1", "0"]),
-    ("subseed-strength", &["0", "0.0"]),
     ("seed-resize-from-h", &["0", "-1"]),
     ("seed-resize-from-w", &["0", "-1"]),
 ];
@@ -312,7 +314,7 @@ impl Lines {
         // Where a value is bad already, clap would only say so again.
         let draft = if errors.is_empty() { flags.draft() } else { Err(Vec::new()) };
         match draft {
-            Ok(draft) if !draft.prompts.is_empty() => {
+            Ok(draft) if !draft.prompts.is_empty() || draft.template.recreate.is_some() => {
                 Ok(Line { number: record.first, flags, draft, at: Vec::new(), labels: Vec::new(), record, of_file: self.of_file, parts })
             }
             Ok(_) => Err(record.error(0..record.text.len(), "the line has no prompt, and no --prompt was given for all lines")),

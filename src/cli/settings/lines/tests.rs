@@ -5,7 +5,7 @@ use std::io::Cursor;
 /// The lines of a text in a format, over flags in the form of a line.
 fn over(base: &str, format: Format, text: &[u8]) -> Lines {
     let base = if base.is_empty() { Flags::default() } else { over("", Format::Text, base.as_bytes()).next().unwrap().unwrap().flags };
-    lines(Source::new("lines", Cursor::new(text.to_vec())), format, &base)
+    lines(Source::new("lines", Cursor::new(text.to_vec())), format, &[], &base)
 }
 
 fn good(format: Format, text: &str) -> Vec<Draft> {
@@ -20,6 +20,24 @@ fn one(format: Format, text: &str) -> Draft {
 
 fn sized(width: usize, height: usize) -> CanvasDraft {
     Draft::default().with(|draft| draft.set_size(Some((width, height)))).canvas
+}
+
+#[test]
+fn a_table_may_have_columns_that_pass() {
+    let table = "Prompt\tCategory\tseed\na cat\tanimals\t5\na dog\t\t\n";
+    let read = |columns: &[&str]| {
+        let columns: Vec<String> = columns.iter().map(|name| (*name).to_owned()).collect();
+        let source = Source::new("lines", Cursor::new(table.as_bytes().to_vec()));
+        lines(source, Format::Tsv, &columns, &Flags::default()).collect::<Vec<_>>()
+    };
+    let drafts: Vec<Draft> = read(&["prompt"]).into_iter().map(|line| line.unwrap().draft).collect();
+    assert_eq!(drafts, [Draft::new("a cat"), Draft::new("a dog")]);
+    let seeded = read(&["prompt", "Seed"]).remove(0).unwrap().draft;
+    assert_eq!(seeded.seed, Some(crate::settings::Seed::Is(5)));
+    let all = read(&[]).remove(0).err().unwrap().to_string();
+    assert!(all.contains("Category") && all.contains("--columns"), "{all}");
+    let absent = read(&["prompt", "steps"]).remove(0).err().unwrap().to_string();
+    assert!(absent.contains("has no column \"steps\""), "{absent}");
 }
 
 fn errors(format: Format, text: &[u8]) -> Vec<String> {
@@ -204,7 +222,7 @@ fn every_error_has_its_place_and_its_caret() {
         (
             Format::Csv,
             "prompt,stps,prompt\na,1,b\n",
-            "lines:1:8: the header names a flag for each column: there is no setting \"stps\"; did you mean \"steps\"?\n  1 | prompt,stps,prompt\n    |        ^^^^\n\
+            "lines:1:8: the header names a flag for each column: there is no setting \"stps\"; did you mean \"steps\"? (--columns names the columns that count)\n  1 | prompt,stps,prompt\n    |        ^^^^\n\
              lines:1:13: the header names a flag for each column: the column \"prompt\" is there twice; leave one out\n  1 | prompt,stps,prompt\n    |             ^^^^^^",
         ),
         (
@@ -297,7 +315,7 @@ fn a_hundred_thousand_lines_are_streamed() {
         let given = std::rc::Rc::new(std::cell::Cell::new(0));
         let most = start.len() + row.len() * count;
         let source = Source::new("lines", std::io::BufReader::new(Endless { start, row, given: given.clone(), most }));
-        let mut read = lines(source, format, &Flags::default());
+        let mut read = lines(source, format, &[], &Flags::default());
         let first = read.next().unwrap().unwrap();
         assert_eq!((first.draft.prompts[0].as_str(), first.draft.sampling.steps), ("a cat", Some(3)));
         // Nothing is read that is not needed yet.
@@ -387,7 +405,7 @@ fn sweeps_lie_over_every_line() {
     // A line may leave its prompt to the sweep.
     let prompts = Sweep::new(vec![Axis::parse("prompt=a,b").unwrap()]).unwrap();
     let first = prompts.first();
-    let lines = lines(Source::new("lines", Cursor::new("{\"seed\": 1}")), Format::Jsonl, &first);
+    let lines = lines(Source::new("lines", Cursor::new("{\"seed\": 1}")), Format::Jsonl, &[], &first);
     assert_eq!(prompts.over(lines).map(|line| line.unwrap().draft.prompts.concat()).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(of_flags(&first).next().unwrap().unwrap().draft.prompts, ["a"]);
 }
@@ -533,7 +551,7 @@ fn a_file_without_an_end_is_no_file_of_lines() {
 }
 
 fn over_reader(reader: impl std::io::BufRead + 'static) -> Lines {
-    lines(Source::new("lines", reader), Format::Text, &Flags::default())
+    lines(Source::new("lines", reader), Format::Text, &[], &Flags::default())
 }
 
 #[test]
