@@ -90,6 +90,7 @@ impl Like {
     pub fn sampler(self, named: Sampler) -> (Sampler, &'static [(&'static str, f64)]) {
         const ENDS_DENOISED: &[(&str, f64)] = &[("ends_denoised", 1.0)];
         const TO_THE_END: &[(&str, f64)] = &[("ends_denoised", 0.0)];
+        const ENDS_EARLY: &[(&str, f64)] = &[("ends_denoised", 0.0), ("variable_to", 2.0)];
         const NO_BOUNDARY: &[(&str, f64)] = &[("boundary", 0.0)];
         let (name, options): (&str, &'static [(&'static str, f64)]) = match (self, named.name()) {
             (Like::A1111, "ddim") => ("ddim-a1111", &[]),
@@ -97,6 +98,8 @@ impl Like {
             (Like::A1111, "unipc") => ("unipc-a1111", &[]),
             (Like::A1111 | Like::ComfyUi, "ddpm") => ("euler-a", &[]),
             (Like::A1111 | Like::ComfyUi, "deis") => ("deis-tab", &[]),
+            (Like::SdCpp, "tcd") => ("tcd", &[("eta", 0.0)]),
+            (Like::SdCpp, "ipndm-v") => ("ipndm-v", ENDS_EARLY),
             (Like::A1111 | Like::SdCpp, name @ ("ipndm" | "ipndm-v")) => (name, TO_THE_END),
             (Like::ComfyUi, "ddim") => ("euler", &[]),
             (Like::ComfyUi, "unipc") => ("uni-pc-bh1", &[]),

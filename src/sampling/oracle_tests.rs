@@ -113,8 +113,10 @@ impl Oracle {
         let (sampler, mut options) = ours(peer, name, run)?;
         let mut sigmas = numbers(&self.index["schedules"][run["schedule"].as_str().unwrap()]);
         let mut config = SchedulerConfig::default().with_sampler(sampler).unwrap();
-        if (peer, sampler) == ("a1111", "lcm") {
-            config.like = Some(Like::A1111);
+        match (peer, sampler) {
+            ("a1111", "lcm") => config.like = Some(Like::A1111),
+            ("sd.cpp", "tcd") => config.like = Some(Like::SdCpp),
+            _ => {}
         }
         config.eta = options.iter().position(|(key, _)| *key == "eta").map(|at| options.remove(at).1);
         config.options = options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
@@ -181,10 +183,14 @@ fn ours(peer: &str, name: &str, run: &Value) -> std::result::Result<Ours, &'stat
         ("a1111", "ddim") => "ddim-a1111",
         ("a1111", "ddim_cfgpp") => "ddim-cfg++",
         ("a1111", "plms") => "plms-a1111",
-        ("a1111", "unipc") if !["unipc+vary", "unipc+logsnr", "unipc+quadratic"].contains(&name) => "unipc-a1111",
+        ("a1111", "unipc") if name != "unipc+vary" => "unipc-a1111",
         ("a1111", "lcm") => "lcm",
-        ("a1111", _) => return Err("an option of A1111's UniPC, or its LCM with a table of its own"),
+        ("a1111", _) => return Err("A1111's UniPC with varying coefficients"),
         ("diffusers", _) => "euler",
+        ("sd.cpp", "ddim_trailing+eta") => "euler-a",
+        ("sd.cpp", "euler_ge+eta1") => "gradient-estimation",
+        ("sd.cpp", "res_2s+eta1") => "res-2s",
+        ("sd.cpp", "tcd" | "tcd+eta") => "tcd",
         (_, "euler" | "ddim_trailing") => "euler",
         (_, "euler_ancestral" | "ddpm" | "euler_a") => "euler-a",
         (_, "euler_cfg_pp") => "euler-cfg++",
@@ -210,7 +216,6 @@ fn ours(peer: &str, name: &str, run: &Value) -> std::result::Result<Ours, &'stat
         (_, "uni_pc_bh2") => "uni-pc-bh2",
         (_, "deis") => "deis-tab",
         (_, "ipndm") => "ipndm",
-        ("sd.cpp", "ipndm_v") => return Err("sd.cpp's iPNDM_v has other coefficients"),
         (_, "ipndm_v") => "ipndm-v",
         (_, "lcm") => "lcm",
         (_, "res_multistep" | "res_multistep+eta1") if peer == "sd.cpp" => "res-multistep-a",
@@ -261,14 +266,18 @@ fn ours(peer: &str, name: &str, run: &Value) -> std::result::Result<Ours, &'stat
             options.push(("order", value.as_f64().unwrap()));
         } else if key == "uni_pc_lower_order_final" {
             options.push(("lower_order_final", 0.0));
+        } else if key == "uni_pc_skip_type" {
+            options.push(("skip", if value == "logSNR" { 2.0 } else { 1.0 }));
         } else if key == "simple_order_2" {
             options.push(("simple_order_2", 1.0));
         }
     }
     match (peer, sampler) {
         ("comfyui", "lms") => options.push(("ends_denoised", 1.0)),
+        ("sd.cpp", "ipndm-v") => options.extend([("ends_denoised", 0.0), ("variable_to", 2.0)]),
         ("forge" | "sd.cpp", "ipndm" | "ipndm-v") => options.push(("ends_denoised", 0.0)),
         ("a1111", "lcm") => {}
+        ("sd.cpp", "tcd") if name == "tcd" => options.push(("eta", 0.0)),
         (_, "lcm") => options.push(("boundary", 0.0)),
         ("sd.cpp", "res-multistep-a") if name == "res_multistep" => options.push(("eta", 0.0)),
         _ => {}

@@ -75,6 +75,14 @@ impl NoiseTable {
         (-(log(low) + fraction * (log(low + 1) - log(low)))).exp_m1().sqrt()
     }
 
+    /// The timestep of a sigma, by the same interpolation.
+    pub(in super::super) fn timestep_by_alpha(&self, sigma: f64) -> f64 {
+        let log = |sigma: f64| -(sigma * sigma).ln_1p();
+        let high = self.sigmas.partition_point(|trained| *trained < sigma).clamp(1, self.sigmas.len() - 1);
+        let (a, b) = (log(self.sigmas[high - 1]), log(self.sigmas[high]));
+        (high - 1) as f64 + ((log(sigma) - a) / (b - a)).clamp(0.0, 1.0)
+    }
+
     /// Sigma at a timestep, interpolated in log sigma (k-diffusion `external.py`, `t_to_sigma`).
     pub(in super::super) fn sigma_by_log(&self, timestep: f64) -> f64 {
         let last = self.sigmas.len() - 1;

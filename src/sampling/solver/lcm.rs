@@ -98,11 +98,18 @@ impl Solver for LatentConsistency {
 struct TrajectoryConsistency {
     process: Arc<dyn NoiseProcess>,
     eta: f64,
+    /// As stable-diffusion.cpp: by the nearest trained timestep of a sigma, down to the first one, and scaled to the variance of the next
+    /// level where no noise is added.
+    to_the_first: bool,
 }
 
 /// Plans a run of trajectory consistency.
 pub(in crate::sampling) fn plan_trajectory(planner: &Planner<'_>) -> Result<Schedule> {
-    let solver = Box::new(TrajectoryConsistency { process: Arc::clone(&planner.process), eta: planner.eta() });
+    let solver = Box::new(TrajectoryConsistency {
+        process: Arc::clone(&planner.process),
+        eta: planner.eta(),
+        to_the_first: planner.config.like == Some(Like::SdCpp),
+    });
     if planner.has_levels() {
         return planner.sigma_space(solver);
     }
@@ -117,6 +124,19 @@ impl Solver for TrajectoryConsistency {
     fn step(&mut self, step: &Step, latents: &Tensor, denoiser: &mut dyn Denoiser, noise: &mut dyn NoiseSource) -> Result<Tensor> {
         let clean = denoiser.denoise(latents, step.from)?.guided;
         let to = step.to.sigma;
+        if self.to_the_first {
+            let timestep = self.process.timestep(to.max(self.process.range().1));
+            let nearest = [timestep.floor(), timestep.ceil()]
+                .into_iter()
+                .min_by(|a, b| (self.process.sigma(*a) - to).abs().total_cmp(&(self.process.sigma(*b) - to).abs()))
+                .unwrap_or(timestep);
+            let below = self.process.sigma(((1.0 - self.eta) * nearest).floor());
+            let next = sum(1.0, &clean, &[(below, &slope(latents, &clean, step.from.sigma)?)])?;
+            if self.eta > 0.0 && to > 0.0 {
+                return sum(1.0, &next, &[((to * to - below * below).max(0.0).sqrt(), &noise.fresh(latents)?)]);
+            }
+            return Ok(next.affine(((1.0 + to * to) / (1.0 + below * below)).sqrt(), 0.0)?);
+        }
         let below = match self.eta > 0.0 && to > 0.0 {
             true => self.process.sigma(((1.0 - self.eta) * step.to.timestep).floor()),
             false => to,
