@@ -5,7 +5,7 @@ use super::encode::counted_calls;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
-use crate::guidance::{ClassifierFree, Conjunction, GuidanceScales, Guider, InstructionEdit, LeftOut};
+use crate::guidance::{AdaptiveProjected, ClassifierFree, Conjunction, GuidanceScales, Guider, InstructionEdit, LeftOut, Projection};
 use crate::models::Backbone;
 use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
 use crate::{Error, Result};
@@ -78,6 +78,12 @@ fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
     };
     let images: Vec<GuidanceScales> = batch.iter().map(scales).collect();
     let guider = Box::new(ClassifierFree::new(&images, device)?);
+    if let Some(apg) = batch.first().and_then(|item| item.request.guidance.apg).filter(|_| images.iter().any(|image| image.scale.is_some()))
+    {
+        let scales: Vec<f64> = images.iter().map(|image| image.scale.unwrap_or(1.0)).collect();
+        let projection = Projection { eta: apg.eta, norm: apg.norm, momentum: apg.momentum };
+        return Ok(Box::new(AdaptiveProjected::new(guider, &scales, projection, device)?));
+    }
     if batch.iter().all(|item| item.request.part_weights().is_none()) {
         return Ok(guider);
     }
@@ -119,7 +125,14 @@ impl Denoiser for GuidedDenoiser<'_> {
         let part = |(i, branch)| Ok((branch, output.narrow(0, i * images, images)?));
         let outputs = Branches::new(branches.into_iter().enumerate().map(part).collect::<Result<_>>()?);
         let denoised = |output: &Tensor| process.denoised(&latents, output, level.sigma);
-        let mut estimates = Denoised::plain(denoised(&self.guider.combine(&at, &outputs)?)?);
+        let guided = match self.guider.reads_estimates() {
+            true => {
+                let rows = outputs.iter().map(|(branch, output)| Ok((branch, denoised(output)?)));
+                self.guider.combine(&at, &Branches::new(rows.collect::<Result<_>>()?))?
+            }
+            false => denoised(&self.guider.combine(&at, &outputs)?)?,
+        };
+        let mut estimates = Denoised::plain(guided);
         if self.keeps_branches {
             let rows = outputs.iter().map(|(branch, output)| Ok((branch, denoised(output)?)));
             estimates.branches = Branches::new(rows.collect::<Result<_>>()?);

@@ -9,7 +9,7 @@ use crate::image::{
 };
 use crate::models::LatentDistribution;
 use crate::noise::SeededNoise;
-use crate::sampling::{Branch, Like, NoiseSource, Schedule, plan};
+use crate::sampling::{Branch, Like, NoiseSource, Schedule, SchedulerConfig, plan};
 use crate::settings::{InpaintArea, InpaintFill, Request, StrengthSteps};
 use crate::{Error, Result};
 use ::image::{GrayImage, Luma, RgbImage, imageops};
@@ -229,7 +229,16 @@ impl Pipeline {
             return Ok(Start { latents: drawn.affine(schedule.initial_scale, 0.0)?, schedule, extensions });
         };
         let steps = request.sampling.steps;
+        // A network that was distilled with its guidance takes all steps, over the part of its own timesteps that the strength leaves.
+        let distilled = request.guidance_is_embedded
+            && request.inputs.strength_steps == StrengthSteps::Share
+            && request.scheduler.levels.is_none()
+            && request.scheduler.sampler().is_ok_and(|sampler| sampler.name() == "lcm");
         let (mut schedule, kept) = match request.inputs.strength_steps {
+            StrengthSteps::Share if distilled && strength > 0.0 => {
+                let scheduler = SchedulerConfig { distilled_share: strength, ..request.scheduler.clone() };
+                (plan(&scheduler, steps)?, steps)
+            }
             StrengthSteps::Share => (schedule, ((steps as f64 * strength) as usize).min(steps)),
             StrengthSteps::ShareAndOne => (schedule, ((strength.min(0.999) * steps as f64) as usize + 1).min(steps)),
             StrengthSteps::All if strength <= 0.0 => (schedule, 0),

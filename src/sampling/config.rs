@@ -84,6 +84,9 @@ pub struct SchedulerConfig {
     pub levels: Option<Levels>,
     /// The schedules that were found for SDXL hold, and not those for Stable Diffusion 1.
     pub is_sdxl: bool,
+    /// The share of the timesteps that a model was distilled at, from the clean end, which a run's are taken from: a run from an image has
+    /// less than 1 (diffusers' `LCMScheduler.set_timesteps` with a strength).
+    pub distilled_share: f64,
     /// Whose schedules and timesteps they are, where tools differ.
     pub like: Option<Like>,
     /// What the noise of a run's start is multiplied by.
@@ -168,6 +171,7 @@ impl SchedulerConfig {
             options: BTreeMap::new(),
             levels: None,
             is_sdxl: false,
+            distilled_share: 1.0,
             like: None,
             first_noise: FirstNoise::Model,
         }

@@ -173,6 +173,21 @@ impl Draft {
         // Planning finds out whether sampler, schedule and steps go together, before a weight is read.
         crate::sampling::plan(&request.scheduler, request.sampling.steps).map_err(blame)?;
         check_clip_skip(&request, spec)?;
+        if request.guidance.apg.is_some() {
+            let guidance = &request.guidance;
+            let parts = request.part_weights().is_some();
+            for (name, given) in [
+                ("guidance-rescale", guidance.rescale != 0.0),
+                ("pag-scale", guidance.pag_scale != 0.0),
+                ("prompt", parts),
+                ("edit", request.inputs.edit),
+            ] {
+                if given {
+                    let what = if parts { "a prompt with AND" } else { "this" };
+                    return Err(Error::setting(name, format!(": {what} does not go with --apg, which guides by a formula of its own")));
+                }
+            }
+        }
         if request.inputs.edit {
             let guidance = &request.guidance;
             // The three rows of an edit have a formula of their own.

@@ -56,7 +56,7 @@ pub use adapters::{AdapterDraft, AdapterSettings};
 pub use canvas::{CanvasDraft, CanvasSettings, PixelRounding, parse_size};
 pub use docs::flag_table;
 pub use draft::Draft;
-pub use guidance::{FreeUFactors, GuidanceDraft, GuidanceSettings};
+pub use guidance::{FreeUFactors, GuidanceDraft, GuidanceSettings, ProjectedGuidance};
 pub use inputs::{InpaintArea, InpaintFill, InputDraft, InputSettings, StrengthSteps};
 pub use load::{LoadDraft, LoadSettings, VaeTiling};
 pub use output::{BatchSize, OutputDraft, OutputSettings};

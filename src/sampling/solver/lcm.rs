@@ -34,10 +34,11 @@ fn timesteps(planner: &Planner<'_>) -> Result<Vec<i64>> {
         let choices = format!("1 to {trained}");
         return Err(planner.config.refuse("original_inference_steps", &distilled.to_string(), &choices));
     }
-    if planner.steps > distilled {
-        return Err(Error::Input(format!("--steps {} is too many: this sampler takes 1 to {distilled}", planner.steps)));
-    }
     let every = trained / distilled;
+    let distilled = (distilled as f64 * planner.config.distilled_share) as usize;
+    if planner.steps > distilled {
+        return Err(Error::Input(format!("--steps {} is too many: this sampler takes 1 to {distilled} here", planner.steps)));
+    }
     let index = |i: usize| (i as f64 * distilled as f64 / planner.steps as f64).floor() as usize;
     Ok((0..planner.steps).map(|i| ((distilled - index(i)) * every) as i64 - 1).collect())
 }
