@@ -361,7 +361,17 @@ impl SchedulerConfig {
         (sampler.row().check)(self)
     }
 
-    /// The levels that the user gave, without the 0 that may end them.
+    /// Where a run over levels that the user gave ends: at 0, or, by the rules of a tool that takes the list as it stands, at the last one.
+    pub fn levels_end(&self) -> f64 {
+        match &self.levels {
+            Some(Levels::Sigmas(sigmas)) if self.like.is_some_and(|like| like != Like::Diffusers) && sigmas.len() > 1 => {
+                sigmas.last().copied().unwrap_or(0.0)
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// The levels that the user gave, without the one that the run ends at ([`SchedulerConfig::levels_end`]).
     ///
     /// # Errors
     /// [`Error::Input`] where they are not descending positive numbers, or timesteps that the model was not trained on.
@@ -373,7 +383,8 @@ impl SchedulerConfig {
             Some(Levels::Timesteps(timesteps)) => ("--timesteps", timesteps, 0.0..=most, "999,749,499,249"),
         };
         let mut levels = levels.clone();
-        if matches!(self.levels, Some(Levels::Sigmas(_))) && levels.len() > 1 && levels.last() == Some(&0.0) {
+        let end = self.levels_end();
+        if matches!(self.levels, Some(Levels::Sigmas(_))) && levels.len() > 1 && levels.last() == Some(&end) {
             levels.pop();
         }
         if let Some(wrong) = levels.iter().find(|level| !range.contains(*level)) {
@@ -406,6 +417,13 @@ impl SchedulerConfig {
             return Err(self.refuse("num_train_timesteps", &count.to_string(), &format!("2 to {MOST_TIMESTEPS}")));
         }
         let (start, end) = (file.beta_start.unwrap_or(start), file.beta_end.unwrap_or(end));
+        let plain = file.trained_betas.is_none() && file.rescale_betas_zero_snr != Some(true);
+        if self.like == Some(Like::ComfyUi) && plain && 0.0 < start && start < 1.0 && 0.0 < end && end < 1.0 {
+            match self.choice("beta_schedule", &file.beta_schedule, BetaSchedule::Linear, &schedules)? {
+                BetaSchedule::Cosine => {}
+                schedule => return Ok(NoiseTable::comfyui(schedule == BetaSchedule::ScaledLinear, start, end, count)),
+            }
+        }
         let betas = match &file.trained_betas {
             Some(betas) => betas.iter().map(|b| *b as f32).collect(),
             None => {

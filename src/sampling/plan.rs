@@ -140,7 +140,11 @@ impl Planner<'_> {
 
     /// The run of a sampler that works in sigma space (Euler, Heun and k-diffusion's other ones), as diffusers lays it.
     pub(super) fn sigma_space(&self, solver: Box<dyn Solver>) -> Result<Schedule> {
-        let given = self.given_levels()?.map(|levels| (levels, NoiseLevel::new(0.0, 0.0)));
+        let end = match self.config.levels_end() {
+            0.0 => NoiseLevel::new(0.0, 0.0),
+            sigma => NoiseLevel::new(single(sigma), self.process.timestep(sigma)),
+        };
+        let given = self.given_levels()?.map(|levels| (levels, end));
         if let Some((levels, end)) = given.map_or_else(|| self.scheduled_levels(), |levels| Ok(Some(levels)))? {
             let largest = levels.iter().map(|level| level.sigma).fold(0.0, f64::max);
             let ends: Vec<NoiseLevel> = levels.into_iter().chain([end]).collect();

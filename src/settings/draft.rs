@@ -6,6 +6,7 @@ use super::{
 };
 use crate::inputs::InputReader;
 use crate::prompt::PromptSyntax;
+use crate::sampling::Like;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use std::ffi::OsString;
@@ -154,7 +155,9 @@ impl Draft {
         settle_noise(&mut request)?;
         if let Some(levels) = request.scheduler.levels()? {
             // Levels that were given are the steps.
-            if let Some(steps) = self.sampling.steps.filter(|steps| *steps != levels.len()) {
+            // A tool's schedules do not always have as many steps as were asked for.
+            let strict = matches!(request.sampling.like, None | Some(Like::Diffusers));
+            if let Some(steps) = self.sampling.steps.filter(|steps| strict && *steps != levels.len()) {
                 return Err(Error::setting(
                     "steps",
                     format!("{steps}: the levels that were given make {} steps; leave it out", levels.len()),
