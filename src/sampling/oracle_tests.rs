@@ -128,7 +128,9 @@ impl Oracle {
             file.insert("beta_start".into(), 0.00085.into());
             file.insert("beta_end".into(), 0.012.into());
             let mut config = SchedulerConfig::from_json(&Value::Object(file.clone()).to_string(), "oracle").unwrap();
-            config.eta = file.get("eta").and_then(Value::as_f64);
+            // The class alone, without a pipeline, has a default of its own.
+            let default = (file["class"] == "TCDScheduler").then_some(0.3);
+            config.eta = file.get("eta").and_then(Value::as_f64).or(default);
             let steps = run["schedule"].as_str().unwrap().rsplit('-').next().unwrap().parse().unwrap();
             plan(&config, steps).unwrap()
         } else if walks {

@@ -85,7 +85,7 @@ impl Planner<'_> {
     }
 
     /// The user named the sampler, so that it is the field's own and not diffusers' class of it.
-    fn is_named(&self) -> bool {
+    pub(super) fn is_named(&self) -> bool {
         self.config.chosen.is_some()
     }
 

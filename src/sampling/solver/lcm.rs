@@ -108,7 +108,8 @@ struct TrajectoryConsistency {
 pub(in crate::sampling) fn plan_trajectory(planner: &Planner<'_>) -> Result<Schedule> {
     let solver = Box::new(TrajectoryConsistency {
         process: Arc::clone(&planner.process),
-        eta: planner.eta(),
+        // diffusers' pipelines call their class without noise, whatever its own default.
+        eta: if planner.is_named() { planner.eta() } else { planner.config.eta.unwrap_or(0.0) },
         to_the_first: planner.config.like == Some(Like::SdCpp),
     });
     if planner.has_levels() {
