@@ -364,14 +364,14 @@ fn files_are_known_by_their_names_and_else_by_their_first_line() {
     ] {
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        let read: Vec<_> = read(&path, None, &Flags::default()).unwrap().map(|line| line.unwrap().draft.prompts).collect();
+        let read: Vec<_> = read(&path, None, &[], &Flags::default()).unwrap().map(|line| line.unwrap().draft.prompts).collect();
         assert_eq!(read.len(), 1, "{name}");
         assert!(read[0][0].starts_with("{a cat"), "{name}: {read:?}");
     }
-    let refused = read(folder.path(), None, &Flags::default()).err().unwrap();
+    let refused = read(folder.path(), None, &[], &Flags::default()).err().unwrap();
     assert!(refused.exit_code() == 2 && refused.to_string().contains("is a folder"));
-    assert!(read(&folder.path().join("none"), None, &Flags::default()).err().unwrap().to_string().contains("cannot be read"));
-    let forced = read(&folder.path().join("a.csv"), Some(Format::Text), &Flags::default()).unwrap();
+    assert!(read(&folder.path().join("none"), None, &[], &Flags::default()).err().unwrap().to_string().contains("cannot be read"));
+    let forced = read(&folder.path().join("a.csv"), Some(Format::Text), &[], &Flags::default()).unwrap();
     assert_eq!(forced.count(), 2);
 }
 
@@ -385,7 +385,7 @@ fn a_pipe_is_read_as_it_fills() {
         let path = path.clone();
         move || std::fs::write(path, "a cat\na dog --steps 3\n")
     });
-    assert_eq!(read(&path, None, &Flags::default()).unwrap().filter(|line| line.is_ok()).count(), 2);
+    assert_eq!(read(&path, None, &[], &Flags::default()).unwrap().filter(|line| line.is_ok()).count(), 2);
     writer.join().unwrap().unwrap();
 }
 
@@ -540,7 +540,7 @@ fn a_line_of_many_mistakes_is_judged_in_no_time() {
 fn a_file_without_an_end_is_no_file_of_lines() {
     use crate::cli::settings::sweep::Axis;
     for device in ["/dev/zero", "/dev/urandom"] {
-        let error = read(Path::new(device), None, &Flags::default()).err().unwrap().to_string();
+        let error = read(Path::new(device), None, &[], &Flags::default()).err().unwrap().to_string();
         assert!(error.contains("is neither a file nor a pipe"), "{error}");
         assert!(Axis::parse(&format!("prompt=@{device}")).unwrap_err().contains("is neither a file nor a pipe"));
     }
