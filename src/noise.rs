@@ -5,6 +5,9 @@
 //! stochastic sampler asks for; image k therefore does not depend on the batch size.
 
 mod brownian;
+mod first;
+#[cfg(test)]
+mod tools_tests;
 
 use crate::sampling::NoiseSource;
 use crate::{Error, Result};
@@ -44,11 +47,33 @@ impl Rng {
     }
 }
 
+/// What an image's noise is drawn by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageNoise {
+    /// The seed.
+    pub seed: u64,
+    /// A second seed, and how much of its noise is blended into the first noise.
+    pub variation: Option<(u64, f64)>,
+    /// Height and width of the latents that the seed's first noise was for.
+    pub resized_from: Option<(usize, usize)>,
+    /// The seed of the steps' noise, where that has a generator of its own.
+    pub steps_seed: Option<u64>,
+    /// The image's number, from 0, and how many there are, where every draw is for all of them.
+    pub place: (usize, usize),
+}
+
+impl ImageNoise {
+    /// Of a seed, and nothing else.
+    pub fn of(seed: u64) -> Self {
+        Self { seed, variation: None, resized_from: None, steps_seed: None, place: (0, 1) }
+    }
+}
+
 /// The noise of a batch: one generator an image.
 #[derive(Debug, Clone)]
 pub struct SeededNoise {
     rng: Rng,
-    seeds: Vec<u64>,
+    images: Vec<ImageNoise>,
     generators: Vec<Generator>,
     /// The times between which the steps' noise comes from one path for each image, and the paths.
     brownian: Option<((f64, f64), Vec<BrownianTree>)>,
@@ -63,8 +88,32 @@ enum Generator {
 impl SeededNoise {
     /// A generator for each seed, in the order of the batch.
     pub fn new(rng: Rng, seeds: &[u64]) -> Self {
-        let generators = seeds.iter().map(|seed| Generator::new(rng, *seed)).collect();
-        Self { rng, seeds: seeds.to_vec(), generators, brownian: None }
+        Self::of_images(rng, seeds.iter().copied().map(ImageNoise::of).collect())
+    }
+
+    /// The same for images whose noise is more than that of a seed.
+    pub fn of_images(rng: Rng, images: Vec<ImageNoise>) -> Self {
+        let generators = images.iter().map(|image| Generator::new(rng, image.seed)).collect();
+        Self { rng, images, generators, brownian: None }
+    }
+
+    /// The first noise of a run, of the shape of `latents`; what is drawn after it is the noise of the steps.
+    ///
+    /// # Errors
+    /// As [`SeededNoise::randn`].
+    pub fn first(&mut self, latents: &Tensor) -> Result<Tensor> {
+        let (images, channels, height, width) = latents.dims4()?;
+        let mut values = self.randn(latents.shape(), &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+        let size = channels * height * width;
+        for (image, values) in self.images.iter().zip(values.chunks_exact_mut(size.max(1))) {
+            first::vary(image, self.rng, values, (channels, height, width));
+        }
+        for (image, generator) in self.images.iter().zip(&mut self.generators) {
+            if let Some(seed) = image.steps_seed {
+                *generator = Generator::new(self.rng, seed);
+            }
+        }
+        Ok(Tensor::from_vec(values, (images, channels, height, width), &Device::Cpu)?.to_device(latents.device())?)
     }
 
     /// The noise between two sigmas of these ends is that of a Brownian path for each image, with the image's seed.
@@ -73,6 +122,11 @@ impl SeededNoise {
     /// k-diffusion `sampling.py`, `BrownianTreeNoiseSampler`, as A1111 seeds it.
     pub fn with_brownian(self, ends: Option<(f64, f64)>) -> Self {
         Self { brownian: ends.map(|ends| (ends, vec![])), ..self }
+    }
+
+    /// The same for a run that turns out to be another one; before its first step.
+    pub fn set_brownian(&mut self, ends: Option<(f64, f64)>) {
+        self.brownian = ends.map(|ends| (ends, vec![]));
     }
 
     /// Standard normal noise in f32.
@@ -91,8 +145,9 @@ impl SeededNoise {
         }
         let each = shape.elem_count() / batch;
         let mut values = Vec::with_capacity(shape.elem_count());
-        for generator in &mut self.generators {
-            values.extend(generator.randn(each));
+        for (generator, image) in self.generators.iter_mut().zip(&self.images) {
+            let (index, images) = image.place;
+            values.extend(generator.randn(images * each).into_iter().skip(index * each).take(each));
         }
         Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_device(device)?)
     }
@@ -104,12 +159,13 @@ impl NoiseSource for SeededNoise {
     }
 
     fn between(&mut self, latents: &Tensor, from: f64, to: f64) -> Result<Tensor> {
-        let count = latents.elem_count() / self.seeds.len().max(1);
+        let count = latents.elem_count() / self.images.len().max(1);
         let Some((ends, trees)) = &mut self.brownian else { return self.fresh(latents) };
         if trees.is_empty() {
-            *trees = self.seeds.iter().map(|seed| BrownianTree::new(self.rng, *seed, *ends, count)).collect();
+            *trees = self.images.iter().map(|image| BrownianTree::new(self.rng, image.seed, *ends, image.place.1 * count)).collect();
         }
-        let values: Vec<f32> = trees.iter().flat_map(|tree| tree.between(from, to)).collect();
+        let of = |(tree, image): (&BrownianTree, &ImageNoise)| tree.between(from, to).into_iter().skip(image.place.0 * count).take(count);
+        let values: Vec<f32> = trees.iter().zip(&self.images).flat_map(of).collect();
         Ok(Tensor::from_vec(values, latents.shape(), &Device::Cpu)?.to_device(latents.device())?)
     }
 }

@@ -533,6 +533,41 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
 }
 
 #[test]
+fn a_mirror_that_sends_on_is_followed_without_the_token() {
+    for status in [301, 307, 308] {
+        let (hub, content) = single();
+        let address = hub.address.clone();
+        // It knows what there is, and neither the name of a content nor its bytes.
+        let mirror = single().0.with_fault(move |asked, _, answer| match asked.path.contains("/resolve/") {
+            true => Answer::status(status).with("Location", format!("{address}{}", asked.path)),
+            false => answer,
+        });
+        let trial = Trial::new(&mirror).with_token();
+        assert_eq!(std::fs::read(trial.fetch("org/model").expect("fetched")).expect("read"), content, "{status}");
+        assert!(!hub.asked().is_empty() && hub.asked().iter().all(|asked| !asked.headers.contains_key("authorization")));
+    }
+}
+
+#[test]
+fn a_snapshot_that_was_filled_by_hand_is_used() {
+    let (hub, content) = single();
+    let mut trial = Trial::new(&hub);
+    trial.settings.offline = Some("HF_HUB_OFFLINE");
+    let snapshot = trial.repository().join("snapshots/local");
+    std::fs::create_dir_all(trial.repository().join("refs")).expect("folder");
+    std::fs::create_dir_all(&snapshot).expect("folder");
+    std::fs::write(snapshot.join("model.safetensors"), &content).expect("write");
+    std::fs::write(trial.repository().join("refs/main"), "local").expect("write");
+    assert_eq!(std::fs::read(trial.fetch("org/model").expect("found")).expect("read"), content);
+    // A name that leaves the folder is none.
+    for name in ["../local", ".", "..", "a/b"] {
+        std::fs::write(trial.repository().join("refs/main"), name).expect("write");
+        trial.refused("org/model");
+    }
+    assert!(hub.asked().is_empty());
+}
+
+#[test]
 fn what_is_missing_can_be_asked_without_fetching_it() {
     let (hub, content) = single();
     let trial = Trial::new(&hub);

@@ -136,7 +136,7 @@ mod tests {
             |d| d.guidance.scale = Some(3.0),
             |d| d.guidance.rescale = Some(0.5),
             |d| d.scheduler.sampler = Some("dpm++2m".into()),
-            |d| d.scheduler.schedule = Some(SigmaSchedule::Karras),
+            |d| d.scheduler.schedule = Some(SigmaSchedule::Karras.into()),
             |d| d.scheduler.timestep_spacing = Some(TimestepSpacing::Trailing),
             |d| d.scheduler.prediction = Some(PredictionType::VPrediction),
             |d| d.scheduler.zero_snr = Some(true),
@@ -165,7 +165,7 @@ mod tests {
         }
         // A name for what the model does by itself is the same.
         let named = request(|d| {
-            d.scheduler.schedule = Some(SigmaSchedule::Discrete);
+            d.scheduler.schedule = Some(SigmaSchedule::Discrete.into());
             d.scheduler.prediction = Some(PredictionType::Epsilon);
             d.scheduler.zero_snr = Some(false);
         });

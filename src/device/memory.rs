@@ -28,6 +28,18 @@ pub fn free_memory(device: &Device) -> Option<u64> {
     memory(device).map(|memory| memory.free)
 }
 
+/// Bytes of the machine's memory that a container or a cluster's job may have, where that is less than all.
+pub fn host_limit() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let total = host_memory()?.total;
+        linux::group_limit(std::path::Path::new("/sys/fs/cgroup"), &groups).filter(|limit| *limit < total)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 #[cfg(not(target_os = "linux"))]
 fn host_memory() -> Option<Memory> {
     let mut system = sysinfo::System::new();
@@ -56,7 +68,7 @@ fn host_memory() -> Option<Memory> {
 #[cfg(target_os = "linux")]
 mod linux {
     use rustix::process::{Resource, getrlimit};
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     /// Lines of a name and a number, as `/proc` and control groups write them.
     pub(super) struct NamedNumbers<'a>(&'a str);
@@ -86,20 +98,32 @@ mod linux {
     /// Bytes of memory, and beside it of swap, that the control groups of a process leave (Linux, admin-guide/cgroup-v2.rst and
     /// cgroup-v1/memory.rst). `groups` is its `/proc/self/cgroup`.
     pub(super) fn group_room(root: &Path, groups: &str) -> Option<(u64, u64)> {
+        let rooms = all_groups(root, groups).into_iter().filter_map(|(group, files)| files.room(&group));
+        rooms.reduce(|(memory, swap), (other, more)| (memory.min(other), swap.min(more)))
+    }
+
+    /// The least limit of the control groups of a process, in bytes.
+    pub(super) fn group_limit(root: &Path, groups: &str) -> Option<u64> {
+        let limit = |(group, files): (PathBuf, &Files)| std::fs::read_to_string(group.join(files.limit)).ok()?.trim().parse().ok();
+        all_groups(root, groups).into_iter().filter_map(limit).min()
+    }
+
+    /// The folders of a process's control groups and of those above them: every one may be the narrowest. In a container, a path may be
+    /// one that only the host sees.
+    fn all_groups(root: &Path, groups: &str) -> Vec<(PathBuf, &'static Files)> {
         let groups = groups.lines().filter_map(|line| {
             let mut parts = line.splitn(3, ':').skip(1);
             let (controllers, path) = (parts.next()?, parts.next()?);
             match controllers.split(',').find(|name| name.is_empty() || *name == "memory")? {
-                "" => Some((root.to_owned(), path, &V2)),
-                _ => Some((root.join("memory"), path, &V1)),
+                "" => Some((root.to_owned(), path, V2)),
+                _ => Some((root.join("memory"), path, V1)),
             }
         });
-        // Every group above may be the narrowest. In a container, the path may be one that only the host sees.
-        let rooms = groups.flat_map(|(root, path, files)| {
+        let above = groups.flat_map(|(root, path, files)| {
             let path = Path::new(path.trim_start_matches('/')).to_owned();
-            path.ancestors().map(|group| files.room(&root.join(group))).collect::<Vec<_>>()
+            path.ancestors().map(|group| (root.join(group), files)).collect::<Vec<_>>()
         });
-        rooms.flatten().reduce(|(memory, swap), (other, more)| (memory.min(other), swap.min(more)))
+        above.collect()
     }
 
     /// The names of a control group's files.
@@ -111,13 +135,13 @@ mod linux {
         swap: Option<[&'static str; 2]>,
     }
 
-    const V2: Files = Files {
+    const V2: &Files = &Files {
         limit: "memory.max",
         used: "memory.current",
         cache: ["inactive_file", "active_file"],
         swap: Some(["memory.swap.max", "memory.swap.current"]),
     };
-    const V1: Files = Files {
+    const V1: &Files = &Files {
         limit: "memory.limit_in_bytes",
         used: "memory.usage_in_bytes",
         cache: ["total_inactive_file", "total_active_file"],
@@ -161,6 +185,7 @@ mod linux {
             write("memory.swap.max", "70");
             write("memory.swap.current", "50");
             assert_eq!(group_room(root.path(), "0::/a/b\n"), Some((100, 20)));
+            assert_eq!(group_limit(root.path(), "0::/a/b\n"), Some(1000));
             // A path of the host's, which a container does not see.
             assert_eq!(group_room(root.path(), "0::/docker/0123\n"), Some((100, 20)));
             write("memory/job/memory.limit_in_bytes", "2000");

@@ -14,7 +14,7 @@ pub use backends::{Backend, backends};
 pub(crate) use cuda::{Queue, undisturbed};
 #[cfg(feature = "cuda")]
 pub(crate) use library::Library;
-pub use memory::{Memory, free_memory, memory};
+pub use memory::{Memory, free_memory, host_limit, memory};
 
 use crate::{Error, Result, ops};
 use candle_core::{DType, Device, DeviceLocation};

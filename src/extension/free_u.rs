@@ -28,12 +28,15 @@ impl Extension for FreeU {
         let (_, _, height, width) = call.latents.dims4()?;
         let mut kernels = BTreeMap::new();
         for mut side in [height, width] {
-            // The sides of all levels; an odd side is halved upwards.
-            while side > 1 {
-                side = side.div_ceil(2);
+            // The sides of all levels, the latents' own too, as a UNet may have two; an odd side is halved upwards.
+            loop {
                 if let std::collections::btree_map::Entry::Vacant(entry) = kernels.entry(side) {
                     entry.insert(low_frequencies(side, call.latents.device())?);
                 }
+                if side <= 1 {
+                    break;
+                }
+                side = side.div_ceil(2);
             }
         }
         call.patches.push(Arc::new(FreeUPatch { free_u: *self, kernels }));
@@ -98,6 +101,21 @@ fn low_part(x: &Tensor, part: usize, inputs: &NamedTensors) -> Result<Tensor> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_level_has_its_kernel() {
+        let zeros = |shape: (usize, usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let latents = Tensor::zeros((1, 4, 9, 4), DType::F32, &Device::Cpu).unwrap();
+        let mut call = ModelCall::new(latents, 1.0, zeros((1, 2, 3)));
+        let level = crate::sampling::NoiseLevel::new(1.0, 1.0);
+        let step = crate::sampling::Step { index: 0, from: level, to: level };
+        let at = CallPoint { step, steps: 1, call: 0, level };
+        FreeU { backbone: [1.0; 2], skip: [1.0; 2] }.before_call(&at, &[Branch::Prompt], &mut call).unwrap();
+        let names: Vec<String> = call.patches[0].inputs().into_iter().map(|(name, _)| name).collect();
+        for side in [9, 5, 3, 2, 1, 4] {
+            assert!(names.contains(&format!("low frequencies of {side}, part 0")), "{side}: {names:?}");
+        }
+    }
 
     #[test]
     fn a_filter_of_nothing_but_low_frequencies_is_a_scaling() {

@@ -14,8 +14,33 @@ pub struct GuidanceScales {
     pub rescale: f64,
     /// The shares of the steps from which and up to which the negative row is computed.
     pub interval: (f64, f64),
+    /// Where the negative row is left out beside that.
+    pub left_out: LeftOut,
     /// Perturbed-attention guidance; 0 turns it off.
     pub perturbed: f64,
+}
+
+/// The calls of the network for which A1111 leaves the negative row out.
+///
+/// # Source
+/// lllyasviel/stable-diffusion-webui-forge@dfdcbab6:modules/sd_samplers_cfg_denoiser.py, `CFGDenoiser.forward`.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LeftOut {
+    /// "Skip Early CFG": up to this share of the calls; 0 turns it off.
+    pub early: f64,
+    /// The calls that it is a share of.
+    pub calls: usize,
+    /// "NGMS": below this sigma, in every other call; 0 turns it off.
+    pub below_sigma: f64,
+    /// In every call below it.
+    pub all: bool,
+}
+
+impl LeftOut {
+    fn has(&self, at: &CallPoint) -> bool {
+        let early = self.early > 0.0 && at.call as f64 / self.calls.max(1) as f64 <= self.early;
+        early || (at.call % 2 == 1 || self.all) && self.below_sigma > 0.0 && at.level.sigma < self.below_sigma
+    }
 }
 
 /// Pushes the output from the negative prompt's row, and from the one with disturbed attention, towards the prompt's.
@@ -28,6 +53,7 @@ pub struct ClassifierFree {
     /// One value an image; `None` where guidance is off.
     scale: Option<Tensor>,
     interval: (f64, f64),
+    left_out: LeftOut,
     /// The rescaling and what it leaves, where an image asks for it.
     rescale: Option<(Tensor, Tensor)>,
     perturbed: Option<Tensor>,
@@ -47,6 +73,7 @@ impl ClassifierFree {
         Ok(Self {
             scale: is_guided.then(|| each(&|image| image.scale.unwrap_or(1.0))).transpose()?,
             interval: images.first().map_or((0.0, 1.0), |image| image.interval),
+            left_out: images.first().map_or(LeftOut::default(), |image| image.left_out),
             rescale: rescales.then(rescale).transpose()?,
             perturbed: perturbs.then(|| each(&|image| image.perturbed)).transpose()?,
         })
@@ -54,7 +81,7 @@ impl ClassifierFree {
 
     fn is_on(&self, at: &CallPoint) -> bool {
         let (step, steps) = (at.step.index as f64, at.steps as f64);
-        self.scale.is_some() && self.interval.0 * steps <= step && step < self.interval.1 * steps
+        self.scale.is_some() && self.interval.0 * steps <= step && step < self.interval.1 * steps && !self.left_out.has(at)
     }
 }
 
@@ -113,7 +140,8 @@ mod tests {
         guider.combine(&point(0), &Branches::new(rows)).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    const PLAIN: GuidanceScales = GuidanceScales { scale: None, rescale: 0.0, interval: (0.0, 1.0), perturbed: 0.0 };
+    const NOTHING: LeftOut = LeftOut { early: 0.0, calls: 4, below_sigma: 0.0, all: false };
+    const PLAIN: GuidanceScales = GuidanceScales { scale: None, rescale: 0.0, interval: (0.0, 1.0), left_out: NOTHING, perturbed: 0.0 };
 
     #[test]
     fn every_image_has_its_own_scale() {
@@ -144,6 +172,20 @@ mod tests {
         let rows: Vec<usize> = (0..4).map(|step| guider.branches(&point(step)).len()).collect();
         assert_eq!(rows, [1, 2, 2, 1]);
         assert_eq!(combined(&mut guider, vec![(Branch::Prompt, images(&[[1.0, 2.0]]))]), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn the_negative_row_is_left_out_where_a1111_does() {
+        let rows = |left_out: LeftOut| {
+            let guider = of(&[GuidanceScales { scale: Some(5.0), left_out, ..PLAIN }]);
+            let level = |call: usize| NoiseLevel::new([8.0, 4.0, 2.0, 1.0][call], 500.0);
+            (0..4).map(|call| guider.branches(&CallPoint { call, level: level(call), ..point(call) }).len()).collect::<Vec<_>>()
+        };
+        // The share is reached, not passed: 0 / 4 and 1 / 4 are within a quarter.
+        assert_eq!(rows(LeftOut { early: 0.25, ..NOTHING }), [1, 1, 2, 2]);
+        assert_eq!(rows(LeftOut { below_sigma: 5.0, ..NOTHING }), [2, 1, 2, 1]);
+        assert_eq!(rows(LeftOut { below_sigma: 4.0, all: true, ..NOTHING }), [2, 2, 1, 1]);
+        assert_eq!(rows(NOTHING), [2, 2, 2, 2]);
     }
 
     #[test]

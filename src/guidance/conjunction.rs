@@ -74,7 +74,7 @@ impl Guider for Conjunction {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::guidance::{ClassifierFree, GuidanceScales};
+    use crate::guidance::{ClassifierFree, GuidanceScales, LeftOut};
     use crate::sampling::{NoiseLevel, Step};
 
     fn point() -> CallPoint {
@@ -83,7 +83,8 @@ mod tests {
     }
 
     fn guider(scales: &[Option<f64>]) -> Box<dyn Guider> {
-        let image = |scale: &Option<f64>| GuidanceScales { scale: *scale, rescale: 0.0, interval: (0.0, 1.0), perturbed: 0.0 };
+        let left_out = LeftOut::default();
+        let image = |scale: &Option<f64>| GuidanceScales { scale: *scale, rescale: 0.0, interval: (0.0, 1.0), left_out, perturbed: 0.0 };
         Box::new(ClassifierFree::new(&scales.iter().map(image).collect::<Vec<_>>(), &Device::Cpu).unwrap())
     }
 

@@ -3,11 +3,13 @@
 //! A guider decides call by call, so that guidance in a part of the steps, or with a third row, is no special case. It sees numbers only:
 //! no prompt, no model, no noise level but the one it is asked about. What works on the latents or on the network itself is an extension.
 
+mod adaptive_projected;
 mod classifier_free;
 mod conjunction;
 mod instruction_edit;
 
-pub use classifier_free::{ClassifierFree, GuidanceScales};
+pub use adaptive_projected::{AdaptiveProjected, Projection};
+pub use classifier_free::{ClassifierFree, GuidanceScales, LeftOut};
 pub use conjunction::Conjunction;
 pub use instruction_edit::InstructionEdit;
 
@@ -25,6 +27,11 @@ pub trait Guider: Send + std::fmt::Debug {
     /// # Errors
     /// A branch is missing.
     fn combine(&mut self, at: &CallPoint, outputs: &Branches) -> Result<Tensor>;
+
+    /// Whether it is given estimates of the clean latents, and makes one, in the place of the network's outputs.
+    fn reads_estimates(&self) -> bool {
+        false
+    }
 }
 
 /// One value an image, `(images, 1, 1, 1)`.

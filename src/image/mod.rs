@@ -24,12 +24,24 @@ use std::io::Write;
 /// # Errors
 /// The tensor has another shape.
 pub fn to_rgb(decoded: &Tensor) -> Result<RgbImage> {
+    rounded(decoded, f32::round_ties_even)
+}
+
+/// [`to_rgb`], where what is behind the point is cut off, as A1111, ComfyUI and stable-diffusion.cpp do.
+///
+/// # Errors
+/// The tensor has another shape.
+pub fn to_rgb_cut_off(decoded: &Tensor) -> Result<RgbImage> {
+    rounded(decoded, f32::trunc)
+}
+
+fn rounded(decoded: &Tensor, round: impl Fn(f32) -> f32) -> Result<RgbImage> {
     let (_, channels, height, width) = decoded.dims4()?;
     if channels != 3 {
         return Err(Error::Image(format!("the VAE made {channels} channels where an image has 3")));
     }
     let values: Vec<f32> = decoded.squeeze(0)?.permute((1, 2, 0))?.contiguous()?.flatten_all()?.to_vec1()?;
-    let bytes = values.into_iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
+    let bytes = values.into_iter().map(|v| round((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0) as u8).collect();
     let (width, height) = (width as u32, height as u32);
     RgbImage::from_raw(width, height, bytes).ok_or_else(|| Error::Image("the image's size and its values do not agree".into()))
 }

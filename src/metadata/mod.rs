@@ -10,6 +10,7 @@ mod containers;
 mod json;
 mod read;
 mod recipe;
+mod recreation;
 mod tool;
 mod write;
 
@@ -17,6 +18,7 @@ pub use command::{PrintedCommand, command};
 pub use containers::{Text, texts};
 pub use read::understand;
 pub use recipe::{Field, NamedLora, Recipe};
+pub use recreation::recreation;
 pub use write::{GeneratedBy, KEYWORD, parameters};
 
 use crate::Result;

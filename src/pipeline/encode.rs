@@ -103,7 +103,7 @@ fn parts(
     let reading = PromptReading { syntax, emphasis, scheduling: PromptScheduling::Current, steps, hires_steps, negative };
     let prompt = Prompt::parse(source, reading).map_err(|error| Error::Input(format!("{which}: {error}")))?;
     // diffusers leaves layers out for the prompt only; the other tools do for both.
-    let skip_layers = if negative && syntax == PromptSyntax::Plain { 0 } else { request.text.skip_layers() };
+    let skip_layers = if negative && syntax == PromptSyntax::Plain { 0 } else { request.skip_layers };
     // Once said is enough.
     let first = pass == PassNumber::First;
     let slips = prompt.slips.iter().filter(|_| first).map(|slip| format!("{which}: {}", slip.show(source)));
@@ -129,11 +129,19 @@ fn parts(
     Ok(prompt.parts.iter().enumerate().map(part).collect())
 }
 
-/// Calls of the network that the numbers of a timeline are shares of: A1111 counts two a step for samplers of second order.
+/// Calls of the network that the numbers of a timeline are shares of.
 fn calls(request: &Request, steps: usize, schedule: &Schedule) -> usize {
-    if request.text.prompt_syntax != PromptSyntax::A1111 {
-        return steps;
-    }
+    if request.text.prompt_syntax != PromptSyntax::A1111 { steps } else { calls_of(steps, schedule) }
+}
+
+/// Calls of the network as A1111 counts them beforehand.
+pub(super) fn counted_calls(request: &Request) -> Result<usize> {
+    let steps = request.sampling.steps;
+    Ok(calls_of(steps, &plan(&request.scheduler, steps)?))
+}
+
+/// One a step, or two with samplers of second order.
+fn calls_of(steps: usize, schedule: &Schedule) -> usize {
     // The first or the last step may be another.
     let twice = schedule.steps.iter().filter(|step| schedule.evaluations(step) == 2).count();
     if 2 * twice > schedule.steps.len() { 2 * steps } else { steps }

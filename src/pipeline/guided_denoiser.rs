@@ -1,10 +1,11 @@
 //! The network as a [`Denoiser`]: scaling, the rows that guidance wants, what works beside the loop, and what the output means.
 
 use super::BatchItem;
+use super::encode::counted_calls;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
-use crate::guidance::{ClassifierFree, Conjunction, GuidanceScales, Guider, InstructionEdit};
+use crate::guidance::{AdaptiveProjected, ClassifierFree, Conjunction, GuidanceScales, Guider, InstructionEdit, LeftOut, Projection};
 use crate::models::Backbone;
 use crate::ops::Wrap;
 use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
@@ -83,6 +84,7 @@ fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
             batch.iter().map(|item| (item.request.guidance.scale, item.request.inputs.image_guidance_scale)).collect();
         return Ok(Box::new(InstructionEdit::new(&scales, device)?));
     }
+    let calls = batch.first().map_or(Ok(0), |item| counted_calls(item.request))?;
     let scales = |item: &BatchItem<'_>| {
         let guidance = &item.request.guidance;
         // Parts that add up have a negative row also where nothing is guided.
@@ -91,11 +93,18 @@ fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
             scale: item.request.is_guided().then_some(scale),
             rescale: guidance.rescale,
             interval: (guidance.start, guidance.end),
+            left_out: LeftOut { early: guidance.skip_early, calls, below_sigma: guidance.ngms, all: guidance.ngms_all_steps },
             perturbed: guidance.pag_scale,
         }
     };
     let images: Vec<GuidanceScales> = batch.iter().map(scales).collect();
     let guider = Box::new(ClassifierFree::new(&images, device)?);
+    if let Some(apg) = batch.first().and_then(|item| item.request.guidance.apg).filter(|_| images.iter().any(|image| image.scale.is_some()))
+    {
+        let scales: Vec<f64> = images.iter().map(|image| image.scale.unwrap_or(1.0)).collect();
+        let projection = Projection { eta: apg.eta, norm: apg.norm, momentum: apg.momentum };
+        return Ok(Box::new(AdaptiveProjected::new(guider, &scales, projection, device)?));
+    }
     if batch.iter().all(|item| item.request.part_weights().is_none()) {
         return Ok(guider);
     }
@@ -145,7 +154,14 @@ impl Denoiser for GuidedDenoiser<'_> {
         let part = |(i, branch)| Ok((branch, output.narrow(0, i * images, images)?));
         let outputs = Branches::new(branches.into_iter().enumerate().map(part).collect::<Result<_>>()?);
         let denoised = |output: &Tensor| process.denoised(&latents, output, level.sigma);
-        let mut estimates = Denoised::plain(denoised(&self.guider.combine(&in_run, &outputs)?)?);
+        let guided = match self.guider.reads_estimates() {
+            true => {
+                let rows = outputs.iter().map(|(branch, output)| Ok((branch, denoised(output)?)));
+                self.guider.combine(&in_run, &Branches::new(rows.collect::<Result<_>>()?))?
+            }
+            false => denoised(&self.guider.combine(&in_run, &outputs)?)?,
+        };
+        let mut estimates = Denoised::plain(guided);
         if self.keeps_branches {
             let rows = outputs.iter().map(|(branch, output)| Ok((branch, denoised(output)?)));
             estimates.branches = Branches::new(rows.collect::<Result<_>>()?);

@@ -41,12 +41,12 @@ pub use vae_tiling::decoding_bytes;
 
 use crate::adapter::{AdapterCache, AdapterSet};
 use crate::extension::{Extension, FreeU, PerturbedAttention};
-use crate::image::to_rgb;
+use crate::image::{to_rgb, to_rgb_cut_off};
 use crate::models::AutoencoderTinyDecoder;
-use crate::noise::SeededNoise;
+use crate::noise::{ImageNoise, SeededNoise};
 use crate::ops::Wrap;
-use crate::sampling::{NoiseSource, plan};
-use crate::settings::{Request, VaeTiling};
+use crate::sampling::{Like, plan};
+use crate::settings::{PixelRounding, Request, SamplingSettings, Seed, VaeTiling};
 use crate::spec::ModelSpec;
 use crate::weights::ModelSource;
 use crate::{Error, Result};
@@ -114,6 +114,25 @@ pub struct GeneratedImage {
 
 /// How a text is encoded by a pipeline with adapters: anew, or as it was before.
 pub type TextEncoding<'a> = dyn FnMut(&Pipeline, &PromptText, &AdapterSet, &mut dyn Observer) -> Result<Arc<EncodedText>> + 'a;
+
+/// What the noise of one image is drawn by.
+fn image_noise(sampling: &SamplingSettings, seed: u64) -> ImageNoise {
+    /// Pixels of a latent, whatever the VAE, where a seed's first size is meant as A1111 means it.
+    const FACTOR: usize = 8;
+    let variation = match sampling.variation_seed {
+        Some(Seed::Is(other)) => Some((other, sampling.variation_strength)),
+        _ => None,
+    };
+    // ComfyUI's steps have a generator of their own in any case.
+    let apart = sampling.ensd != 0 || sampling.like == Some(Like::ComfyUi);
+    ImageNoise {
+        seed,
+        variation,
+        resized_from: sampling.seed_resize_from.map(|size| (size.height / FACTOR, size.width / FACTOR)),
+        steps_seed: apart.then(|| seed.wrapping_add_signed(sampling.ensd)),
+        place: sampling.batch_place.map_or((0, 1), |place| (place.index, place.images.get())),
+    }
+}
 
 /// What works beside the loop for a batch, whose images agree in it.
 fn extensions(request: &Request) -> Vec<Box<dyn Extension>> {
@@ -302,7 +321,11 @@ impl Pipeline {
             observer.stage(Stage::Decode { done: i, all: batch.len() })?;
             // One image at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
-            let image = to_rgb(&self.decode_and_tell(&latents, sketch.request.wrap(), observer)?)?;
+            let decoded = self.decode_and_tell(&latents, sketch.request.wrap(), observer)?;
+            let image = match sketch.request.canvas.rounding {
+                PixelRounding::Nearest => to_rgb(&decoded)?,
+                PixelRounding::Down => to_rgb_cut_off(&decoded)?,
+            };
             let image = start.as_ref().map_or(Ok(image.clone()), |start| start.finish(image))?;
             let image = self.upscaled(image, sketch.request, (i, batch.len()), observer)?;
             generated.push(GeneratedImage { seed: sketch.seed, image, latents: latents.to_device(&Device::Cpu)? });
@@ -337,12 +360,12 @@ impl Pipeline {
         let hires = request.hires_pass()?;
         let factor = self.spec.vae.factor();
         let shape = (batch.len(), self.spec.vae.latent_channels, request.canvas.height / factor, request.canvas.width / factor);
-        let seeds: Vec<u64> = batch.iter().map(|sketch| sketch.seed).collect();
-        let mut noise = SeededNoise::new(request.sampling.rng, &seeds).with_brownian(schedule.brownian);
+        let images = batch.iter().map(|item| image_noise(&item.request.sampling, item.seed)).collect();
+        let mut noise = SeededNoise::of_images(request.sampling.rng, images).with_brownian(schedule.brownian);
         let empty = Tensor::zeros(shape, DType::F32, &self.device)?;
         let start = match start {
             None => {
-                let latents = noise.fresh(&empty)?.affine(schedule.initial_scale, 0.0)?;
+                let latents = noise.first(&empty)?.affine(schedule.initial_scale, 0.0)?;
                 Start { latents, schedule, beside: Beside::default() }
             }
             Some(start) => self.start(start, request, schedule, &empty, &mut noise, observer)?,

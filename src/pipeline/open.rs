@@ -48,11 +48,12 @@ impl Pipeline {
         }
         let mut images = Vec::new();
         for prompt in &draft.prompts {
-            let request = Draft { prompts: vec![prompt.clone()], ..draft.clone() }.resolve(&self.spec)?;
-            let conditioning = self.encode_prompt(&request, &mut Silent)?;
-            let seeds: Vec<u64> = request.seeds().collect();
-            for seeds in seeds.chunks(request.output.batch_size.0.unwrap_or(1)) {
-                images.extend(self.generate_batch(&BatchItem::of_seeds(&request, &conditioning, seeds), &mut Silent)?);
+            let request = Arc::new(Draft { prompts: vec![prompt.clone()], ..draft.clone() }.resolve(&self.spec)?);
+            let prompt = &self.encode_prompt(&request, &mut Silent)?;
+            let each: Vec<_> = request.each().collect();
+            for part in each.chunks(request.output.batch_size.0.unwrap_or(1)) {
+                let batch: Vec<BatchItem<'_>> = part.iter().map(|(request, seed)| BatchItem { request, prompt, seed: *seed }).collect();
+                images.extend(self.generate_batch(&batch, &mut Silent)?);
             }
         }
         Ok(images)

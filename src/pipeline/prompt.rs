@@ -159,8 +159,7 @@ pub(super) fn condition(
     pass: PassNumber,
     texts: &[(PromptText, Arc<EncodedText>)],
 ) -> Result<Conditioning> {
-    // The reference zeroes the embeddings only where no negative prompt was given at all.
-    let zero_negative = request.text.negative_prompt.is_none() && spec.zero_missing_negative;
+    let (zero_context, zero_pooled) = request.text.zero_negative(spec.zero_missing_negative);
     let (width, height) = match pass {
         PassNumber::First => (request.canvas.width, request.canvas.height),
         PassNumber::Second => request.last_size(),
@@ -174,12 +173,12 @@ pub(super) fn condition(
     let length = tokens(|branch| branch == Branch::Negative).map_or(parts, |negative| common_length(parts, negative));
     let timeline = |(text, encoded): &(PromptText, Arc<EncodedText>)| -> Result<(Branch, Timeline)> {
         let negative = text.branch == Branch::Negative;
-        let zero = |x: &Tensor| if zero_negative && negative { x.zeros_like() } else { Ok(x.clone()) };
+        let zero = |x: &Tensor, zero: bool| if zero && negative { x.zeros_like() } else { Ok(x.clone()) };
         let row = |entry: &EncodedEntry| -> Result<Arc<ConditioningRow>> {
-            let pooled = entry.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(zero).transpose()?;
+            let pooled = entry.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(|x| zero(x, zero_pooled)).transpose()?;
             let time_ids = if pooled.is_some() { time_ids(spec, size, score(request, negative)) } else { vec![] };
             let hidden = if negative { entry.hidden.clone() } else { lengthened(&entry.hidden, parts)? };
-            Ok(Arc::new(ConditioningRow { context: zero(&repeated(&hidden, length)?)?, pooled, time_ids }))
+            Ok(Arc::new(ConditioningRow { context: zero(&repeated(&hidden, length)?, zero_context)?, pooled, time_ids }))
         };
         let rows: Vec<Arc<ConditioningRow>> = encoded.entries.iter().map(row).collect::<Result<_>>()?;
         let at = |(until, entry): &(usize, usize)| rows.get(*entry).map(|row| (*until, row.clone()));

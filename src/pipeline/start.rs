@@ -10,8 +10,8 @@ use crate::image::{
 use crate::models::LatentDistribution;
 use crate::noise::SeededNoise;
 use crate::ops::Wrap;
-use crate::sampling::{Branch, NoiseSource, Schedule};
-use crate::settings::{InpaintArea, InpaintFill, Request};
+use crate::sampling::{Branch, Like, NoiseSource, Schedule, SchedulerConfig, plan};
+use crate::settings::{InpaintArea, InpaintFill, Request, StrengthSteps};
 use crate::{Error, Result};
 use ::image::{GrayImage, Luma, RgbImage, imageops};
 use candle_core::{DType, Tensor};
@@ -197,22 +197,28 @@ impl Pipeline {
     ) -> Result<Start> {
         let latent_channels = self.spec.vae.latent_channels;
         if self.spec.unet.in_channels == 2 * latent_channels {
-            let latents = noise.fresh(empty)?.affine(schedule.initial_scale, 0.0)?;
+            let latents = noise.first(empty)?.affine(schedule.initial_scale, 0.0)?;
             let image = self.encode(&start.pixels(None)?, request.wrap(), observer)?.mean.broadcast_as(empty.shape())?.contiguous()?;
             let channels = MoreChannels::new(image).blind_in(Branch::Negative);
             return Ok(Start { latents, schedule, beside: Beside { channels: Some(channels), keep: None } });
         }
         let strength = request.inputs.strength();
+        // The other tools' first draw is the run's noise, and what their encoders draw, if they do, is not known from the seed.
+        let samples = matches!(request.sampling.like, None | Some(Like::Diffusers));
+        let encoded = |image: LatentDistribution, noise: &mut SeededNoise| match samples {
+            true => image.sample(&noise.fresh(empty)?),
+            false => Ok(image.mean.broadcast_as(empty.shape())?.contiguous()?),
+        };
         let repaints = self.spec.unet.in_channels == 2 * latent_channels + 1;
         let pure_noise = start.mask.is_some() && strength >= 1.0;
         let mut clean = match pure_noise && repaints {
             true => None,
             false => {
-                let sample = self.encode(&start.pixels(None)?, request.wrap(), observer)?.sample(&noise.fresh(empty)?)?;
+                let sample = encoded(self.encode(&start.pixels(None)?, request.wrap(), observer)?, noise)?;
                 Some(self.spec.vae.scaled(&sample)?)
             }
         };
-        let drawn = noise.fresh(empty)?;
+        let drawn = noise.first(empty)?;
         let mut beside = Beside::default();
         if let Some(mask) = &start.mask {
             let latent_mask = latent_mask(mask, self.spec.vae.factor())?.to_device(&self.device)?;
@@ -224,14 +230,17 @@ impl Pipeline {
                     InpaintFill::Zero => kept,
                 };
             }
-            let masked_noise = noise.fresh(empty)?;
             if repaints {
-                let masked = self.encode(&start.pixels(Some(mask))?, request.wrap(), observer)?.sample(&masked_noise)?;
+                let masked = encoded(self.encode(&start.pixels(Some(mask))?, request.wrap(), observer)?, noise)?;
                 let masked = self.spec.vae.scaled(&masked)?;
                 let (images, _, height, width) = masked.dims4()?;
                 let mask = latent_mask.broadcast_as((images, 1, height, width))?;
                 beside.channels = Some(MoreChannels::new(Tensor::cat(&[&mask.contiguous()?, &masked], 1)?));
             } else if let Some(clean) = &clean {
+                // It draws for the masked image too, which nobody sees here.
+                if samples {
+                    noise.fresh(empty)?;
+                }
                 beside.keep = Some(KeepUnmaskedLatents::new(clean.clone(), drawn.clone(), latent_mask));
             }
         }
@@ -239,14 +248,33 @@ impl Pipeline {
             return Ok(Start { latents: drawn.affine(schedule.initial_scale, 0.0)?, schedule, beside });
         };
         let steps = request.sampling.steps;
-        let kept = ((steps as f64 * strength) as usize).min(steps);
+        // A network that was distilled with its guidance takes all steps, over the part of its own timesteps that the strength leaves.
+        let distilled = request.guidance_is_embedded
+            && request.inputs.strength_steps == StrengthSteps::Share
+            && request.scheduler.levels.is_none()
+            && request.scheduler.sampler().is_ok_and(|sampler| sampler.name() == "lcm");
+        let (mut schedule, kept) = match request.inputs.strength_steps {
+            StrengthSteps::Share if distilled && strength > 0.0 => {
+                let scheduler = SchedulerConfig { distilled_share: strength, ..request.scheduler.clone() };
+                (plan(&scheduler, steps)?, steps)
+            }
+            StrengthSteps::Share => (schedule, ((steps as f64 * strength) as usize).min(steps)),
+            StrengthSteps::ShareAndOne => (schedule, ((strength.min(0.999) * steps as f64) as usize + 1).min(steps)),
+            StrengthSteps::All if strength <= 0.0 => (schedule, 0),
+            StrengthSteps::All if strength > 0.9999 => (schedule, steps),
+            StrengthSteps::All => (plan(&request.scheduler, (steps as f64 / strength) as usize)?, steps),
+        };
         if kept == 0 {
             observer.warn(&format!("`strength` {strength} of {steps} steps is less than one: the image is only encoded and decoded"));
-            let mut schedule = schedule;
             schedule.steps.clear();
             return Ok(Start { latents: clean, schedule, beside: Beside::default() });
         }
-        let schedule = schedule.starting_at(steps - kept)?;
+        // A schedule may have fewer steps than were asked for, or more.
+        let left_out = if request.inputs.strength_steps == StrengthSteps::Share { steps } else { schedule.steps.len() };
+        let schedule = schedule.starting_at(left_out.saturating_sub(kept))?;
+        if request.inputs.strength_steps == StrengthSteps::All {
+            noise.set_brownian(schedule.brownian.and(schedule.positive_ends()));
+        }
         let first = schedule.steps.first().map_or(0.0, |step| step.from.sigma);
         Ok(Start { latents: schedule.process.mix(&clean, &drawn, first)?, schedule, beside })
     }

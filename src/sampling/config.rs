@@ -1,7 +1,7 @@
 //! `scheduler_config.json`: what a model's folder says about its noise and its sampler.
 
 use super::sigmas::{BetaSchedule, NoiseTable, betas};
-use super::{PredictionType, Sampler, SigmaSchedule, TimestepSpacing, without_infinities};
+use super::{FirstNoise, Like, PredictionType, Sampler, SigmaSchedule, TimestepSpacing, without_infinities};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -84,6 +84,13 @@ pub struct SchedulerConfig {
     pub levels: Option<Levels>,
     /// The schedules that were found for SDXL hold, and not those for Stable Diffusion 1.
     pub is_sdxl: bool,
+    /// The share of the timesteps that a model was distilled at, from the clean end, which a run's are taken from: a run from an image has
+    /// less than 1 (diffusers' `LCMScheduler.set_timesteps` with a strength).
+    pub distilled_share: f64,
+    /// Whose schedules and timesteps they are, where tools differ.
+    pub like: Option<Like>,
+    /// What the noise of a run's start is multiplied by.
+    pub first_noise: FirstNoise,
 }
 
 /// No network was trained on more; a table of as many betas as a file says must not fill the memory.
@@ -155,7 +162,19 @@ impl SchedulerConfig {
     }
 
     fn of_file(file: SchedulerFile, source: Option<String>) -> Self {
-        Self { file, source, schedule: None, eta: None, chosen: None, options: BTreeMap::new(), levels: None, is_sdxl: false }
+        Self {
+            file,
+            source,
+            schedule: None,
+            eta: None,
+            chosen: None,
+            options: BTreeMap::new(),
+            levels: None,
+            is_sdxl: false,
+            distilled_share: 1.0,
+            like: None,
+            first_noise: FirstNoise::Model,
+        }
     }
 
     /// With a sampler by name, as `--sampler` takes it; a schedule word in the name is obeyed.
@@ -304,6 +323,12 @@ impl SchedulerConfig {
             (SigmaSchedule::Turbo, _) => "Turbo",
             (SigmaSchedule::LinearQuadratic, _) => "linear_quadratic",
             (SigmaSchedule::Smoothstep, _) => "smoothstep",
+            (SigmaSchedule::AlignYourSteps11, _) => "Align Your Steps 11",
+            (SigmaSchedule::AlignYourSteps32, _) => "Align Your Steps 32",
+            (SigmaSchedule::Lcm, _) => "lcm",
+            (SigmaSchedule::BongTangent, _) => "bong_tangent",
+            (SigmaSchedule::Laplace, _) => "laplace",
+            (SigmaSchedule::Vp, _) => "vp",
         })
     }
 
@@ -336,7 +361,17 @@ impl SchedulerConfig {
         (sampler.row().check)(self)
     }
 
-    /// The levels that the user gave, without the 0 that may end them.
+    /// Where a run over levels that the user gave ends: at 0, or, by the rules of a tool that takes the list as it stands, at the last one.
+    pub fn levels_end(&self) -> f64 {
+        match &self.levels {
+            Some(Levels::Sigmas(sigmas)) if self.like.is_some_and(|like| like != Like::Diffusers) && sigmas.len() > 1 => {
+                sigmas.last().copied().unwrap_or(0.0)
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// The levels that the user gave, without the one that the run ends at ([`SchedulerConfig::levels_end`]).
     ///
     /// # Errors
     /// [`Error::Input`] where they are not descending positive numbers, or timesteps that the model was not trained on.
@@ -348,7 +383,8 @@ impl SchedulerConfig {
             Some(Levels::Timesteps(timesteps)) => ("`timesteps`", timesteps, 0.0..=most, "999,749,499,249"),
         };
         let mut levels = levels.clone();
-        if matches!(self.levels, Some(Levels::Sigmas(_))) && levels.len() > 1 && levels.last() == Some(&0.0) {
+        let end = self.levels_end();
+        if matches!(self.levels, Some(Levels::Sigmas(_))) && levels.len() > 1 && levels.last() == Some(&end) {
             levels.pop();
         }
         if let Some(wrong) = levels.iter().find(|level| !range.contains(*level)) {
@@ -386,6 +422,13 @@ impl SchedulerConfig {
             return Err(self.refuse("num_train_timesteps", &count.to_string(), &format!("2 to {MOST_TIMESTEPS}")));
         }
         let (start, end) = (file.beta_start.unwrap_or(start), file.beta_end.unwrap_or(end));
+        let plain = file.trained_betas.is_none() && file.rescale_betas_zero_snr != Some(true);
+        if self.like == Some(Like::ComfyUi) && plain && 0.0 < start && start < 1.0 && 0.0 < end && end < 1.0 {
+            match self.choice("beta_schedule", &file.beta_schedule, BetaSchedule::Linear, &schedules)? {
+                BetaSchedule::Cosine => {}
+                schedule => return Ok(NoiseTable::comfyui(schedule == BetaSchedule::ScaledLinear, start, end, count)),
+            }
+        }
         let betas = match &file.trained_betas {
             Some(betas) => betas.iter().map(|b| *b as f32).collect(),
             None => {

@@ -22,6 +22,7 @@
 
 mod config;
 mod denoised;
+mod like;
 #[cfg(test)]
 mod oracle_tests;
 mod plan;
@@ -37,6 +38,7 @@ mod tests;
 
 pub use config::{Levels, SchedulerConfig, SchedulerFile};
 pub use denoised::{Branch, Branches, Denoised};
+pub use like::{FirstNoise, Like};
 pub use plan::{Schedule, plan};
 pub use prediction::PredictionType;
 pub use process::{Flow, NoiseProcess, VariancePreserving};

@@ -2,7 +2,7 @@
 
 use super::config::Levels;
 use super::sigmas::{NoiseTable, spaced};
-use super::{NoiseLevel, NoiseProcess, Sampler, SchedulerConfig, SigmaSchedule, Solver, Step, TimestepSpacing, VariancePreserving};
+use super::{Like, NoiseLevel, NoiseProcess, Sampler, SchedulerConfig, SigmaSchedule, Solver, Step, TimestepSpacing, VariancePreserving};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::sync::Arc;
@@ -41,10 +41,19 @@ pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
     if steps == 0 || steps > trained {
         return Err(Error::Input(format!("`steps` {steps} is out of range; this model takes 1 to {trained}")));
     }
-    let process = Arc::new(VariancePreserving::new(table.clone(), config.prediction()?));
+    let rounds = config.like.is_some_and(Like::rounds_timesteps);
+    let process = Arc::new(VariancePreserving::new(table.clone(), config.prediction()?, rounds));
     let sampler = config.sampler()?;
     let (spacing, schedule) = (config.spacing()?, config.sigma_schedule()?);
-    sampler.plan(&Planner { config, sampler, steps, table, spacing, schedule, process })
+    let most = table.sigma((trained - 1) as f64);
+    let mut planned = sampler.plan(&Planner { config, sampler, steps, table, spacing, schedule, process })?;
+    // Latents that keep their variance start as noise alone in every tool.
+    if !planned.variance_preserving
+        && let Some(scale) = planned.steps.first().and_then(|step| config.first_noise.scale(step.from.sigma, most))
+    {
+        planned.initial_scale = scale;
+    }
+    Ok(planned)
 }
 
 /// What the planning of every sampler starts from.
@@ -77,7 +86,7 @@ impl Planner<'_> {
     }
 
     /// The user named the sampler, so that it is the field's own and not diffusers' class of it.
-    fn is_named(&self) -> bool {
+    pub(super) fn is_named(&self) -> bool {
         self.config.chosen.is_some()
     }
 
@@ -91,19 +100,22 @@ impl Planner<'_> {
         Ok(Some(levels.iter().copied().map(level).collect()))
     }
 
-    /// The levels of a schedule that other tools lay over the trained table, without the last one.
-    fn scheduled_levels(&self) -> Result<Option<Vec<NoiseLevel>>> {
-        let discards = usize::from(self.is_named() && self.sampler.row().discards);
-        let steps = self.steps + discards;
-        let Some(mut sigmas) = self.schedule.over_table(&self.table, steps, self.config.is_sdxl, discards > 0)? else {
+    /// The levels of a schedule that other tools lay over the trained table, and where the last step ends.
+    fn scheduled_levels(&self) -> Result<Option<(Vec<NoiseLevel>, NoiseLevel)>> {
+        let like = self.config.like;
+        // stable-diffusion.cpp leaves none out.
+        let discards = usize::from(self.is_named() && self.sampler.row().discards && like != Some(Like::SdCpp));
+        let (steps, always) = (self.steps + discards, discards > 0 || like.is_some_and(|like| like != Like::Diffusers));
+        let Some(mut sigmas) = self.schedule.over_table(&self.table, steps, self.config.is_sdxl, always, like)? else {
             return Ok(None);
         };
-        // The last sigma is 0, which is added where the run is put together.
-        sigmas.pop();
+        let end = sigmas.pop().unwrap_or(0.0);
         if discards > 0 && sigmas.len() > 1 {
             sigmas.pop();
         }
-        Ok(Some(sigmas.into_iter().map(|sigma| NoiseLevel::new(single(sigma), single(self.table.timestep(sigma)))).collect()))
+        let level = |sigma: f64| NoiseLevel::new(single(sigma), single(self.process.timestep(sigma)));
+        let end = if end == 0.0 { NoiseLevel::new(0.0, 0.0) } else { level(end) };
+        Ok(Some((sigmas.into_iter().map(level).collect(), end)))
     }
 
     pub(super) fn offset(&self) -> f64 {
@@ -129,9 +141,14 @@ impl Planner<'_> {
 
     /// The run of a sampler that works in sigma space (Euler, Heun and k-diffusion's other ones), as diffusers lays it.
     pub(super) fn sigma_space(&self, solver: Box<dyn Solver>) -> Result<Schedule> {
-        if let Some(levels) = self.given_levels()?.map_or_else(|| self.scheduled_levels(), |levels| Ok(Some(levels)))? {
+        let end = match self.config.levels_end() {
+            0.0 => NoiseLevel::new(0.0, 0.0),
+            sigma => NoiseLevel::new(single(sigma), self.process.timestep(sigma)),
+        };
+        let given = self.given_levels()?.map(|levels| (levels, end));
+        if let Some((levels, end)) = given.map_or_else(|| self.scheduled_levels(), |levels| Ok(Some(levels)))? {
             let largest = levels.iter().map(|level| level.sigma).fold(0.0, f64::max);
-            let ends: Vec<NoiseLevel> = levels.into_iter().chain([NoiseLevel::new(0.0, 0.0)]).collect();
+            let ends: Vec<NoiseLevel> = levels.into_iter().chain([end]).collect();
             let steps = ends.windows(2).map(|pair| (pair[0], pair[1])).collect();
             let schedule = self.assemble(steps, solver);
             return Ok(Schedule { initial_scale: largest, final_scale: 1.0, variance_preserving: false, ..schedule });
@@ -225,7 +242,9 @@ impl Planner<'_> {
         let (process, sampler) = (Arc::clone(&self.process), self.sampler);
         let positive = pairs.iter().flat_map(|(from, to)| [from.sigma, to.sigma]).filter(|sigma| *sigma > 0.0);
         let ends = (positive.clone().fold(f64::INFINITY, f64::min), positive.fold(0.0, f64::max));
-        let brownian = (self.sampler.row().brownian && self.is_named()).then_some(ends);
+        // stable-diffusion.cpp draws every step's noise afresh.
+        let has_path = self.sampler.row().brownian && self.is_named() && self.config.like != Some(Like::SdCpp);
+        let brownian = has_path.then_some(ends);
         let steps = numbered(pairs);
         solver.prepare(&steps);
         Schedule { steps, initial_scale, final_scale, process, sampler, brownian, solver, variance_preserving: true }
@@ -266,6 +285,13 @@ impl Schedule {
     /// Whether the solver reads the estimates of the branches beside the guided one.
     pub fn reads_branches(&self) -> bool {
         self.sampler.reads_unguided()
+    }
+
+    /// The smallest positive sigma and the largest one.
+    pub fn positive_ends(&self) -> Option<(f64, f64)> {
+        let positive = self.steps.iter().flat_map(|step| [step.from.sigma, step.to.sigma]).filter(|sigma| *sigma > 0.0);
+        let ends = (positive.clone().fold(f64::INFINITY, f64::min), positive.fold(0.0, f64::max));
+        (ends.1 > 0.0).then_some(ends)
     }
 
     /// Whether nothing happens in a step.

@@ -113,7 +113,7 @@ const TABLE: &[SamplerRow] = &[
     SamplerRow { name: "ddim-a1111", options: &[("eta", 0.0)], plan: a1111::plan_ddim, ..TIMESTEPS },
     SamplerRow { name: "ddim-cfg++", a1111: "DDIM CFG++", aliases: &["ddimcfgpp"], unguided: true, plan: a1111::plan_ddim_cfg_pp, ..TIMESTEPS },
     SamplerRow { name: "plms-a1111", plan: a1111::plan_plms, ..TIMESTEPS },
-    SamplerRow { name: "unipc-a1111", steps: 20, options: &[("bh", 1.0), ("order", 3.0), ("lower_order_final", 1.0)],
+    SamplerRow { name: "unipc-a1111", steps: 20, options: &[("bh", 1.0), ("order", 3.0), ("lower_order_final", 1.0), ("skip", 0.0)],
         plan: a1111::plan_unipc, ..TIMESTEPS },
     SamplerRow { name: "ddpm", a1111: "DDPM", class: "DDPMScheduler", clips: true, check: euler::check_ddpm, plan: euler::plan_ddpm, ..TIMESTEPS },
     SamplerRow { name: "euler", a1111: "Euler", aliases: &["keuler"], class: "EulerDiscreteScheduler", options: &Churn::OPTIONS,
@@ -170,7 +170,7 @@ const TABLE: &[SamplerRow] = &[
         check: dpm_singlestep::check_deis, plan: dpm_singlestep::plan_deis, ..BASE },
     SamplerRow { name: "deis-tab", options: &[("order", 3.0)], plan: deis::plan, ..BASE },
     SamplerRow { name: "ipndm", a1111: "IPNDM", options: &[("order", 4.0), ("ends_denoised", 1.0)], plan: ipndm::plan, ..BASE },
-    SamplerRow { name: "ipndm-v", a1111: "IPNDM_V", options: &[("order", 4.0), ("ends_denoised", 1.0)], plan: ipndm::plan_variable, ..BASE },
+    SamplerRow { name: "ipndm-v", a1111: "IPNDM_V", options: &[("order", 4.0), ("ends_denoised", 1.0), ("variable_to", 4.0)], plan: ipndm::plan_variable, ..BASE },
     SamplerRow { name: "lcm", a1111: "LCM", aliases: &["klcm"], class: "LCMScheduler", options: &[("boundary", 1.0), ("s_noise", 1.0)],
         betas: OWN_BETAS, plan: lcm::plan, ..FEW_STEPS },
     SamplerRow { name: "tcd", class: "TCDScheduler", options: &[("eta", 0.3)], betas: OWN_BETAS, plan: lcm::plan_trajectory, ..FEW_STEPS },
@@ -195,7 +195,7 @@ const TABLE: &[SamplerRow] = &[
         options: &[("eta", 1.0), ("predictor_order", 3.0), ("corrector_order", 4.0), ("simple_order_2", 0.0), ("pece", 0.0)], ..BASE },
     SamplerRow { name: "sa-solver-pece", plan: sa_solver::plan_by_sigma,
         options: &[("eta", 1.0), ("predictor_order", 3.0), ("corrector_order", 4.0), ("simple_order_2", 0.0), ("pece", 1.0)], ..BASE },
-    SamplerRow { name: "gradient-estimation", aliases: &["eulerge"], options: &[("gamma", 2.0)], plan: gradient_estimation::plan, ..BASE },
+    SamplerRow { name: "gradient-estimation", aliases: &["eulerge"], options: &[("gamma", 2.0), ("eta", 0.0)], plan: gradient_estimation::plan, ..BASE },
     SamplerRow { name: "gradient-estimation-cfg++", aliases: &["gradientestimationcfgpp"], options: &[("gamma", 2.0)], unguided: true,
         plan: gradient_estimation::plan, ..BASE },
 ];
@@ -292,7 +292,7 @@ impl Sampler {
     /// Reads a sampler's name and the schedule word that may end it; case, spaces, `+`, `-`, `_` and brackets do not matter.
     ///
     /// # Errors
-    /// [`Error::Input`] that lists the names, and the nearest one first.
+    /// [`Error::Input`] that lists the names, and the nearest three first.
     pub fn from_name(name: &str) -> Result<(Self, Option<SigmaSchedule>)> {
         let folded = fold(name);
         if let Some(sampler) = lookup(&folded) {
@@ -304,7 +304,11 @@ impl Sampler {
             }
         }
         let all: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
-        let hint = nearest(&folded).map(|n| format!(" (did you mean {n}?)")).unwrap_or_default();
+        let hint = match nearest(&folded).as_slice() {
+            [] => String::new(),
+            [one] => format!(" (did you mean {one}?)"),
+            [others @ .., last] => format!(" (did you mean {} or {last}?)", others.join(", ")),
+        };
         Err(Error::Input(format!("`sampler` `{name}` is not available{hint}; it can be {}", all.join(", "))))
     }
 }
@@ -322,9 +326,12 @@ fn lookup(folded: &str) -> Option<Sampler> {
     TABLE.iter().find(|row| spellings(row).any(|s| s == folded)).map(Sampler)
 }
 
-/// The canonical name whose spelling is nearest, if one is near enough to be a slip of the finger.
-fn nearest(folded: &str) -> Option<&'static str> {
+/// The canonical names whose spellings are nearest, at most three, if they are near enough to be a slip of the finger.
+fn nearest(folded: &str) -> Vec<&'static str> {
+    const MOST: usize = 3;
     let near = |row: &'static SamplerRow| spellings(row).map(|s| strsim::damerau_levenshtein(&s, folded)).min();
-    let (distance, name) = TABLE.iter().filter_map(|row| Some((near(row)?, row.name))).min()?;
-    (distance <= 2.max(folded.chars().count() / 3)).then_some(name)
+    let mut near: Vec<(usize, &str)> = TABLE.iter().filter_map(|row| Some((near(row)?, row.name))).collect();
+    near.sort();
+    let enough = 2.max(folded.chars().count() / 3);
+    near.into_iter().take(MOST).take_while(|(distance, _)| *distance <= enough).map(|(_, name)| name).collect()
 }

@@ -1,7 +1,8 @@
 //! How large the image is.
 
-use super::{By, Draft, Request, Setting, Value, ValueKind};
+use super::{By, Draft, Request, Setting, Together, Value, ValueKind};
 use crate::ops::Wrap;
+use crate::sampling::Like;
 
 settings! {
     /// The image's size in pixels.
@@ -21,6 +22,12 @@ settings! {
     tiling: maybe Tiling => Setting {
         name: "tiling", hidden_aliases: &["circular"], value: "HOW", words: || vec!["x", "y", "both"], infotext: Some("Tiling"),
         ..Setting::IMAGE
+    };
+
+    /// How colours become whole numbers: nearest, or down (A1111, ComfyUI, stable-diffusion.cpp)
+    rounding: one PixelRounding = |by| by.like.map_or(PixelRounding::Nearest, PixelRounding::of) => Setting {
+        name: "pixel-rounding", value: "HOW", default: "nearest", words: || vec!["nearest", "down"], infotext: Some("Pixel rounding"),
+        off: Some("nearest"), follows_like: true, together: Together::Free, ..Setting::IMAGE
     };
 }
 
@@ -69,6 +76,38 @@ impl Request {
         Wrap { x: matches!(tiling, Some(Tiling::X | Tiling::Both)), y: matches!(tiling, Some(Tiling::Y | Tiling::Both)) }
     }
 }
+
+/// How a colour becomes one of 256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PixelRounding {
+    /// The nearest one.
+    Nearest,
+    /// What is behind the point is cut off.
+    Down,
+}
+
+impl PixelRounding {
+    fn of(like: Like) -> Self {
+        if like == Like::Diffusers { Self::Nearest } else { Self::Down }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Nearest => "nearest",
+            Self::Down => "down",
+        }
+    }
+
+    fn from_name(name: &str) -> Result<Self, &'static str> {
+        match name {
+            "nearest" => Ok(Self::Nearest),
+            "down" => Ok(Self::Down),
+            _ => Err("give nearest or down"),
+        }
+    }
+}
+
+words!(PixelRounding, PixelRounding::from_name, PixelRounding::name);
 
 /// Both sides in one word.
 pub(super) const SIZE: &[Setting] = &[Setting {

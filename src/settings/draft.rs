@@ -1,11 +1,12 @@
 //! What the user said, and what it becomes for a model.
 
 use super::{
-    AdapterDraft, By, CanvasDraft, Effect, GuidanceDraft, InputDraft, LoadDraft, OutputDraft, PassDraft, Request, RunDraft, SamplingDraft,
-    SchedulerDraft, Seed, Setting, TemplateDraft, TextDraft, ValueKind, find, table,
+    AdapterDraft, BatchNoise, BatchPlace, By, CanvasDraft, Effect, GuidanceDraft, InputDraft, LoadDraft, OutputDraft, PassDraft, Request,
+    RunDraft, SamplingDraft, SchedulerDraft, Seed, Setting, TemplateDraft, TextDraft, ValueKind, find, table,
 };
 use crate::inputs::InputReader;
 use crate::prompt::PromptSyntax;
+use crate::sampling::Like;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use std::ffi::OsString;
@@ -73,6 +74,11 @@ impl Draft {
         Self { prompts: vec![prompt.into()], seed: Some(Seed::Is(seed)), ..self.clone() }
     }
 
+    /// The language of its prompts.
+    pub fn prompt_syntax(&self) -> PromptSyntax {
+        self.text.prompt_syntax.unwrap_or_else(|| super::text::syntax_of(self.sampling.like))
+    }
+
     /// Sets a setting by its name, or another tool's name for it, as it would be typed. No value takes back what was said.
     ///
     /// # Errors
@@ -125,7 +131,7 @@ impl Draft {
             other => other,
         };
         let scheduler = self.scheduler_for(spec).map_err(blame)?;
-        let by = By { spec, sampler: scheduler.sampler().map_err(blame)? };
+        let by = By { spec, sampler: scheduler.sampler().map_err(blame)?, like: self.sampling.like };
         let seed = match self.seed {
             Some(Seed::Is(seed)) => seed,
             // 32 bits, so that it can be typed again and is a seed for every other tool too.
@@ -135,6 +141,7 @@ impl Draft {
             prompt,
             seed,
             text: self.text.decide(&by),
+            skip_layers: 0,
             canvas: self.canvas.decide(&by),
             sampling: self.sampling.decide(&by),
             guidance: self.guidance.decide(&by),
@@ -146,15 +153,23 @@ impl Draft {
             scheduler,
             scheduler_is_named: self.scheduler.config.is_some(),
         };
+        request.skip_layers = request.text.skip_layers(spec);
+        request.scheduler.first_noise = request.sampling.first_noise;
+        settle_noise(&mut request)?;
         if let Some(levels) = request.scheduler.levels()? {
             // Levels that were given are the steps.
-            if let Some(steps) = self.sampling.steps.filter(|steps| *steps != levels.len()) {
+            // A tool's schedules do not always have as many steps as were asked for.
+            let strict = matches!(request.sampling.like, None | Some(Like::Diffusers));
+            if let Some(steps) = self.sampling.steps.filter(|steps| strict && *steps != levels.len()) {
                 return Err(Error::setting(
                     "steps",
                     format!("{steps}: the levels that were given make {} steps; leave it out", levels.len()),
                 ));
             }
             request.sampling.steps = levels.len();
+        }
+        if request.guidance.ngms == 0.0 {
+            request.guidance.ngms_all_steps = false;
         }
         let guidance = &request.guidance;
         if guidance.start > guidance.end {
@@ -165,6 +180,21 @@ impl Draft {
         crate::sampling::plan(&request.scheduler, request.sampling.steps).map_err(blame)?;
         check_clip_skip(&request, spec)?;
         super::passes::check(&mut request, spec)?;
+        if request.guidance.apg.is_some() {
+            let guidance = &request.guidance;
+            let parts = request.part_weights().is_some();
+            for (name, given) in [
+                ("guidance-rescale", guidance.rescale != 0.0),
+                ("pag-scale", guidance.pag_scale != 0.0),
+                ("prompt", parts),
+                ("edit", request.inputs.edit),
+            ] {
+                if given {
+                    let what = if parts { "a prompt with AND" } else { "this" };
+                    return Err(Error::setting(name, format!(": {what} does not go with `apg`, which guides by a formula of its own")));
+                }
+            }
+        }
         if request.inputs.edit {
             let guidance = &request.guidance;
             // The three rows of an edit have a formula of their own.
@@ -172,6 +202,8 @@ impl Draft {
                 ("guidance-rescale", guidance.rescale != 0.0),
                 ("guidance-start", guidance.start > 0.0),
                 ("guidance-end", guidance.end < 1.0),
+                ("skip-early-cfg", guidance.skip_early > 0.0),
+                ("ngms", guidance.ngms > 0.0),
                 ("pag-scale", guidance.pag_scale != 0.0),
             ] {
                 if given {
@@ -232,10 +264,36 @@ fn in_range(row: &Setting, draft: &Draft) -> Result<()> {
     Ok(())
 }
 
+/// What the noise is drawn by, as far as it changes anything.
+fn settle_noise(request: &mut Request) -> Result<()> {
+    let (images, sampling) = (request.output.images, &mut request.sampling);
+    if sampling.variation_strength == 0.0 {
+        sampling.variation_seed = None;
+    } else if !matches!(sampling.variation_seed, Some(Seed::Is(_))) {
+        sampling.variation_seed = Some(Seed::Is(u64::from(rand::random::<u32>())));
+    }
+    match (sampling.batch_place, sampling.batch_noise) {
+        (Some(place), _) if images > 1 => {
+            let place = format!("{}/{}", place.index + 1, place.images);
+            Err(Error::setting(
+                "batch-place",
+                format!("{place}: is one image's, and `images` {images} makes several; leave one of them out"),
+            ))
+        }
+        (Some(_), BatchNoise::Each) => {
+            Err(Error::setting("batch-place", ": goes with `batch-noise` shared, where the noise of several images is one draw"))
+        }
+        (None, BatchNoise::Shared) if images > 1 && BatchPlace::of(0, images).is_none() => {
+            Err(Error::setting("images", format!("{images}: are too many for one draw of noise; give fewer, or `batch-noise` each")))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_clip_skip(request: &Request, spec: &ModelSpec) -> Result<()> {
     let layers = spec.text_encoders.iter().map(|encoder| encoder.clip.layers.saturating_sub(encoder.skip_layers)).min().unwrap_or(0);
     let skip = request.text.clip_skip;
-    if skip > layers.max(1) {
+    if request.skip_layers + 1 > layers.max(1) {
         return Err(Error::setting("clip-skip", format!("{skip}: the text encoder has {layers} layers to choose from")));
     }
     Ok(())

@@ -43,6 +43,29 @@ settings! {
         infotext: Some("Guidance end"), off: Some("1"), ..Setting::IMAGE
     };
 
+    /// Leaves out the negative prompt in this share of the steps at the beginning, as A1111's option "Skip Early CFG"
+    skip_early: one f64 = |_| 0.0 => Setting {
+        name: "skip-early-cfg", hidden_aliases: &["skip-early-guidance"], value: "X", default: "0", heading: Heading::Sampling,
+        range: Some((0.0, 1.0)), infotext: Some("Skip Early CFG"), off: Some("0"), ..Setting::IMAGE
+    };
+
+    /// Leaves out the negative prompt in every other step below this sigma, as A1111's "Negative Guidance minimum sigma"
+    ngms: one f64 = |_| 0.0 => Setting {
+        name: "ngms", hidden_aliases: &["s-min-uncond"], value: "SIGMA", default: "0", heading: Heading::Sampling, range: Some((0.0, 1000.0)),
+        infotext: Some("NGMS"), off: Some("0"), ..Setting::IMAGE
+    };
+
+    /// Does so in every step below it
+    ngms_all_steps: one bool = |_| false => Setting {
+        name: "ngms-all-steps", heading: Heading::Sampling, infotext: Some("NGMS all steps"), off: Some("false"), ..Setting::IMAGE
+    };
+
+    /// Adaptive projected guidance, against oversaturation: eta=0,norm=15,momentum=-0.5
+    apg: maybe ProjectedGuidance => Setting {
+        name: "apg", value: "NUMBERS", example: "eta=0,norm=15,momentum=-0.5", heading: Heading::Sampling, infotext: Some("APG"),
+        ..Setting::IMAGE
+    };
+
     /// Perturbed-attention guidance: how strongly the image leaves what it is with disturbed attention
     pag_scale: one f64 = |_| 0.0 => Setting {
         name: "pag-scale", value: "X", default: "0", heading: Heading::Sampling, range: Some((0.0, 100.0)),
@@ -60,6 +83,36 @@ settings! {
     freeu: maybe FreeUFactors => Setting {
         name: "freeu", value: "FACTORS", example: "b1=1.4,b2=1.6,s1=0.9,s2=0.2", heading: Heading::Sampling, infotext: Some("FreeU"), ..Setting::IMAGE
     };
+}
+
+/// The numbers of adaptive projected guidance.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ProjectedGuidance {
+    /// How much of the part along the prompt's estimate is kept.
+    pub eta: f64,
+    /// The longest that the difference of the estimates may be; 0 is any length.
+    pub norm: f64,
+    /// How much of the differences before is added.
+    pub momentum: f64,
+}
+
+impl Value for ProjectedGuidance {
+    const KIND: ValueKind = ValueKind::Word;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Parts::read(text)?;
+        let eta = parts.take_number("eta", 0.0..=1.0)?.unwrap_or(0.0);
+        let norm = parts.take_number("norm", 0.0..=1e6)?.unwrap_or(15.0);
+        let momentum = parts.take_number("momentum", -1.0..=1.0)?.unwrap_or(-0.5);
+        match parts.head.take() {
+            Some(head) => Err(format!("{head}: give numbers such as eta=0,norm=15,momentum=-0.5")),
+            None => parts.finish("eta, norm and momentum").map(|()| Self { eta, norm, momentum }),
+        }
+    }
+
+    fn typed(&self) -> String {
+        format!("eta={},norm={},momentum={}", self.eta, self.norm, self.momentum)
+    }
 }
 
 /// The factors of FreeU for the two deepest up blocks.

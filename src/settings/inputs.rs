@@ -3,6 +3,7 @@
 use super::{By, Draft, Heading, Request, Setting, Value, ValueKind};
 use crate::image::{Growth, InputImage, decode, invert_mask, is_empty_mask};
 use crate::inputs::{InputFile, files_named};
+use crate::sampling::Like;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 use ::image::GrayImage;
@@ -24,6 +25,12 @@ settings! {
     strength: maybe f64 => Setting {
         name: "strength", aliases: &["denoising-strength"], value: "X", default: "0.75, and 1 with a mask", heading: Heading::Inputs,
         range: Some((0.0, 1.0)), infotext: Some("Denoising strength"), ..Setting::IMAGE
+    };
+
+    /// Steps at a strength: share (of --steps, as diffusers), share-and-one (A1111, stable-diffusion.cpp) or all (ComfyUI)
+    strength_steps: one StrengthSteps = |by| by.like.map_or(StrengthSteps::Share, StrengthSteps::of) => Setting {
+        name: "strength-steps", value: "RULE", default: "share", heading: Heading::Inputs, words: || StrengthSteps::NAMES.to_vec(),
+        infotext: Some("Strength steps"), off: Some("share"), follows_like: true, ..Setting::IMAGE
     };
 
     /// Where the image is made anew: white is, black is kept; the init image itself stands for its transparent parts
@@ -84,6 +91,43 @@ settings! {
         range: Some((0.0, 1000.0)), infotext: Some("Image CFG scale"), off: Some("1.5"), ..Setting::IMAGE
     };
 }
+
+/// How many steps are taken from an image at a strength, and which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StrengthSteps {
+    /// The last `int(steps · strength)`.
+    Share,
+    /// One more of them: the last `int(min(strength, 0.999) · steps) + 1`.
+    ShareAndOne,
+    /// All steps that were asked for, the last ones of `int(steps / strength)`.
+    All,
+}
+
+impl StrengthSteps {
+    const NAMES: [&'static str; 3] = ["share", "share-and-one", "all"];
+
+    fn of(like: Like) -> Self {
+        match like {
+            Like::A1111 | Like::SdCpp => Self::ShareAndOne,
+            Like::ComfyUi => Self::All,
+            Like::Diffusers => Self::Share,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Share => "share",
+            Self::ShareAndOne => "share-and-one",
+            Self::All => "all",
+        }
+    }
+
+    fn from_name(name: &str) -> Result<Self, &'static str> {
+        [Self::Share, Self::ShareAndOne, Self::All].into_iter().find(|rule| rule.name() == name).ok_or("give share, share-and-one or all")
+    }
+}
+
+words!(StrengthSteps, StrengthSteps::from_name, StrengthSteps::name);
 
 impl InputSettings {
     /// How much is made anew.
@@ -205,7 +249,7 @@ impl Draft {
         }
         let Some(file) = &draft.inputs.init_image else { return Ok(draft) };
         let image = read("init-image", file)?;
-        draft.inputs.decide(&By { spec, sampler: spec.scheduler.sampler()? }).read_mask(&image)?;
+        draft.inputs.decide(&By { spec, sampler: spec.scheduler.sampler()?, like: draft.sampling.like }).read_mask(&image)?;
         let multiple = spec.vae.factor().max(8) as u32;
         let whole = draft.inputs.inpaint_area != Some(InpaintArea::Masked);
         match draft.inputs.outpaint {

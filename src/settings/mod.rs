@@ -54,25 +54,25 @@ mod template;
 mod text;
 
 pub use adapters::{AdapterDraft, AdapterSettings};
-pub use canvas::{CanvasDraft, CanvasSettings, Tiling, parse_size};
+pub use canvas::{CanvasDraft, CanvasSettings, PixelRounding, Tiling, parse_size};
 pub use docs::flag_table;
 pub use draft::Draft;
-pub use guidance::{FreeUFactors, GuidanceDraft, GuidanceSettings};
-pub use inputs::{InpaintArea, InpaintFill, InputDraft, InputSettings};
+pub use guidance::{FreeUFactors, GuidanceDraft, GuidanceSettings, ProjectedGuidance};
+pub use inputs::{InpaintArea, InpaintFill, InputDraft, InputSettings, StrengthSteps};
 pub use load::{LoadDraft, LoadSettings, VaeTiling};
 pub use output::{BatchSize, OutputDraft, OutputSettings};
 pub use parts::{NumberList, Parts, WeightedFile};
 pub use passes::{EnlargedBy, HiresPass, HiresUpscaler, ModelFile, PassDraft, PassSettings};
 pub use request::{Request, Shape};
 pub use run::{Graphics, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verbosity};
-pub use sampling::{SamplingDraft, SamplingSettings, Seed};
-pub use scheduler::{SamplerOption, SchedulerDraft};
+pub use sampling::{BatchNoise, BatchPlace, CanvasSize, SamplingDraft, SamplingSettings, Seed};
+pub use scheduler::{SamplerOption, ScheduleChoice, SchedulerDraft};
 pub use template::{DynamicPrompts, PromptExpander, TemplateDraft};
-pub use text::{TextDraft, TextSettings};
+pub use text::{ClipSkipCount, EmptyNegative, TextDraft, TextSettings};
 pub use value::{SourcePath, Value, ValueKind};
 
 use crate::inputs::InputFile;
-use crate::sampling::Sampler;
+use crate::sampling::{Like, Sampler};
 use crate::spec::ModelSpec;
 use std::ffi::OsString;
 use std::sync::LazyLock;
@@ -142,6 +142,8 @@ pub struct By<'a> {
     pub spec: &'a ModelSpec,
     /// The sampler that was chosen, or the model's own.
     pub sampler: Sampler,
+    /// The tool whose rules hold.
+    pub like: Option<Like>,
 }
 
 /// One setting.
@@ -173,6 +175,8 @@ pub struct Setting {
     pub infotext: Option<&'static str>,
     /// The value that changes nothing.
     pub off: Option<&'static str>,
+    /// Its default is the one of the tool that `--like` names: where a tool is named, it is written out whatever it is.
+    pub follows_like: bool,
     /// What it changes.
     pub effect: Effect,
     /// Whether a batch's images agree in it.
@@ -228,6 +232,7 @@ impl Setting {
         example: "",
         infotext: None,
         off: None,
+        follows_like: false,
         effect: Effect::Image,
         together: Together::Equal,
         conflicts: &[],
@@ -268,7 +273,8 @@ impl Setting {
     /// The values of a request, as they would be typed; nothing where they change nothing.
     pub fn written(&self, request: &Request) -> Vec<String> {
         let values = (self.access.decided)(request);
-        if values.len() == 1 && Some(values[0].as_str()) == self.off { Vec::new() } else { values }
+        let says_nothing = values.len() == 1 && Some(values[0].as_str()) == self.off;
+        if says_nothing && !(self.follows_like && request.sampling.like.is_some()) { Vec::new() } else { values }
     }
 }
 

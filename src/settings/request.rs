@@ -1,12 +1,13 @@
 //! What is generated, everything decided and checked.
 
 use super::{
-    AdapterSettings, CanvasSettings, Effect, GuidanceSettings, InputSettings, OutputSettings, PassSettings, SamplingSettings, TextSettings,
-    Together, table,
+    AdapterSettings, BatchNoise, BatchPlace, CanvasSettings, Effect, GuidanceSettings, InputSettings, OutputSettings, PassSettings,
+    SamplingSettings, Seed, TextSettings, Together, table,
 };
 use crate::prompt::Prompt;
 use crate::sampling::{Sampler, SchedulerConfig};
 use serde_json::{Map, Value as Json, json};
+use std::sync::Arc;
 
 /// What is generated, everything decided and checked: what [`super::Draft::resolve`] makes of a draft for a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,8 @@ pub struct Request {
     pub seed: u64,
     /// The texts beside the prompt.
     pub text: TextSettings,
+    /// Layers of the text encoder that are left out beyond those that the family leaves out.
+    pub skip_layers: usize,
     /// The image's size.
     pub canvas: CanvasSettings,
     /// Steps and noise.
@@ -68,10 +71,37 @@ impl Request {
         parts + usize::from(guided) + usize::from(guided && edits) + usize::from(self.guidance.pag_scale != 0.0)
     }
 
-    /// The seeds of the images.
+    /// The images, each with its seed and what is to be made of it: image i has the first one's seed plus i.
+    ///
+    /// Where noise is varied, all images have one seed, and the variation's seed counts on, as in A1111; where all images' noise is one
+    /// draw, they have one seed and a place in it.
+    pub fn each(self: &Arc<Self>) -> impl Iterator<Item = (Arc<Request>, u64)> + use<> {
+        let request = Arc::clone(self);
+        (0..self.output.images).map(move |i| request.image(i))
+    }
+
+    /// The seeds of the images, where each has its own.
     pub fn seeds(&self) -> impl Iterator<Item = u64> + use<> {
         let first = self.seed;
         (0..self.output.images as u64).map(move |i| first.wrapping_add(i))
+    }
+
+    fn image(self: &Arc<Self>, i: usize) -> (Arc<Self>, u64) {
+        let images = self.output.images;
+        let (varied, shared) = (self.sampling.variation_strength != 0.0, self.sampling.batch_noise == BatchNoise::Shared);
+        if images == 1 || !(varied || shared) {
+            return (Arc::clone(self), self.seed.wrapping_add(i as u64));
+        }
+        let mut request = Self::clone(self);
+        if shared {
+            request.sampling.batch_place = BatchPlace::of(i, images);
+        }
+        if let (true, Some(Seed::Is(seed))) = (varied, request.sampling.variation_seed) {
+            request.sampling.variation_seed = Some(Seed::Is(seed.wrapping_add(i as u64)));
+        }
+        // It is this one image, whose text and key say nothing of the others.
+        request.output.images = 1;
+        (Arc::new(request), self.seed)
     }
 
     /// What images that are generated at once must have in common.

@@ -2,7 +2,7 @@
 
 use super::{Draft, Heading, NumberList, Setting, Value, ValueKind};
 use crate::inputs::InputFile;
-use crate::sampling::{Levels, PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
+use crate::sampling::{Levels, Like, PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing};
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 
@@ -16,10 +16,10 @@ settings! {
         default: "the model's own", words: || Sampler::all().map(Sampler::name).collect(), ..Setting::SCHEDULER
     };
 
-    /// How the noise levels are laid: karras, exponential, beta, align_your_steps, …
-    schedule: maybe SigmaSchedule => Setting {
+    /// How the noise levels are laid: karras, exponential, beta, align_your_steps, …; automatic is what A1111 takes for the sampler
+    schedule: maybe ScheduleChoice => Setting {
         name: "schedule", hidden_aliases: &["schedule-type"], value: "NAME", default: "the model's own",
-        words: || SigmaSchedule::NAMES.iter().map(|(name, _)| *name).collect(), ..Setting::SCHEDULER
+        words: || ["automatic"].into_iter().chain(SigmaSchedule::NAMES.iter().map(|(name, _)| *name)).collect(), ..Setting::SCHEDULER
     };
 
     /// leading, linspace or trailing, as diffusers means it
@@ -57,7 +57,44 @@ settings! {
     zero_snr: maybe bool => Setting { name: "zero-snr", heading: Heading::Model, ..Setting::SCHEDULER };
 }
 
-words!(SigmaSchedule, SigmaSchedule::from_name, |schedule: &SigmaSchedule| schedule.name());
+/// How noise levels are laid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScheduleChoice {
+    /// As A1111 has it for the sampler.
+    Automatic,
+    /// By this one.
+    Is(SigmaSchedule),
+}
+
+impl From<SigmaSchedule> for ScheduleChoice {
+    fn from(schedule: SigmaSchedule) -> Self {
+        Self::Is(schedule)
+    }
+}
+
+impl ScheduleChoice {
+    fn from_name(name: &str) -> Result<Self> {
+        if name.trim().eq_ignore_ascii_case("automatic") { Ok(Self::Automatic) } else { SigmaSchedule::from_name(name).map(Self::Is) }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Automatic => "automatic",
+            Self::Is(schedule) => schedule.name(),
+        }
+    }
+
+    /// The schedule for a sampler; `None` where it lays its own levels.
+    fn of(self, sampler: Sampler) -> Option<SigmaSchedule> {
+        match self {
+            Self::Automatic if !sampler.takes_sigma_schedule() => None,
+            Self::Automatic => Some(sampler.automatic_schedule().unwrap_or(SigmaSchedule::Normal)),
+            Self::Is(schedule) => Some(schedule),
+        }
+    }
+}
+
+words!(ScheduleChoice, ScheduleChoice::from_name, ScheduleChoice::name);
 words!(TimestepSpacing, TimestepSpacing::from_name, |spacing: &TimestepSpacing| spacing.name());
 words!(PredictionType, PredictionType::from_name, |prediction: &PredictionType| prediction.name());
 
@@ -72,11 +109,34 @@ impl Draft {
             Some(file) => config_of(file)?,
             None => spec.scheduler.clone(),
         };
+        let like = self.sampling.like;
+        scheduler.like = like;
         if let Some(name) = &said.sampler {
             scheduler = with_sampler(scheduler, name)?;
         }
+        let mut usual = None;
+        if let Some(like) = like.filter(|like| *like != Like::Diffusers) {
+            // A model that was distilled to a few steps has its own sampler everywhere.
+            let few_steps = spec.defaults.steps.is_some();
+            if let Some(name) = like.usual_sampler().filter(|_| said.sampler.is_none() && said.config.is_none() && !few_steps) {
+                scheduler = scheduler.with_sampler(name)?;
+            }
+            let named = scheduler.sampler()?;
+            let (sampler, options) = like.sampler(named);
+            if scheduler.chosen.is_none() || sampler != named {
+                let schedule = scheduler.schedule.take();
+                scheduler = scheduler.with_sampler(sampler.name())?;
+                scheduler.schedule = schedule;
+            }
+            scheduler.options = options.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+            usual = like.usual_schedule(sampler).filter(|_| scheduler.schedule.is_none());
+        }
+        let schedule = match said.schedule {
+            Some(choice) => choice.of(scheduler.sampler()?),
+            None => usual,
+        };
         // What is so already is left as it is, so that an image has one key whether its scheduler was named or not.
-        if let Some(schedule) = said.schedule.filter(|schedule| !scheduler.sigma_schedule().is_ok_and(|own| own == *schedule)) {
+        if let Some(schedule) = schedule.filter(|schedule| !scheduler.sigma_schedule().is_ok_and(|own| own == *schedule)) {
             scheduler = scheduler.with_schedule(schedule);
         }
         if let Some(spacing) = said.timestep_spacing.filter(|spacing| !scheduler.spacing().is_ok_and(|own| own == *spacing)) {

@@ -17,6 +17,9 @@ settings! {
     /// What becomes of a prompt before it is read; a request holds the outcome, its prompt.
     TemplateDraft, draft.template;
 
+    /// Generate again what an image's metadata says, by the rules of the tool that made it; other flags still win
+    recreate: maybe SourcePath => Setting { name: "recreate", value: "FILE", ..Setting::IMAGE };
+
     /// Read prompts as templates: {a|b}, {2$$a|b|c}, {0.7::a|b}, __file__; each image draws by its seed, "all" makes every combination
     dynamic_prompts: maybe DynamicPrompts => Setting {
         name: "dynamic-prompts", value: "HOW", default: "off", bare: true, words: || vec!["draw", "all", "off"], ..Setting::IMAGE

@@ -230,6 +230,26 @@ impl Value for usize {
     }
 }
 
+impl Value for i64 {
+    const KIND: ValueKind = ValueKind::Whole;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| not_whole(text.trim_start_matches('-')))
+    }
+
+    fn typed(&self) -> String {
+        self.to_string()
+    }
+
+    fn json(&self) -> Json {
+        (*self).into()
+    }
+
+    fn number(&self) -> Option<f64> {
+        Some(*self as f64)
+    }
+}
+
 impl Value for f64 {
     const KIND: ValueKind = ValueKind::Number;
 

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::bench::Machine;
 use crate::cli::terminal::answer;
 use crate::cli::terminal::show::{bytes, facts};
-use crate::device::{Backend, DTypeChoice, backends};
+use crate::device::{Backend, DTypeChoice, backends, host_limit};
 use crate::ops;
 use candle_core::Device;
 use clap::Args;
@@ -37,7 +37,7 @@ pub(in crate::cli) fn run(args: &DevicesArgs) -> Result<()> {
 
 fn cpu_text(machine: &Machine, kernels: &candle_core::Result<ops::CpuKernels>) -> String {
     let mut lines = vec![
-        ("memory".to_owned(), machine.memory_bytes.map(bytes).into_iter().collect()),
+        ("memory".to_owned(), machine.memory_bytes.map(|all| memory_text(all, host_limit())).into_iter().collect()),
         ("threads".to_owned(), vec![format!("{} on {} cores", machine.threads, machine.cores)]),
     ];
     match kernels {
@@ -49,6 +49,14 @@ fn cpu_text(machine: &Machine, kernels: &candle_core::Result<ops::CpuKernels>) -
     }
     lines.push(("dtypes".into(), dtypes(&cpu_dtypes()).into_iter().collect()));
     facts(&format!("cpu: {}", machine.cpu), &lines)
+}
+
+/// The memory that may be had, and of how much it is a part.
+fn memory_text(all: u64, limit: Option<u64>) -> String {
+    match limit {
+        Some(limit) => format!("{}, the limit of this container or job; the machine has {}", bytes(limit), bytes(all)),
+        None => bytes(all),
+    }
 }
 
 /// The dtypes that the processor computes in, the one that it takes by itself first.
@@ -87,6 +95,7 @@ fn as_json(machine: &Machine, kernels: &candle_core::Result<ops::CpuKernels>, gp
         "what": machine.cpu,
         "why": kernels.as_ref().err().map(ToString::to_string),
         "memory_bytes": machine.memory_bytes,
+        "memory_limit_bytes": host_limit(),
         "threads": machine.threads,
         "cores": machine.cores,
         "instructions": kernels.as_ref().ok().map(|k| &k.available),

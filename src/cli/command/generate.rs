@@ -6,6 +6,7 @@ use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{self, AdapterFinder, Opened};
 use crate::cli::process::set_threads;
 use crate::cli::settings::args::read_prompts;
+use crate::cli::settings::recreate::recreated;
 use crate::cli::terminal::listen_for_cancellation;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::watch::Watch;
@@ -27,7 +28,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::info;
 
 /// Generates what the flags say; images whose place `./sd-gen.toml` says stay in the folder `confined_to`.
-pub(in crate::cli) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Result<()> {
+pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<()> {
+    let (mut draft, understood) = recreated(draft)?;
+    if draft.prompts.is_empty() {
+        return Err(Error::setting("prompt", ": give one, as in --prompt \"a red apple\"; or --recreate an image"));
+    }
     let run = draft.run.decide(&());
     let load = draft.load.decide(&());
     // Everything that can be wrong is found before a weight is read.
@@ -98,6 +103,9 @@ pub(in crate::cli) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Res
     if let Some(PreviewStyle(how)) = run.preview {
         progress.preview(how);
     }
+    for line in &understood {
+        progress.say(line);
+    }
     for remark in remarks.into_iter().chain(expander.remarks()) {
         progress.warn(&remark);
     }
@@ -151,10 +159,10 @@ pub(in crate::cli) fn run(mut draft: Draft, confined_to: Option<PathBuf>) -> Res
 
 /// All images of all requests.
 fn batches(requests: Vec<Arc<Request>>, sizes: Sizes) -> impl Iterator<Item = Result<Batch>> + Send {
-    let mut tasks = requests.into_iter().enumerate().flat_map(|(id, request)| {
-        let seeds = request.seeds();
-        seeds.map(move |seed| Task { id, model: 0, request: request.clone(), seed })
-    });
+    let mut tasks = requests
+        .into_iter()
+        .enumerate()
+        .flat_map(|(id, request)| request.each().map(move |(request, seed)| Task { id, model: 0, request, seed }));
     let next = move || tasks.by_ref().take(sizes.batch).collect::<Vec<Task>>();
     std::iter::repeat_with(next).take_while(|tasks| !tasks.is_empty()).map(move |tasks| Ok(Batch { tasks, at_once: sizes.at_once }))
 }

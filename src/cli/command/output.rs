@@ -123,6 +123,7 @@ impl Output {
     /// The path of an image; `None` is standard output.
     pub(in crate::cli) fn place(&self, image: &ImageName<'_>) -> Option<PathBuf> {
         let name: String = self.template.as_ref()?.iter().map(|piece| fill(piece, image)).collect();
+        let name = if self.exact { name } else { name.split('/').map(usable).collect::<Vec<_>>().join("/") };
         Some(shortened(self.folder.join(name)))
     }
 
@@ -188,9 +189,28 @@ pub(in crate::cli) fn make_folder(folder: &Path) -> Result<()> {
     tempfile::tempfile_in(folder).map(drop).map_err(|e| unusable("written to", e))
 }
 
+/// Bytes of a name; common file systems take 255, and a count may be added.
+const LONGEST_NAME: usize = 240;
+
+/// A part of a path that every system opens: not longer than a name may be, and not one of those that Windows keeps for devices,
+/// whatever stands behind their first dot (learn.microsoft.com/windows/win32/fileio/naming-a-file).
+fn usable(part: &str) -> String {
+    const DEVICES: [&str; 4] = ["con", "prn", "aux", "nul"];
+    let (stem, rest) = part.find('.').map_or((part, ""), |dot| part.split_at(dot));
+    let lower = stem.trim_end().to_lowercase();
+    let numbered =
+        |kind: &str| lower.strip_prefix(kind).is_some_and(|rest| rest.chars().count() == 1 && rest.chars().all(char::is_numeric));
+    if DEVICES.contains(&lower.as_str()) || numbered("com") || numbered("lpt") {
+        return format!("{stem}-{rest}");
+    }
+    // The file's own name is shortened before its ending.
+    let is_file = part.to_lowercase().ends_with(".png");
+    if part.len() <= LONGEST_NAME || is_file { part.to_owned() } else { part[..part.floor_char_boundary(LONGEST_NAME)].to_owned() }
+}
+
 /// With a file name of at most as many bytes as common file systems take, room for a count included.
 fn shortened(path: PathBuf) -> PathBuf {
-    const MOST: usize = 240;
+    const MOST: usize = LONGEST_NAME;
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     if stem.len() <= MOST {
         return path;
@@ -305,6 +325,21 @@ mod tests {
             assert_eq!(file_name_part(text, most), wanted, "{text:?}");
         }
         assert!(file_name_part(&"🍎".repeat(500), 500).len() <= 180);
+    }
+
+    #[test]
+    fn every_part_of_a_path_can_be_opened_everywhere() {
+        for (part, wanted) in [
+            ("con.png", "con-.png"),
+            ("AUX", "AUX-"),
+            ("lpt1.a.png", "lpt1-.a.png"),
+            ("console.png", "console.png"),
+            ("com.png", "com.png"),
+        ] {
+            assert_eq!(usable(part), wanted);
+        }
+        assert!(usable(&"赤".repeat(120)).len() <= LONGEST_NAME);
+        assert_eq!(usable(&"赤".repeat(10)), "赤".repeat(10));
     }
 
     #[test]

@@ -273,7 +273,7 @@ impl AdapterFinder {
     /// Adds the LoRAs of `<lora:name:weight>` in the prompt. One that a flag names too has the flag's weights, so that the command of an
     /// image, which has both, generates it again.
     fn find_tags(&self, draft: &mut Draft) -> Result<()> {
-        let syntax = draft.text.prompt_syntax.unwrap_or_default();
+        let syntax = draft.prompt_syntax();
         let flags: Vec<PathBuf> = draft.adapters.lora.iter().map(|lora| lora.file.path().to_owned()).collect();
         let tags = draft.prompts.iter().flat_map(|prompt| NetworkTag::of_prompt(prompt, syntax));
         for tag in tags.filter_map(|tag| tag.as_lora()).collect::<Vec<_>>() {

@@ -101,7 +101,7 @@ fn arg(row: &'static Setting) -> Arg {
 
 impl Args for GenerateArgs {
     fn augment_args(command: Command) -> Command {
-        command.args(table().iter().map(arg)).mut_arg("prompt", |arg| arg.required(true))
+        command.args(table().iter().map(arg))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

@@ -352,7 +352,7 @@ pub(in crate::cli) fn varies(flag: usize) -> Result<(), String> {
 
 impl Args for Flags {
     fn augment_args(command: Command) -> Command {
-        GenerateArgs::augment_args(command).mut_arg("prompt", |arg| arg.required(false))
+        GenerateArgs::augment_args(command)
     }
 
     fn augment_args_for_update(command: Command) -> Command {

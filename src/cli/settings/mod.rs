@@ -4,4 +4,5 @@ pub(in crate::cli) mod args;
 pub(in crate::cli) mod config;
 pub(in crate::cli) mod flags;
 pub(in crate::cli) mod lines;
+pub(in crate::cli) mod recreate;
 pub(in crate::cli) mod sweep;

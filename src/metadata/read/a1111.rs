@@ -78,6 +78,11 @@ fn recipe(text: &str) -> Option<Recipe> {
             None if key.eq_ignore_ascii_case("Size") && recipe.set_size(&value) => {}
             None => match of_infotext(&key) {
                 Some(row) => recipe.set_setting(row, &value),
+                None if key.eq_ignore_ascii_case("SGM noise multiplier") && value.eq_ignore_ascii_case("true") => {
+                    if let Some(row) = of_infotext("First noise") {
+                        recipe.set_setting(row, "full");
+                    }
+                }
                 None => recipe.other.push((key, value)),
             },
         }

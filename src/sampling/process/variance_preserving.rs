@@ -9,11 +9,13 @@ use crate::sampling::sigmas::NoiseTable;
 pub struct VariancePreserving {
     table: NoiseTable,
     prediction: PredictionType,
+    /// The network is told the nearest trained timestep of a sigma, and no fraction.
+    rounds: bool,
 }
 
 impl VariancePreserving {
-    pub(in crate::sampling) fn new(table: NoiseTable, prediction: PredictionType) -> Self {
-        Self { table, prediction }
+    pub(in crate::sampling) fn new(table: NoiseTable, prediction: PredictionType, rounds: bool) -> Self {
+        Self { table, prediction, rounds }
     }
 }
 
@@ -31,7 +33,7 @@ impl NoiseProcess for VariancePreserving {
     }
 
     fn timestep(&self, sigma: f64) -> f64 {
-        self.table.timestep(sigma)
+        if self.rounds { self.table.nearest_timestep(sigma) } else { self.table.timestep(sigma) }
     }
 
     fn input_scale(&self, sigma: f64) -> f64 {

@@ -45,6 +45,18 @@ pub enum SigmaSchedule {
     Turbo,
     /// Timesteps along a smooth step (stable-diffusion.cpp).
     Smoothstep,
+    /// Align Your Steps' levels as A1111 and Forge have them, in three decimals.
+    AlignYourSteps11,
+    /// Forge's finer levels of Align Your Steps, of 32 steps.
+    AlignYourSteps32,
+    /// The timesteps of a model that was distilled at 50 of them (Luo et al. 2023, arXiv:2310.04378).
+    Lcm,
+    /// Two arctangents around the middle sigma (RES4LYF's, in stable-diffusion.cpp).
+    BongTangent,
+    /// Log sigmas by a Laplace distribution: Hang et al. 2024, arXiv:2407.03297 (ComfyUI's node, with its defaults).
+    Laplace,
+    /// The continuous variance-preserving schedule: Song et al. 2020, arXiv:2011.13456 (ComfyUI's node, with its defaults).
+    Vp,
 }
 
 impl SigmaSchedule {
@@ -66,12 +78,20 @@ impl SigmaSchedule {
         ("linear_quadratic", SigmaSchedule::LinearQuadratic),
         ("turbo", SigmaSchedule::Turbo),
         ("smoothstep", SigmaSchedule::Smoothstep),
+        ("align_your_steps_11", SigmaSchedule::AlignYourSteps11),
+        ("align_your_steps_32", SigmaSchedule::AlignYourSteps32),
+        ("lcm", SigmaSchedule::Lcm),
+        ("bong_tangent", SigmaSchedule::BongTangent),
+        ("laplace", SigmaSchedule::Laplace),
+        ("vp", SigmaSchedule::Vp),
         ("default", SigmaSchedule::Discrete),
         ("uniform", SigmaSchedule::Normal),
         ("ddim", SigmaSchedule::DdimUniform),
         ("ays", SigmaSchedule::AlignYourSteps),
-        ("align_your_steps_11", SigmaSchedule::AlignYourSteps),
+        ("ays_11", SigmaSchedule::AlignYourSteps11),
+        ("ays_32", SigmaSchedule::AlignYourSteps32),
         ("align_your_steps_gits", SigmaSchedule::Gits),
+        ("ays_gits", SigmaSchedule::Gits),
         ("exp", SigmaSchedule::Exponential),
     ];
 

@@ -36,6 +36,8 @@ fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
 #[derive(Debug, Clone, PartialEq)]
 pub(in super::super) struct NoiseTable {
     sigmas: Vec<f64>,
+    /// Logarithms between levels are f32 arithmetic, as in ComfyUI, where ties between timesteps are decided by their last bits.
+    single_logs: bool,
 }
 
 impl NoiseTable {
@@ -49,7 +51,24 @@ impl NoiseTable {
             }
         }
         let sigmas = alphas_bar.iter().map(|a| f64::from(((1.0 - a) / a).sqrt())).collect();
-        Self { sigmas }
+        Self { sigmas, single_logs: false }
+    }
+
+    /// ComfyUI's, which is f64 until the end, of betas whose roots, or which themselves, are even; `count` is 2 or more.
+    ///
+    /// # Source
+    /// ComfyUI@a125cd84:comfy/model_sampling.py, `ModelSamplingDiscrete`, and comfy/ldm/modules/diffusionmodules/util.py.
+    pub(in super::super) fn comfyui(roots: bool, start: f64, end: f64, count: usize) -> Self {
+        let (a, b) = if roots { (start.sqrt(), end.sqrt()) } else { (start, end) };
+        let step = (b - a) / (count - 1) as f64;
+        let even = |i: usize| if i < count / 2 { a + step * i as f64 } else { b - step * (count - 1 - i) as f64 };
+        let mut product = 1.0;
+        let sigma = |i: usize| {
+            let beta = if roots { even(i).powi(2) } else { even(i) };
+            product *= 1.0 - beta;
+            f64::from((((1.0 - product) / product).sqrt()) as f32)
+        };
+        Self { sigmas: (0..count).map(sigma).collect(), single_logs: true }
     }
 
     /// How many timesteps the network was trained on.
@@ -75,12 +94,24 @@ impl NoiseTable {
         (-(log(low) + fraction * (log(low + 1) - log(low)))).exp_m1().sqrt()
     }
 
+    /// The timestep of a sigma, by the same interpolation.
+    pub(in super::super) fn timestep_by_alpha(&self, sigma: f64) -> f64 {
+        let log = |sigma: f64| -(sigma * sigma).ln_1p();
+        let high = self.sigmas.partition_point(|trained| *trained < sigma).clamp(1, self.sigmas.len() - 1);
+        let (a, b) = (log(self.sigmas[high - 1]), log(self.sigmas[high]));
+        (high - 1) as f64 + ((log(sigma) - a) / (b - a)).clamp(0.0, 1.0)
+    }
+
     /// Sigma at a timestep, interpolated in log sigma (k-diffusion `external.py`, `t_to_sigma`).
     pub(in super::super) fn sigma_by_log(&self, timestep: f64) -> f64 {
         let last = self.sigmas.len() - 1;
         let low = (timestep.max(0.0).floor() as usize).min(last);
         let high = (low + 1).min(last);
         let fraction = (timestep.max(0.0) - low as f64).clamp(0.0, 1.0);
+        if self.single_logs {
+            let (share, single) = (fraction as f32, |i: usize| self.sigmas[i].ln() as f32);
+            return f64::from((f64::from((1.0 - share) * single(low) + share * single(high))).exp() as f32);
+        }
         ((1.0 - fraction) * self.sigmas[low].ln() + fraction * self.sigmas[high].ln()).exp()
     }
 
@@ -97,6 +128,15 @@ impl NoiseTable {
         }
         let (a, b) = (table_log(low), table_log(high));
         low as f64 + ((log - a) / (b - a)).clamp(0.0, 1.0)
+    }
+
+    /// The trained timestep whose log sigma is nearest (ComfyUI `comfy/model_sampling.py`, `ModelSamplingDiscrete.timestep`).
+    pub(in super::super) fn nearest_timestep(&self, sigma: f64) -> f64 {
+        let log = sigma.ln() as f32;
+        let apart = |i: usize| (log - self.sigmas[i].ln() as f32).abs();
+        let low = self.timestep(sigma).floor() as usize;
+        let high = (low + 1).min(self.sigmas.len() - 1);
+        (if apart(high) < apart(low) { high } else { low }) as f64
     }
 
     /// Timesteps whose `lambda = −ln sigma` is at least `min`: DPM-Solver leaves out the noisiest ones of a cosine schedule.

@@ -37,15 +37,27 @@ pub(in crate::sampling) fn plan_plms(planner: &Planner<'_>) -> Result<Schedule> 
     Ok(planner.assemble(pairs, Box::new(solver)))
 }
 
-/// Plans a run of UniPC, of third order, over continuous times from the last timestep to the first.
+/// Plans a run of UniPC, of third order, over continuous times from the last timestep to the first: even ones, or by the option `skip` 1
+/// ("time_quadratic") or 2 ("logSNR").
 ///
 /// # Source
 /// A1111 `modules/sd_samplers_timesteps_impl.py`, `unipc`, and `modules/models/diffusion/uni_pc/uni_pc.py`.
 pub(in crate::sampling) fn plan_unipc(planner: &Planner<'_>) -> Result<Schedule> {
     let steps = pairs(planner)?.len() + 1;
     let last = (planner.table.len() - 1) as f64;
+    let ends = (planner.table.sigma_by_alpha(last), planner.table.sigma_by_alpha(0.0));
     let at = |i: usize| {
-        let timestep = last * (1.0 - i as f64 / steps as f64);
+        let share = i as f64 / steps as f64;
+        let timestep = match planner.option("skip") as usize {
+            // "time_quadratic": times from 1 to a thousandth, whose roots are even.
+            1 => {
+                let first = 1.0 / (last + 1.0);
+                ((1.0 - share * (1.0 - first.sqrt())).powi(2) - first) * (last + 1.0)
+            }
+            // "logSNR".
+            2 => planner.table.timestep_by_alpha((ends.0.ln() + share * (ends.1.ln() - ends.0.ln())).exp()),
+            _ => last * (1.0 - share),
+        };
         NoiseLevel::new(planner.table.sigma_by_alpha(timestep), timestep)
     };
     let order = (planner.option("order") as usize).clamp(1, 3);

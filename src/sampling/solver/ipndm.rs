@@ -10,30 +10,30 @@ use candle_core::Tensor;
 ///
 /// # Source
 /// Zhang & Chen 2022, arXiv:2204.13902, appendix B (iPNDM); the variable steps are those of zju-pi/diff-sampler `solvers.py`.
-/// A1111's last step is as the others; ComfyUI's takes the estimate.
+/// A1111's last step is as the others; ComfyUI's takes the estimate. stable-diffusion.cpp's variable weights end at the second order.
 #[derive(Debug, Clone)]
 struct ImprovedPndm {
     order: usize,
     ends_denoised: bool,
-    /// The weights follow the lengths of the steps.
-    variable: bool,
+    /// The weights follow the lengths of the steps up to this order, and are even beyond it.
+    variable: usize,
     /// `(sigma, slope)`, newest first.
     history: Vec<(f64, Tensor)>,
 }
 
-fn solver(planner: &Planner<'_>, variable: bool) -> Result<Schedule> {
+fn solver(planner: &Planner<'_>, variable: usize) -> Result<Schedule> {
     let (order, ends_denoised) = (planner.option("order") as usize, planner.option("ends_denoised") != 0.0);
     planner.sigma_space(Box::new(ImprovedPndm { order: order.clamp(1, 4), ends_denoised, variable, history: vec![] }))
 }
 
 /// Plans a run with even weights.
 pub(in crate::sampling) fn plan(planner: &Planner<'_>) -> Result<Schedule> {
-    solver(planner, false)
+    solver(planner, 0)
 }
 
 /// Plans a run with weights by the steps.
 pub(in crate::sampling) fn plan_variable(planner: &Planner<'_>) -> Result<Schedule> {
-    solver(planner, true)
+    solver(planner, planner.option("variable_to") as usize)
 }
 
 impl Solver for ImprovedPndm {
@@ -46,7 +46,7 @@ impl Solver for ImprovedPndm {
         self.history.insert(0, (from, slope(latents, &denoised, from)?));
         self.history.truncate(self.order);
         let even = ADAMS_BASHFORTH.get(self.history.len().saturating_sub(1)).copied().unwrap_or_default();
-        let weights = if self.variable { self.weights(to) } else { even.to_vec() };
+        let weights = if self.history.len() <= self.variable { self.weights(to) } else { even.to_vec() };
         let terms: Vec<(f64, &Tensor)> =
             weights.into_iter().map(|weight| weight * (to - from)).zip(self.history.iter().map(|(_, slope)| slope)).collect();
         sum(1.0, latents, &terms)

@@ -1,6 +1,6 @@
 //! SEEDS: exponential Runge-Kutta steps of two or three stages for the stochastic equation, and their deterministic forms.
 
-use super::{Denoiser, NoiseSource, Solver, Step, sum};
+use super::{Denoiser, NoiseSource, Solver, Step, ancestral, sum};
 use crate::Result;
 use crate::sampling::NoiseProcess;
 use crate::sampling::plan::{Planner, Schedule};
@@ -17,6 +17,8 @@ struct Seeds {
     process: Arc<dyn NoiseProcess>,
     eta: f64,
     s_noise: f64,
+    /// The noise of an ancestral step around the deterministic one, as stable-diffusion.cpp's `res_2s` has it.
+    ancestral: f64,
     /// Where in the step, in log sigma, the later stages are.
     stages: Vec<f64>,
     /// The second-order weights of two stages (`phi_2`), and not the first-order ones at both ends (`phi_1`).
@@ -25,7 +27,8 @@ struct Seeds {
 
 fn seeds(planner: &Planner<'_>, stages: Vec<f64>, second_order: bool) -> Result<Schedule> {
     let (eta, s_noise) = (planner.eta(), planner.option("s_noise"));
-    planner.sigma_space(Box::new(Seeds { process: Arc::clone(&planner.process), eta, s_noise, stages, second_order }))
+    let (ancestral, eta) = if planner.sampler.name() == "res-2s" { (eta, 0.0) } else { (0.0, eta) };
+    planner.sigma_space(Box::new(Seeds { process: Arc::clone(&planner.process), eta, s_noise, ancestral, stages, second_order }))
 }
 
 /// Plans a run of two stages.
@@ -73,11 +76,15 @@ impl Solver for Seeds {
         if to == 0.0 {
             return Ok(estimates.remove(0));
         }
+        let (to, up) = ancestral(from, to, self.ancestral);
+        if to == 0.0 {
+            return sum(1.0, &estimates.remove(0), &[(self.s_noise * up, &noise.fresh(latents)?)]);
+        }
         let h = (from / to).ln();
         let mut added: Option<Tensor> = None;
         let mut reached = (0.0, from);
         for (stage, r) in self.stages.iter().copied().chain([1.0]).enumerate() {
-            let level = if stage == self.stages.len() { step.to } else { self.process.level((from.ln() - r * h).exp()) };
+            let level = if stage == self.stages.len() && up == 0.0 { step.to } else { self.process.level((from.ln() - r * h).exp()) };
             let weights = self.weights(stage, h * (1.0 + self.eta));
             let terms: Vec<(f64, &Tensor)> = weights.into_iter().map(|weight| -weight).zip(&estimates).collect();
             let mut x = sum(level.sigma / from * (-r * h * self.eta).exp(), latents, &terms)?;
@@ -95,6 +102,9 @@ impl Solver for Seeds {
             }
             reached = (r, level.sigma);
             if stage == self.stages.len() {
+                if up > 0.0 {
+                    x = sum(1.0, &x, &[(self.s_noise * up, &noise.fresh(latents)?)])?;
+                }
                 return Ok(x);
             }
             estimates.push(denoiser.denoise(&x, level)?.guided);

@@ -29,14 +29,17 @@ rest = {k: index[k] for k in ("mixtures", "guidance")} | {"schedules": schedules
 save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, out / "paths.safetensors")
 save_file({k: np.ascontiguousarray(v[:24] if k == "noise" else v) for k, v in common.items() if k != "sigma_table"}, out / "common.safetensors")
 
-tool = {"normal": "comfyui", "karras": "comfyui", "exponential": "comfyui", "polyexponential": "comfyui", "sgm_uniform": "comfyui", "simple": "comfyui", "ddim_uniform": "comfyui",
-        "beta": "comfyui", "kl_optimal": "comfyui", "align_your_steps": "comfyui", "ays_gits": "comfyui", "linear_quadratic": "comfyui", "turbo": "comfyui", "smoothstep": "sd.cpp"}
 recorded = json.loads((source / "schedules.json").read_text())["schedules"]
 lines = []
-for name, peer in tool.items():
-    for family in ("sd1", "sdxl"):
-        for steps, sigmas in recorded[name][peer].get(family, {}).items():
-            if sigmas and steps in ("1", "2", "5", "10", "20"): lines.append(dump([{"ays_gits": "gits"}.get(name, name), family, int(steps), sigmas]))
+# diffusers' classes have tests of their own; A1111's "Normal" is its "Uniform" twice, and its old range of Karras is not offered.
+for name, tools in recorded.items():
+    for tool, families in tools.items():
+        if tool not in ("a1111", "forge", "comfyui", "sd.cpp") or name.endswith("(old range)"): continue
+        # Forge has what A1111 has.
+        if tool == "forge" and "a1111" in tools: continue
+        for family in ("sd1", "sdxl"):
+            for steps, sigmas in families.get(family, {}).items():
+                if sigmas and steps in ("1", "2", "5", "10", "30"): lines.append(dump([name, tool, family, int(steps), sigmas]))
 (out / "schedules.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 noise, drawn = json.loads((source / "noise.json").read_text()), load_file(source / "noise.safetensors")

@@ -84,6 +84,9 @@ pub(in crate::cli) struct BatchArgs {
     /// How the file is written [default: by its name, else by its first line]
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "The batch")]
     format: Option<LineFormat>,
+    /// The columns of a CSV or TSV file that are settings; others pass
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "The batch")]
+    columns: Vec<String>,
     #[command(flatten)]
     flags: Flags,
 }
@@ -347,7 +350,7 @@ impl BatchArgs {
         // A line may leave what is swept to the sweep, its prompt above all.
         let base = self.flags.over(&sweep.first());
         let lines = match &self.file {
-            Some(file) => lines::read(file, self.format, &base)?,
+            Some(file) => lines::read(file, self.format, &self.columns, &base)?,
             None => lines::of_flags(&base),
         };
         Ok(sweep.over(lines))

@@ -5,6 +5,7 @@ use crate::cli::command::output::{ImageName, Output, check_confined};
 use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{self, Models, Opened};
 use crate::cli::settings::lines::Line;
+use crate::cli::settings::recreate::recreated;
 use crate::device::{DeviceChoice, open_all};
 use crate::disk::{counted, folder_of, stays_inside};
 use crate::hub::Missing;
@@ -128,7 +129,9 @@ impl Resolver {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
-        let draft = &line.draft;
+        let (draft, understood) = recreated(line.draft.clone())?;
+        self.remarks.extend(understood);
+        let draft = &draft;
         let run = draft.run.decide(&());
         if let Some(path) = &run.save_latents {
             return Err(Error::Input(format!("--save-latents {}: a batch keeps images alone; leave it out", path.display())));
@@ -188,7 +191,7 @@ impl Resolver {
                     self.remarks.push(line);
                 }
             }
-            for seed in request.seeds() {
+            for (request, seed) in request.each() {
                 let this = id;
                 id += 1;
                 let key = Key::of(&content, &opened.generator(), &request, seed)?;
@@ -212,7 +215,7 @@ impl Resolver {
                     line: line.number,
                     model: number,
                     generator: opened.generator(),
-                    request: request.clone(),
+                    request,
                     seed,
                     path,
                     exact: output.is_exact(),

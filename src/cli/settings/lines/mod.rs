@@ -17,9 +17,9 @@ pub(in crate::cli) use error::{LineError, LineErrors, LineRecord};
 pub(in crate::cli) use table::cells_of;
 pub(in crate::cli) use text::values_of;
 
-use crate::Result;
 use crate::cli::settings::flags::{Flags, GENERATION, Wrong, varies};
 use crate::settings::{Draft, fold};
+use crate::{Error, Result};
 use clap::ValueEnum;
 use source::LineSource;
 use std::collections::VecDeque;
@@ -122,21 +122,25 @@ pub(in crate::cli) struct Lines {
     wrong: VecDeque<LineError>,
 }
 
-/// Reads the lines of a file, or of standard input for `-`, over the flags `base` of the command line.
+/// Reads the lines of a file, or of standard input for `-`, over the flags `base` of the command line. Of a table, `columns` are the ones
+/// that count; all do where there are none.
 ///
 /// # Errors
 /// The file cannot be opened.
-pub(in crate::cli) fn read(path: &Path, format: Option<LineFormat>, base: &Flags) -> Result<Lines> {
+pub(in crate::cli) fn read(path: &Path, format: Option<LineFormat>, columns: &[String], base: &Flags) -> Result<Lines> {
     let mut source = LineSource::open(path)?;
     let format = format.or_else(|| of_name(path)).unwrap_or_else(|| sniffed(&mut source));
-    Ok(lines(source, format, base))
+    if !columns.is_empty() && !matches!(format, LineFormat::Csv | LineFormat::Tsv) {
+        return Err(Error::Input("--columns: names columns of a table; give --format csv or tsv if the file is one".into()));
+    }
+    Ok(lines(source, format, columns, base))
 }
 
 /// As [`read`], of bytes.
 pub(in crate::cli) fn of_bytes(bytes: Vec<u8>, format: Option<LineFormat>, base: &Flags) -> Lines {
     let mut source = LineSource::new("bytes", std::io::Cursor::new(bytes));
     let format = format.unwrap_or_else(|| sniffed(&mut source));
-    lines(source, format, base)
+    lines(source, format, &[], base)
 }
 
 /// The one line that the flags of the command line are by themselves.
@@ -150,12 +154,12 @@ pub(in crate::cli) fn of_flags(base: &Flags) -> Lines {
     }
 }
 
-fn lines(source: LineSource, format: LineFormat, base: &Flags) -> Lines {
+fn lines(source: LineSource, format: LineFormat, columns: &[String], base: &Flags) -> Lines {
     let rows: Box<dyn Iterator<Item = Result<RecordRow, LineError>>> = match format {
         LineFormat::Text => Box::new(text::rows(source)),
         LineFormat::Jsonl => Box::new(json::rows(source)),
-        LineFormat::Csv => Box::new(table::rows(source, None)),
-        LineFormat::Tsv => Box::new(table::rows(source, Some(b'\t'))),
+        LineFormat::Csv => Box::new(table::rows(source, None, columns)),
+        LineFormat::Tsv => Box::new(table::rows(source, Some(b'\t'), columns)),
         LineFormat::Yaml => Box::new(yaml::rows(source)),
     };
     Lines { rows, base: base.clone(), of_file: true, wrong: VecDeque::new() }
@@ -202,8 +206,6 @@ const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
     ("restore-faces", &["false"]),
     ("tiling", &["false"]),
     ("styles", &[""]),
-    ("subseed", &["-1", "0"]),
-    ("subseed-strength", &["0", "0.0"]),
     ("seed-resize-from-h", &["0", "-1"]),
     ("seed-resize-from-w", &["0", "-1"]),
 ];
@@ -324,7 +326,7 @@ impl Lines {
         // Where a value is bad already, clap would only say so again.
         let draft = if errors.is_empty() { flags.draft() } else { Err(Vec::new()) };
         match draft {
-            Ok(draft) if !draft.prompts.is_empty() => {
+            Ok(draft) if !draft.prompts.is_empty() || draft.template.recreate.is_some() => {
                 Ok(Line { number: record.first, flags, draft, at: Vec::new(), labels: Vec::new(), record, of_file: self.of_file, parts })
             }
             Ok(_) => Err(record.error(0..record.text.len(), "the line has no prompt, and no --prompt was given for all lines")),

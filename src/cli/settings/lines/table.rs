@@ -16,16 +16,19 @@ pub(super) struct TableRows {
     delimiter: u8,
     /// `None` until the header was read.
     header: Option<Vec<String>>,
+    /// The columns that count, folded; all do where there are none.
+    columns: Vec<String>,
     wrong: VecDeque<LineError>,
 }
 
 /// Reads rows whose cells stand between `delimiter`s; `None` is a comma, or a semicolon where the header has only those.
-pub(super) fn rows(mut source: LineSource, delimiter: Option<u8>) -> TableRows {
+pub(super) fn rows(mut source: LineSource, delimiter: Option<u8>, columns: &[String]) -> TableRows {
     let delimiter = delimiter.unwrap_or_else(|| match source.peek(1).first() {
         Some(header) if header.contains(';') && !header.contains(',') => b';',
         _ => b',',
     });
-    TableRows { source, delimiter, header: None, wrong: VecDeque::new() }
+    let columns = columns.iter().map(|name| fold(name)).collect();
+    TableRows { source, delimiter, header: None, columns, wrong: VecDeque::new() }
 }
 
 /// The cells of one record; `None` where a quote stays open or there is more than one record.
@@ -82,6 +85,10 @@ impl Cells {
 }
 
 impl TableRows {
+    fn counts(&self, name: &str) -> bool {
+        self.columns.is_empty() || self.columns.contains(&fold(name))
+    }
+
     /// The next record that is not empty.
     fn record(&mut self) -> Option<Result<(LineRecord, Vec<Cell>), LineError>> {
         let mut first = 0;
@@ -124,14 +131,21 @@ impl TableRows {
             if self.wrong.len() >= SHOWN {
                 break;
             }
+            if !self.counts(name) {
+                names.insert(fold(name));
+                continue;
+            }
             let wrong = if !names.insert(fold(name)) {
                 Err(format!("the column {name:?} is there twice; leave one out"))
             } else {
-                super::known(name)
+                super::known(name).map_err(|what| format!("{what} (--columns names the columns that count)"))
             };
             if let Err(what) = wrong {
                 self.wrong.push_back(record.error(part.clone(), format!("the header names a flag for each column: {what}")));
             }
+        }
+        if let Some(absent) = self.columns.iter().find(|name| !names.contains(*name)) {
+            self.wrong.push_back(record.error(0..record.text.len(), format!("--columns: the table has no column {absent:?}")));
         }
         if !self.wrong.is_empty() {
             // Every row would repeat it.
@@ -164,7 +178,7 @@ impl Iterator for TableRows {
                 format!("the row has {} cells and the header {}; put a cell that holds a comma into quotes", cells.len(), header.len());
             return Some(Err(record.error(extra.start..record.text.len(), what)));
         }
-        let given = header.iter().zip(cells).filter(|(_, (cell, _))| !cell.is_empty());
+        let given = header.iter().zip(cells).filter(|(name, (cell, _))| !cell.is_empty() && self.counts(name));
         let pair =
             |name: &String, cell, part: Range<usize>| FlagPair { name: name.clone(), part: part.clone(), values: Some(vec![(cell, part)]) };
         let pairs = given.map(|(name, (cell, part))| pair(name, cell, part)).collect();

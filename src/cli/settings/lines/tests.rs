@@ -5,7 +5,7 @@ use std::io::Cursor;
 /// The lines of a text in a format, over flags in the form of a line.
 fn over(base: &str, format: LineFormat, text: &[u8]) -> Lines {
     let base = if base.is_empty() { Flags::default() } else { over("", LineFormat::Text, base.as_bytes()).next().unwrap().unwrap().flags };
-    lines(LineSource::new("lines", Cursor::new(text.to_vec())), format, &base)
+    lines(LineSource::new("lines", Cursor::new(text.to_vec())), format, &[], &base)
 }
 
 fn good(format: LineFormat, text: &str) -> Vec<Draft> {
@@ -20,6 +20,24 @@ fn one(format: LineFormat, text: &str) -> Draft {
 
 fn sized(width: usize, height: usize) -> CanvasDraft {
     Draft::default().with(|draft| draft.set_size(Some((width, height)))).canvas
+}
+
+#[test]
+fn a_table_may_have_columns_that_pass() {
+    let table = "Prompt\tCategory\tseed\na cat\tanimals\t5\na dog\t\t\n";
+    let read = |columns: &[&str]| {
+        let columns: Vec<String> = columns.iter().map(|name| (*name).to_owned()).collect();
+        let source = LineSource::new("lines", Cursor::new(table.as_bytes().to_vec()));
+        lines(source, LineFormat::Tsv, &columns, &Flags::default()).collect::<Vec<_>>()
+    };
+    let drafts: Vec<Draft> = read(&["prompt"]).into_iter().map(|line| line.unwrap().draft).collect();
+    assert_eq!(drafts, [Draft::new("a cat"), Draft::new("a dog")]);
+    let seeded = read(&["prompt", "Seed"]).remove(0).unwrap().draft;
+    assert_eq!(seeded.seed, Some(crate::settings::Seed::Is(5)));
+    let all = read(&[]).remove(0).err().unwrap().to_string();
+    assert!(all.contains("Category") && all.contains("--columns"), "{all}");
+    let absent = read(&["prompt", "steps"]).remove(0).err().unwrap().to_string();
+    assert!(absent.contains("has no column \"steps\""), "{absent}");
 }
 
 fn errors(format: LineFormat, text: &[u8]) -> Vec<String> {
@@ -204,7 +222,7 @@ fn every_error_has_its_place_and_its_caret() {
         (
             LineFormat::Csv,
             "prompt,stps,prompt\na,1,b\n",
-            "lines:1:8: the header names a flag for each column: there is no setting \"stps\"; did you mean \"steps\"?\n  1 | prompt,stps,prompt\n    |        ^^^^\n\
+            "lines:1:8: the header names a flag for each column: there is no setting \"stps\"; did you mean \"steps\"? (--columns names the columns that count)\n  1 | prompt,stps,prompt\n    |        ^^^^\n\
              lines:1:13: the header names a flag for each column: the column \"prompt\" is there twice; leave one out\n  1 | prompt,stps,prompt\n    |             ^^^^^^",
         ),
         (
@@ -297,7 +315,7 @@ fn a_hundred_thousand_lines_are_streamed() {
         let given = std::rc::Rc::new(std::cell::Cell::new(0));
         let most = start.len() + row.len() * count;
         let source = LineSource::new("lines", std::io::BufReader::new(Endless { start, row, given: given.clone(), most }));
-        let mut read = lines(source, format, &Flags::default());
+        let mut read = lines(source, format, &[], &Flags::default());
         let first = read.next().unwrap().unwrap();
         assert_eq!((first.draft.prompts[0].as_str(), first.draft.sampling.steps), ("a cat", Some(3)));
         // Nothing is read that is not needed yet.
@@ -346,14 +364,14 @@ fn files_are_known_by_their_names_and_else_by_their_first_line() {
     ] {
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        let read: Vec<_> = read(&path, None, &Flags::default()).unwrap().map(|line| line.unwrap().draft.prompts).collect();
+        let read: Vec<_> = read(&path, None, &[], &Flags::default()).unwrap().map(|line| line.unwrap().draft.prompts).collect();
         assert_eq!(read.len(), 1, "{name}");
         assert!(read[0][0].starts_with("{a cat"), "{name}: {read:?}");
     }
-    let refused = read(folder.path(), None, &Flags::default()).err().unwrap();
+    let refused = read(folder.path(), None, &[], &Flags::default()).err().unwrap();
     assert!(refused.exit_code() == 2 && refused.to_string().contains("is a folder"));
-    assert!(read(&folder.path().join("none"), None, &Flags::default()).err().unwrap().to_string().contains("cannot be read"));
-    let forced = read(&folder.path().join("a.csv"), Some(LineFormat::Text), &Flags::default()).unwrap();
+    assert!(read(&folder.path().join("none"), None, &[], &Flags::default()).err().unwrap().to_string().contains("cannot be read"));
+    let forced = read(&folder.path().join("a.csv"), Some(LineFormat::Text), &[], &Flags::default()).unwrap();
     assert_eq!(forced.count(), 2);
 }
 
@@ -367,7 +385,7 @@ fn a_pipe_is_read_as_it_fills() {
         let path = path.clone();
         move || std::fs::write(path, "a cat\na dog --steps 3\n")
     });
-    assert_eq!(read(&path, None, &Flags::default()).unwrap().filter(|line| line.is_ok()).count(), 2);
+    assert_eq!(read(&path, None, &[], &Flags::default()).unwrap().filter(|line| line.is_ok()).count(), 2);
     writer.join().unwrap().unwrap();
 }
 
@@ -387,7 +405,7 @@ fn sweeps_lie_over_every_line() {
     // A line may leave its prompt to the sweep.
     let prompts = Sweep::new(vec![SweepAxis::parse("prompt=a,b").unwrap()]).unwrap();
     let first = prompts.first();
-    let lines = lines(LineSource::new("lines", Cursor::new("{\"seed\": 1}")), LineFormat::Jsonl, &first);
+    let lines = lines(LineSource::new("lines", Cursor::new("{\"seed\": 1}")), LineFormat::Jsonl, &[], &first);
     assert_eq!(prompts.over(lines).map(|line| line.unwrap().draft.prompts.concat()).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(of_flags(&first).next().unwrap().unwrap().draft.prompts, ["a"]);
 }
@@ -522,7 +540,7 @@ fn a_line_of_many_mistakes_is_judged_in_no_time() {
 fn a_file_without_an_end_is_no_file_of_lines() {
     use crate::cli::settings::sweep::SweepAxis;
     for device in ["/dev/zero", "/dev/urandom"] {
-        let error = read(Path::new(device), None, &Flags::default()).err().unwrap().to_string();
+        let error = read(Path::new(device), None, &[], &Flags::default()).err().unwrap().to_string();
         assert!(error.contains("is neither a file nor a pipe"), "{error}");
         assert!(SweepAxis::parse(&format!("prompt=@{device}")).unwrap_err().contains("is neither a file nor a pipe"));
     }
@@ -533,7 +551,7 @@ fn a_file_without_an_end_is_no_file_of_lines() {
 }
 
 fn over_reader(reader: impl std::io::BufRead + 'static) -> Lines {
-    lines(LineSource::new("lines", reader), LineFormat::Text, &Flags::default())
+    lines(LineSource::new("lines", reader), LineFormat::Text, &[], &Flags::default())
 }
 
 #[test]
