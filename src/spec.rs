@@ -185,6 +185,17 @@ pub struct TextTimeSpec {
     pub projection_input_dim: usize,
 }
 
+/// ControlNetModel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlNetSpec {
+    /// The way down that it has a copy of; `up` is empty.
+    pub unet: UNetSpec,
+    /// Channels of its image: 3.
+    pub image_channels: usize,
+    /// Channels of its image on the way to the latents' size, each half as large as the one before.
+    pub hint_channels: Vec<usize>,
+}
+
 /// AutoencoderKL.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeSpec {
@@ -212,6 +223,8 @@ pub struct VaeSpec {
     pub mid_attention: bool,
     /// How the latents look, where it is known.
     pub latent_rgb: Option<LatentRgb>,
+    /// It is a tiny autoencoder; what this says counts, and the other fields are as near as they come.
+    pub tiny: Option<AutoencoderTinySpec>,
 }
 
 impl VaeSpec {
@@ -221,7 +234,7 @@ impl VaeSpec {
     }
 }
 
-/// AutoencoderTiny (TAESD): its decoder.
+/// AutoencoderTiny (TAESD).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AutoencoderTinySpec {
     /// Channels of the image: 3.
@@ -230,19 +243,36 @@ pub struct AutoencoderTinySpec {
     pub latent_channels: usize,
     /// Channels of every level: 64.
     pub channels: usize,
-    /// Blocks of each level, from coarse to fine.
-    pub blocks: [usize; 4],
+    /// Blocks of each level of the decoder, from coarse to fine.
+    pub decoder_blocks: Vec<usize>,
+    /// Blocks of each level of the encoder, from fine to coarse; empty where there is the decoder alone.
+    pub encoder_blocks: Vec<usize>,
 }
 
 impl AutoencoderTinySpec {
-    /// As all of its author's models for 8 times smaller latents are.
-    pub fn taesd(channels: usize, latent_channels: usize) -> Self {
-        Self { image_channels: 3, latent_channels, channels, blocks: [3, 3, 3, 1] }
-    }
-
     /// Pixels per latent along one side.
     pub fn factor(&self) -> usize {
-        1 << (self.blocks.len() - 1)
+        1 << self.decoder_blocks.len().saturating_sub(1)
+    }
+
+    /// As an autoencoder among others, whose latents are those of a large one with this scale.
+    pub fn as_vae(&self, scaling_factor: f64) -> VaeSpec {
+        VaeSpec {
+            image_channels: self.image_channels,
+            latent_channels: self.latent_channels,
+            block_out_channels: vec![self.channels; self.decoder_blocks.len()],
+            layers_per_block: self.decoder_blocks.iter().copied().max().unwrap_or(0),
+            norm_groups: 1,
+            // It learnt the scaled latents.
+            scaling_factor: 1.0,
+            shift_factor: 0.0,
+            force_upcast: false,
+            quant_conv: false,
+            post_quant_conv: false,
+            mid_attention: false,
+            latent_rgb: LatentRgb::known(scaling_factor, self.latent_channels),
+            tiny: Some(self.clone()),
+        }
     }
 }
 

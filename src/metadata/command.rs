@@ -6,6 +6,7 @@ use crate::Result;
 use crate::noise::Rng;
 use crate::prompt::{NetworkTag, PromptSyntax};
 use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing, plan};
+use crate::settings::ValueKind;
 
 /// A command, and what it leaves out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -127,7 +128,7 @@ pub fn command(recipe: &Recipe) -> Command {
             None => {}
         }
     }
-    settings(recipe, &mut command);
+    settings(recipe, own, &mut command);
     left_out(recipe, own, &mut command);
     command
 }
@@ -379,12 +380,17 @@ fn generator(recipe: &Recipe, own: bool, command: &mut Command) {
 }
 
 /// The settings that need no translation.
-fn settings(recipe: &Recipe, command: &mut Command) {
+fn settings(recipe: &Recipe, own: bool, command: &mut Command) {
     for (name, value) in recipe.settings() {
         let Some(row) = crate::settings::find(name) else { continue };
         let flag = format!("--{name}");
         let values: Vec<&str> = if row.many { value.lines().collect() } else { vec![value] };
         for value in values {
+            if !own && row.kind == ValueKind::File {
+                // The file may not be here, and a command that is printed is one that is taken.
+                command.note(format!("with {value}, which {flag} takes"));
+                continue;
+            }
             match row.check(&[row.kind.tidied(value).into()]) {
                 Ok(()) if row.kind.is_switch() && row.kind.tidied(value) == "true" => command.arguments.push(flag.clone()),
                 Ok(()) if row.kind.is_switch() => {}

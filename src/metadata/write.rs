@@ -72,6 +72,9 @@ pub fn parameters(request: &Request, seed: u64, generator: &GeneratedBy) -> Resu
     let adapters = &request.adapters;
     let loras = hashes(&mut adapters.lora.iter().map(|lora| (&lora.file, lora.file.tensors_sha256())));
     let embeddings = hashes(&mut adapters.embedding.iter().map(|file| (file, file.sha256())));
+    if let Some(hash) = adapters.vae.as_ref().and_then(|vae| vae.0.sha256()) {
+        pairs.push(("VAE hash".into(), hash.get(..10).unwrap_or_default().to_owned()));
+    }
     pairs.extend([("Lora hashes".to_owned(), loras), ("TI hashes".to_owned(), embeddings)].into_iter().filter(|(_, all)| !all.is_empty()));
     if let Some(eta) = scheduler.eta {
         pairs.push(("Eta".into(), eta.to_string()));

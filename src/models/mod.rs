@@ -2,21 +2,26 @@
 //!
 //! A model takes a tensor source and its spec; it never sees a path, a file layout or a family.
 
+mod autoencoder;
 mod autoencoder_kl;
 mod autoencoder_tiny;
 mod call;
 mod clip_text_model;
+mod control_net;
 mod embeddings;
 mod layer_store;
 mod resnet;
 mod transformer_2d;
 mod unet_2d_condition;
+mod unet_way_down;
 mod upscaler;
 
+pub use autoencoder::{VaeDecoder, VaeEncoder};
 pub use autoencoder_kl::{AutoencoderKLDecoder, AutoencoderKLEncoder, LatentDistribution};
-pub use autoencoder_tiny::AutoencoderTinyDecoder;
+pub use autoencoder_tiny::{AutoencoderTinyDecoder, AutoencoderTinyEncoder};
 pub use call::{AttentionSite, Backbone, ModelCall, ModelOutput, Patch, Residuals};
 pub use clip_text_model::{ClipTextModel, ClipTextOutput};
+pub use control_net::ControlNet;
 pub use embeddings::sinusoidal_embedding;
 pub use layer_store::LayerStore;
 pub use unet_2d_condition::UNet2DCondition;

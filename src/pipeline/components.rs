@@ -1,13 +1,13 @@
 //! The networks of a model: all on the device from the start, or only the one at work; each with the adapters of the image at work.
 
-use super::loading::read;
+use super::loading::{read, read_from};
 use super::observer::Observer;
 use crate::adapter::{AdapterSet, Deltas, ModelWithDeltas};
 use crate::device;
-use crate::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, LayerStore, Scope, UNet2DCondition};
+use crate::models::{LayerStore, Scope, UNet2DCondition, VaeDecoder, VaeEncoder};
 use crate::spec::TextEncoderSpec;
 use crate::text::{ClipTokenizer, TextEncoder};
-use crate::weights::{Checkpoint, Component, ModelSource, TensorSource};
+use crate::weights::{Checkpoint, Component, ModelSource, TensorSource, VaeFile};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::collections::BTreeSet;
@@ -24,6 +24,12 @@ pub(super) struct Placement {
     pub(super) vae_dtype: DType,
 }
 
+impl Placement {
+    fn vae_scope<'a>(&'a self, source: &'a dyn TensorSource) -> Scope<'a> {
+        Scope::root(source, self.vae_dtype, &self.device)
+    }
+}
+
 /// The networks.
 pub(super) struct Components {
     place: Placement,
@@ -33,9 +39,9 @@ pub(super) struct Components {
     turn: Option<Mutex<()>>,
     text_encoders: RwLock<Slot<Vec<AdaptedText>>>,
     unet: RwLock<Slot<AdaptedUNet>>,
-    vae: RwLock<Slot<AutoencoderKLDecoder>>,
+    vae: RwLock<Slot<VaeDecoder>>,
     /// Read when the first image is to be encoded.
-    encoder: RwLock<Slot<AutoencoderKLEncoder>>,
+    encoder: RwLock<Slot<VaeEncoder>>,
 }
 
 /// A place for a network.
@@ -79,7 +85,7 @@ impl Components {
         let none = AdapterSet::default();
         let text_encoders = load_text_encoders(model, place, &none, None, observer)?;
         let unet = load_unet(model, place, none.deltas(), None, observer)?;
-        let vae = load_vae(model, place, observer)?;
+        let vae = load_vae(model, None, place, observer)?;
         fill(&components.text_encoders, text_encoders);
         fill(&components.unet, unet);
         fill(&components.vae, vae);
@@ -133,22 +139,26 @@ impl Components {
         self.with(&self.unet, &signature, observer, load, |unet: &AdaptedUNet, observer| work(&unet.network, observer))
     }
 
+    /// `file` takes the place of the model's own.
     pub(super) fn with_vae<T>(
         &self,
+        file: Option<&VaeFile>,
         observer: &mut dyn Observer,
-        work: impl FnOnce(&AutoencoderKLDecoder, &mut dyn Observer) -> Result<T>,
+        work: impl FnOnce(&VaeDecoder, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
-        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_vae(model, &self.place, observer);
-        self.with(&self.vae, "", observer, load, |vae: &AutoencoderKLDecoder, observer| work(vae, observer))
+        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_vae(model, file, &self.place, observer);
+        self.with(&self.vae, file.map_or("", VaeFile::name), observer, load, |vae: &VaeDecoder, observer| work(vae, observer))
     }
 
+    /// `file` takes the place of the model's own.
     pub(super) fn with_encoder<T>(
         &self,
+        file: Option<&VaeFile>,
         observer: &mut dyn Observer,
-        work: impl FnOnce(&AutoencoderKLEncoder, &mut dyn Observer) -> Result<T>,
+        work: impl FnOnce(&VaeEncoder, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
-        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_encoder(model, &self.place, observer);
-        self.with(&self.encoder, "", observer, load, |encoder: &AutoencoderKLEncoder, observer| work(encoder, observer))
+        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_encoder(model, file, &self.place, observer);
+        self.with(&self.encoder, file.map_or("", VaeFile::name), observer, load, |encoder: &VaeEncoder, observer| work(encoder, observer))
     }
 
     /// Works with a network as `signature` wants it; `load` makes it so, of the one that is there or of none.
@@ -271,14 +281,22 @@ fn load_unet(
     Ok(AdaptedUNet { layers, changed, network })
 }
 
-fn load_vae(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<AutoencoderKLDecoder> {
-    let load =
-        |source: &dyn TensorSource| AutoencoderKLDecoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
-    read(model, Component::VAE, place.vae_dtype, observer, load)
+fn load_vae(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, observer: &mut dyn Observer) -> Result<VaeDecoder> {
+    match file {
+        None => read(model, Component::VAE, place.vae_dtype, observer, |source| VaeDecoder::load(&place.vae_scope(source), &model.spec().vae)),
+        Some(file) => {
+            let load = |source: &dyn TensorSource| VaeDecoder::load(&place.vae_scope(source), file.spec());
+            read_from(Component::VAE.title(), file, Some(file.parameters()), place.vae_dtype, observer, load)
+        }
+    }
 }
 
-fn load_encoder(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<AutoencoderKLEncoder> {
-    let load =
-        |source: &dyn TensorSource| AutoencoderKLEncoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
-    read(model, Component::VAE, place.vae_dtype, observer, load)
+fn load_encoder(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, observer: &mut dyn Observer) -> Result<VaeEncoder> {
+    match file {
+        None => read(model, Component::VAE, place.vae_dtype, observer, |source| VaeEncoder::load(&place.vae_scope(source), &model.spec().vae)),
+        Some(file) => {
+            let load = |source: &dyn TensorSource| VaeEncoder::load(&place.vae_scope(source), file.spec());
+            read_from(Component::VAE.title(), file, Some(file.parameters()), place.vae_dtype, observer, load)
+        }
+    }
 }

@@ -14,6 +14,7 @@ mod finite;
 mod guided_denoiser;
 mod loading;
 mod memory;
+mod networks;
 mod observer;
 mod open;
 mod prompt;
@@ -24,6 +25,7 @@ mod vae_tiling;
 pub use components::SharedModel;
 pub use encode::{EncodedText, PromptText, TextKey, texts as prompt_texts};
 pub use memory::denoising_bytes;
+pub use networks::NetworkCache;
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use open::PipelineBuilder;
 pub use prompt::Conditioning;
@@ -39,7 +41,7 @@ use crate::noise::SeededNoise;
 use crate::sampling::{NoiseSource, plan, sample};
 use crate::settings::{Request, VaeTiling};
 use crate::spec::ModelSpec;
-use crate::weights::ModelSource;
+use crate::weights::{ModelSource, VaeFile};
 use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
@@ -71,6 +73,7 @@ pub struct Pipeline {
     /// Quick images of latents that are still forming.
     tiny: Option<AutoencoderTinyDecoder>,
     adapters: Arc<AdapterCache>,
+    networks: Arc<NetworkCache>,
 }
 
 /// One image of a batch that is yet to be generated.
@@ -147,12 +150,17 @@ impl Pipeline {
     }
 
     fn of(spec: ModelSpec, Placement { device, dtype, vae_dtype }: Placement, components: Components) -> Self {
-        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None, adapters: Arc::default() }
+        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None, adapters: Arc::default(), networks: Arc::default() }
     }
 
     /// Takes adapters that were opened before.
     pub fn with_adapters(self, adapters: Arc<AdapterCache>) -> Self {
         Self { adapters, ..self }
+    }
+
+    /// Takes networks in files beside the model's that were opened before.
+    pub fn with_networks(self, networks: Arc<NetworkCache>) -> Self {
+        Self { networks, ..self }
     }
 
     /// Decides whether images are decoded in tiles.
@@ -217,12 +225,13 @@ impl Pipeline {
         let memory = MemoryPromise::for_batch(&self.spec, &self.device, (self.dtype, self.vae_dtype), self.vae_tiling, batch)?;
         let start = batch.first().map(|item| StartImage::of(item.request)).transpose()?.flatten();
         let latents = self.denoise_from(start.as_ref(), batch, observer)?;
+        let vae = batch.first().map(|item| self.vae(item.request)).transpose()?.flatten();
         let mut generated = Vec::new();
         for (i, sketch) in batch.iter().enumerate() {
             observer.stage(Stage::Decode { done: i, all: batch.len() })?;
             // One image at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
-            let image = to_rgb(&self.decode_and_tell(&latents, observer)?)?;
+            let image = to_rgb(&self.decode_and_tell(&latents, vae.as_deref(), observer)?)?;
             let image = start.as_ref().map_or(Ok(image.clone()), |start| start.finish(image))?;
             generated.push(GeneratedImage { seed: sketch.seed, image, latents: latents.to_device(&Device::Cpu)? });
         }
@@ -293,6 +302,11 @@ impl Pipeline {
         })
     }
 
+    /// The autoencoder that takes the place of the model's own.
+    fn vae(&self, request: &Request) -> Result<Option<Arc<VaeFile>>> {
+        request.adapters.vae.as_ref().map(|file| self.networks.vae(file.0.path(), &self.spec)).transpose()
+    }
+
     /// The images of latents: the second half of [`Pipeline::generate_batch`], before it is rounded to bytes.
     ///
     /// # Shapes
@@ -301,15 +315,16 @@ impl Pipeline {
     /// # Errors
     /// A value is not finite.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decode_and_tell(latents, &mut Silent)
+        self.decode_and_tell(latents, None, &mut Silent)
     }
 
-    fn decode_and_tell(&self, latents: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+    fn decode_and_tell(&self, latents: &Tensor, file: Option<&VaeFile>, observer: &mut dyn Observer) -> Result<Tensor> {
         let _span = debug_span!("decode").entered();
         let latents = latents.to_dtype(self.vae_dtype)?;
-        let decoded = self.components.with_vae(observer, |vae, observer| {
+        let spec = file.map_or(&self.spec.vae, VaeFile::spec);
+        let decoded = self.components.with_vae(file, observer, |vae, observer| {
             let decode = |latents: &Tensor| vae.decode(latents);
-            vae_tiling::decode(&self.spec.vae, &latents, self.vae_tiling, &decode, &mut |remark| observer.warn(remark))
+            vae_tiling::decode(spec, &latents, self.vae_tiling, &decode, &mut |remark| observer.warn(remark))
         })?;
         let decoded = decoded.to_dtype(DType::F32)?;
         check_finite(&decoded, || format!("the VAE's image in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;

@@ -11,6 +11,7 @@ use crate::models::LatentDistribution;
 use crate::noise::SeededNoise;
 use crate::sampling::{Branch, NoiseSource, Schedule};
 use crate::settings::{InpaintArea, InpaintFill, Request};
+use crate::weights::VaeFile;
 use crate::{Error, Result};
 use ::image::{GrayImage, Luma, RgbImage, imageops};
 use candle_core::{DType, Tensor};
@@ -177,9 +178,22 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Start> {
         let latent_channels = self.spec.vae.latent_channels;
+        // A file with the decoder alone leaves encoding to the model's own.
+        let file = self.vae(request)?.filter(|file| file.encodes());
+        let file = file.as_deref();
+        let vae = file.map_or(&self.spec.vae, VaeFile::spec);
+        // One that is certain of its latents has nothing to draw.
+        let sample = |image: &Tensor, noise: &mut SeededNoise, fresh: Option<Tensor>, observer: &mut dyn Observer| {
+            let encoded = self.encode(image, file, observer)?;
+            if vae.tiny.is_some() {
+                return vae.scaled(&encoded.mean.broadcast_as(empty.shape())?.contiguous()?);
+            }
+            let drawn = fresh.map_or_else(|| noise.fresh(empty), Ok)?;
+            vae.scaled(&encoded.sample(&drawn)?)
+        };
         if self.spec.unet.in_channels == 2 * latent_channels {
             let latents = noise.fresh(empty)?.affine(schedule.initial_scale, 0.0)?;
-            let image = self.encode(&start.pixels(None)?, observer)?.mean.broadcast_as(empty.shape())?.contiguous()?;
+            let image = self.encode(&start.pixels(None)?, file, observer)?.mean.broadcast_as(empty.shape())?.contiguous()?;
             let channels = MoreChannels::new(image).blind_in(Branch::Negative);
             return Ok(Start { latents, schedule, extensions: vec![Box::new(channels)] });
         }
@@ -188,10 +202,7 @@ impl Pipeline {
         let pure_noise = start.mask.is_some() && strength >= 1.0;
         let mut clean = match pure_noise && repaints {
             true => None,
-            false => {
-                let sample = self.encode(&start.pixels(None)?, observer)?.sample(&noise.fresh(empty)?)?;
-                Some(self.spec.vae.scaled(&sample)?)
-            }
+            false => Some(sample(&start.pixels(None)?, noise, None, observer)?),
         };
         let drawn = noise.fresh(empty)?;
         let mut extensions: Vec<Box<dyn Extension>> = vec![];
@@ -205,10 +216,10 @@ impl Pipeline {
                     InpaintFill::Zero => kept,
                 };
             }
-            let masked_noise = noise.fresh(empty)?;
+            // diffusers encodes the masked image for every model, and draws for it.
+            let masked_noise = vae.tiny.is_none().then(|| noise.fresh(empty)).transpose()?;
             if repaints {
-                let masked = self.encode(&start.pixels(Some(mask))?, observer)?.sample(&masked_noise)?;
-                let masked = self.spec.vae.scaled(&masked)?;
+                let masked = sample(&start.pixels(Some(mask))?, noise, masked_noise, observer)?;
                 let (images, _, height, width) = masked.dims4()?;
                 let mask = latent_mask.broadcast_as((images, 1, height, width))?;
                 extensions.push(Box::new(MoreChannels::new(Tensor::cat(&[&mask.contiguous()?, &masked], 1)?)));
@@ -233,9 +244,9 @@ impl Pipeline {
     }
 
     /// What the encoder says of an image, in f32.
-    fn encode(&self, image: &Tensor, observer: &mut dyn Observer) -> Result<LatentDistribution> {
+    fn encode(&self, image: &Tensor, file: Option<&VaeFile>, observer: &mut dyn Observer) -> Result<LatentDistribution> {
         let image = image.to_device(&self.device)?.to_dtype(self.vae_dtype)?;
-        let LatentDistribution { mean, deviation } = self.components.with_encoder(observer, |encoder, _| encoder.encode(&image))?;
+        let LatentDistribution { mean, deviation } = self.components.with_encoder(file, observer, |encoder, _| encoder.encode(&image))?;
         let mean = mean.to_dtype(DType::F32)?;
         check_finite(&mean, || format!("the VAE's latents of the init image in {}; try --vae-dtype f32", self.vae_dtype.as_str()))?;
         Ok(LatentDistribution { mean, deviation: deviation.to_dtype(DType::F32)? })

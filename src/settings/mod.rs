@@ -38,6 +38,7 @@ mod value;
 
 mod adapters;
 mod canvas;
+mod control;
 mod docs;
 mod draft;
 mod guidance;
@@ -54,13 +55,14 @@ mod text;
 
 pub use adapters::{AdapterDraft, AdapterSettings};
 pub use canvas::{CanvasDraft, CanvasSettings, parse_size};
+pub use control::{ControlChoice, ImagePrompt};
 pub use docs::flag_table;
 pub use draft::Draft;
 pub use guidance::{FreeUFactors, GuidanceDraft, GuidanceSettings};
 pub use inputs::{InpaintArea, InpaintFill, InputDraft, InputSettings};
 pub use load::{LoadDraft, LoadSettings, VaeTiling};
 pub use output::{BatchSize, OutputDraft, OutputSettings};
-pub use parts::{NumberList, Parts, WeightedFile};
+pub use parts::{NetworkFile, NumberList, Parts, WeightedFile};
 pub use request::{Request, Shape};
 pub use run::{Graphics, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verbosity};
 pub use sampling::{SamplingDraft, SamplingSettings, Seed};

@@ -9,7 +9,7 @@ use crate::hub::{HubId, Missing, name_in_cache};
 use crate::inputs::InputFile;
 use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
-use crate::pipeline::{Observer, Pipeline};
+use crate::pipeline::{NetworkCache, Observer, Pipeline};
 use crate::prompt::{LoraTag, NetworkTag};
 use crate::settings::{Draft, LoadSettings, Request, SourcePath, VaeTiling, WeightedFile};
 use crate::survey::{Kind, Survey};
@@ -67,6 +67,7 @@ pub(in crate::cli) struct Opened {
     /// Where adapters are looked for by name, and those that are open.
     pub(in crate::cli) finder: AdapterFinder,
     adapters: Arc<AdapterCache>,
+    networks: Arc<NetworkCache>,
 }
 
 impl Opened {
@@ -83,7 +84,8 @@ impl Opened {
         let (vae_tiling, low_memory) = (settings.vae_tiling, settings.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
         let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
-        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters }
+        let networks = Arc::default();
+        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters, networks }
     }
 
     /// Adds the textual inversions of the embeddings folder whose words stand in a draft's prompts, and that are this model's.
@@ -105,6 +107,9 @@ impl Opened {
     /// # Errors
     /// One cannot be read or does not fit.
     pub(in crate::cli) fn check_adapters(&self, request: &Request) -> Result<Vec<String>> {
+        if let Some(vae) = &request.adapters.vae {
+            self.networks.vae(vae.0.path(), self.checkpoint.spec())?;
+        }
         let choice = request.adapters.choice();
         if choice.is_empty() {
             return Ok(Vec::new());
@@ -167,7 +172,7 @@ impl Opened {
                 loaded => loaded?,
             },
         };
-        Ok(pipeline.with_vae_tiling(vae_tiling).with_adapters(self.adapters.clone()))
+        Ok(pipeline.with_vae_tiling(vae_tiling).with_adapters(self.adapters.clone()).with_networks(self.networks.clone()))
     }
 
     /// What decides, beside a request, which pixels it generates.
@@ -186,6 +191,7 @@ impl Opened {
 pub(in crate::cli) struct AdapterFinder {
     loras: AdapterFolders,
     embeddings: AdapterFolders,
+    vaes: AdapterFolders,
 }
 
 impl AdapterFinder {
@@ -195,6 +201,7 @@ impl AdapterFinder {
         Self {
             loras: AdapterFolders::loras(folder(&settings.lora_dir).as_deref(), &models),
             embeddings: AdapterFolders::embeddings(folder(&settings.embeddings_dir).as_deref(), &models),
+            vaes: AdapterFolders::vaes(&models),
         }
     }
 
@@ -227,12 +234,13 @@ impl AdapterFinder {
         let one = |folders: &AdapterFolders, file: &mut InputFile| -> Result<()> {
             let found = folders.find(&file.path().to_string_lossy())?;
             if found != file.path() {
-                *file = InputFile::named(&found);
+                *file = file.found_at(&found);
             }
             Ok(())
         };
         draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
         draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
+        draft.adapters.vae.iter_mut().try_for_each(|vae| one(&self.vaes, &mut vae.0))?;
         self.find_tags(draft)?;
         Ok(())
     }

@@ -77,6 +77,8 @@ fn recipe(text: &str) -> Option<Recipe> {
             Some(field) => recipe.set(field, value),
             None if key.eq_ignore_ascii_case("Size") && recipe.set_size(&value) => {}
             None => match of_infotext(&key) {
+                // A1111's words for the model's own.
+                Some(row) if row.name == "vae" && (is_nothing(&value) || value == "Automatic") => {}
                 Some(row) => recipe.set_setting(row, &value),
                 None => recipe.other.push((key, value)),
             },
