@@ -316,6 +316,62 @@ pub struct ClipTextSpec {
     pub eos_token_id: u32,
 }
 
+/// CLIPVisionModelWithProjection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClipVisionSpec {
+    /// Width.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Pixels of the image along one side.
+    pub image_size: usize,
+    /// Pixels of a patch along one side.
+    pub patch_size: usize,
+    /// Activation of the feed-forward layer.
+    pub activation: Activation,
+    /// Width of the projected embedding.
+    pub projection_dim: usize,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+}
+
+/// An IP-Adapter: what makes tokens of an image, and the attention to them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IpAdapterSpec {
+    /// Width of the tokens, which is the text's.
+    pub width: usize,
+    /// How many tokens an image becomes.
+    pub tokens: usize,
+    /// Width of what it reads of the image encoder.
+    pub input: usize,
+    /// How the tokens are made.
+    pub projection: ImageProjectionSpec,
+    /// The transformer blocks that attend to the image, and their channels, in the adapter's order.
+    pub sites: Vec<(String, usize)>,
+}
+
+/// How an image becomes tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageProjectionSpec {
+    /// A linear layer on the projected embedding.
+    Linear,
+    /// Queries that were learned look at all patches ("plus").
+    Perceiver {
+        /// Their width.
+        width: usize,
+        /// Layers.
+        layers: usize,
+        /// Width of all heads, of 64 each.
+        inner: usize,
+        /// Width of the feed-forward layer.
+        wide: usize,
+    },
+}
+
 /// A feed-forward activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {

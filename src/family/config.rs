@@ -5,7 +5,7 @@
 
 use super::json::{Allowed, Fields, shown};
 use crate::Result;
-use crate::spec::{Activation, AutoencoderTinySpec, ClipTextSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
+use crate::spec::{Activation, AutoencoderTinySpec, ClipTextSpec, ClipVisionSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
 use serde_json::Value;
 
 /// Limits on what a configuration may claim. Names are written out for every level, block and layer, so that these numbers
@@ -272,11 +272,6 @@ fn tiny_vae(fields: &Fields, scaling_factor: f64) -> Result<VaeSpec> {
 pub(crate) fn clip_text(fields: &Fields, projected: bool) -> Result<ClipTextSpec> {
     let inner = fields.object("text_config").filter(|_| fields.word("model_type").ok().flatten() == Some("clip"));
     let fields = inner.as_ref().unwrap_or(fields);
-    let activation = match fields.word("hidden_act")? {
-        None | Some("quick_gelu") => Activation::QuickGelu,
-        Some("gelu") => Activation::Gelu,
-        Some(other) => return Err(fields.wrong("hidden_act", format!("{other:?} is not implemented, only quick_gelu and gelu are"))),
-    };
     let hidden_size = fields.count("hidden_size", Some(512), limit::CHANNELS)?;
     let heads = fields.count("num_attention_heads", Some(8), limit::CHANNELS)?;
     if hidden_size % heads != 0 {
@@ -289,7 +284,7 @@ pub(crate) fn clip_text(fields: &Fields, projected: bool) -> Result<ClipTextSpec
         layers: fields.count("num_hidden_layers", Some(12), limit::LAYERS)?,
         heads,
         max_positions: fields.count("max_position_embeddings", Some(77), limit::POSITIONS)?,
-        activation,
+        activation: activation(fields)?,
         projection_dim: match projected {
             true => Some(fields.count("projection_dim", Some(512), limit::CHANNELS)?),
             false => None,
@@ -297,6 +292,42 @@ pub(crate) fn clip_text(fields: &Fields, projected: bool) -> Result<ClipTextSpec
         layer_norm_eps: fields.number("layer_norm_eps", 1e-5)?,
         eos_token_id: fields.count("eos_token_id", Some(49407), limit::VOCABULARY)? as u32,
     })
+}
+
+/// Reads the `config.json` of an image encoder.
+pub(crate) fn clip_vision(fields: &Fields) -> Result<ClipVisionSpec> {
+    let inner = fields.object("vision_config").filter(|_| fields.word("model_type").ok().flatten() == Some("clip"));
+    let projection_dim = fields.count("projection_dim", Some(512), limit::CHANNELS)?;
+    let fields = inner.as_ref().unwrap_or(fields);
+    let hidden_size = fields.count("hidden_size", Some(768), limit::CHANNELS)?;
+    let heads = fields.count("num_attention_heads", Some(12), limit::CHANNELS)?;
+    if hidden_size % heads != 0 {
+        return Err(fields.wrong("num_attention_heads", format!("{heads} heads do not divide the width {hidden_size}")));
+    }
+    let image_size = fields.count("image_size", Some(224), limit::SAMPLE)?;
+    let patch_size = fields.count("patch_size", Some(32), limit::SAMPLE)?;
+    if image_size % patch_size != 0 {
+        return Err(fields.wrong("patch_size", format!("patches of {patch_size} do not divide {image_size} pixels")));
+    }
+    Ok(ClipVisionSpec {
+        hidden_size,
+        intermediate_size: fields.count("intermediate_size", Some(3072), limit::CHANNELS)?,
+        layers: fields.count("num_hidden_layers", Some(12), limit::LAYERS)?,
+        heads,
+        image_size,
+        patch_size,
+        activation: activation(fields)?,
+        projection_dim,
+        layer_norm_eps: fields.number("layer_norm_eps", 1e-5)?,
+    })
+}
+
+fn activation(fields: &Fields) -> Result<Activation> {
+    match fields.word("hidden_act")? {
+        None | Some("quick_gelu") => Ok(Activation::QuickGelu),
+        Some("gelu") => Ok(Activation::Gelu),
+        Some(other) => Err(fields.wrong("hidden_act", format!("{other:?} is not implemented, only quick_gelu and gelu are"))),
+    }
 }
 
 /// Refuses another class than the one that is implemented.

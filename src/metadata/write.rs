@@ -6,6 +6,7 @@
 //! # Source
 //! `create_infotext` in stable-diffusion-webui@v1.10:modules/processing.py.
 
+use super::control_net;
 use super::read::a1111::NEGATIVE;
 use crate::Result;
 use crate::inputs::InputFile;
@@ -47,7 +48,10 @@ pub fn parameters(request: &Request, seed: u64, generator: &GeneratedBy) -> Resu
         ("Size".into(), format!("{}x{}", request.canvas.width, request.canvas.height)),
         ("Model".into(), generator.label.to_string()),
     ];
-    for row in table() {
+    for (at, control) in request.adapters.control.iter().enumerate() {
+        pairs.push((format!("{}{at}", control_net::KEY), control_net::written(control)));
+    }
+    for row in table().iter().filter(|row| row.name != "control") {
         let Some(key) = row.infotext.filter(|key| pairs.iter().all(|(written, _)| written != key)) else { continue };
         for (at, value) in row.written(request).into_iter().enumerate() {
             pairs.push((if at == 0 { key.to_owned() } else { format!("{key} {}", at + 1) }, value));
@@ -107,6 +111,6 @@ pub fn parameters(request: &Request, seed: u64, generator: &GeneratedBy) -> Resu
 }
 
 /// A value that would be mistaken for more than one is written as a JSON string.
-fn quoted(value: &str) -> String {
+pub(super) fn quoted(value: &str) -> String {
     if value.contains([',', '\n', ':', '"']) { serde_json::Value::from(value).to_string() } else { value.to_owned() }
 }

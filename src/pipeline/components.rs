@@ -4,10 +4,10 @@ use super::loading::{read, read_from};
 use super::observer::Observer;
 use crate::adapter::{AdapterSet, Deltas, ModelWithDeltas};
 use crate::device;
-use crate::models::{LayerStore, Scope, UNet2DCondition, VaeDecoder, VaeEncoder};
+use crate::models::{ControlNet, LayerStore, Scope, UNet2DCondition, VaeDecoder, VaeEncoder};
 use crate::spec::TextEncoderSpec;
 use crate::text::{ClipTokenizer, TextEncoder};
-use crate::weights::{Checkpoint, Component, ModelSource, TensorSource, VaeFile};
+use crate::weights::{Checkpoint, Component, ControlNetFile, ModelSource, TensorSource, VaeFile};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::collections::BTreeSet;
@@ -42,6 +42,8 @@ pub(super) struct Components {
     vae: RwLock<Slot<VaeDecoder>>,
     /// Read when the first image is to be encoded.
     encoder: RwLock<Slot<VaeEncoder>>,
+    /// Those of the last images that wanted any, by their files.
+    control_nets: Mutex<Vec<(String, Arc<ControlNet>)>>,
 }
 
 /// A place for a network.
@@ -110,6 +112,7 @@ impl Components {
             unet: RwLock::default(),
             vae: RwLock::default(),
             encoder: RwLock::default(),
+            control_nets: Mutex::default(),
         }
     }
 
@@ -161,6 +164,31 @@ impl Components {
         self.with(&self.encoder, file.map_or("", VaeFile::name), observer, load, |encoder: &VaeEncoder, observer| work(encoder, observer))
     }
 
+    /// The ControlNets of these files; those of others are dropped.
+    pub(super) fn control_nets(&self, files: &[&ControlNetFile], observer: &mut dyn Observer) -> Result<Vec<Arc<ControlNet>>> {
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut loaded = self.control_nets.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|(name, _)| files.iter().any(|file| file.name() == name));
+        let mut networks = Vec::new();
+        for file in files {
+            if let Some((_, network)) = loaded.iter().find(|(name, _)| name == file.name()) {
+                networks.push(network.clone());
+                continue;
+            }
+            let source = file.tensors(self.model.as_deref().map(|model| model as &dyn ModelSource))?;
+            let load = |source: &dyn TensorSource| {
+                ControlNet::load(&Scope::root(source, self.place.dtype, &self.place.device), file.spec())
+            };
+            let network = read_from("ControlNet", &source, Some(file.parameters()), self.place.dtype, observer, load)?;
+            let network = Arc::new(network);
+            loaded.push((file.name().to_owned(), network.clone()));
+            networks.push(network);
+        }
+        Ok(networks)
+    }
+
     /// Works with a network as `signature` wants it; `load` makes it so, of the one that is there or of none.
     fn with<N, T>(
         &self,
@@ -202,6 +230,7 @@ impl Components {
         empty(&self.unet);
         empty(&self.vae);
         empty(&self.encoder);
+        self.control_nets.lock().unwrap_or_else(PoisonError::into_inner).clear();
         device::release(&self.place.device);
     }
 }

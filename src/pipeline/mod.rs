@@ -19,6 +19,7 @@ mod observer;
 mod open;
 mod prompt;
 mod start;
+mod steering;
 mod upscale;
 mod vae_tiling;
 
@@ -74,6 +75,7 @@ pub struct Pipeline {
     tiny: Option<AutoencoderTinyDecoder>,
     adapters: Arc<AdapterCache>,
     networks: Arc<NetworkCache>,
+    known_keys: steering::KnownKeys,
 }
 
 /// One image of a batch that is yet to be generated.
@@ -150,7 +152,18 @@ impl Pipeline {
     }
 
     fn of(spec: ModelSpec, Placement { device, dtype, vae_dtype }: Placement, components: Components) -> Self {
-        Self { spec, device, dtype, vae_dtype, components, vae_tiling: VaeTiling::default(), tiny: None, adapters: Arc::default(), networks: Arc::default() }
+        Self {
+            spec,
+            device,
+            dtype,
+            vae_dtype,
+            components,
+            vae_tiling: VaeTiling::default(),
+            tiny: None,
+            adapters: Arc::default(),
+            networks: Arc::default(),
+            known_keys: steering::KnownKeys::default(),
+        }
     }
 
     /// Takes adapters that were opened before.
@@ -276,12 +289,13 @@ impl Pipeline {
             return Ok(latents);
         }
         observer.stage(Stage::Denoise { step: 0, steps: schedule.steps.len(), images: &seeds })?;
-        let adapters = self.adapters(request)?;
+        let (adapters, steering) = (self.adapters(request)?, self.steering(request, start, observer)?);
         self.components.with_unet(&adapters, observer, |unet, observer| {
             let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
             let run = RunContext { schedule: &schedule, latents: &latents, dtype: self.dtype };
             let mut extensions = extensions(request);
             extensions.extend(beside);
+            extensions.extend(self.steered(&steering, observer)?);
             let mut denoiser = GuidedDenoiser::new(unet, &run, batch, extensions, &checks)?;
             let steps = schedule.steps.len();
             let denoised = RefCell::new(None);

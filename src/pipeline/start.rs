@@ -116,6 +116,18 @@ impl StartImage {
         Self { image, mask: Some(mask), fill, finish }
     }
 
+    /// The part of another image that lies where the part lies that is generated of this one; `None` where all of it is.
+    pub(super) fn part(&self, other: &RgbImage, (width, height): (u32, u32)) -> Option<RgbImage> {
+        let Finish::Part { original, region, .. } = &self.finish else { return None };
+        let (columns, rows) = original.dimensions();
+        let other = match other.dimensions() == (columns, rows) {
+            true => other.clone(),
+            false => resize(other, columns, rows, ResizeFilter::Lanczos),
+        };
+        let part = imageops::crop_imm(&other, region.x, region.y, region.width, region.height).to_image();
+        Some(resize_and_fill(&part, width, height))
+    }
+
     /// The image that is kept, of the one that was generated.
     pub(super) fn finish(&self, mut generated: RgbImage) -> Result<RgbImage> {
         match &self.finish {

@@ -1,6 +1,6 @@
 //! What an image asks to be changed of the model: LoRAs and their kin, and words that were learned later.
 
-use super::{By, ControlChoice, Heading, NetworkFile, Request, Setting, WeightedFile};
+use super::{By, ControlChoice, Heading, ImagePrompt, NetworkFile, Request, Setting, WeightedFile};
 use crate::adapter::{AdapterChoice, LoraChoice};
 use crate::inputs::InputFile;
 
@@ -34,6 +34,12 @@ settings! {
     control: many ControlChoice => Setting {
         name: "control", value: "MODEL,image=FILE,…", example: "net.safetensors,image=edges.png,weight=0.5", heading: Heading::Adapters,
         infotext: Some("ControlNet 0"), limit: 64 << 30, ..Setting::IMAGE
+    };
+
+    /// An image as a prompt: an IP-Adapter, image=FILE, and weight=X, start=X, end=X (shares of the steps) and encoder=FOLDER (the image encoder, where it is not beside the adapter); repeat for more
+    ip_adapter: many ImagePrompt => Setting {
+        name: "ip-adapter", value: "MODEL,image=FILE,…", example: "ip-adapter.safetensors,image=picture.png,weight=0.5",
+        heading: Heading::Adapters, infotext: Some("IP-Adapter"), limit: 64 << 30, ..Setting::IMAGE
     };
 }
 

@@ -126,9 +126,20 @@ impl ControlNetFile {
     }
 
     /// Its tensors, where it is used with `model`.
-    pub fn tensors<'a>(&'a self, model: &'a dyn ModelSource) -> ControlNetTensors<'a> {
+    ///
+    /// # Errors
+    /// It says what is to be added to the model's weights, and the model cannot be read.
+    pub fn tensors<'a>(&'a self, model: Option<&'a dyn ModelSource>) -> Result<ControlNetTensors<'a>> {
         let component = ComponentTensors::new(&self.part, "as a copy of the model's denoiser has it");
-        ControlNetTensors { component, base: self.difference.then(|| model.tensors(Component::UNET)) }
+        let base = match (self.difference, model) {
+            (false, _) => None,
+            (true, Some(model)) => Some(model.tensors(Component::UNET)),
+            (true, None) => {
+                let what = "has what is to be added to the model's weights, which cannot be read again: load the pipeline with Pipeline::load_shared";
+                return Err(model_error(&self.name, what));
+            }
+        };
+        Ok(ControlNetTensors { component, base })
     }
 }
 

@@ -13,7 +13,7 @@ use crate::pipeline::{NetworkCache, Observer, Pipeline};
 use crate::prompt::{LoraTag, NetworkTag};
 use crate::settings::{Draft, LoadSettings, Request, SourcePath, VaeTiling, WeightedFile};
 use crate::survey::{Kind, Survey};
-use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_models, is_model_folder};
+use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_image_encoder, find_models, is_model_folder};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use download::DownloadStyle;
@@ -107,9 +107,7 @@ impl Opened {
     /// # Errors
     /// One cannot be read or does not fit.
     pub(in crate::cli) fn check_adapters(&self, request: &Request) -> Result<Vec<String>> {
-        if let Some(vae) = &request.adapters.vae {
-            self.networks.vae(vae.0.path(), self.checkpoint.spec())?;
-        }
+        self.networks.check(request, self.checkpoint.spec())?;
         let choice = request.adapters.choice();
         if choice.is_empty() {
             return Ok(Vec::new());
@@ -192,6 +190,8 @@ pub(in crate::cli) struct AdapterFinder {
     loras: AdapterFolders,
     embeddings: AdapterFolders,
     vaes: AdapterFolders,
+    control_nets: AdapterFolders,
+    ip_adapters: AdapterFolders,
 }
 
 impl AdapterFinder {
@@ -202,6 +202,8 @@ impl AdapterFinder {
             loras: AdapterFolders::loras(folder(&settings.lora_dir).as_deref(), &models),
             embeddings: AdapterFolders::embeddings(folder(&settings.embeddings_dir).as_deref(), &models),
             vaes: AdapterFolders::vaes(&models),
+            control_nets: AdapterFolders::control_nets(&models),
+            ip_adapters: AdapterFolders::ip_adapters(&models),
         }
     }
 
@@ -241,6 +243,13 @@ impl AdapterFinder {
         draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
         draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
         draft.adapters.vae.iter_mut().try_for_each(|vae| one(&self.vaes, &mut vae.0))?;
+        draft.adapters.control.iter_mut().try_for_each(|control| one(&self.control_nets, &mut control.model))?;
+        for prompt in &mut draft.adapters.ip_adapter {
+            one(&self.ip_adapters, &mut prompt.model)?;
+            // Named or not, it decides the pixels.
+            let encoder = find_image_encoder(prompt.model.path(), prompt.encoder.as_ref().map(InputFile::path))?;
+            prompt.encoder = Some(InputFile::of_network(&encoder));
+        }
         self.find_tags(draft)?;
         Ok(())
     }
