@@ -28,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "family::time_ids",
             "guidance",
             "image",
+            "inputs",
             "models",
             "noise",
             "ops::on_workers",

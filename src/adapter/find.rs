@@ -46,14 +46,7 @@ impl AdapterFolders {
         Self::new("IP-Adapter", "give its path", true, None, models, &["ip-adapter", "ipadapter", "ip_adapter"])
     }
 
-    fn new(
-        kind: &'static str,
-        hint: &'static str,
-        networks: bool,
-        named: Option<&Path>,
-        models: &Path,
-        usual: &[&str],
-    ) -> Self {
+    fn new(kind: &'static str, hint: &'static str, networks: bool, named: Option<&Path>, models: &Path, usual: &[&str]) -> Self {
         let folders = match named {
             Some(folder) => vec![folder.to_owned()],
             None => {

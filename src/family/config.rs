@@ -5,7 +5,9 @@
 
 use super::json::{Allowed, Fields, shown};
 use crate::Result;
-use crate::spec::{Activation, AutoencoderTinySpec, ClipTextSpec, ClipVisionSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
+use crate::spec::{
+    Activation, AutoencoderTinySpec, ClipTextSpec, ClipVisionSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec,
+};
 use serde_json::Value;
 
 /// Limits on what a configuration may claim. Names are written out for every level, block and layer, so that these numbers
@@ -69,7 +71,9 @@ const CONTROL_NET_DEMANDS: &[(&str, Allowed)] = &[
 /// Checks a ControlNet's `config.json`: what it is, its tensors say.
 pub(crate) fn control_net(fields: &Fields) -> Result<()> {
     match fields.word("_class_name")? {
-        Some("ControlNetUnionModel") => return Err(fields.wrong("_class_name", "a ControlNet Union is not implemented; take the ControlNet for one kind of image")),
+        Some("ControlNetUnionModel") => {
+            return Err(fields.wrong("_class_name", "a ControlNet Union is not implemented; take the ControlNet for one kind of image"));
+        }
         Some("T2IAdapter") => return Err(fields.wrong("_class_name", "a T2I-Adapter is not implemented; take a ControlNet")),
         _ => class(fields, "ControlNetModel")?,
     }

@@ -1,8 +1,6 @@
 //! The autoencoder of a model, whichever it is.
 
-use super::{
-    AutoencoderKLDecoder, AutoencoderKLEncoder, AutoencoderTinyDecoder, AutoencoderTinyEncoder, LatentDistribution, Scope,
-};
+use super::{AutoencoderKLDecoder, AutoencoderKLEncoder, AutoencoderTinyDecoder, AutoencoderTinyEncoder, LatentDistribution, Scope};
 use crate::Result;
 use crate::spec::VaeSpec;
 use candle_core::Tensor;

@@ -2,9 +2,9 @@
 
 use super::Scope;
 use super::clip_vision_model::ClipVisionOutput;
+use crate::Result;
 use crate::ops::{Epilogue, LayerNorm, Linear, attention, gelu, on_workers};
 use crate::spec::{ImageProjectionSpec, IpAdapterSpec};
-use crate::Result;
 use candle_core::{D, Tensor};
 
 /// Channels of one head of the perceiver.
@@ -41,9 +41,8 @@ impl PerceiverLayer {
     }
 
     fn forward(&self, image: &Tensor, latents: &Tensor) -> Result<Tensor> {
-        let residual = |x: &Tensor, layer: &Linear, by: &Tensor| {
-            layer.forward_with(by, Epilogue { residual: Some(x), ..Epilogue::default() })
-        };
+        let residual =
+            |x: &Tensor, layer: &Linear, by: &Tensor| layer.forward_with(by, Epilogue { residual: Some(x), ..Epilogue::default() });
         let normed = self.norm_latents.forward(latents)?;
         let seen = Tensor::cat(&[&self.norm_image.forward(image)?, &normed], 1)?;
         let (q, kv) = (self.to_q.forward(&normed)?, self.to_kv.forward(&seen)?);
@@ -100,9 +99,7 @@ impl IpAdapter {
             ImageProjectionSpec::Perceiver { width, layers, inner, wide } => ImageProjection::Perceiver {
                 latents: scope.tensor("latents", &[1, spec.tokens, width])?,
                 proj_in: scope.at("proj_in").linear(spec.input, width)?,
-                layers: (0..layers)
-                    .map(|i| PerceiverLayer::load(&scope.at("layers").at(i), width, inner, wide))
-                    .collect::<Result<_>>()?,
+                layers: (0..layers).map(|i| PerceiverLayer::load(&scope.at("layers").at(i), width, inner, wide)).collect::<Result<_>>()?,
                 proj_out: scope.at("proj_out").linear(width, spec.width)?,
                 norm_out: scope.at("norm_out").layer_norm(spec.width, NORM_EPS)?,
             },

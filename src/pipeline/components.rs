@@ -178,9 +178,8 @@ impl Components {
                 continue;
             }
             let source = file.tensors(self.model.as_deref().map(|model| model as &dyn ModelSource))?;
-            let load = |source: &dyn TensorSource| {
-                ControlNet::load(&Scope::root(source, self.place.dtype, &self.place.device), file.spec())
-            };
+            let load =
+                |source: &dyn TensorSource| ControlNet::load(&Scope::root(source, self.place.dtype, &self.place.device), file.spec());
             let network = read_from("ControlNet", &source, Some(file.parameters()), self.place.dtype, observer, load)?;
             let network = Arc::new(network);
             loaded.push((file.name().to_owned(), network.clone()));
@@ -312,7 +311,9 @@ fn load_unet(
 
 fn load_vae(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, observer: &mut dyn Observer) -> Result<VaeDecoder> {
     match file {
-        None => read(model, Component::VAE, place.vae_dtype, observer, |source| VaeDecoder::load(&place.vae_scope(source), &model.spec().vae)),
+        None => {
+            read(model, Component::VAE, place.vae_dtype, observer, |source| VaeDecoder::load(&place.vae_scope(source), &model.spec().vae))
+        }
         Some(file) => {
             let load = |source: &dyn TensorSource| VaeDecoder::load(&place.vae_scope(source), file.spec());
             read_from(Component::VAE.title(), file, Some(file.parameters()), place.vae_dtype, observer, load)
@@ -322,7 +323,9 @@ fn load_vae(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, 
 
 fn load_encoder(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, observer: &mut dyn Observer) -> Result<VaeEncoder> {
     match file {
-        None => read(model, Component::VAE, place.vae_dtype, observer, |source| VaeEncoder::load(&place.vae_scope(source), &model.spec().vae)),
+        None => {
+            read(model, Component::VAE, place.vae_dtype, observer, |source| VaeEncoder::load(&place.vae_scope(source), &model.spec().vae))
+        }
         Some(file) => {
             let load = |source: &dyn TensorSource| VaeEncoder::load(&place.vae_scope(source), file.spec());
             read_from(Component::VAE.title(), file, Some(file.parameters()), place.vae_dtype, observer, load)

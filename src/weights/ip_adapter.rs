@@ -46,12 +46,14 @@ impl IpAdapterFile {
         let wanted = model.unet.cross_attention_dim;
         if spec.width != wanted {
             let of = family::of_context(spec.width).map_or(String::new(), |family| format!(" ({})", family.name()));
-            let what = format!("is an IP-Adapter for text of width {}{of}, and the model has {wanted} ({})", spec.width, model.family.name());
+            let what =
+                format!("is an IP-Adapter for text of width {}{of}, and the model has {wanted} ({})", spec.width, model.family.name());
             return Err(model_error(&name, what));
         }
         let count = file.entries().iter().filter(|entry| entry.name.ends_with(".to_k_ip.weight")).count();
         if count != spec.sites.len() {
-            let what = format!("has {count} layers, and the model has {} to which an image can be added: it belongs to another", spec.sites.len());
+            let what =
+                format!("has {count} layers, and the model has {} to which an image can be added: it belongs to another", spec.sites.len());
             return Err(model_error(&name, what));
         }
         Ok(Self { name, part: as_named("the IP-Adapter", vec![Arc::new(file)])?, spec })
@@ -96,7 +98,9 @@ fn describe(file: &WeightFile, unet: &UNetSpec) -> Result<IpAdapterSpec> {
         let found = shape(name).ok_or_else(|| model_error(&file.name, format!("lacks the tensor {}", quoted(name))))?;
         match found.len() == sides && found.iter().all(|side| (1..1 << 20).contains(side)) {
             true => Ok(found),
-            false => Err(model_error(&file.name, format!("has tensor {} of shape {found:?}, where {sides} sides were expected", quoted(name)))),
+            false => {
+                Err(model_error(&file.name, format!("has tensor {} of shape {found:?}, where {sides} sides were expected", quoted(name))))
+            }
         }
     };
     let sites = sites(unet);
@@ -224,12 +228,15 @@ fn input(encoder: &ClipVisionSpec, adapter: &IpAdapterSpec) -> usize {
 fn detect_encoder(file: &WeightFile) -> Result<ClipVisionSpec> {
     const EMBEDDINGS: &str = "vision_model.embeddings";
     let shape = |name: &str| TensorNames::shape(file, name);
-    let wrong = || model_error(&file.name, "is no image encoder of CLIP: it has no vision_model.embeddings.patch_embedding.weight of a known shape");
+    let wrong = || {
+        model_error(&file.name, "is no image encoder of CLIP: it has no vision_model.embeddings.patch_embedding.weight of a known shape")
+    };
     let Some(&[hidden_size, 3, patch_size, _]) = shape(&format!("{EMBEDDINGS}.patch_embedding.weight")) else { return Err(wrong()) };
     let Some(&[positions, _]) = shape(&format!("{EMBEDDINGS}.position_embedding.weight")) else { return Err(wrong()) };
     let Some(&[intermediate_size, _]) = shape("vision_model.encoder.layers.0.mlp.fc1.weight") else { return Err(wrong()) };
     let Some(&[projection_dim, _]) = shape("visual_projection.weight") else { return Err(wrong()) };
-    let layers = (0..config::limit::LAYERS).take_while(|i| shape(&format!("vision_model.encoder.layers.{i}.mlp.fc1.weight")).is_some()).count();
+    let layers =
+        (0..config::limit::LAYERS).take_while(|i| shape(&format!("vision_model.encoder.layers.{i}.mlp.fc1.weight")).is_some()).count();
     if !hidden_size.is_multiple_of(VISION_HEADS) || positions < 2 {
         return Err(wrong());
     }

@@ -28,13 +28,8 @@ impl Preprocessor {
     pub const NAMES: [&str; 5] = ["canny", "invert", "tile", "lineart", "scribble"];
     const ALL: [Self; 5] = [Self::Canny, Self::Invert, Self::Tile, Self::Lineart, Self::Scribble];
     /// As A1111's ControlNet extension calls them.
-    const A1111: [&str; 5] = [
-        "canny",
-        "invert (from white bg & black line)",
-        "tile_resample",
-        "lineart_standard (from white bg & black line)",
-        "scribble_xdog",
-    ];
+    const A1111: [&str; 5] =
+        ["canny", "invert (from white bg & black line)", "tile_resample", "lineart_standard (from white bg & black line)", "scribble_xdog"];
 
     /// Reads a name, ours or A1111's.
     ///
