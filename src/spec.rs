@@ -185,6 +185,17 @@ pub struct TextTimeSpec {
     pub projection_input_dim: usize,
 }
 
+/// ControlNetModel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlNetSpec {
+    /// The way down that it has a copy of; `up` is empty.
+    pub unet: UNetSpec,
+    /// Channels of its image: 3.
+    pub image_channels: usize,
+    /// Channels of its image on the way to the latents' size, each half as large as the one before.
+    pub hint_channels: Vec<usize>,
+}
+
 /// AutoencoderKL.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeSpec {
@@ -212,6 +223,8 @@ pub struct VaeSpec {
     pub mid_attention: bool,
     /// How the latents look, where it is known.
     pub latent_rgb: Option<LatentRgb>,
+    /// It is a tiny autoencoder; what this says counts, and the other fields are as near as they come.
+    pub tiny: Option<AutoencoderTinySpec>,
 }
 
 impl VaeSpec {
@@ -221,7 +234,7 @@ impl VaeSpec {
     }
 }
 
-/// AutoencoderTiny (TAESD): its decoder.
+/// AutoencoderTiny (TAESD).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AutoencoderTinySpec {
     /// Channels of the image: 3.
@@ -230,19 +243,36 @@ pub struct AutoencoderTinySpec {
     pub latent_channels: usize,
     /// Channels of every level: 64.
     pub channels: usize,
-    /// Blocks of each level, from coarse to fine.
-    pub blocks: [usize; 4],
+    /// Blocks of each level of the decoder, from coarse to fine.
+    pub decoder_blocks: Vec<usize>,
+    /// Blocks of each level of the encoder, from fine to coarse; empty where there is the decoder alone.
+    pub encoder_blocks: Vec<usize>,
 }
 
 impl AutoencoderTinySpec {
-    /// As all of its author's models for 8 times smaller latents are.
-    pub fn taesd(channels: usize, latent_channels: usize) -> Self {
-        Self { image_channels: 3, latent_channels, channels, blocks: [3, 3, 3, 1] }
-    }
-
     /// Pixels per latent along one side.
     pub fn factor(&self) -> usize {
-        1 << (self.blocks.len() - 1)
+        1 << self.decoder_blocks.len().saturating_sub(1)
+    }
+
+    /// As an autoencoder among others, whose latents are those of a large one with this scale.
+    pub fn as_vae(&self, scaling_factor: f64) -> VaeSpec {
+        VaeSpec {
+            image_channels: self.image_channels,
+            latent_channels: self.latent_channels,
+            block_out_channels: vec![self.channels; self.decoder_blocks.len()],
+            layers_per_block: self.decoder_blocks.iter().copied().max().unwrap_or(0),
+            norm_groups: 1,
+            // It learnt the scaled latents.
+            scaling_factor: 1.0,
+            shift_factor: 0.0,
+            force_upcast: false,
+            quant_conv: false,
+            post_quant_conv: false,
+            mid_attention: false,
+            latent_rgb: LatentRgb::known(scaling_factor, self.latent_channels),
+            tiny: Some(self.clone()),
+        }
     }
 }
 
@@ -284,6 +314,62 @@ pub struct ClipTextSpec {
     pub layer_norm_eps: f64,
     /// The id that ends a text; the legacy value 2 means "the largest id in the text".
     pub eos_token_id: u32,
+}
+
+/// CLIPVisionModelWithProjection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClipVisionSpec {
+    /// Width.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Pixels of the image along one side.
+    pub image_size: usize,
+    /// Pixels of a patch along one side.
+    pub patch_size: usize,
+    /// Activation of the feed-forward layer.
+    pub activation: Activation,
+    /// Width of the projected embedding.
+    pub projection_dim: usize,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+}
+
+/// An IP-Adapter: what makes tokens of an image, and the attention to them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IpAdapterSpec {
+    /// Width of the tokens, which is the text's.
+    pub width: usize,
+    /// How many tokens an image becomes.
+    pub tokens: usize,
+    /// Width of what it reads of the image encoder.
+    pub input: usize,
+    /// How the tokens are made.
+    pub projection: ImageProjectionSpec,
+    /// The transformer blocks that attend to the image, and their channels, in the adapter's order.
+    pub sites: Vec<(String, usize)>,
+}
+
+/// How an image becomes tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageProjectionSpec {
+    /// A linear layer on the projected embedding.
+    Linear,
+    /// Queries that were learned look at all patches ("plus").
+    Perceiver {
+        /// Their width.
+        width: usize,
+        /// Layers.
+        layers: usize,
+        /// Width of all heads, of 64 each.
+        inner: usize,
+        /// Width of the feed-forward layer.
+        wide: usize,
+    },
 }
 
 /// A feed-forward activation.

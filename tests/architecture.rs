@@ -58,7 +58,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("spec", &["sampling"]),
     ("settings", &["Error", "Result", "adapter", "device", "image", "inputs", "noise", "ops::Wrap", "prompt", "sampling", "spec"]),
     ("inputs", &[]),
-    ("metadata", &["Error", "Result", "inputs", "noise", "prompt", "settings", "sampling"]),
+    ("metadata", &["Error", "Result", "image::Preprocessor", "inputs", "noise", "prompt", "settings", "sampling"]),
     ("noise", &["Error", "Result", "sampling::NoiseSource"]),
     ("image", &["Error", "Result"]),
     ("sheet", &["Error", "Result"]),

@@ -333,7 +333,7 @@ fn fields_that_are_not_implemented_are_named() {
         ("vae", "down_block_types", json!(["AttnDownEncoderBlock2D", "x", "x", "x"])),
         ("vae", "scaling_factor", json!(0.0)),
         ("vae", "layers_per_block", json!(huge)),
-        ("vae", "_class_name", json!("AutoencoderTiny")),
+        ("vae", "_class_name", json!("AutoencoderOobleck")),
         ("vae", "out_channels", json!(4)),
         ("text_encoder", "hidden_act", json!("gelu_new")),
         ("text_encoder", "num_hidden_layers", json!(huge)),

@@ -8,10 +8,12 @@ use std::sync::OnceLock;
 /// Folders in which files of one kind are looked for.
 #[derive(Debug, Clone)]
 pub struct AdapterFolders {
-    /// "LoRA" or "embedding".
+    /// "LoRA", "embedding" and so on.
     kind: &'static str,
-    /// The setting that names a folder.
-    setting: &'static str,
+    /// What to do where there is no folder.
+    hint: &'static str,
+    /// Of networks, which may be folders.
+    networks: bool,
     folders: Vec<PathBuf>,
     /// What lies there, once it was asked for.
     found: OnceLock<Vec<Found>>,
@@ -21,15 +23,30 @@ impl AdapterFolders {
     /// The folders in which LoRAs are looked for: the one that was named, or those that other tools have beside and inside the models
     /// folder.
     pub fn loras(named: Option<&Path>, models: &Path) -> Self {
-        Self::new("LoRA", "`lora-dir`", named, models, &["loras", "Lora", "lora"])
+        Self::new("LoRA", "name one with `lora-dir`", false, named, models, &["loras", "Lora", "lora"])
     }
 
     /// The same of textual inversions.
     pub fn embeddings(named: Option<&Path>, models: &Path) -> Self {
-        Self::new("embedding", "`embeddings-dir`", named, models, &["embeddings"])
+        Self::new("embedding", "name one with `embeddings-dir`", false, named, models, &["embeddings"])
     }
 
-    fn new(kind: &'static str, setting: &'static str, named: Option<&Path>, models: &Path, usual: &[&str]) -> Self {
+    /// The same of autoencoders, which may be folders.
+    pub fn vaes(models: &Path) -> Self {
+        Self::new("VAE", "give its path", true, None, models, &["VAE", "vae"])
+    }
+
+    /// The same of ControlNets.
+    pub fn control_nets(models: &Path) -> Self {
+        Self::new("ControlNet", "give its path", true, None, models, &["ControlNet", "controlnet"])
+    }
+
+    /// The same of IP-Adapters.
+    pub fn ip_adapters(models: &Path) -> Self {
+        Self::new("IP-Adapter", "give its path", true, None, models, &["ip-adapter", "ipadapter", "ip_adapter"])
+    }
+
+    fn new(kind: &'static str, hint: &'static str, networks: bool, named: Option<&Path>, models: &Path, usual: &[&str]) -> Self {
         let folders = match named {
             Some(folder) => vec![folder.to_owned()],
             None => {
@@ -38,7 +55,12 @@ impl AdapterFolders {
                 all.filter(|folder| folder.is_dir()).collect()
             }
         };
-        Self { kind, setting, folders, found: OnceLock::new() }
+        Self { kind, hint, networks, folders, found: OnceLock::new() }
+    }
+
+    /// The folders.
+    pub fn folders(&self) -> &[PathBuf] {
+        &self.folders
     }
 
     /// Everything in the folders that can be named.
@@ -55,8 +77,12 @@ impl AdapterFolders {
     /// Nothing of that name, or more than one; the message lists what there is.
     pub fn find(&self, name: &str) -> Result<PathBuf> {
         let path = Path::new(name);
-        if path.is_file() {
+        if path.is_file() || self.networks && path.is_dir() {
             return Ok(path.to_owned());
+        }
+        let inside = || self.folders.iter().map(|folder| folder.join(name)).find(|folder| folder.join("config.json").is_file());
+        if let Some(folder) = self.networks.then(inside).flatten() {
+            return Ok(folder);
         }
         self.named(name)
     }
@@ -77,11 +103,11 @@ impl AdapterFolders {
             let more = if found.len() > MOST { format!(" and {} more", found.len() - MOST) } else { String::new() };
             format!("{}{more}", found.iter().take(MOST).map(|found| found.name.as_str()).collect::<Vec<_>>().join(", "))
         };
-        let (kind, setting) = (self.kind, self.setting);
+        let (kind, hint) = (self.kind, self.hint);
         match chosen.as_slice() {
             [only] => Ok(only.path.clone()),
             [] if self.folders.is_empty() => {
-                Err(Error::Input(format!("there is no {kind} {name:?}: no such file, and no folder of them; name one with {setting}")))
+                Err(Error::Input(format!("there is no {kind} {name:?}: no such file, and no folder of them; {hint}")))
             }
             [] => {
                 let folders: Vec<String> = self.folders.iter().map(|folder| folder.display().to_string()).collect();

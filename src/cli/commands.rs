@@ -7,6 +7,7 @@ use crate::cli::command::convert::ConvertArgs;
 use crate::cli::command::devices::DevicesArgs;
 use crate::cli::command::inspect::InspectArgs;
 use crate::cli::command::models::ModelsArgs;
+use crate::cli::command::preprocess::PreprocessArgs;
 use crate::cli::command::upscale::UpscaleArgs;
 use crate::cli::settings::args::GenerateArgs;
 use clap::{Parser, Subcommand};
@@ -54,6 +55,8 @@ pub(super) enum Command {
     Bench(Box<BenchArgs>),
     /// Enlarge images by a network of ESRGAN's family
     Upscale(Box<UpscaleArgs>),
+    /// Make the image that a ControlNet is shown: edges, lines, an inverse
+    Preprocess(PreprocessArgs),
     /// Say what a file is: a model, a LoRA, an embedding, an image (and the command that generates it again)
     Inspect(InspectArgs),
     /// List what can be named after --model: family, size, dtype, prediction

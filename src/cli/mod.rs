@@ -17,7 +17,7 @@ mod terminal;
 
 use crate::{Error, Result};
 use clap::{CommandFactory, Parser};
-use command::{batch, bench, completions, convert, devices, generate, inspect, models, upscale};
+use command::{batch, bench, completions, convert, devices, generate, inspect, models, preprocess, upscale};
 use commands::{Cli, Command};
 use process::OFFLINE;
 use settings::args::loudness;
@@ -73,6 +73,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Upscale(args)) => upscale::run(&args),
+        Some(Command::Preprocess(args)) => preprocess::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Models(args)) => models::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),

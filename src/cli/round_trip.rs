@@ -50,6 +50,19 @@ fn value(row: &Setting, number: f64, text: &str, folder: &Path) -> String {
     }
 }
 
+/// Puts files where the examples of settings name some.
+fn place_files(draft: &mut Draft, folder: &Path) {
+    for row in table().iter().filter(|row| !row.example.is_empty()) {
+        for file in (row.access.files)(draft) {
+            if !file.path().exists() {
+                let place = folder.join(file.path());
+                std::fs::write(&place, row.name).unwrap();
+                *file = file.found_at(&place);
+            }
+        }
+    }
+}
+
 /// The request that is made of what `inspect` prints for an image of `request`.
 fn again(request: &Request, spec: &ModelSpec, folder: &Path) -> crate::Result<Request> {
     let text = parameters(request, request.seed, &generator())?;
@@ -84,6 +97,7 @@ fn every_setting_alone_comes_back() {
         for number in [0.0, 0.3, 0.99] {
             let mut draft = Draft::new("a cat").with(|d| d.seed = Some(crate::settings::Seed::Is(7)));
             draft.set(row.name, [value(row, number, "a \"dog\", (big:1.2)", folder.path())]).unwrap();
+            place_files(&mut draft, folder.path());
             // Not every value goes with every model: eta is for some samplers.
             match draft.resolve(&spec) {
                 Ok(request) => assert_same(&request, &spec, folder.path()),
@@ -135,6 +149,7 @@ proptest! {
             let row = rows()[at];
             draft.set(row.name, [value(row, number, prompt.trim(), folder.path())]).unwrap();
         }
+        place_files(&mut draft, folder.path());
         if let Ok(request) = draft.resolve(&spec) {
             assert_same(&request, &spec, folder.path());
         }

@@ -3,11 +3,15 @@
 //! An extension never calls the network for the loop, steps or decides on noise levels; those are the solver's and the schedule's. The
 //! order of a run's extensions is the order in which they act.
 
+mod control;
 mod free_u;
+mod image_prompt;
 mod inpaint;
 mod perturbed_attention;
 
+pub use control::Control;
 pub use free_u::FreeU;
+pub use image_prompt::ImagePrompting;
 pub use inpaint::{KeepUnmaskedLatents, MoreChannels};
 pub use perturbed_attention::PerturbedAttention;
 

@@ -5,7 +5,9 @@
 
 use super::json::{Allowed, Fields, shown};
 use crate::Result;
-use crate::spec::{Activation, ClipTextSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
+use crate::spec::{
+    Activation, AutoencoderTinySpec, ClipTextSpec, ClipVisionSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec,
+};
 use serde_json::Value;
 
 /// Limits on what a configuration may claim. Names are written out for every level, block and layer, so that these numbers
@@ -53,6 +55,39 @@ const UNET_DEMANDS: &[(&str, Allowed)] = &[
 
 const VAE_DEMANDS: &[(&str, Allowed)] =
     &[("act_fn", Allowed::Word(&["silu", "swish"])), ("latents_mean", Allowed::Off), ("latents_std", Allowed::Off)];
+
+/// What the names of tensors do not say of a ControlNet.
+const CONTROL_NET_DEMANDS: &[(&str, Allowed)] = &[
+    ("act_fn", Allowed::Word(&["silu", "swish"])),
+    ("class_embed_type", Allowed::Off),
+    ("conditioning_channels", Allowed::Number(3.0)),
+    ("controlnet_conditioning_channel_order", Allowed::Word(&["rgb"])),
+    ("encoder_hid_dim_type", Allowed::Off),
+    ("global_pool_conditions", Allowed::Off),
+    ("only_cross_attention", Allowed::Off),
+    ("resnet_time_scale_shift", Allowed::Word(&["default"])),
+];
+
+/// Checks a ControlNet's `config.json`: what it is, its tensors say.
+pub(crate) fn control_net(fields: &Fields) -> Result<()> {
+    match fields.word("_class_name")? {
+        Some("ControlNetUnionModel") => {
+            return Err(fields.wrong("_class_name", "a ControlNet Union is not implemented; take the ControlNet for one kind of image"));
+        }
+        Some("T2IAdapter") => return Err(fields.wrong("_class_name", "a T2I-Adapter is not implemented; take a ControlNet")),
+        _ => class(fields, "ControlNetModel")?,
+    }
+    fields.demand(CONTROL_NET_DEMANDS)
+}
+
+const TINY_VAE_DEMANDS: &[(&str, Allowed)] = &[
+    ("act_fn", Allowed::Word(&["relu"])),
+    ("latent_magnitude", Allowed::Number(3.0)),
+    ("scaling_factor", Allowed::Number(1.0)),
+    ("shift_factor", Allowed::Number(0.0)),
+    ("upsample_fn", Allowed::Word(&["nearest"])),
+    ("upsampling_scaling_factor", Allowed::Number(2.0)),
+];
 
 /// Reads `unet/config.json`.
 pub(crate) fn unet(fields: &Fields) -> Result<UNetSpec> {
@@ -170,8 +205,11 @@ pub(crate) fn sample_size(fields: &Fields) -> Result<Option<usize>> {
     }
 }
 
-/// Reads `vae/config.json`.
-pub(crate) fn vae(fields: &Fields) -> Result<VaeSpec> {
+/// Reads `vae/config.json`; `scaling_factor` is that of the large autoencoder whose latents a tiny one would share.
+pub(crate) fn vae(fields: &Fields, scaling_factor: f64) -> Result<VaeSpec> {
+    if fields.word("_class_name")? == Some("AutoencoderTiny") {
+        return tiny_vae(fields, scaling_factor);
+    }
     class(fields, "AutoencoderKL")?;
     fields.demand(VAE_DEMANDS)?;
     let block_out_channels = channels(fields)?;
@@ -200,18 +238,44 @@ pub(crate) fn vae(fields: &Fields) -> Result<VaeSpec> {
         post_quant_conv: fields.flag("use_post_quant_conv", true)?,
         mid_attention: fields.flag("mid_block_add_attention", true)?,
         latent_rgb: LatentRgb::known(scaling_factor, latent_channels),
+        tiny: None,
     })
+}
+
+/// Reads the `config.json` of a tiny autoencoder.
+fn tiny_vae(fields: &Fields, scaling_factor: f64) -> Result<VaeSpec> {
+    fields.demand(TINY_VAE_DEMANDS)?;
+    let image_channels = fields.count("in_channels", Some(3), limit::CHANNELS)?;
+    if fields.count("out_channels", Some(3), limit::CHANNELS)? != image_channels {
+        return Err(fields.wrong("out_channels", format!("is not in_channels, {image_channels}")));
+    }
+    let side = |name: &str, usual: [usize; 4]| -> Result<(Vec<usize>, usize)> {
+        let (of_blocks, of_channels) = (format!("num_{name}_blocks"), format!("{name}_block_out_channels"));
+        let numbers = |field: &str, usual: Vec<usize>, most: usize| match fields.get(field) {
+            None => Ok(usual),
+            Some(_) => fields.list(field, limit::LEVELS)?.iter().map(|v| fields.as_count(field, v, most)).collect::<Result<Vec<_>>>(),
+        };
+        let blocks = numbers(&of_blocks, usual.to_vec(), limit::BLOCKS)?;
+        let widths = numbers(&of_channels, vec![64; blocks.len()], limit::CHANNELS)?;
+        match widths.first() {
+            Some(first) if widths.len() == blocks.len() && widths.iter().all(|width| width == first) => Ok((blocks, *first)),
+            _ => Err(fields.wrong(&of_channels, "must have the same number for every level")),
+        }
+    };
+    let (encoder_blocks, channels) = side("encoder", [1, 3, 3, 3])?;
+    let (decoder_blocks, of_decoder) = side("decoder", [3, 3, 3, 1])?;
+    if (channels, encoder_blocks.len()) != (of_decoder, decoder_blocks.len()) {
+        return Err(fields.wrong("decoder_block_out_channels", "is not that of the encoder"));
+    }
+    let latent_channels = fields.count("latent_channels", Some(4), limit::CHANNELS)?;
+    let spec = AutoencoderTinySpec { image_channels, latent_channels, channels, decoder_blocks, encoder_blocks };
+    Ok(spec.as_vae(scaling_factor))
 }
 
 /// Reads the `config.json` of a text encoder; `projected` is whether the model has a projection.
 pub(crate) fn clip_text(fields: &Fields, projected: bool) -> Result<ClipTextSpec> {
     let inner = fields.object("text_config").filter(|_| fields.word("model_type").ok().flatten() == Some("clip"));
     let fields = inner.as_ref().unwrap_or(fields);
-    let activation = match fields.word("hidden_act")? {
-        None | Some("quick_gelu") => Activation::QuickGelu,
-        Some("gelu") => Activation::Gelu,
-        Some(other) => return Err(fields.wrong("hidden_act", format!("{other:?} is not implemented, only quick_gelu and gelu are"))),
-    };
     let hidden_size = fields.count("hidden_size", Some(512), limit::CHANNELS)?;
     let heads = fields.count("num_attention_heads", Some(8), limit::CHANNELS)?;
     if hidden_size % heads != 0 {
@@ -224,7 +288,7 @@ pub(crate) fn clip_text(fields: &Fields, projected: bool) -> Result<ClipTextSpec
         layers: fields.count("num_hidden_layers", Some(12), limit::LAYERS)?,
         heads,
         max_positions: fields.count("max_position_embeddings", Some(77), limit::POSITIONS)?,
-        activation,
+        activation: activation(fields)?,
         projection_dim: match projected {
             true => Some(fields.count("projection_dim", Some(512), limit::CHANNELS)?),
             false => None,
@@ -232,6 +296,42 @@ pub(crate) fn clip_text(fields: &Fields, projected: bool) -> Result<ClipTextSpec
         layer_norm_eps: fields.number("layer_norm_eps", 1e-5)?,
         eos_token_id: fields.count("eos_token_id", Some(49407), limit::VOCABULARY)? as u32,
     })
+}
+
+/// Reads the `config.json` of an image encoder.
+pub(crate) fn clip_vision(fields: &Fields) -> Result<ClipVisionSpec> {
+    let inner = fields.object("vision_config").filter(|_| fields.word("model_type").ok().flatten() == Some("clip"));
+    let projection_dim = fields.count("projection_dim", Some(512), limit::CHANNELS)?;
+    let fields = inner.as_ref().unwrap_or(fields);
+    let hidden_size = fields.count("hidden_size", Some(768), limit::CHANNELS)?;
+    let heads = fields.count("num_attention_heads", Some(12), limit::CHANNELS)?;
+    if hidden_size % heads != 0 {
+        return Err(fields.wrong("num_attention_heads", format!("{heads} heads do not divide the width {hidden_size}")));
+    }
+    let image_size = fields.count("image_size", Some(224), limit::SAMPLE)?;
+    let patch_size = fields.count("patch_size", Some(32), limit::SAMPLE)?;
+    if image_size % patch_size != 0 {
+        return Err(fields.wrong("patch_size", format!("patches of {patch_size} do not divide {image_size} pixels")));
+    }
+    Ok(ClipVisionSpec {
+        hidden_size,
+        intermediate_size: fields.count("intermediate_size", Some(3072), limit::CHANNELS)?,
+        layers: fields.count("num_hidden_layers", Some(12), limit::LAYERS)?,
+        heads,
+        image_size,
+        patch_size,
+        activation: activation(fields)?,
+        projection_dim,
+        layer_norm_eps: fields.number("layer_norm_eps", 1e-5)?,
+    })
+}
+
+fn activation(fields: &Fields) -> Result<Activation> {
+    match fields.word("hidden_act")? {
+        None | Some("quick_gelu") => Ok(Activation::QuickGelu),
+        Some("gelu") => Ok(Activation::Gelu),
+        Some(other) => Err(fields.wrong("hidden_act", format!("{other:?} is not implemented, only quick_gelu and gelu are"))),
+    }
 }
 
 /// Refuses another class than the one that is implemented.

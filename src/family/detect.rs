@@ -8,7 +8,7 @@ use super::config::limit;
 use super::keys::TextLayout;
 use crate::Result;
 use crate::error::{model_error, quoted};
-use crate::spec::{Activation, ClipTextSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
+use crate::spec::{Activation, ClipTextSpec, ControlNetSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
 
 /// Groups of every group norm; nothing in a file says it.
 const GROUPS: usize = 32;
@@ -226,14 +226,88 @@ impl LevelCollector<'_> {
     }
 }
 
-/// The autoencoder in the original layout. Its scale is the family's.
-pub(crate) fn vae(probe: Probe<'_>, scaling_factor: f64, force_upcast: bool) -> Result<VaeSpec> {
+/// A ControlNet for a model with the denoiser `base`: which of its transformers are there, and what sees the image. What shapes cannot say
+/// is as in `base`, of which it was a copy.
+pub(crate) fn control_net(probe: Probe<'_>, diffusers: bool, base: &UNetSpec) -> Result<ControlNetSpec> {
+    let depth = |n: usize, level: usize, layer: usize| match diffusers {
+        true => probe.depth(&format!("down_blocks.{level}.attentions.{layer}")),
+        false => probe.depth(&format!("input_blocks.{n}.1")),
+    };
+    let mut n = 1;
+    let mut down = base.down.clone();
+    for (i, level) in down.iter_mut().enumerate() {
+        for (j, own) in level.depths.iter_mut().enumerate() {
+            *own = depth(n, i, j);
+            n += 1;
+        }
+        n += usize::from(level.resample);
+    }
+    let (attention, last) = match diffusers {
+        true => ("mid_block.attentions.0", "mid_block.resnets.1.conv1.weight"),
+        false => ("middle_block.1", "middle_block.2.in_layers.2.weight"),
+    };
+    let (depth, resnets) = (probe.depth(attention), 1 + usize::from(probe.has(last)));
+    let heads = base.mid.as_ref().map(|mid| mid.heads).or(base.down.last().map(|level| level.heads)).unwrap_or(1);
+    let (first, last) = match diffusers {
+        true => ("controlnet_cond_embedding.conv_in.weight", "controlnet_cond_embedding.blocks"),
+        false => ("input_hint_block.0.weight", "input_hint_block"),
+    };
+    let [width, image_channels, _, _] = probe.need::<4>(first)?;
+    let conv = |i: usize| match diffusers {
+        true => format!("{last}.{i}.weight"),
+        false => format!("{last}.{}.weight", 2 * (i + 1)),
+    };
+    // The original's last convolution is counted with the others.
+    let convs = (0..2 * limit::LEVELS).take_while(|i| probe.has(&conv(*i))).count();
+    let blocks = if diffusers { convs } else { convs.saturating_sub(1) };
+    let mut hint_channels = vec![width];
+    for i in (1..blocks).step_by(2) {
+        let [wider, ..] = probe.need::<4>(&conv(i))?;
+        hint_channels.push(wider);
+    }
+    let [_, in_channels, ..] = probe.need::<4>(if diffusers { "conv_in.weight" } else { "input_blocks.0.0.weight" })?;
+    let mid = Some(UNetMid { heads, depth, resnets });
+    let unet = UNetSpec { in_channels, down, mid, up: Vec::new(), guidance_embed_dim: 0, ..base.clone() };
+    Ok(ControlNetSpec { unet, image_channels, hint_channels })
+}
+
+/// The width of the text that the network reads in its first attention to it.
+pub(crate) fn text_width(file: &dyn TensorNames) -> Option<usize> {
+    let name = file.names().filter(|name| name.ends_with("attn2.to_k.weight")).min()?;
+    match file.shape(name)? {
+        &[_, width] => Some(width),
+        _ => None,
+    }
+}
+
+/// How an autoencoder's tensors are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VaeLayout {
+    /// As in the original.
+    Original,
+    /// As in diffusers.
+    Diffusers,
+}
+
+impl VaeLayout {
+    /// The encoder's levels, the first norm's convolution of one of their blocks, and the decoder's attention.
+    fn names(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            VaeLayout::Original => ("encoder.down", "block", "decoder.mid.attn_1."),
+            VaeLayout::Diffusers => ("encoder.down_blocks", "resnets", "decoder.mid_block.attentions.0."),
+        }
+    }
+}
+
+/// The autoencoder. Its scale is the family's.
+pub(crate) fn vae(probe: Probe<'_>, layout: VaeLayout, scaling_factor: f64, force_upcast: bool) -> Result<VaeSpec> {
+    let (site, block, attention) = layout.names();
     let [_, image_channels, ..] = probe.need::<4>("encoder.conv_in.weight")?;
     let [_, latent_channels, ..] = probe.need::<4>("decoder.conv_in.weight")?;
-    let levels = probe.count("encoder.down", "block.0.conv1.weight");
+    let levels = probe.count(site, &format!("{block}.0.conv1.weight"));
     let mut block_out_channels = Vec::new();
     for i in 0..levels {
-        let key = format!("encoder.down.{i}.block.0.conv1.weight");
+        let key = format!("{site}.{i}.{block}.0.conv1.weight");
         let [channels, ..] = probe.need::<4>(&key)?;
         block_out_channels.push(probe.channels(&key, channels)?);
     }
@@ -244,7 +318,7 @@ pub(crate) fn vae(probe: Probe<'_>, scaling_factor: f64, force_upcast: bool) -> 
         image_channels,
         latent_channels,
         block_out_channels,
-        layers_per_block: probe.count("encoder.down.0.block", "conv1.weight"),
+        layers_per_block: probe.count(&format!("{site}.0.{block}"), "conv1.weight"),
         norm_groups: GROUPS,
         scaling_factor,
         shift_factor: 0.0,
@@ -252,8 +326,9 @@ pub(crate) fn vae(probe: Probe<'_>, scaling_factor: f64, force_upcast: bool) -> 
         quant_conv: probe.has("quant_conv.weight"),
         post_quant_conv: probe.has("post_quant_conv.weight"),
         // Under any of its names: what is then missing of it is missed.
-        mid_attention: probe.has_any("decoder.mid.attn_1."),
+        mid_attention: probe.has_any(attention),
         latent_rgb: LatentRgb::known(scaling_factor, latent_channels),
+        tiny: None,
     })
 }
 

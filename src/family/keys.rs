@@ -4,7 +4,7 @@
 //! below give both spellings of every leaf; the sites follow from a network's spec. Together they are a list of [`Pair`]s
 //! that is read from left to right to load a file and from right to left to write one.
 
-use crate::spec::{AutoencoderTinySpec, ClipTextSpec, UNetSpec, VaeSpec};
+use crate::spec::{AutoencoderTinySpec, ClipTextSpec, ControlNetSpec, UNetSpec, VaeSpec};
 
 /// How a stored tensor becomes the one that diffusers has under the name. Every form has an inverse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +78,8 @@ const UNET_TRANSFORMER_BLOCK: Leaves = &[
     ("ff.net.0.proj", "ff.net.0.proj", Layer),
     ("ff.net.2", "ff.net.2", Layer),
 ];
+/// A site that is a layer itself.
+const ONE_LAYER: Leaves = &[("weight", "weight", Tensor(Form::Same)), ("bias", "bias", Tensor(Form::Same))];
 const UNET_DOWN: Leaves = &[("op", "conv", Layer)];
 const CONV: Leaves = &[("conv", "conv", Layer)];
 
@@ -106,7 +108,6 @@ const VAE_ATTENTION: Leaves = &[
     ("proj_out", "to_out.0", Conv1x1),
 ];
 
-const TINY_CONV: Leaves = &[("weight", "weight", Tensor(Form::Same)), ("bias", "bias", Tensor(Form::Same))];
 const TINY_BLOCK: Leaves = &[("conv.0", "conv.0", Layer), ("conv.2", "conv.2", Layer), ("conv.4", "conv.4", Layer)];
 
 const CLIP: Leaves = &[
@@ -252,6 +253,29 @@ pub(crate) fn unet(spec: &UNetSpec, prefix: &'static str) -> Vec<Pair> {
     pairs.pairs
 }
 
+/// A ControlNet's names in the original layout, behind `prefix`.
+pub(crate) fn control_net(spec: &ControlNetSpec, prefix: &'static str) -> Vec<Pair> {
+    let mut pairs = Pairs { prefix, pairs: unet(&spec.unet, prefix) };
+    let skips: usize = 1 + spec.unet.down.iter().map(|level| level.depths.len() + usize::from(level.resample)).sum::<usize>();
+    for i in 0..skips {
+        pairs.add(&format!("zero_convs.{i}.0"), &format!("controlnet_down_blocks.{i}"), ONE_LAYER);
+    }
+    pairs.add("middle_block_out.0", "controlnet_mid_block", ONE_LAYER);
+    // Activations lie between the convolutions and are counted.
+    let blocks = 2 * spec.hint_channels.len().saturating_sub(1);
+    pairs.add("input_hint_block.0", "controlnet_cond_embedding.conv_in", ONE_LAYER);
+    for i in 0..blocks {
+        pairs.add(&format!("input_hint_block.{}", 2 * (i + 1)), &format!("controlnet_cond_embedding.blocks.{i}"), ONE_LAYER);
+    }
+    pairs.add(&format!("input_hint_block.{}", 2 * (blocks + 1)), "controlnet_cond_embedding.conv_out", ONE_LAYER);
+    pairs.pairs
+}
+
+/// As [`diffusers_unet`].
+pub(crate) fn diffusers_control_net(spec: &ControlNetSpec) -> Vec<Pair> {
+    control_net(spec, "").into_iter().map(diffusers).collect()
+}
+
 /// The autoencoder's names in the original layout, behind `prefix`, and after them those that trainers write.
 pub(crate) fn vae(spec: &VaeSpec, prefix: &'static str) -> Vec<Pair> {
     with_old_names(original_vae(spec, prefix), TRAINERS_VAE)
@@ -291,27 +315,49 @@ fn original_vae(spec: &VaeSpec, prefix: &'static str) -> Vec<Pair> {
 pub(crate) enum TinyLayout {
     /// As in diffusers' AutoencoderTiny.
     Diffusers,
-    /// As its author's sequence of layers, behind a prefix; it counts a clamp before the first convolution.
-    Original(&'static str),
+    /// As its author's sequences of layers, behind the prefixes of decoder and encoder; the decoder counts a clamp before its first
+    /// convolution. A file without a prefix has the decoder alone.
+    Original(&'static str, &'static str),
 }
 
-/// The names of a tiny autoencoder's decoder.
+impl TinyLayout {
+    /// The decoder's prefix and the number of its first convolution, and the encoder's prefix.
+    pub(crate) fn places(self) -> (&'static str, usize, &'static str) {
+        match self {
+            TinyLayout::Diffusers => ("decoder.layers.", 0, "encoder.layers."),
+            TinyLayout::Original(decoder, encoder) => (decoder, 1, encoder),
+        }
+    }
+}
+
+/// The names of a tiny autoencoder.
 pub(crate) fn tiny(spec: &AutoencoderTinySpec, layout: TinyLayout) -> Vec<Pair> {
-    let (prefix, shift) = match layout {
-        TinyLayout::Diffusers => ("decoder.layers.", 0),
-        TinyLayout::Original(prefix) => (prefix, 1),
-    };
-    let mut pairs = Pairs { prefix, pairs: Vec::new() };
+    let (decoder, shift, encoder) = layout.places();
+    let mut pairs = Pairs { prefix: decoder, pairs: Vec::new() };
     let mut add = |n: usize, leaves| pairs.add(&format!("{}", n + shift), &format!("decoder.layers.{n}"), leaves);
-    add(0, TINY_CONV);
+    add(0, ONE_LAYER);
+    // A ReLU follows the first convolution, and an upsampling every level but the last.
     let mut next = 2;
-    for (i, blocks) in spec.blocks.iter().enumerate() {
+    for (i, blocks) in spec.decoder_blocks.iter().enumerate() {
         (next..next + blocks).for_each(|n| add(n, TINY_BLOCK));
-        next += blocks + usize::from(i + 1 < spec.blocks.len());
-        add(next, TINY_CONV);
+        next += blocks + usize::from(i + 1 < spec.decoder_blocks.len());
+        add(next, ONE_LAYER);
         next += 1;
     }
-    pairs.pairs
+    let mut all = pairs.pairs;
+    let mut pairs = Pairs { prefix: encoder, pairs: Vec::new() };
+    let mut next = 0;
+    let mut add = |n: usize, leaves| pairs.add(&format!("{n}"), &format!("encoder.layers.{n}"), leaves);
+    for blocks in &spec.encoder_blocks {
+        add(next, ONE_LAYER);
+        (next + 1..=next + blocks).for_each(|n| add(n, TINY_BLOCK));
+        next += blocks + 1;
+    }
+    if !spec.encoder_blocks.is_empty() {
+        add(next, ONE_LAYER);
+    }
+    all.extend(pairs.pairs);
+    all
 }
 
 /// A text encoder's names behind `prefix`.
@@ -338,6 +384,9 @@ pub(crate) fn diffusers_unet(spec: &UNetSpec) -> Vec<Pair> {
 
 /// As [`diffusers_unet`].
 pub(crate) fn diffusers_vae(spec: &VaeSpec) -> Vec<Pair> {
+    if let Some(spec) = &spec.tiny {
+        return tiny(spec, TinyLayout::Diffusers);
+    }
     with_old_names(original_vae(spec, "").into_iter().map(diffusers).collect(), OLD_VAE)
 }
 

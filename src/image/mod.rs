@@ -3,6 +3,7 @@
 mod decode;
 mod fill;
 mod mask;
+mod preprocess;
 mod resample;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
@@ -11,6 +12,7 @@ mod tests;
 pub use decode::{InputImage, decode};
 pub use fill::{Growth, fill_from_around, grow};
 pub use mask::{Region, blur_mask, invert_mask, is_empty_mask, keep_unmasked, luma, masked_region, resize_and_crop, resize_and_fill};
+pub use preprocess::Preprocessor;
 pub use resample::{ResizeFilter, Span, resize, resize_part};
 
 use crate::{Error, Result};

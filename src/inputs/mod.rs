@@ -20,6 +20,8 @@ const CHUNK: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct InputFile {
     path: PathBuf,
+    /// It may be a folder, whose files are one input.
+    folder: bool,
     content: Option<InputContent>,
 }
 
@@ -45,7 +47,18 @@ impl PartialEq for InputFile {
 impl InputFile {
     /// A file that was named and not read.
     pub fn named(path: &Path) -> Self {
-        Self { path: path.to_owned(), content: None }
+        Self { path: path.to_owned(), folder: false, content: None }
+    }
+
+    /// A file, or a folder of a network's weights with their configuration, that was named and not read.
+    pub fn of_network(path: &Path) -> Self {
+        Self { folder: true, ..Self::named(path) }
+    }
+
+    /// The same input where it was found.
+    #[must_use]
+    pub fn found_at(&self, path: &Path) -> Self {
+        Self { path: path.to_owned(), folder: self.folder, content: None }
     }
 
     /// Bytes that are no file, under a name.
@@ -55,7 +68,7 @@ impl InputFile {
         hash.update(&bytes);
         let content =
             InputContent { sha256: Sha256::digest(&bytes).into(), tensors: hash.finalize(), length: bytes.len() as u64, kept: Some(bytes) };
-        Self { path: name.into(), content: Some(content) }
+        Self { path: name.into(), folder: false, content: Some(content) }
     }
 
     /// The name as it was given.
@@ -111,7 +124,10 @@ impl InputReader {
         let content = match self.known.get(&file.path) {
             Some(known) => known.clone(),
             None => {
-                let content = content_of(&file.path, limit)?;
+                let content = match file.folder && file.path.is_dir() {
+                    true => content_of_folder(&file.path, limit)?,
+                    false => content_of(&file.path, limit)?,
+                };
                 self.known.insert(file.path.clone(), content.clone());
                 content
             }
@@ -274,6 +290,25 @@ fn content_of(path: &Path, limit: u64) -> Result<InputContent, String> {
         }
     }
     Ok(InputContent { sha256: hash.finalize().into(), tensors: tensors.finalize(), length, kept: (!again).then(|| kept.into()) })
+}
+
+/// What is hashed of a network's folder: the weights and what says how to read them.
+fn content_of_folder(path: &Path, limit: u64) -> Result<InputContent, String> {
+    let entries = std::fs::read_dir(path).map_err(|e| format!("{}: cannot be read: {e}", path.display()))?;
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.retain(|name| !name.starts_with('.') && (name.ends_with(".safetensors") || name.ends_with(".json")));
+    names.sort_unstable();
+    if names.is_empty() {
+        return Err(format!("{}: is a folder without .safetensors and .json files", path.display()));
+    }
+    let (mut hash, mut length) = (Sha256::new(), 0u64);
+    for name in names {
+        let content = content_of(&path.join(&name), limit.saturating_sub(length))?;
+        length += content.length;
+        hash.update(format!("{name:?} {}\n", hex(&content.sha256)));
+    }
+    let sha256: [u8; 32] = hash.finalize().into();
+    Ok(InputContent { sha256, tensors: sha256, length, kept: None })
 }
 
 fn hex(hash: &[u8]) -> String {

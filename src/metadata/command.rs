@@ -6,7 +6,7 @@ use crate::Result;
 use crate::noise::Rng;
 use crate::prompt::{NetworkTag, PromptSyntax};
 use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing, plan};
-use crate::settings::{HiresUpscaler, Value};
+use crate::settings::{HiresUpscaler, Value, ValueKind};
 
 /// A command, and what it leaves out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -413,6 +413,11 @@ fn settings(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
         let flag = format!("--{name}");
         let values: Vec<&str> = if row.many { value.lines().collect() } else { vec![value] };
         for value in values {
+            if !own && row.kind == ValueKind::File {
+                // The file may not be here, and a command that is printed is one that is taken.
+                command.note(format!("with {value}, which {flag} takes"));
+                continue;
+            }
             match row.check(&[row.kind.tidied(value).into()]) {
                 Ok(()) if row.kind.is_switch() && row.kind.tidied(value) == "true" => command.arguments.push(flag.clone()),
                 Ok(()) if row.kind.is_switch() => {}

@@ -7,6 +7,7 @@
 
 mod command;
 mod containers;
+mod control_net;
 mod json;
 mod read;
 mod recipe;

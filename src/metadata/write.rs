@@ -6,6 +6,7 @@
 //! # Source
 //! `create_infotext` in stable-diffusion-webui@v1.10:modules/processing.py.
 
+use super::control_net;
 use super::read::a1111::NEGATIVE;
 use crate::Result;
 use crate::inputs::InputFile;
@@ -47,7 +48,10 @@ pub fn parameters(request: &Request, seed: u64, generator: &GeneratedBy) -> Resu
         ("Size".into(), format!("{}x{}", request.canvas.width, request.canvas.height)),
         ("Model".into(), generator.label.to_string()),
     ];
-    for row in table() {
+    for (at, control) in request.adapters.control.iter().enumerate() {
+        pairs.push((format!("{}{at}", control_net::KEY), control_net::written(control)));
+    }
+    for row in table().iter().filter(|row| row.name != "control") {
         let Some(key) = row.infotext.filter(|key| pairs.iter().all(|(written, _)| written != key)) else { continue };
         for (at, value) in row.written(request).into_iter().enumerate() {
             pairs.push((if at == 0 { key.to_owned() } else { format!("{key} {}", at + 1) }, value));
@@ -76,6 +80,9 @@ pub fn parameters(request: &Request, seed: u64, generator: &GeneratedBy) -> Resu
     let adapters = &request.adapters;
     let loras = hashes(&mut adapters.lora.iter().map(|lora| (&lora.file, lora.file.tensors_sha256())));
     let embeddings = hashes(&mut adapters.embedding.iter().map(|file| (file, file.sha256())));
+    if let Some(hash) = adapters.vae.as_ref().and_then(|vae| vae.0.sha256()) {
+        pairs.push(("VAE hash".into(), hash.get(..10).unwrap_or_default().to_owned()));
+    }
     pairs.extend([("Lora hashes".to_owned(), loras), ("TI hashes".to_owned(), embeddings)].into_iter().filter(|(_, all)| !all.is_empty()));
     if let Some(eta) = scheduler.eta {
         pairs.push(("Eta".into(), eta.to_string()));
@@ -108,6 +115,6 @@ pub fn parameters(request: &Request, seed: u64, generator: &GeneratedBy) -> Resu
 }
 
 /// A value that would be mistaken for more than one is written as a JSON string.
-fn quoted(value: &str) -> String {
+pub(super) fn quoted(value: &str) -> String {
     if value.contains([',', '\n', ':', '"']) { serde_json::Value::from(value).to_string() } else { value.to_owned() }
 }

@@ -6,8 +6,28 @@ use crate::spec::{Activation, ClipTextSpec};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
+/// What a layer of CLIP's towers is told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EncoderLayerSpec {
+    pub(super) width: usize,
+    pub(super) wide: usize,
+    pub(super) heads: usize,
+    pub(super) activation: Activation,
+    pub(super) eps: f64,
+    /// A token sees those before it alone.
+    pub(super) causal: bool,
+}
+
+impl EncoderLayerSpec {
+    fn of(spec: &ClipTextSpec) -> Self {
+        let ClipTextSpec { hidden_size: width, intermediate_size: wide, heads, activation, layer_norm_eps: eps, .. } = *spec;
+        Self { width, wide, heads, activation, eps, causal: true }
+    }
+}
+
+/// A layer of CLIP's towers.
 #[derive(Debug)]
-struct EncoderLayer {
+pub(super) struct EncoderLayer {
     layer_norm1: LayerNorm,
     q_proj: Linear,
     k_proj: Linear,
@@ -19,26 +39,26 @@ struct EncoderLayer {
 }
 
 impl EncoderLayer {
-    fn load(scope: &Scope<'_>, spec: &ClipTextSpec) -> Result<Self> {
-        let (width, wide) = (spec.hidden_size, spec.intermediate_size);
+    pub(super) fn load(scope: &Scope<'_>, spec: EncoderLayerSpec) -> Result<Self> {
+        let EncoderLayerSpec { width, wide, eps, .. } = spec;
         let attention = scope.at("self_attn");
         let projection = |name: &str| attention.at(name).linear(width, width);
         Ok(Self {
-            layer_norm1: scope.at("layer_norm1").layer_norm(width, spec.layer_norm_eps)?,
+            layer_norm1: scope.at("layer_norm1").layer_norm(width, eps)?,
             q_proj: projection("q_proj")?,
             k_proj: projection("k_proj")?,
             v_proj: projection("v_proj")?,
             out_proj: projection("out_proj")?,
-            layer_norm2: scope.at("layer_norm2").layer_norm(width, spec.layer_norm_eps)?,
+            layer_norm2: scope.at("layer_norm2").layer_norm(width, eps)?,
             fc1: scope.at("mlp.fc1").linear(width, wide)?,
             fc2: scope.at("mlp.fc2").linear(wide, width)?,
         })
     }
 
-    fn forward(&self, x: &Tensor, spec: &ClipTextSpec) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor, spec: EncoderLayerSpec) -> Result<Tensor> {
         let normed = self.layer_norm1.forward(x)?;
         let (q, k, v) = (self.q_proj.forward(&normed)?, self.k_proj.forward(&normed)?, self.v_proj.forward(&normed)?);
-        let mixed = attention(&q, &k, &v, spec.heads, true)?;
+        let mixed = attention(&q, &k, &v, spec.heads, spec.causal)?;
         let x = self.out_proj.forward_with(&mixed, Epilogue { residual: Some(x), ..Epilogue::default() })?;
         let hidden = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
         let hidden = match spec.activation {
@@ -79,7 +99,7 @@ impl ClipTextModel {
     pub fn load(root: &Scope<'_>, spec: &ClipTextSpec) -> Result<Self> {
         let scope = root.at("text_model");
         let embedding = |name: &str, rows| scope.at("embeddings").at(name).table(rows, spec.hidden_size);
-        let layers = (0..spec.layers).map(|i| EncoderLayer::load(&scope.at("encoder.layers").at(i), spec));
+        let layers = (0..spec.layers).map(|i| EncoderLayer::load(&scope.at("encoder.layers").at(i), EncoderLayerSpec::of(spec)));
         let projection = spec.projection_dim.map(|output| root.at("text_projection").linear_without_bias(spec.hidden_size, output));
         Ok(Self {
             token_embedding: embedding("token_embedding", spec.vocab_size)?,
@@ -143,7 +163,7 @@ impl ClipTextModel {
             if i >= taken && !pooled {
                 break;
             }
-            x = layer.forward(&x, &self.spec)?;
+            x = layer.forward(&x, EncoderLayerSpec::of(&self.spec))?;
             if i + 1 == taken {
                 hidden = x.clone();
             }

@@ -2,22 +2,31 @@
 //!
 //! A model takes a tensor source and its spec; it never sees a path, a file layout or a family.
 
+mod autoencoder;
 mod autoencoder_kl;
 mod autoencoder_tiny;
 mod call;
 mod clip_text_model;
+mod clip_vision_model;
+mod control_net;
 mod embeddings;
+mod ip_adapter;
 mod layer_store;
 mod resnet;
 mod transformer_2d;
 mod unet_2d_condition;
+mod unet_way_down;
 mod upscaler;
 
+pub use autoencoder::{VaeDecoder, VaeEncoder};
 pub use autoencoder_kl::{AutoencoderKLDecoder, AutoencoderKLEncoder, LatentDistribution};
-pub use autoencoder_tiny::AutoencoderTinyDecoder;
+pub use autoencoder_tiny::{AutoencoderTinyDecoder, AutoencoderTinyEncoder};
 pub use call::{AttentionSite, Backbone, ModelCall, ModelOutput, Patch, Residuals};
 pub use clip_text_model::{ClipTextModel, ClipTextOutput};
+pub use clip_vision_model::{ClipVisionModel, ClipVisionOutput};
+pub use control_net::ControlNet;
 pub use embeddings::sinusoidal_embedding;
+pub use ip_adapter::{ImageKeys, IpAdapter};
 pub use layer_store::LayerStore;
 pub use unet_2d_condition::UNet2DCondition;
 pub use upscaler::Upscaler;
@@ -124,6 +133,12 @@ impl<'a> Scope<'a> {
     fn pointwise(&self, input: usize, output: usize) -> Result<Linear> {
         let make = |weight: Weight<'_>| Ok(Linear::new(weight.reshape(&[output, input])?, Some(self.tensor("bias", &[output])?))?);
         self.layer(|| self.weight("weight", &[output, input, 1, 1], make))
+    }
+
+    /// A convolution without bias whose kernel steps by its own size: a linear layer on patches, `(channels, rows, columns)` each.
+    fn patches(&self, channels: usize, side: usize, output: usize) -> Result<Linear> {
+        let make = |weight: Weight<'_>| Ok(Linear::new(weight.reshape(&[output, channels * side * side])?, None)?);
+        self.layer(|| self.weight("weight", &[output, channels, side, side], make))
     }
 
     fn conv3x3(&self, input: usize, output: usize, stride: usize, padding: Padding) -> Result<Conv2d> {

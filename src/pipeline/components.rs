@@ -1,13 +1,13 @@
 //! The networks of a model: all on the device from the start, or only the one at work; each with the adapters of the image at work.
 
-use super::loading::read;
+use super::loading::{read, read_from};
 use super::observer::Observer;
 use crate::adapter::{AdapterSet, Deltas, ModelWithDeltas};
 use crate::device;
-use crate::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, LayerStore, Scope, UNet2DCondition};
+use crate::models::{ControlNet, LayerStore, Scope, UNet2DCondition, VaeDecoder, VaeEncoder};
 use crate::spec::TextEncoderSpec;
 use crate::text::{ClipTokenizer, TextEncoder};
-use crate::weights::{Checkpoint, Component, ModelSource, TensorSource};
+use crate::weights::{Checkpoint, Component, ControlNetFile, ModelSource, TensorSource, VaeFile};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::collections::BTreeSet;
@@ -22,6 +22,12 @@ pub(super) struct Placement {
     pub(super) device: Device,
     pub(super) dtype: DType,
     pub(super) vae_dtype: DType,
+}
+
+impl Placement {
+    fn vae_scope<'a>(&'a self, source: &'a dyn TensorSource) -> Scope<'a> {
+        Scope::root(source, self.vae_dtype, &self.device)
+    }
 }
 
 /// The networks.
@@ -39,9 +45,11 @@ pub(super) struct Components {
 struct Slots {
     text_encoders: RwLock<Slot<Vec<AdaptedText>>>,
     unet: RwLock<Slot<AdaptedUNet>>,
-    vae: RwLock<Slot<AutoencoderKLDecoder>>,
+    vae: RwLock<Slot<VaeDecoder>>,
     /// Read when the first image is to be encoded.
-    encoder: RwLock<Slot<AutoencoderKLEncoder>>,
+    encoder: RwLock<Slot<VaeEncoder>>,
+    /// Those of the last images that wanted any, by their files.
+    control_nets: Mutex<Vec<(String, Arc<ControlNet>)>>,
 }
 
 /// Models of which one network is on the device; who works with it keeps the others waiting.
@@ -66,6 +74,7 @@ impl Turn {
             empty(&slots.unet);
             empty(&slots.vae);
             empty(&slots.encoder);
+            slots.control_nets.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
         device::release(device);
     }
@@ -112,7 +121,7 @@ impl Components {
         let none = AdapterSet::default();
         let text_encoders = load_text_encoders(model, place, &none, None, observer)?;
         let unet = load_unet(model, place, none.deltas(), None, observer)?;
-        let vae = load_vae(model, place, observer)?;
+        let vae = load_vae(model, None, place, observer)?;
         fill(&components.slots.text_encoders, text_encoders);
         fill(&components.slots.unet, unet);
         fill(&components.slots.vae, vae);
@@ -201,22 +210,52 @@ impl Components {
         self.with(&self.slots.unet, &signature, observer, load, |unet: &AdaptedUNet, observer| work(&unet.network, observer))
     }
 
+    /// `file` takes the place of the model's own.
     pub(super) fn with_vae<T>(
         &self,
+        file: Option<&VaeFile>,
         observer: &mut dyn Observer,
-        work: impl FnOnce(&AutoencoderKLDecoder, &mut dyn Observer) -> Result<T>,
+        work: impl FnOnce(&VaeDecoder, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
-        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_vae(model, &self.place, observer);
-        self.with(&self.slots.vae, "", observer, load, |vae: &AutoencoderKLDecoder, observer| work(vae, observer))
+        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_vae(model, file, &self.place, observer);
+        self.with(&self.slots.vae, file.map_or("", VaeFile::name), observer, load, |vae: &VaeDecoder, observer| work(vae, observer))
     }
 
+    /// `file` takes the place of the model's own.
     pub(super) fn with_encoder<T>(
         &self,
+        file: Option<&VaeFile>,
         observer: &mut dyn Observer,
-        work: impl FnOnce(&AutoencoderKLEncoder, &mut dyn Observer) -> Result<T>,
+        work: impl FnOnce(&VaeEncoder, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
-        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_encoder(model, &self.place, observer);
-        self.with(&self.slots.encoder, "", observer, load, |encoder: &AutoencoderKLEncoder, observer| work(encoder, observer))
+        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_encoder(model, file, &self.place, observer);
+        self.with(&self.slots.encoder, file.map_or("", VaeFile::name), observer, load, |encoder: &VaeEncoder, observer| {
+            work(encoder, observer)
+        })
+    }
+
+    /// The ControlNets of these files; those of others are dropped.
+    pub(super) fn control_nets(&self, files: &[&ControlNetFile], observer: &mut dyn Observer) -> Result<Vec<Arc<ControlNet>>> {
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut loaded = self.slots.control_nets.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|(name, _)| files.iter().any(|file| file.name() == name));
+        let mut networks = Vec::new();
+        for file in files {
+            if let Some((_, network)) = loaded.iter().find(|(name, _)| name == file.name()) {
+                networks.push(network.clone());
+                continue;
+            }
+            let source = file.tensors(self.model.as_deref().map(|model| model as &dyn ModelSource))?;
+            let load =
+                |source: &dyn TensorSource| ControlNet::load(&Scope::root(source, self.place.dtype, &self.place.device), file.spec());
+            let network = read_from("ControlNet", &source, Some(file.parameters()), self.place.dtype, observer, load)?;
+            let network = Arc::new(network);
+            loaded.push((file.name().to_owned(), network.clone()));
+            networks.push(network);
+        }
+        Ok(networks)
     }
 
     /// Works with a network as `signature` wants it; `load` makes it so, of the one that is there or of none.
@@ -331,14 +370,26 @@ fn load_unet(
     Ok(AdaptedUNet { layers, changed, network })
 }
 
-fn load_vae(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<AutoencoderKLDecoder> {
-    let load =
-        |source: &dyn TensorSource| AutoencoderKLDecoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
-    read(model, Component::VAE, place.vae_dtype, observer, load)
+fn load_vae(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, observer: &mut dyn Observer) -> Result<VaeDecoder> {
+    match file {
+        None => {
+            read(model, Component::VAE, place.vae_dtype, observer, |source| VaeDecoder::load(&place.vae_scope(source), &model.spec().vae))
+        }
+        Some(file) => {
+            let load = |source: &dyn TensorSource| VaeDecoder::load(&place.vae_scope(source), file.spec());
+            read_from(Component::VAE.title(), file, Some(file.parameters()), place.vae_dtype, observer, load)
+        }
+    }
 }
 
-fn load_encoder(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<AutoencoderKLEncoder> {
-    let load =
-        |source: &dyn TensorSource| AutoencoderKLEncoder::load(&Scope::root(source, place.vae_dtype, &place.device), &model.spec().vae);
-    read(model, Component::VAE, place.vae_dtype, observer, load)
+fn load_encoder(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, observer: &mut dyn Observer) -> Result<VaeEncoder> {
+    match file {
+        None => {
+            read(model, Component::VAE, place.vae_dtype, observer, |source| VaeEncoder::load(&place.vae_scope(source), &model.spec().vae))
+        }
+        Some(file) => {
+            let load = |source: &dyn TensorSource| VaeEncoder::load(&place.vae_scope(source), file.spec());
+            read_from(Component::VAE.title(), file, Some(file.parameters()), place.vae_dtype, observer, load)
+        }
+    }
 }

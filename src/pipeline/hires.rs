@@ -4,11 +4,11 @@ use super::encode::PassNumber;
 use super::observer::Observer;
 use super::passes::{Pass, told};
 use super::start::{Beside, Start, values_of};
-use super::{BatchItem, Pipeline};
+use super::{BatchItem, Pipeline, image_noise};
 use crate::image::{ResizeFilter, resize, to_rgb};
 use crate::noise::SeededNoise;
-use crate::sampling::NoiseSource;
 use crate::settings::{HiresPass, HiresUpscaler, Request};
+use crate::weights::VaeFile;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 
@@ -30,14 +30,14 @@ impl Pipeline {
         let upscaler = request.passes.hires_upscaler.as_ref().unwrap_or(&HiresUpscaler::Latent);
         let clean = self.enlarged(latents, upscaler, hires.size, request, observer)?;
         let Some(schedule) = hires.schedule else { return Ok(clean) };
-        let seeds: Vec<u64> = batch.iter().map(|item| item.seed).collect();
-        let mut noise = SeededNoise::new(request.sampling.rng, &seeds).with_brownian(schedule.brownian);
-        let drawn = noise.fresh(&clean)?;
+        let images = batch.iter().map(|item| image_noise(&item.request.sampling, item.seed)).collect();
+        let mut noise = SeededNoise::of_images(request.sampling.rng, images).with_brownian(schedule.brownian);
+        let drawn = noise.first(&clean)?;
         let first = schedule.steps.first().map_or(0.0, |step| step.from.sigma);
         let latents = schedule.process.mix(&clean, &drawn, first)?;
         let batch = told(batch, |prompt| prompt.second.as_deref())?;
         let start = Start { latents, schedule, beside: Beside::default() };
-        self.run_pass(&Pass { batch, number: PassNumber::Second, start, shown }, &mut noise, observer)
+        self.run_pass(&Pass { batch, number: PassNumber::Second, start, image: None, shown }, &mut noise, observer)
     }
 
     fn enlarged(
@@ -53,15 +53,19 @@ impl Pipeline {
             HiresUpscaler::Latent => return interpolated(latents, (height / factor, width / factor), &LINEAR),
             HiresUpscaler::LatentBicubic => return interpolated(latents, (height / factor, width / factor), &CUBIC),
             HiresUpscaler::Lanczos => None,
-            HiresUpscaler::Network(file) => Some(self.networks.upscaler(file, &self.device)?),
+            HiresUpscaler::Network(file) => Some(self.networks.passes.upscaler(file, &self.device)?),
         };
+        let vae = self.vae(request)?;
+        // A file with the decoder alone leaves encoding to the model's own.
+        let encoder = vae.as_deref().filter(|file| file.encodes());
+        let spec = encoder.map_or(&self.spec.vae, VaeFile::spec);
         let row = |i: usize, observer: &mut dyn Observer| {
-            let mut image = to_rgb(&self.decode_and_tell(&latents.narrow(0, i, 1)?, request.wrap(), observer)?)?;
+            let mut image = to_rgb(&self.decode_and_tell(&latents.narrow(0, i, 1)?, vae.as_deref(), request.wrap(), observer)?)?;
             if let Some(network) = &network {
                 image = network.run(&image, &mut |_, _| observer.stage(super::Stage::Decode { done: i, all: latents.dim(0)? }))?;
             }
             let image = resize(&image, width as u32, height as u32, ResizeFilter::Lanczos);
-            self.spec.vae.scaled(&self.encode(&values_of(&image, None)?, request.wrap(), observer)?.mean)
+            spec.scaled(&self.encode(&values_of(&image, None)?, encoder, request.wrap(), observer)?.mean)
         };
         let rows: Vec<Tensor> = (0..latents.dim(0)?).map(|i| row(i, observer)).collect::<Result<_>>()?;
         Ok(Tensor::cat(&rows, 0)?)

@@ -76,10 +76,20 @@ pub(super) fn read<T>(
     observer: &mut dyn Observer,
     load: impl FnOnce(&dyn TensorSource) -> Result<T>,
 ) -> Result<T> {
-    let name = component.title();
+    read_from(component.title(), &*model.tensors(component), model.parameters(component), dtype, observer, load)
+}
+
+/// Reads a network of which `source` has the tensors, with so many numbers; the observer follows.
+pub(super) fn read_from<T>(
+    name: &'static str,
+    source: &dyn TensorSource,
+    parameters: Option<u64>,
+    dtype: DType,
+    observer: &mut dyn Observer,
+    load: impl FnOnce(&dyn TensorSource) -> Result<T>,
+) -> Result<T> {
     let started = Instant::now();
-    let source = model.tensors(component);
-    let followed = WithProgress::new(name, &*source, model.parameters(component), dtype, observer)?;
+    let followed = WithProgress::new(name, source, parameters, dtype, observer)?;
     let network = load(&followed)?;
     info!(bytes = followed.bytes(), seconds = started.elapsed().as_secs_f64(), "the {name} is loaded");
     Ok(network)

@@ -15,12 +15,14 @@ mod guided_denoiser;
 mod hires;
 mod loading;
 mod memory;
+mod networks;
 mod observer;
 mod open;
 mod pass_networks;
 mod passes;
 mod prompt;
 mod start;
+mod steering;
 mod strips;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -32,6 +34,7 @@ mod windows;
 pub use components::SharedModel;
 pub use encode::{EncodedText, PromptText, TextKey};
 pub use memory::{batch_bytes, denoising_bytes, fits};
+pub use networks::NetworkCache;
 pub use observer::{Estimate, Observer, Silent, Stage};
 pub use open::PipelineBuilder;
 pub use pass_networks::PassNetworks;
@@ -48,7 +51,7 @@ use crate::ops::Wrap;
 use crate::sampling::{Like, plan};
 use crate::settings::{PixelRounding, Request, SamplingSettings, Seed, VaeTiling};
 use crate::spec::ModelSpec;
-use crate::weights::ModelSource;
+use crate::weights::{ModelSource, VaeFile};
 use crate::{Error, Result};
 use ::image::RgbImage;
 use candle_core::{DType, Device, Tensor};
@@ -79,7 +82,8 @@ pub struct Pipeline {
     /// Quick images of latents that are still forming.
     tiny: Option<AutoencoderTinyDecoder>,
     adapters: Arc<AdapterCache>,
-    networks: Arc<PassNetworks>,
+    networks: Arc<NetworkCache>,
+    known_keys: steering::KnownKeys,
     refiner: LoadedRefiner,
 }
 
@@ -189,6 +193,7 @@ impl Pipeline {
             tiny: None,
             adapters: Arc::default(),
             networks: Arc::default(),
+            known_keys: steering::KnownKeys::default(),
             refiner: LoadedRefiner::default(),
         }
     }
@@ -199,14 +204,14 @@ impl Pipeline {
         Self::of(spec, place.clone(), Components::when_wanted(model, place))
     }
 
-    /// Takes refiners and upscalers that were opened before.
-    pub fn with_networks(self, networks: Arc<PassNetworks>) -> Self {
-        Self { networks, ..self }
-    }
-
     /// Takes adapters that were opened before.
     pub fn with_adapters(self, adapters: Arc<AdapterCache>) -> Self {
         Self { adapters, ..self }
+    }
+
+    /// Takes networks in files beside the model's that were opened before.
+    pub fn with_networks(self, networks: Arc<NetworkCache>) -> Self {
+        Self { networks, ..self }
     }
 
     /// Decides whether images are decoded in tiles.
@@ -316,12 +321,13 @@ impl Pipeline {
     fn make_batch(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
         let start = batch.first().map(|item| StartImage::of(item.request)).transpose()?.flatten();
         let latents = self.denoise_from(start.as_ref(), batch, observer)?;
+        let vae = batch.first().map(|item| self.vae(item.request)).transpose()?.flatten();
         let mut generated = Vec::new();
         for (i, sketch) in batch.iter().enumerate() {
             observer.stage(Stage::Decode { done: i, all: batch.len() })?;
             // One image at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
-            let decoded = self.decode_and_tell(&latents, sketch.request.wrap(), observer)?;
+            let decoded = self.decode_and_tell(&latents, vae.as_deref(), sketch.request.wrap(), observer)?;
             let image = match sketch.request.canvas.rounding {
                 PixelRounding::Nearest => to_rgb(&decoded)?,
                 PixelRounding::Down => to_rgb_cut_off(&decoded)?,
@@ -363,6 +369,7 @@ impl Pipeline {
         let images = batch.iter().map(|item| image_noise(&item.request.sampling, item.seed)).collect();
         let mut noise = SeededNoise::of_images(request.sampling.rng, images).with_brownian(schedule.brownian);
         let empty = Tensor::zeros(shape, DType::F32, &self.device)?;
+        let image = start;
         let start = match start {
             None => {
                 let latents = noise.first(&empty)?.affine(schedule.initial_scale, 0.0)?;
@@ -372,12 +379,17 @@ impl Pipeline {
         };
         let first = start.schedule.steps.len();
         let second = hires.as_ref().and_then(|hires| hires.schedule.as_ref()).map_or(0, |schedule| schedule.steps.len());
-        let pass = Pass { batch: batch.to_vec(), number: PassNumber::First, start, shown: (0, first + second) };
+        let pass = Pass { batch: batch.to_vec(), number: PassNumber::First, start, image, shown: (0, first + second) };
         let latents = self.run_pass(&pass, &mut noise, observer)?;
         match hires {
             None => Ok(latents),
             Some(hires) => self.run_second_pass(&latents, batch, hires, (first, first + second), observer),
         }
+    }
+
+    /// The autoencoder that takes the place of the model's own.
+    fn vae(&self, request: &Request) -> Result<Option<Arc<VaeFile>>> {
+        request.adapters.vae.as_ref().map(|file| self.networks.vae(file.0.path(), &self.spec)).transpose()
     }
 
     /// The images of latents: the second half of [`Pipeline::generate_batch`], before it is rounded to bytes.
@@ -388,15 +400,16 @@ impl Pipeline {
     /// # Errors
     /// A value is not finite.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decode_and_tell(latents, Wrap::default(), &mut Silent)
+        self.decode_and_tell(latents, None, Wrap::default(), &mut Silent)
     }
 
-    fn decode_and_tell(&self, latents: &Tensor, wrap: Wrap, observer: &mut dyn Observer) -> Result<Tensor> {
+    fn decode_and_tell(&self, latents: &Tensor, file: Option<&VaeFile>, wrap: Wrap, observer: &mut dyn Observer) -> Result<Tensor> {
         let _span = debug_span!("decode").entered();
         let latents = latents.to_dtype(self.vae_dtype)?;
-        let decoded = self.components.with_vae(observer, |vae, observer| {
+        let spec = file.map_or(&self.spec.vae, VaeFile::spec);
+        let decoded = self.components.with_vae(file, observer, |vae, observer| {
             let decode = |latents: &Tensor| vae.decode(latents);
-            vae_tiling::decode(&self.spec.vae, &latents, (self.vae_tiling, wrap), &decode, &mut |remark| observer.warn(remark))
+            vae_tiling::decode(spec, &latents, (self.vae_tiling, wrap), &decode, &mut |remark| observer.warn(remark))
         })?;
         let decoded = decoded.to_dtype(DType::F32)?;
         check_finite(&decoded, || format!("the VAE's image in {}; try `vae-dtype` f32", self.vae_dtype.as_str()))?;

@@ -5,7 +5,8 @@ use super::estimate::WithEstimate;
 use super::finite::Checks;
 use super::guided_denoiser::{GuidedDenoiser, StepsBefore};
 use super::observer::{Observer, Stage};
-use super::start::Start;
+use super::start::{Start, StartImage};
+use super::steering::Steering;
 use super::windows::LatentWindows;
 use super::{BatchItem, Conditioning, Pipeline, SharedModel, extensions};
 use crate::adapter::AdapterSet;
@@ -29,6 +30,8 @@ pub(super) struct Pass<'a> {
     pub(super) batch: Vec<BatchItem<'a>>,
     pub(super) number: PassNumber,
     pub(super) start: Start,
+    /// The image that it starts from.
+    pub(super) image: Option<&'a StartImage>,
     /// Steps of earlier passes, and of all, as they are shown.
     pub(super) shown: (usize, usize),
 }
@@ -66,7 +69,7 @@ impl Pipeline {
         if let Some((_, pipeline)) = loaded.as_ref().filter(|(path, _)| *path == file.path) {
             return Ok(Some(Arc::clone(pipeline)));
         }
-        let model = self.networks.refiner(file, &self.spec)?;
+        let model = self.networks.passes.refiner(file, &self.spec)?;
         let spec = model.spec().clone();
         let texts = (0..spec.text_encoders.len()).map(Component::text_encoder);
         let numbers: u64 = texts.chain([Component::UNET]).map(|component| model.parameters(component)).sum();
@@ -144,11 +147,18 @@ impl Pipeline {
         observer.stage(Stage::Denoise { step: steps_before, steps: shown_all, images: &seeds })?;
         let factor = self.spec.vae.factor().max(1);
         let window = request.passes.hires_window.filter(|_| pass.number == PassNumber::Second).map(|pixels| pixels / factor);
+        let size = if pass.number == PassNumber::First { (request.canvas.width, request.canvas.height) } else { request.last_size() };
+        // What steers the model is not made for a refiner.
+        let steering = match std::ptr::eq(self, share.pipeline) {
+            true => self.steering(request, pass.image, size, observer)?,
+            false => Steering::default(),
+        };
         share.pipeline.components.with_unet(&share.adapters, observer, |unet, observer| {
             let (checks, mut pace) = (Checks::on(&self.device), Pace::on(&self.device));
             let run = RunContext { schedule: share.whole, latents, dtype: self.dtype };
             let mut beside = extensions(request);
             beside.extend(pass.start.beside.extensions());
+            beside.extend(self.steered(&steering, observer)?);
             let windows = window.map(|side| LatentWindows::new(unet, side));
             let backbone = windows.as_ref().map_or(unet as &dyn Backbone, |windows| windows);
             let mut denoiser = GuidedDenoiser::new(backbone, &run, share.batch, beside, &checks)?.after(share.before);

@@ -12,6 +12,7 @@ use crate::noise::SeededNoise;
 use crate::ops::Wrap;
 use crate::sampling::{Branch, Like, NoiseSource, Schedule, SchedulerConfig, plan};
 use crate::settings::{InpaintArea, InpaintFill, Request, StrengthSteps};
+use crate::weights::VaeFile;
 use crate::{Error, Result};
 use ::image::{GrayImage, Luma, RgbImage, imageops};
 use candle_core::{DType, Tensor};
@@ -130,6 +131,18 @@ impl StartImage {
         Self { image, mask: Some(mask), fill, finish }
     }
 
+    /// The part of another image that lies where the part lies that is generated of this one; `None` where all of it is.
+    pub(super) fn part(&self, other: &RgbImage, (width, height): (u32, u32)) -> Option<RgbImage> {
+        let Finish::Part { original, region, .. } = &self.finish else { return None };
+        let (columns, rows) = original.dimensions();
+        let other = match other.dimensions() == (columns, rows) {
+            true => other.clone(),
+            false => resize(other, columns, rows, ResizeFilter::Lanczos),
+        };
+        let part = imageops::crop_imm(&other, region.x, region.y, region.width, region.height).to_image();
+        Some(resize_and_fill(&part, width, height))
+    }
+
     /// The image that is kept, of the one that was generated.
     pub(super) fn finish(&self, mut generated: RgbImage) -> Result<RgbImage> {
         match &self.finish {
@@ -196,27 +209,35 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Start> {
         let latent_channels = self.spec.vae.latent_channels;
+        // A file with the decoder alone leaves encoding to the model's own.
+        let file = self.vae(request)?.filter(|file| file.encodes());
+        let file = file.as_deref();
+        let vae = file.map_or(&self.spec.vae, VaeFile::spec);
+        // The other tools' first draw is the run's noise, and what their encoders draw, if they do, is not known from the seed.
+        let draws = matches!(request.sampling.like, None | Some(Like::Diffusers));
+        // One that is certain of its latents has nothing to draw.
+        let draws = draws && vae.tiny.is_none();
+        let sample = |image: &Tensor, noise: &mut SeededNoise, fresh: Option<Tensor>, observer: &mut dyn Observer| {
+            let encoded = self.encode(image, file, request.wrap(), observer)?;
+            if !draws {
+                return vae.scaled(&encoded.mean.broadcast_as(empty.shape())?.contiguous()?);
+            }
+            let drawn = fresh.map_or_else(|| noise.fresh(empty), Ok)?;
+            vae.scaled(&encoded.sample(&drawn)?)
+        };
         if self.spec.unet.in_channels == 2 * latent_channels {
             let latents = noise.first(empty)?.affine(schedule.initial_scale, 0.0)?;
-            let image = self.encode(&start.pixels(None)?, request.wrap(), observer)?.mean.broadcast_as(empty.shape())?.contiguous()?;
+            let image =
+                self.encode(&start.pixels(None)?, file, request.wrap(), observer)?.mean.broadcast_as(empty.shape())?.contiguous()?;
             let channels = MoreChannels::new(image).blind_in(Branch::Negative);
             return Ok(Start { latents, schedule, beside: Beside { channels: Some(channels), keep: None } });
         }
         let strength = request.inputs.strength();
-        // The other tools' first draw is the run's noise, and what their encoders draw, if they do, is not known from the seed.
-        let samples = matches!(request.sampling.like, None | Some(Like::Diffusers));
-        let encoded = |image: LatentDistribution, noise: &mut SeededNoise| match samples {
-            true => image.sample(&noise.fresh(empty)?),
-            false => Ok(image.mean.broadcast_as(empty.shape())?.contiguous()?),
-        };
         let repaints = self.spec.unet.in_channels == 2 * latent_channels + 1;
         let pure_noise = start.mask.is_some() && strength >= 1.0;
         let mut clean = match pure_noise && repaints {
             true => None,
-            false => {
-                let sample = encoded(self.encode(&start.pixels(None)?, request.wrap(), observer)?, noise)?;
-                Some(self.spec.vae.scaled(&sample)?)
-            }
+            false => Some(sample(&start.pixels(None)?, noise, None, observer)?),
         };
         let drawn = noise.first(empty)?;
         let mut beside = Beside::default();
@@ -230,17 +251,14 @@ impl Pipeline {
                     InpaintFill::Zero => kept,
                 };
             }
+            // diffusers encodes the masked image for every model, and draws for it.
+            let masked_noise = draws.then(|| noise.fresh(empty)).transpose()?;
             if repaints {
-                let masked = encoded(self.encode(&start.pixels(Some(mask))?, request.wrap(), observer)?, noise)?;
-                let masked = self.spec.vae.scaled(&masked)?;
+                let masked = sample(&start.pixels(Some(mask))?, noise, masked_noise, observer)?;
                 let (images, _, height, width) = masked.dims4()?;
                 let mask = latent_mask.broadcast_as((images, 1, height, width))?;
                 beside.channels = Some(MoreChannels::new(Tensor::cat(&[&mask.contiguous()?, &masked], 1)?));
             } else if let Some(clean) = &clean {
-                // It draws for the masked image too, which nobody sees here.
-                if samples {
-                    noise.fresh(empty)?;
-                }
                 beside.keep = Some(KeepUnmaskedLatents::new(clean.clone(), drawn.clone(), latent_mask));
             }
         }
@@ -280,11 +298,18 @@ impl Pipeline {
     }
 
     /// What the encoder says of an image, in f32.
-    pub(super) fn encode(&self, image: &Tensor, wrap: Wrap, observer: &mut dyn Observer) -> Result<LatentDistribution> {
+    pub(super) fn encode(
+        &self,
+        image: &Tensor,
+        file: Option<&VaeFile>,
+        wrap: Wrap,
+        observer: &mut dyn Observer,
+    ) -> Result<LatentDistribution> {
         let image = image.to_device(&self.device)?.to_dtype(self.vae_dtype)?;
-        let LatentDistribution { mean, deviation } = self.components.with_encoder(observer, |encoder, observer| {
+        let spec = file.map_or(&self.spec.vae, VaeFile::spec);
+        let LatentDistribution { mean, deviation } = self.components.with_encoder(file, observer, |encoder, observer| {
             let encode = |image: &Tensor| encoder.encode(image);
-            vae_tiling::encode(&self.spec.vae, &image, (self.vae_tiling, wrap), &encode, &mut |remark| observer.warn(remark))
+            vae_tiling::encode(spec, &image, (self.vae_tiling, wrap), &encode, &mut |remark| observer.warn(remark))
         })?;
         let mean = mean.to_dtype(DType::F32)?;
         check_finite(&mean, || format!("the VAE's latents of the image in {}; try `vae-dtype` f32", self.vae_dtype.as_str()))?;

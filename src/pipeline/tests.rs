@@ -44,7 +44,7 @@ fn an_image_that_repeats_may_be_cut_anywhere() {
         };
         let whole = predict(&noisy);
         assert!(apart(&predict(&rolled(&noisy, rows, columns)), &rolled(&whole, rows, columns)) < 1e-4, "{wrap:?}");
-        let decode = |latents: &Tensor, wrap| pipeline.decode_and_tell(latents, wrap, &mut Silent).unwrap();
+        let decode = |latents: &Tensor, wrap| pipeline.decode_and_tell(latents, None, wrap, &mut Silent).unwrap();
         let image = decode(&noisy, wrap);
         assert!(apart(&decode(&rolled(&noisy, rows, columns), wrap), &rolled(&image, 8 * rows, 8 * columns)) < 1e-3, "{wrap:?}");
         assert!(apart(&image, &decode(&noisy, Wrap::default())) > 1e-2, "{wrap:?}: the edges are not those of an image that ends there");
@@ -79,7 +79,7 @@ fn tiles_leave_no_border() {
         assert!(at_borders <= elsewhere, "decoded, axis {axis}: {at_borders} across borders, {elsewhere} inside");
     }
     let image = whole.clamp(-1.0, 1.0).unwrap();
-    let encode = |pipeline: &Pipeline| pipeline.encode(&image, Wrap::default(), &mut Silent).unwrap().mean;
+    let encode = |pipeline: &Pipeline| pipeline.encode(&image, None, Wrap::default(), &mut Silent).unwrap().mean;
     let (tiled, whole) = (encode(&pipeline), encode(&plain));
     assert_eq!(tiled.dims(), [1, 4, height, width]);
     for (axis, borders) in [2, 3].into_iter().zip(borders(1)) {
@@ -88,7 +88,7 @@ fn tiles_leave_no_border() {
     }
     // What repeats still does, in tiles.
     let wrap = Wrap { x: true, y: true };
-    let decode = |pipeline: &Pipeline, latents: &Tensor| pipeline.decode_and_tell(latents, wrap, &mut Silent).unwrap();
+    let decode = |pipeline: &Pipeline, latents: &Tensor| pipeline.decode_and_tell(latents, None, wrap, &mut Silent).unwrap();
     let shifted = decode(&pipeline, &rolled(&latents, 36, 60));
     let exact = decode(&plain, &latents);
     let off = [apart(&decode(&pipeline, &latents), &exact), apart(&rolled(&shifted, 36 * 8, 60 * 8), &exact)];

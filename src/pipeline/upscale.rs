@@ -42,7 +42,7 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<RgbImage> {
         let Some(EnlargedBy { file, scale, .. }) = &request.passes.upscale else { return Ok(image) };
-        let network = self.networks.upscaler(file, &self.device)?;
+        let network = self.networks.passes.upscaler(file, &self.device)?;
         let scale = scale.unwrap_or(network.scale() as f64);
         network.run_to(&image, scale, &mut |_, _| observer.stage(Stage::Decode { done, all }))
     }

@@ -1,11 +1,11 @@
 //! What an image asks to be changed of the model: LoRAs and their kin, and words that were learned later.
 
-use super::{By, Heading, Request, Setting, WeightedFile};
+use super::{By, ControlChoice, Heading, ImagePrompt, NetworkFile, Request, Setting, WeightedFile};
 use crate::adapter::{AdapterChoice, LoraChoice};
 use crate::inputs::InputFile;
 
 settings! {
-    /// LoRAs and textual inversions.
+    /// LoRAs, textual inversions, and networks beside or in the place of the model's.
     AdapterSettings, AdapterDraft, draft.adapters, by By<'_>, of |request: &Request| Some(&request.adapters);
 
     /// A LoRA or one of its kin, or its name in the LoRA folder; the second weight is the text encoders'; repeat for more
@@ -22,6 +22,24 @@ settings! {
     /// A textual inversion, or its name in the embeddings folder; the file's name is the word; repeat for more
     embedding: many InputFile => Setting {
         name: "embedding", value: "FILE", heading: Heading::Adapters, infotext: Some("Embedding"), limit: 1 << 30, ..Setting::IMAGE
+    };
+
+    /// Another autoencoder: a file or a folder, or its name in the VAE folder; a tiny one (TAESD) too
+    vae: maybe NetworkFile => Setting {
+        name: "vae", hidden_aliases: &["sd-vae"], value: "FILE", heading: Heading::Adapters, infotext: Some("VAE"), limit: 64 << 30,
+        ..Setting::IMAGE
+    };
+
+    /// A ControlNet and the image that it follows: MODEL,image=FILE, and weight=X, start=X, end=X (shares of the steps) and preprocess=NAME (canny, invert, tile, lineart or scribble); a comma inside a name is written \,; repeat for more
+    control: many ControlChoice => Setting {
+        name: "control", value: "MODEL,image=FILE,…", example: "net.safetensors,image=edges.png,weight=0.5", heading: Heading::Adapters,
+        infotext: Some("ControlNet 0"), limit: 64 << 30, ..Setting::IMAGE
+    };
+
+    /// An image as a prompt: an IP-Adapter, image=FILE, and weight=X, start=X, end=X (shares of the steps) and encoder=FOLDER (the image encoder, where it is not beside the adapter); repeat for more
+    ip_adapter: many ImagePrompt => Setting {
+        name: "ip-adapter", value: "MODEL,image=FILE,…", example: "ip-adapter.safetensors,image=picture.png,weight=0.5",
+        heading: Heading::Adapters, infotext: Some("IP-Adapter"), limit: 64 << 30, ..Setting::IMAGE
     };
 }
 

@@ -38,6 +38,7 @@ mod value;
 
 mod adapters;
 mod canvas;
+mod control;
 mod docs;
 mod draft;
 mod guidance;
@@ -55,13 +56,14 @@ mod text;
 
 pub use adapters::{AdapterDraft, AdapterSettings};
 pub use canvas::{CanvasDraft, CanvasSettings, PixelRounding, Tiling, parse_size};
+pub use control::{ControlChoice, ImagePrompt};
 pub use docs::flag_table;
 pub use draft::Draft;
 pub use guidance::{FreeUFactors, GuidanceDraft, GuidanceSettings, ProjectedGuidance};
 pub use inputs::{InpaintArea, InpaintFill, InputDraft, InputSettings, StrengthSteps};
 pub use load::{LoadDraft, LoadSettings, VaeTiling};
 pub use output::{BatchSize, OutputDraft, OutputSettings};
-pub use parts::{NumberList, Parts, WeightedFile};
+pub use parts::{NetworkFile, NumberList, Parts, WeightedFile};
 pub use passes::{EnlargedBy, HiresPass, HiresUpscaler, ModelFile, PassDraft, PassSettings};
 pub use request::{Request, Shape};
 pub use run::{Graphics, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verbosity};

@@ -69,6 +69,37 @@ impl Value for WeightedFile {
     }
 }
 
+/// A network's weights: a file, or a folder with their configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetworkFile(pub InputFile);
+
+impl Value for NetworkFile {
+    const KIND: ValueKind = ValueKind::File;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.is_empty() {
+            true => Err("give a file or a folder".into()),
+            false => Ok(Self(InputFile::of_network(text.as_ref()))),
+        }
+    }
+
+    fn typed(&self) -> String {
+        self.0.typed()
+    }
+
+    fn public(&self) -> String {
+        self.0.public()
+    }
+
+    fn json(&self) -> Json {
+        self.0.json()
+    }
+
+    fn files(&mut self) -> Vec<&mut InputFile> {
+        vec![&mut self.0]
+    }
+}
+
 /// Numbers with commas between them, such as `14.6,7.1,0`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NumberList(pub Vec<f64>);

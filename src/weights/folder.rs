@@ -88,19 +88,20 @@ impl Folder {
     /// Full precision is taken where it is there; `prefer` names a variant to take instead, such as `fp16`.
     pub(crate) fn weights(&self, dir: &str, prefer: Option<&str>) -> Result<Vec<Arc<WeightFile>>> {
         let names = self.names(dir);
+        let inside = |name: &str| if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") };
         let Some(chosen) = choose(&names, prefer) else {
             let dir_shown = self.shown(dir);
             if let Some(pickle) = names.iter().find(|name| is_pickle(name)) {
-                return Err(model_error(self.shown(&format!("{dir}/{pickle}")), PICKLE));
+                return Err(model_error(self.shown(&inside(pickle)), PICKLE));
             }
             return Err(model_error(dir_shown, "has no weights: neither model.safetensors nor diffusion_pytorch_model.safetensors"));
         };
-        let path = format!("{dir}/{chosen}");
+        let path = inside(chosen);
         if !chosen.ends_with(".json") {
             return Ok(vec![self.weight_file(&path)?]);
         }
         let shards = self.shards(&path)?;
-        shards.iter().map(|shard| self.weight_file(&format!("{dir}/{shard}"))).collect()
+        shards.iter().map(|shard| self.weight_file(&inside(shard))).collect()
     }
 
     /// The files that an index of shards names, sorted.

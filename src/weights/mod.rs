@@ -20,6 +20,7 @@
 mod catalog;
 mod checkpoint;
 mod component;
+mod control_net;
 mod convert;
 pub(crate) mod decode;
 mod disk_file;
@@ -29,22 +30,27 @@ mod hash;
 mod header;
 mod identity;
 mod ignorable;
+mod ip_adapter;
 mod tiny;
 mod training;
 mod upscaler;
+mod vae;
 
 pub use catalog::{CatalogKind, Found, find_models, is_model_folder};
 pub use checkpoint::{Checkpoint, OpenOptions};
 pub(crate) use component::Part;
 pub use component::{ComponentTensors, InPlace};
+pub use control_net::{ControlNetFile, ControlNetTensors};
 pub use convert::{ConvertReport, Layout, TensorChanges, convert, convert_observed};
 pub(crate) use file::{Blob, WeightFile};
 pub(crate) use folder::{PICKLE, is_pickle};
 pub use hash::{HashCache, Hashes, hash};
 pub(crate) use header::Entry;
+pub use ip_adapter::{ImageEncoderFile, IpAdapterFile, find_image_encoder};
 pub use tiny::TinyAutoencoder;
 pub use training::trained_words;
 pub use upscaler::UpscalerFile;
+pub use vae::VaeFile;
 
 // What a diffusers folder is read from, for whoever has to fetch it first.
 #[cfg(feature = "hub")]

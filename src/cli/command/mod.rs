@@ -9,4 +9,5 @@ pub(in crate::cli) mod generate;
 pub(in crate::cli) mod inspect;
 pub(in crate::cli) mod models;
 pub(in crate::cli) mod output;
+pub(in crate::cli) mod preprocess;
 pub(in crate::cli) mod upscale;

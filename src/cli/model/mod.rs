@@ -10,11 +10,11 @@ use crate::hub::{HubId, Missing, name_in_cache};
 use crate::inputs::InputFile;
 use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
-use crate::pipeline::{Observer, PassNetworks, Pipeline, batch_bytes, fits};
+use crate::pipeline::{NetworkCache, Observer, Pipeline, batch_bytes, fits};
 use crate::prompt::{LoraTag, NetworkTag};
 use crate::settings::{Draft, HiresUpscaler, LoadSettings, Request, SourcePath, VaeTiling, WeightedFile};
 use crate::survey::{Kind, Survey};
-use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_models, is_model_folder};
+use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_image_encoder, find_models, is_model_folder};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use download::DownloadStyle;
@@ -70,7 +70,7 @@ pub(in crate::cli) struct Opened {
     /// Where adapters are looked for by name, and those that are open.
     pub(in crate::cli) finder: AdapterFinder,
     adapters: Arc<AdapterCache>,
-    networks: Arc<PassNetworks>,
+    networks: Arc<NetworkCache>,
 }
 
 impl Opened {
@@ -87,20 +87,8 @@ impl Opened {
         let (vae_tiling, low_memory) = (settings.vae_tiling, settings.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
         let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
-        Self {
-            checkpoint,
-            label,
-            dtype,
-            vae_dtype,
-            devices,
-            is_chosen,
-            upcast,
-            vae_tiling,
-            low_memory,
-            finder,
-            adapters,
-            networks: Arc::default(),
-        }
+        let networks = Arc::default();
+        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters, networks }
     }
 
     /// Adds the textual inversions of the embeddings folder whose words stand in a draft's prompts, and that are this model's.
@@ -124,13 +112,14 @@ impl Opened {
     pub(in crate::cli) fn check_files(&self, request: &Request) -> Result<Vec<String>> {
         let passes = &request.passes;
         if let Some(refiner) = &passes.refiner {
-            self.networks.refiner(refiner, self.checkpoint.spec())?;
+            self.networks.passes.refiner(refiner, self.checkpoint.spec())?;
         }
         let enlarging = passes.upscale.iter().map(|upscale| &upscale.file);
         let between = passes.hires_upscaler.iter().filter_map(HiresUpscaler::network);
         for file in enlarging.chain(between) {
-            self.networks.upscaler(file, self.device())?;
+            self.networks.passes.upscaler(file, self.device())?;
         }
+        self.networks.check(request, self.checkpoint.spec())?;
         let choice = request.adapters.choice();
         if choice.is_empty() {
             return Ok(Vec::new());
@@ -257,6 +246,9 @@ pub(in crate::cli) struct AdapterFinder {
     loras: AdapterFolders,
     embeddings: AdapterFolders,
     passes: PassFiles,
+    vaes: AdapterFolders,
+    control_nets: AdapterFolders,
+    ip_adapters: AdapterFolders,
 }
 
 impl AdapterFinder {
@@ -266,6 +258,9 @@ impl AdapterFinder {
         Self {
             loras: AdapterFolders::loras(folder(&settings.lora_dir).as_deref(), &models),
             embeddings: AdapterFolders::embeddings(folder(&settings.embeddings_dir).as_deref(), &models),
+            vaes: AdapterFolders::vaes(&models),
+            control_nets: AdapterFolders::control_nets(&models),
+            ip_adapters: AdapterFolders::ip_adapters(&models),
             passes: PassFiles::new(models, folder(&settings.models_dir)),
         }
     }
@@ -299,12 +294,20 @@ impl AdapterFinder {
         let one = |folders: &AdapterFolders, file: &mut InputFile| -> Result<()> {
             let found = folders.find(&file.path().to_string_lossy())?;
             if found != file.path() {
-                *file = InputFile::named(&found);
+                *file = file.found_at(&found);
             }
             Ok(())
         };
         draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
         draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
+        draft.adapters.vae.iter_mut().try_for_each(|vae| one(&self.vaes, &mut vae.0))?;
+        draft.adapters.control.iter_mut().try_for_each(|control| one(&self.control_nets, &mut control.model))?;
+        for prompt in &mut draft.adapters.ip_adapter {
+            one(&self.ip_adapters, &mut prompt.model)?;
+            // Named or not, it decides the pixels.
+            let encoder = find_image_encoder(prompt.model.path(), prompt.encoder.as_ref().map(InputFile::path))?;
+            prompt.encoder = Some(InputFile::of_network(&encoder));
+        }
         self.find_tags(draft)?;
         self.passes.find(draft)
     }

@@ -46,7 +46,7 @@ impl SweepAxis {
         let read = |label: &String| match label.as_str() {
             // Without any: `lora=,style.safetensors` compares with and without.
             "" if known.repeatable => Ok(Vec::new()),
-            "none" if known.repeatable && known.kind == ValueKind::File => Ok(Vec::new()),
+            "none" if known.kind == ValueKind::File => Ok(Vec::new()),
             _ => GENERATION.read(flag, std::slice::from_ref(label)).map_err(|(_, what)| what),
         };
         let values = labels.iter().map(read).collect::<Result<_, _>>()?;

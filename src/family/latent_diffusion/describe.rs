@@ -64,7 +64,8 @@ pub(super) fn describe(folder: &dyn ConfigFiles) -> Result<Description> {
     let unet_json = folder.required_json("unet/config.json")?;
     let unet = config::unet(&unet_json)?;
     let vae_json = folder.required_json("vae/config.json")?;
-    let mut vae = config::vae(&vae_json)?;
+    // A tiny autoencoder shares the latents of its family's.
+    let mut vae = config::vae(&vae_json, if unet.text_time.is_some() { 0.13025 } else { 0.18215 })?;
     check_latents(&unet_json.file, &unet, &vae)?;
 
     let xl = unet.text_time.is_some();

@@ -7,7 +7,7 @@ use super::super::json::Fields;
 use super::super::{config, row, schedule};
 use super::{Input, PAD_CLIP, TEXT_ENCODERS, TextFolder, facts, text_folders};
 use crate::Result;
-use crate::spec::{Activation, ClipTextSpec, LatentRgb, UNetLevel, UNetSpec, VaeSpec};
+use crate::spec::{Activation, AutoencoderTinySpec, ClipTextSpec, LatentRgb, UNetLevel, UNetSpec, VaeSpec};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -110,7 +110,7 @@ fn model_index(model: &Exported<'_>) -> Result<Value> {
         index.insert(tokenizer.into(), class.map_or(json!([null, null]), |_| json!(["transformers", "CLIPTokenizer"])));
     }
     index.insert("unet".into(), json!(["diffusers", "UNet2DConditionModel"]));
-    index.insert("vae".into(), json!(["diffusers", "AutoencoderKL"]));
+    index.insert("vae".into(), json!(["diffusers", if spec.vae.tiny.is_some() { "AutoencoderTiny" } else { "AutoencoderKL" }]));
     Ok(Value::Object(index))
 }
 
@@ -211,7 +211,31 @@ fn without_idle_heads(mut spec: UNetSpec) -> UNetSpec {
     spec
 }
 
+fn tiny_vae(spec: &AutoencoderTinySpec) -> Value {
+    let widths = vec![spec.channels; spec.decoder_blocks.len()];
+    json!({
+        "_class_name": "AutoencoderTiny",
+        "_diffusers_version": DIFFUSERS,
+        "act_fn": "relu",
+        "block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        "encoder_block_out_channels": widths,
+        "in_channels": spec.image_channels,
+        "latent_channels": spec.latent_channels,
+        "latent_magnitude": 3,
+        "latent_shift": 0.5,
+        "num_decoder_blocks": spec.decoder_blocks,
+        "num_encoder_blocks": spec.encoder_blocks,
+        "out_channels": spec.image_channels,
+        "scaling_factor": 1.0,
+        "upsampling_scaling_factor": 2,
+    })
+}
+
 fn vae(spec: &VaeSpec, sample_size: usize) -> Value {
+    if let Some(tiny) = &spec.tiny {
+        return tiny_vae(tiny);
+    }
     let levels = spec.block_out_channels.len();
     json!({
         "_class_name": "AutoencoderKL",

@@ -101,6 +101,9 @@ fn facts(spec: &ModelSpec) -> Result<&'static Facts> {
 }
 
 fn original(spec: &ModelSpec) -> Result<Vec<Vec<Pair>>> {
+    if spec.vae.tiny.is_some() {
+        return Err(model_error(spec.family.name(), "has a tiny autoencoder, for which the original layout has no place; write a folder"));
+    }
     let mut networks = vec![keys::unet(&spec.unet, single::UNET), keys::vae(&spec.vae, single::VAE[0])];
     let slots = facts(spec)?.text;
     for (i, text) in spec.text_encoders.iter().enumerate() {

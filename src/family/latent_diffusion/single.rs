@@ -1,6 +1,6 @@
 //! A whole model in one file in the original layout: what it is, where its networks are, and what it is not.
 
-use super::super::detect::{self, Probe};
+use super::super::detect::{self, Probe, VaeLayout};
 use super::super::files::{Description, NetworkPlan, TensorNames};
 use super::super::json::Fields;
 use super::super::keys::{self, TextLayout};
@@ -155,7 +155,7 @@ fn concluded(file: &dyn TensorNames, vae_prefix: &'static str, text: &[FoundText
     })?;
     evidence.push(facts.in_file.to_owned());
     let (scaling_factor, force_upcast) = facts.latents;
-    let vae = detect::vae(Probe { file, prefix: vae_prefix }, scaling_factor, force_upcast)?;
+    let vae = detect::vae(Probe { file, prefix: vae_prefix }, VaeLayout::Original, scaling_factor, force_upcast)?;
     describe::check_latents(file.name(), &unet, &vae)?;
     let refiner = facts.aesthetic_score;
     let pooled = text_encoders.last().and_then(|t| t.clip.projection_dim);

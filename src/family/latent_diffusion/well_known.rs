@@ -43,6 +43,7 @@ pub(crate) fn vae(scaling_factor: f64, force_upcast: bool) -> VaeSpec {
         post_quant_conv: true,
         mid_attention: true,
         latent_rgb: LatentRgb::known(scaling_factor, 4),
+        tiny: None,
     }
 }
 

@@ -8,9 +8,10 @@
 //! stable-diffusion.cpp@97d2990:examples/common/common.cpp `get_image_params`; Fooocus@v2.5.5:modules/meta_parser.py.
 
 use super::{Text, text, texts_under};
+use crate::metadata::control_net;
 use crate::metadata::json::plain;
 use crate::metadata::recipe::{Field, Recipe, is_nothing};
-use crate::settings::of_infotext;
+use crate::settings::{find, of_infotext};
 use serde_json::Value;
 
 /// The keys of the last line that fields stand for, in any case.
@@ -76,7 +77,13 @@ fn recipe(text: &str) -> Option<Recipe> {
             Some(Field::Eta) if value.parse().is_ok_and(f64::is_infinite) => {}
             Some(field) => recipe.set(field, value),
             None if key.eq_ignore_ascii_case("Size") && recipe.set_size(&value) => {}
+            None if key.starts_with(control_net::KEY) => match (control_net::read(&value), find("control")) {
+                (Some(typed), Some(row)) => recipe.set_setting(row, &typed),
+                _ => recipe.other.push((key, value)),
+            },
             None => match of_infotext(&key) {
+                // A1111's words for the model's own.
+                Some(row) if row.name == "vae" && (is_nothing(&value) || value == "Automatic") => {}
                 Some(row) => recipe.set_setting(row, &value),
                 None if key.eq_ignore_ascii_case("SGM noise multiplier") && value.eq_ignore_ascii_case("true") => {
                     if let Some(row) = of_infotext("First noise") {
@@ -207,7 +214,7 @@ fn civitai(recipe: &mut Recipe, list: &str) -> bool {
 }
 
 /// The `Key: value` pairs of a line. A value is a JSON string, object or list, or goes on to the next comma.
-pub(super) fn pairs(line: &str) -> Vec<(String, String)> {
+pub(in crate::metadata) fn pairs(line: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut rest = line;
     while let Some((key, after)) = rest.split_once(':') {

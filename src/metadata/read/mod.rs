@@ -13,6 +13,8 @@ mod mochi;
 mod novelai;
 mod objects;
 
+pub(super) use a1111::pairs;
+
 use super::containers::Text;
 use super::recipe::{Field, Recipe};
 

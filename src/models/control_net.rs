@@ -1,0 +1,120 @@
+//! A copy of a UNet's way down that sees an image, and what it adds to the UNet: diffusers' `ControlNetModel`.
+
+use super::Scope;
+use super::call::{LayerInputs, ModelCall, Residuals};
+use super::unet_way_down::WayDown;
+use crate::ops::{Conv2d, GraphCache, Linear, NamedTensors, Padding, on_workers, silu};
+use crate::spec::ControlNetSpec;
+use crate::{Error, Result};
+use candle_core::Tensor;
+
+/// From an image of full size to what is added to the first convolution's output.
+#[derive(Debug)]
+struct HintEmbedding {
+    /// With a SiLU behind each but the last.
+    convs: Vec<Conv2d>,
+}
+
+impl HintEmbedding {
+    fn load(scope: &Scope<'_>, spec: &ControlNetSpec, output: usize) -> Result<Self> {
+        let conv = |name: String, input, output, stride| scope.at(name).conv3x3(input, output, stride, Padding::same(1));
+        let first = spec.hint_channels.first().copied().ok_or_else(|| Error::Model("the ControlNet has no layer for its image".into()))?;
+        let mut convs = vec![conv("conv_in".into(), spec.image_channels, first, 1)?];
+        for (i, pair) in spec.hint_channels.windows(2).enumerate() {
+            let &[input, wider] = pair else { continue };
+            convs.push(conv(format!("blocks.{}", 2 * i), input, input, 1)?);
+            convs.push(conv(format!("blocks.{}", 2 * i + 1), input, wider, 2)?);
+        }
+        convs.push(conv("conv_out".into(), spec.hint_channels.last().copied().unwrap_or(first), output, 1)?);
+        Ok(Self { convs })
+    }
+
+    fn forward(&self, image: &Tensor) -> Result<Tensor> {
+        let mut x = image.permute((0, 2, 3, 1))?.contiguous()?;
+        for (i, conv) in self.convs.iter().enumerate() {
+            x = conv.forward(&x)?;
+            if i + 1 < self.convs.len() {
+                x = silu(&x)?;
+            }
+        }
+        Ok(x)
+    }
+}
+
+/// Says what is added inside a UNet so that its image follows another one.
+///
+/// # Source
+/// Zhang et al. 2023, arXiv:2302.05543, section 3; huggingface/diffusers@v0.36:src/diffusers/models/controlnets/controlnet.py
+#[derive(Debug)]
+pub struct ControlNet {
+    way_down: WayDown,
+    hint: HintEmbedding,
+    down: Vec<Linear>,
+    mid: Linear,
+    /// The last to be dropped.
+    graph_cache: GraphCache,
+}
+
+impl ControlNet {
+    /// Reads the weights that `spec` calls for.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn load(scope: &Scope<'_>, spec: &ControlNetSpec) -> Result<Self> {
+        let graph_cache = scope.graph_cache()?;
+        let scope = &scope.on(graph_cache.device());
+        let way_down = WayDown::load(scope, &spec.unet)?;
+        let first = way_down.skips.first().copied().unwrap_or(0);
+        let deepest = way_down.skips.last().copied().unwrap_or(0);
+        let zero = |(i, channels): (usize, &usize)| scope.at("controlnet_down_blocks").at(i).pointwise(*channels, *channels);
+        Ok(Self {
+            hint: HintEmbedding::load(&scope.at("controlnet_cond_embedding"), spec, first)?,
+            down: way_down.skips.iter().enumerate().map(zero).collect::<Result<_>>()?,
+            mid: scope.at("controlnet_mid_block").pointwise(deepest, deepest)?,
+            way_down,
+            graph_cache,
+        })
+    }
+
+    /// What the network sees of an image, once for all calls.
+    ///
+    /// # Shapes
+    /// `(1, 3, height, width)` in [0, 1] in the compute dtype to `(1, height / factor, width / factor, channels)`.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn hint(&self, image: &Tensor) -> Result<Tensor> {
+        on_workers(image.device(), || {
+            let mut inputs = NamedTensors::default();
+            inputs.push("image", image.clone());
+            let work = |inputs: &NamedTensors| Ok::<_, Error>(vec![self.hint.forward(inputs.get("image")?)?]);
+            self.graph_cache.run("hint", &inputs, work)?.pop().ok_or_else(|| Error::Image("the ControlNet gave no output".into()))
+        })
+    }
+
+    /// What is added inside the UNet in a call of it, where `hint` is what [`ControlNet::hint`] gave.
+    ///
+    /// # Errors
+    /// An input that it wants is missing or has another shape, or the device failed.
+    pub fn residuals(&self, call: &ModelCall, hint: &Tensor) -> Result<Residuals> {
+        on_workers(call.latents.device(), || {
+            let mut inputs = self.way_down.inputs(call, None)?;
+            inputs.push("hint", hint.clone());
+            let mut outputs = self.graph_cache.run("", &inputs, |inputs| self.forward(inputs))?;
+            let mid = outputs.pop();
+            Ok(Residuals { down: outputs, mid })
+        })
+    }
+
+    /// The residuals of the skip connections, and that of the middle.
+    fn forward(&self, inputs: &NamedTensors) -> Result<Vec<Tensor>> {
+        let time = self.way_down.time(inputs)?;
+        let layer = LayerInputs { time: &time, context: inputs.get("context")?, patches: &[], named: inputs };
+        let entered = self.way_down.enter(inputs)?.broadcast_add(inputs.get("hint")?)?;
+        let skips = self.way_down.down(entered, layer)?;
+        let deepest = skips.last().ok_or_else(|| Error::Image("the ControlNet has no levels".into()))?;
+        let mid = self.mid.forward(&self.way_down.middle(deepest, layer)?)?;
+        let zeroed = skips.iter().zip(&self.down).map(|(skip, zero)| Ok(zero.forward(skip)?));
+        zeroed.chain([Ok(mid)]).collect()
+    }
+}

@@ -1,0 +1,105 @@
+//! Networks in files of their own, beside the model's or in the place of one: each is opened once.
+
+use super::PassNetworks;
+use crate::Result;
+use crate::inputs::InputFile;
+use crate::settings::{ImagePrompt, Request};
+use crate::spec::ModelSpec;
+use crate::weights::{ControlNetFile, ImageEncoderFile, IpAdapterFile, VaeFile, find_image_encoder};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Files that stay open.
+const KEPT: usize = 64;
+
+/// The files that were opened for one model.
+#[derive(Debug, Default)]
+pub struct NetworkCache {
+    /// Refiners and upscalers.
+    pub passes: PassNetworks,
+    vaes: OpenedFiles<VaeFile>,
+    control_nets: OpenedFiles<ControlNetFile>,
+    ip_adapters: OpenedFiles<IpAdapterFile>,
+    image_encoders: OpenedFiles<ImageEncoderFile>,
+}
+
+/// Files of one kind.
+#[derive(Debug)]
+struct OpenedFiles<T>(Mutex<HashMap<PathBuf, Arc<T>>>);
+
+impl<T> Default for OpenedFiles<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> OpenedFiles<T> {
+    fn get(&self, path: &Path, open: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = known.get(path) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(open()?);
+        if known.len() >= KEPT {
+            known.clear();
+        }
+        known.insert(path.to_owned(), file.clone());
+        Ok(file)
+    }
+}
+
+impl NetworkCache {
+    /// The autoencoder in a file or folder, for `model`.
+    ///
+    /// # Errors
+    /// It cannot be read, or is none for this model's latents.
+    pub fn vae(&self, path: &Path, model: &ModelSpec) -> Result<Arc<VaeFile>> {
+        self.vaes.get(path, || VaeFile::open(path, &model.vae))
+    }
+
+    /// The ControlNet in a file or folder, for `model`.
+    ///
+    /// # Errors
+    /// It cannot be read, or is none for this model.
+    pub fn control_net(&self, path: &Path, model: &ModelSpec) -> Result<Arc<ControlNetFile>> {
+        self.control_nets.get(path, || ControlNetFile::open(path, model))
+    }
+
+    /// The IP-Adapter in a file, for `model`.
+    ///
+    /// # Errors
+    /// It cannot be read, or is none for this model.
+    pub fn ip_adapter(&self, path: &Path, model: &ModelSpec) -> Result<Arc<IpAdapterFile>> {
+        self.ip_adapters.get(path, || IpAdapterFile::open(path, model))
+    }
+
+    /// The image encoder of an IP-Adapter: the one that was named, or the one beside it.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub fn image_encoder(&self, prompt: &ImagePrompt) -> Result<Arc<ImageEncoderFile>> {
+        let path = find_image_encoder(prompt.model.path(), prompt.encoder.as_ref().map(InputFile::path))?;
+        self.image_encoders.get(&path, || ImageEncoderFile::open(&path))
+    }
+
+    /// Opens everything that a request names, and reads its images, so that what is wrong with them is known before any work.
+    ///
+    /// # Errors
+    /// A file cannot be read, or does not go with `model`.
+    pub fn check(&self, request: &Request, model: &ModelSpec) -> Result<()> {
+        let adapters = &request.adapters;
+        if let Some(vae) = &adapters.vae {
+            self.vae(vae.0.path(), model)?;
+        }
+        for control in &adapters.control {
+            self.control_net(control.model.path(), model)?;
+            control.read_image()?;
+        }
+        for prompt in &adapters.ip_adapter {
+            self.image_encoder(prompt)?.check(&*self.ip_adapter(prompt.model.path(), model)?)?;
+            prompt.read_image()?;
+        }
+        Ok(())
+    }
+}
