@@ -144,7 +144,7 @@ pub fn files_named(path: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, String
     let shown = path.display();
     let last = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let is_folder = path.is_dir();
-    if path.exists() && !is_folder || !is_folder && !last.contains(['*', '?']) {
+    if !is_folder && (path.exists() || !last.contains(['*', '?'])) {
         return Ok(vec![path.to_owned()]);
     }
     let folder = if is_folder { Some(path) } else { path.parent() };
