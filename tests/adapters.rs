@@ -204,7 +204,7 @@ fn what_does_not_fit_is_named_in_one_sentence() {
         &[(&up, &[128, 2]), (&format!("unet.{}.lora_up.weight", &query[10..]), &[128, 2])],
         "the same part of one layer",
     );
-    refused("word.safetensors", &[("emb_params", &[2, 768])], "--embedding");
+    refused("word.safetensors", &[("emb_params", &[2, 768])], "`embedding`");
     refused("other.safetensors", &[("x.y", &[2, 768])], "no LoRA that is known");
     refused("pickle.pt", &[("x.y", &[2])], "pickle");
 }

@@ -16,15 +16,15 @@ pub fn recreation(recipe: &Recipe) -> PrintedCommand {
         Some(Engine::Diffusers) | None => return command,
     };
     let has = |command: &PrintedCommand, flag: &str| command.arguments.iter().any(|argument| argument == flag);
-    let mut more = vec![("`like`", like.name())];
-    if let Some(syntax) = recipe.syntax().filter(|_| !has(&command, "`prompt-syntax`")) {
-        more.push(("`prompt-syntax`", syntax.name()));
+    let mut more = vec![("--like", like.name())];
+    if let Some(syntax) = recipe.syntax().filter(|_| !has(&command, "--prompt-syntax")) {
+        more.push(("--prompt-syntax", syntax.name()));
     }
-    if !has(&command, "`rng`") {
-        more.push(("`rng`", Rng::TorchCpu.name()));
+    if !has(&command, "--rng") {
+        more.push(("--rng", Rng::TorchCpu.name()));
     }
-    if has(&command, "`clip-skip`") {
-        more.push(("`clip-skip-counts`", "beyond"));
+    if has(&command, "--clip-skip") {
+        more.push(("--clip-skip-counts", "beyond"));
     }
     if !command.arguments.is_empty() {
         command.arguments.extend(more.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value.to_owned()]));
@@ -47,21 +47,21 @@ mod tests {
                         Variation seed: 9, Variation seed strength: 0.3, NGMS: 1.5, SGM noise multiplier: True, Version: v1.10.1");
         let shell = a1111.shell();
         for flags in [
-            "`like` a1111",
-            "`sampler` ddim",
-            "`rng` torch-cuda",
-            "`ensd` 31337",
-            "`variation-seed` 9",
-            "`variation-strength` 0.3",
-            "`ngms` 1.5",
-            "`first-noise` full",
-            "`clip-skip-counts` beyond",
+            "--like a1111",
+            "--sampler ddim",
+            "--rng torch-cuda",
+            "--ensd 31337",
+            "--variation-seed 9",
+            "--variation-strength 0.3",
+            "--ngms 1.5",
+            "--first-noise full",
+            "--clip-skip-counts beyond",
         ] {
             assert!(shell.contains(flags), "{flags}: {shell}");
         }
         let cpp = of("a cat\nSteps: 8, CFG scale: 7, Seed: 42, Size: 512x512, Sampler: euler_a, RNG: cpu, Version: stable-diffusion.cpp");
-        assert!(cpp.shell().ends_with("`like` sdcpp `prompt-syntax` a1111 `rng` torch-cpu"), "{}", cpp.shell());
+        assert!(cpp.shell().ends_with("--like sdcpp --prompt-syntax a1111 --rng torch-cpu"), "{}", cpp.shell());
         let own = of("a cat\nSteps: 8, Sampler: Euler, Seed: 42, Size: 512x512, RNG: CPU, Version: sd-gen 0.1.0");
-        assert!(!own.shell().contains("`like`"), "{}", own.shell());
+        assert!(!own.shell().contains("--like"), "{}", own.shell());
     }
 }

@@ -137,7 +137,8 @@ impl Oracle {
             let steps = run["schedule"].as_str().unwrap().rsplit('-').next().unwrap().parse().unwrap();
             plan(&config, steps).unwrap()
         } else {
-            if sigmas.last() == Some(&0.0) {
+            // A tool's list is taken as it stands; ours has no end.
+            if config.like.is_none() && sigmas.last() == Some(&0.0) {
                 sigmas.pop();
             }
             config.levels = Some(Levels::Sigmas(sigmas));

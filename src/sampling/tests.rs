@@ -321,7 +321,7 @@ fn samplers_are_found_however_they_are_spelled() {
         assert_eq!(Sampler::from_name(sampler.a1111_name()).unwrap().0, sampler);
     }
     let message = Sampler::from_name("euller").unwrap_err().to_string();
-    assert!(message.contains("did you mean euler?") && message.contains("dpm++2m"), "{message}");
+    assert!(message.contains("did you mean euler or euler-a?") && message.contains("dpm++2m"), "{message}");
     assert!(!Sampler::from_name("zzzzzzzzzz").unwrap_err().to_string().contains("did you mean"));
     assert_eq!(Sampler::from_name("DPM2").unwrap().0.name(), "dpm2", "another solver than DPM++ 2M");
 }

@@ -335,7 +335,7 @@ mod tests {
         assert_eq!(folders.arguments("sd-gen --steps 5 -g 1 -p x"), "sd-gen --size=64x32 --zero-snr --steps 5 -g 1 -p x");
         assert_eq!(
             folders.arguments("sd-gen -W 128"),
-            "sd-gen --height=32 --steps=20 --zero-snr --guidance-scale=6.5 --prompt=a --prompt=b -W 128"
+            "sd-gen --prompt=a --prompt=b --height=32 --steps=20 --zero-snr --guidance-scale=6.5 -W 128"
         );
         for typed in ["sd-gen", "sd-gen --help", "sd-gen -p x --no-config", "sd-gen -p x --unknown", "sd-gen bench"] {
             assert_eq!(folders.arguments(typed), typed);
