@@ -3,7 +3,7 @@
 use super::Scope;
 use super::call::{LayerInputs, ModelCall, Residuals};
 use super::unet_way_down::WayDown;
-use crate::ops::{Conv2d, GraphCache, Linear, NamedTensors, Padding, on_workers, silu};
+use crate::ops::{Conv2d, GraphCache, Linear, NamedTensors, Padding, Wrap, on_workers, silu, wrapped};
 use crate::spec::ControlNetSpec;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -83,12 +83,15 @@ impl ControlNet {
     ///
     /// # Errors
     /// The device failed.
-    pub fn hint(&self, image: &Tensor) -> Result<Tensor> {
-        on_workers(image.device(), || {
-            let mut inputs = NamedTensors::default();
-            inputs.push("image", image.clone());
-            let work = |inputs: &NamedTensors| Ok::<_, Error>(vec![self.hint.forward(inputs.get("image")?)?]);
-            self.graph_cache.run("hint", &inputs, work)?.pop().ok_or_else(|| Error::Image("the ControlNet gave no output".into()))
+    pub fn hint(&self, image: &Tensor, wrap: Wrap) -> Result<Tensor> {
+        wrapped(wrap, || {
+            on_workers(image.device(), || {
+                let mut inputs = NamedTensors::default();
+                inputs.push("image", image.clone());
+                let work = |inputs: &NamedTensors| Ok::<_, Error>(vec![self.hint.forward(inputs.get("image")?)?]);
+                let outputs = self.graph_cache.run(&format!("hint {wrap:?}"), &inputs, work)?;
+                outputs.into_iter().next().ok_or_else(|| Error::Image("the ControlNet gave no output".into()))
+            })
         })
     }
 
@@ -97,12 +100,15 @@ impl ControlNet {
     /// # Errors
     /// An input that it wants is missing or has another shape, or the device failed.
     pub fn residuals(&self, call: &ModelCall, hint: &Tensor) -> Result<Residuals> {
-        on_workers(call.latents.device(), || {
-            let mut inputs = self.way_down.inputs(call, None)?;
-            inputs.push("hint", hint.clone());
-            let mut outputs = self.graph_cache.run("", &inputs, |inputs| self.forward(inputs))?;
-            let mid = outputs.pop();
-            Ok(Residuals { down: outputs, mid })
+        wrapped(call.wrap, || {
+            on_workers(call.latents.device(), || {
+                let mut inputs = self.way_down.inputs(call, None)?;
+                inputs.push("hint", hint.clone());
+                let key = format!("{:?}", call.wrap);
+                let mut outputs = self.graph_cache.run(&key, &inputs, |inputs| self.forward(inputs))?;
+                let mid = outputs.pop();
+                Ok(Residuals { down: outputs, mid })
+            })
         })
     }
 

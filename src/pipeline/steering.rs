@@ -8,6 +8,7 @@ use super::start::StartImage;
 use crate::extension::{Control, Extension, ImagePrompting};
 use crate::image::{ResizeFilter, resize};
 use crate::models::{ClipVisionModel, ImageKeys, IpAdapter, Scope};
+use crate::ops::Wrap;
 use crate::settings::{ControlChoice, ImagePrompt, Request};
 use crate::spec::ClipVisionSpec;
 use crate::weights::{ControlNetFile, TensorSource};
@@ -46,6 +47,7 @@ struct WantedControl<'a> {
 pub(super) struct Steering<'a> {
     controls: Vec<WantedControl<'a>>,
     prompts: Vec<(&'a ImagePrompt, Arc<PromptKeys>)>,
+    wrap: Wrap,
 }
 
 impl Pipeline {
@@ -57,7 +59,7 @@ impl Pipeline {
         size: (usize, usize),
         observer: &mut dyn Observer,
     ) -> Result<Steering<'a>> {
-        let mut steering = Steering::default();
+        let mut steering = Steering { wrap: request.wrap(), ..Steering::default() };
         let size = (size.0 as u32, size.1 as u32);
         for choice in request.adapters.control.iter().filter(|choice| choice.weight != 0.0) {
             let file = self.networks.control_net(choice.model.path(), &self.spec)?;
@@ -109,7 +111,7 @@ impl Pipeline {
         let mut extensions: Vec<Box<dyn Extension>> = Vec::new();
         for (WantedControl { choice, image, .. }, network) in steering.controls.iter().zip(networks) {
             let image = levels(image)?.to_device(&self.device)?.to_dtype(self.dtype)?;
-            let hint = network.hint(&image)?;
+            let hint = network.hint(&image, steering.wrap)?;
             check_finite(&hint, || format!("the ControlNet in {}; try `dtype` f32", self.dtype.as_str()))?;
             extensions.push(Box::new(Control::new(network, hint, choice.weight, choice.range)));
         }

@@ -384,6 +384,9 @@ pub(super) fn check(request: &mut Request, spec: &ModelSpec) -> Result<()> {
         if request.passes.hires_window.is_some() && request.canvas.tiling.is_some() {
             return refuse("hires-window", "an image that repeats is seen whole; leave it or `tiling` out");
         }
+        if request.passes.hires_window.is_some() && !request.adapters.control.is_empty() {
+            return refuse("hires-window", "a ControlNet sees an image whole; leave it or `control` out");
+        }
         let multiple = spec.vae.factor().max(8);
         if !width.is_multiple_of(multiple) || !height.is_multiple_of(multiple) {
             return refuse("hires", &format!("makes {width}x{height}, and sides are multiples of {multiple}; give another factor or size"));
