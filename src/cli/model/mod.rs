@@ -1,6 +1,8 @@
 //! Which model `--model` names.
 
 pub(in crate::cli) mod download;
+#[cfg(test)]
+mod memory_tests;
 mod pass_files;
 
 use crate::adapter::{AdapterCache, AdapterFolders, EmbeddingFile};
