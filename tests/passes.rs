@@ -59,6 +59,7 @@ fn a_refiner_takes_over_as_in_diffusers() {
         let config = match sampler {
             "euler" => config("EulerDiscreteScheduler", ""),
             "euler-a" => config("EulerAncestralDiscreteScheduler", ""),
+            "heun" => config("HeunDiscreteScheduler", ""),
             "ddim" => config("DDIMScheduler", r#", "clip_sample": false, "set_alpha_to_one": false"#),
             _ => config("DPMSolverMultistepScheduler", r#", "use_karras_sigmas": true"#),
         };

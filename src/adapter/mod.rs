@@ -18,7 +18,7 @@ mod set;
 
 pub use deltas::{AdapterUse, Deltas, ModelWithDeltas};
 pub use embedding::{Embedding, EmbeddingFile};
-pub use find::AdapterFolders;
+pub use find::{AdapterFolders, UPSCALER_FOLDERS};
 pub use names::Change;
 pub use set::{AdapterCache, AdapterChoice, AdapterSet, LoraChoice};
 

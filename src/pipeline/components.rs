@@ -234,6 +234,11 @@ impl Components {
         })
     }
 
+    /// The ControlNet of a file is on the device.
+    pub(super) fn has_control_net(&self, file: &str) -> bool {
+        self.slots.control_nets.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(name, _)| name == file)
+    }
+
     /// The ControlNets of these files; those of others are dropped.
     pub(super) fn control_nets(&self, files: &[&ControlNetFile], observer: &mut dyn Observer) -> Result<Vec<Arc<ControlNet>>> {
         if files.is_empty() {

@@ -306,7 +306,9 @@ impl Pipeline {
     /// message names the stage.
     pub fn generate_batch(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
         let dtypes = (self.dtype, self.vae_dtype);
-        let weights = self.components.bytes_of_turn();
+        let is_there = |name: &str| self.components.has_control_net(name) || self.known_keys.are_of(name);
+        let steering = batch.first().map_or(0, |item| self.networks.bytes(item.request, &self.spec, self.dtype, &is_there));
+        let weights = self.components.bytes_of_turn() + steering;
         let memory = MemoryPromise::for_batch(&self.spec, &self.device, dtypes, self.vae_tiling, batch, weights)?;
         let strips = batch.first().map(|item| self.strips(item.request)).transpose()?.flatten();
         let generated = match strips {

@@ -36,7 +36,7 @@ mod training;
 mod upscaler;
 mod vae;
 
-pub use catalog::{CatalogKind, Found, find_models, is_model_folder};
+pub use catalog::{CatalogKind, Found, find_models, is_model_folder, with_network_folders};
 pub use checkpoint::{Checkpoint, OpenOptions};
 pub(crate) use component::Part;
 pub use component::{ComponentTensors, InPlace};
@@ -48,6 +48,7 @@ pub use hash::{HashCache, Hashes, hash};
 pub(crate) use header::Entry;
 pub use ip_adapter::{ImageEncoderFile, IpAdapterFile, find_image_encoder};
 pub use tiny::TinyAutoencoder;
+pub(crate) use tiny::find as find_tiny_autoencoder;
 pub use training::trained_words;
 pub use upscaler::UpscalerFile;
 pub use vae::VaeFile;
