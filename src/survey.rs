@@ -5,7 +5,9 @@ use crate::family::detect;
 use crate::family::kinds::{self, AddOn, Network, SingleNetwork};
 use crate::family::of_context;
 use crate::spec::Family;
-use crate::weights::{Blob, Checkpoint, Entry, PICKLE, Part, WeightFile, find_tiny_autoencoder, is_model_folder, is_pickle, model_error, quoted};
+use crate::weights::{
+    Blob, Checkpoint, Entry, PICKLE, Part, WeightFile, find_tiny_autoencoder, is_model_folder, is_pickle, model_error, quoted,
+};
 use crate::{Error, Result};
 use safetensors::Dtype;
 use std::collections::{BTreeMap, HashSet};
@@ -439,7 +441,9 @@ fn network_file(folder: &Path) -> Option<PathBuf> {
 /// SRVGGNetCompact: a line of convolutions and PReLUs, and nothing else.
 fn is_compact(file: &WeightFile) -> bool {
     let names = || file.entries().iter().map(|entry| entry.name.rsplit_once("body.").map_or("", |(_, rest)| rest));
-    let numbered = |rest: &str| rest.split_once('.').is_some_and(|(number, leaf)| number.parse::<usize>().is_ok() && ["weight", "bias"].contains(&leaf));
+    let numbered = |rest: &str| {
+        rest.split_once('.').is_some_and(|(number, leaf)| number.parse::<usize>().is_ok() && ["weight", "bias"].contains(&leaf))
+    };
     let sides = |name: &str| file.entries().iter().find(|entry| entry.name.ends_with(name)).map(|entry| entry.shape.len());
     names().all(numbered) && sides("body.0.weight") == Some(4) && sides("body.1.weight") == Some(1)
 }

@@ -42,6 +42,7 @@ pub(crate) use component::Part;
 pub use component::{ComponentTensors, InPlace};
 pub use control_net::{ControlNetFile, ControlNetTensors};
 pub use convert::{ConvertReport, Layout, TensorChanges, convert, convert_observed};
+pub(crate) use disk_file::ReadBuffers;
 pub(crate) use file::{Blob, WeightFile};
 pub(crate) use folder::{PICKLE, is_pickle};
 pub use hash::{HashCache, Hashes, hash};
