@@ -10,6 +10,7 @@
 use super::names::{Change, Role};
 use super::{Target, one_number};
 use crate::Result;
+use crate::ops::{Epilogue, Linear};
 use crate::weights::{WeightFile, decode, model_error};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -464,18 +465,20 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// Adds the products of several changes at once.
-pub(super) fn add_products(weight: &mut [f32], products: &[LowRank]) -> Result<()> {
-    let sum = match products {
+/// Adds the products of several changes at once, by the kernels of linear layers, which are several times as fast as plain products.
+pub(super) fn add_products(weight: &mut Vec<f32>, products: &[LowRank]) -> Result<()> {
+    let (up, down) = match products {
         [] => return Ok(()),
-        [only] => only.up.matmul(&only.down)?,
+        [only] => (only.up.clone(), only.down.clone()),
         several => {
             let ups: Vec<&Tensor> = several.iter().map(|product| &product.up).collect();
             let downs: Vec<&Tensor> = several.iter().map(|product| &product.down).collect();
-            Tensor::cat(&ups, 1)?.contiguous()?.matmul(&Tensor::cat(&downs, 0)?)?
+            (Tensor::cat(&ups, 1)?.contiguous()?, Tensor::cat(&downs, 0)?)
         }
     };
-    add(weight, &sum.flatten_all()?.to_vec1::<f32>()?, 1.0);
+    let whole = Tensor::from_vec(std::mem::take(weight), (up.dim(0)?, down.dim(1)?), &Device::Cpu)?;
+    let down = Linear::new(down.t()?.contiguous()?, None)?;
+    *weight = down.forward_with(&up, Epilogue { residual: Some(&whole), ..Epilogue::default() })?.flatten_all()?.to_vec1()?;
     Ok(())
 }
 

@@ -16,6 +16,10 @@ const TILE: usize = 64;
 /// A tile that is smaller than this sees too little of the image.
 const SMALLEST: usize = 16;
 
+/// Bytes of decoding up to which a CPU does it whole, however much memory is free: whoever shares the machine wants some of it, and an image
+/// of 2048×2048 takes a multiple of all that it took until then.
+const MOST_ON_CPU: u64 = 8_000_000_000;
+
 /// Bytes that decoding an image of so many pixels takes: the decoder's last level, with the wider of its two inputs, its output
 /// and what lies between.
 pub fn decoding_bytes(spec: &VaeSpec, height: usize, width: usize, dtype: DType) -> u64 {
@@ -95,7 +99,9 @@ fn run(
             let is_short = || device::free_memory(x.device()).is_some_and(|free| bytes > free / 10 * 9);
             // Memory that is kept for what comes may do.
             let release = || device::release(x.device());
-            if whole > TILE && is_short() && {
+            if whole > TILE && x.device().is_cpu() && bytes > 2 * MOST_ON_CPU {
+                TILE
+            } else if whole > TILE && is_short() && {
                 release();
                 is_short()
             } {
@@ -287,6 +293,15 @@ mod tests {
             count.set(0);
             decode(&spec(), &latents(100, 100), (choice, Wrap::default()), &counted, &mut |_| {})?;
             assert_eq!(count.get(), calls, "{choice:?}");
+        }
+        // Whatever is free.
+        let large = Tensor::zeros((1, 4, 256, 256), DType::BF16, &Device::Cpu)?;
+        for (latents, calls) in [(large.narrow(3, 0, 128)?.contiguous()?, 1), (large, 25)] {
+            let bytes = free_bytes(&spec(), 8 * latents.dim(2)?, 8 * latents.dim(3)?, DType::BF16, latents.device());
+            let enough = device::free_memory(&Device::Cpu).is_none_or(|free| bytes <= free / 10 * 9);
+            count.set(0);
+            decode(&spec(), &latents, (VaeTiling::Auto, Wrap::default()), &counted, &mut |_| {})?;
+            assert!(count.get() == calls || calls == 1 && !enough, "{}", count.get());
         }
         Ok(())
     }

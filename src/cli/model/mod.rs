@@ -5,7 +5,7 @@ pub(in crate::cli) mod download;
 mod named;
 mod pass_files;
 
-use crate::adapter::{AdapterCache, EmbeddingFile};
+use crate::adapter::{AdapterCache, AdapterChoice, AdapterSet, EmbeddingFile};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, memory, release};
 use crate::hub::{Missing, name_in_cache};
@@ -22,7 +22,7 @@ use download::DownloadStyle;
 pub(in crate::cli) use named::{Named, ambiguity, models_folder, resolve};
 pub(in crate::cli) use pass_files::upscaler_named;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tracing::info;
 
 /// The name of the model that is compiled in.
@@ -71,6 +71,8 @@ pub(in crate::cli) struct Opened {
     /// Where adapters are looked for by name, and those that are open.
     pub(in crate::cli) finder: AdapterFinder,
     adapters: Arc<AdapterCache>,
+    /// The adapters of the first request, with which the networks are loaded.
+    first: OnceLock<AdapterChoice>,
     networks: Arc<NetworkCache>,
 }
 
@@ -88,8 +90,8 @@ impl Opened {
         let (vae_tiling, low_memory) = (settings.vae_tiling, settings.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
         let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
-        let networks = Arc::default();
-        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters, networks }
+        let (networks, first) = (Arc::default(), OnceLock::new());
+        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters, first, networks }
     }
 
     /// Adds the textual inversions of the embeddings folder whose words stand in a draft's prompts, and that are this model's.
@@ -122,6 +124,7 @@ impl Opened {
         }
         self.networks.check(request, self.checkpoint.spec())?;
         let choice = request.adapters.choice();
+        let _ = self.first.set(choice.clone());
         if choice.is_empty() {
             return Ok(Vec::new());
         }
@@ -178,7 +181,7 @@ impl Opened {
                 ));
                 in_turn()?
             }
-            None => match Pipeline::load_shared(checkpoint.clone(), device, dtype, vae_dtype, observer) {
+            None => match Pipeline::load_adapted(checkpoint.clone(), &*self.first_adapters()?, device, (dtype, vae_dtype), observer) {
                 Err(error) if error.is_out_of_memory() => {
                     release(device);
                     observer.warn("the memory is too small for all networks at once: they take turns (--low-memory)");
@@ -239,6 +242,14 @@ impl Opened {
 }
 
 impl Opened {
+    /// The adapters that the networks are loaded with.
+    fn first_adapters(&self) -> Result<Arc<AdapterSet>> {
+        match self.first.get().filter(|choice| !choice.is_empty()) {
+            Some(choice) => self.adapters.prepare(&self.checkpoint, choice),
+            None => Ok(Arc::default()),
+        }
+    }
+
     /// Bytes of a request's ControlNets and IP-Adapters.
     fn steering_bytes(&self, request: &Request) -> u64 {
         self.networks.bytes(request, self.checkpoint.spec(), self.dtype, &|_| false)
