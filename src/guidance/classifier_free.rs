@@ -122,6 +122,7 @@ fn deviation(x: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
     use crate::guidance::point;
+    use crate::sampling::NoiseLevel;
 
     fn images(values: &[[f32; 2]]) -> Tensor {
         Tensor::from_vec(values.concat(), (values.len(), 2, 1, 1), &Device::Cpu).unwrap()

@@ -61,8 +61,28 @@ impl Drop for WeightArena {
             current.1 = self.first;
             // SAFETY: as in `deref_mut`; zeros are lines.
             unsafe { std::ptr::write_bytes(self.start(), 0, self.len) };
+            return;
+        }
+        drop(current);
+        self.give_back();
+    }
+}
+
+impl WeightArena {
+    /// Gives the system the whole pages of a part that nobody will take again: a layer that is replaced leaves others in its mapping.
+    #[cfg(target_os = "linux")]
+    fn give_back(&self) {
+        const PAGE: usize = 4096;
+        let from = (self.first * size_of::<CacheLine>()).next_multiple_of(PAGE);
+        let to = (self.first + self.len) * size_of::<CacheLine>() / PAGE * PAGE;
+        if from < to {
+            // SAFETY: the pages are this part's alone, and it is being dropped. Where the system refuses, the memory is kept.
+            let _ = unsafe { self.mapping.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, to - from) };
         }
     }
+
+    #[cfg(not(target_os = "linux"))]
+    fn give_back(&self) {}
 }
 
 fn map(lines: usize) -> Result<MmapRaw> {
