@@ -18,14 +18,14 @@ mod set;
 
 pub use deltas::{AdapterUse, Deltas, ModelWithDeltas};
 pub use embedding::{Embedding, EmbeddingFile};
-pub use find::AdapterFolders;
+pub use find::{AdapterFolders, UPSCALER_FOLDERS};
 pub use names::Change;
 pub use set::{AdapterCache, AdapterChoice, AdapterSet, LoraChoice};
 
-use crate::Result;
 use crate::family;
 use crate::spec::Family;
-use crate::weights::{Blob, Checkpoint, PICKLE, WeightFile, decode, is_pickle, model_error, quoted};
+use crate::weights::{Blob, Checkpoint, PICKLE, ReadBuffers, WeightFile, decode, is_pickle, model_error, quoted};
+use crate::{Error, Result};
 use formula::Tensors;
 use layers::{BlockOrder, FoundLayer, Layers};
 use names::{AdapterKey, Role, Site};
@@ -36,6 +36,9 @@ use std::sync::Arc;
 
 /// Tensors of one file: five times what the largest adapters have.
 const MOST_TENSORS: usize = 100_000;
+
+/// Bytes that are looked at at once: whole numbers of every type.
+const PART: usize = 1 << 24;
 
 /// One layer that is changed.
 #[derive(Debug, Clone)]
@@ -323,8 +326,12 @@ impl Adapter {
     /// # Errors
     /// The message names the first such tensor.
     pub fn check_numbers(&self) -> Result<()> {
+        let buffers = ReadBuffers::default();
         for entry in self.file.entries().iter().filter(|entry| decode::readable(entry.dtype)) {
-            let finite = decode::are_finite(&self.file.bytes(entry)?, entry.dtype);
+            // In parts: a file may say that a tensor has more bytes than there is memory.
+            let parts = (0..entry.range.len()).step_by(PART);
+            let mut parts = parts.map(|from| self.file.part(entry, from..(from + PART).min(entry.range.len()), &buffers));
+            let finite = parts.try_fold(true, |finite, part| Ok::<_, Error>(finite && decode::are_finite(&part?, entry.dtype)))?;
             if !finite {
                 let what = format!(
                     "has values that are not numbers (NaN or infinity) in {}: the training went wrong; take another file of it",

@@ -83,13 +83,7 @@ impl Guider for AdaptiveProjected {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::guidance::{ClassifierFree, GuidanceScales, LeftOut};
-    use crate::sampling::{NoiseLevel, Step};
-
-    fn point() -> CallPoint {
-        let level = NoiseLevel::new(1.0, 500.0);
-        CallPoint { step: Step { index: 0, from: level, to: NoiseLevel::new(0.0, 0.0) }, steps: 1, call: 0, level }
-    }
+    use crate::guidance::{ClassifierFree, GuidanceScales, LeftOut, point};
 
     fn guided(projection: Projection, calls: usize) -> Vec<f32> {
         let scales = GuidanceScales { scale: Some(3.0), rescale: 0.0, interval: (0.0, 1.0), left_out: LeftOut::default(), perturbed: 0.0 };
@@ -99,7 +93,7 @@ mod tests {
         let rows = || Branches::new(vec![(Branch::Negative, of([1.0, -4.0])), (Branch::Prompt, of([2.0, 0.0]))]);
         let mut last = None;
         for _ in 0..calls {
-            last = Some(guider.combine(&point(), &rows()).unwrap());
+            last = Some(guider.combine(&point(0), &rows()).unwrap());
         }
         last.unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }

@@ -121,12 +121,8 @@ fn deviation(x: &Tensor) -> Result<Tensor> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::sampling::{NoiseLevel, Step};
-
-    fn point(index: usize) -> CallPoint {
-        let level = NoiseLevel::new(1.0, 500.0);
-        CallPoint { step: Step { index, from: level, to: NoiseLevel::new(0.0, 0.0) }, steps: 4, call: index, level }
-    }
+    use crate::guidance::point;
+    use crate::sampling::NoiseLevel;
 
     fn images(values: &[[f32; 2]]) -> Tensor {
         Tensor::from_vec(values.concat(), (values.len(), 2, 1, 1), &Device::Cpu).unwrap()

@@ -115,16 +115,21 @@ impl std::fmt::Debug for Components {
 }
 
 impl Components {
-    /// All networks of `model`, which is read once; `again` is the same model where it can be read again.
-    pub(super) fn all(model: &dyn ModelSource, again: Option<SharedModel>, place: &Placement, observer: &mut dyn Observer) -> Result<Self> {
+    /// All networks of `model`, which is read once, with adapters in them; `again` is the same model where it can be read again.
+    pub(super) fn all(
+        model: &dyn ModelSource,
+        again: Option<SharedModel>,
+        adapters: &AdapterSet,
+        place: &Placement,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let components = Self::empty(again, place.clone());
-        let none = AdapterSet::default();
-        let text_encoders = load_text_encoders(model, place, &none, None, observer)?;
-        let unet = load_unet(model, place, none.deltas(), None, observer)?;
+        let text_encoders = load_text_encoders(model, place, adapters, None, observer)?;
+        let unet = load_unet(model, place, adapters.deltas(), None, observer)?;
         let vae = load_vae(model, None, place, observer)?;
-        fill(&components.slots.text_encoders, text_encoders);
-        fill(&components.slots.unet, unet);
-        fill(&components.slots.vae, vae);
+        fill(&components.slots.text_encoders, text_encoders, adapters.text_signature());
+        fill(&components.slots.unet, unet, adapters.signature(Component::UNET));
+        fill(&components.slots.vae, vae, String::new());
         Ok(components)
     }
 
@@ -234,6 +239,11 @@ impl Components {
         })
     }
 
+    /// The ControlNet of a file is on the device.
+    pub(super) fn has_control_net(&self, file: &str) -> bool {
+        self.slots.control_nets.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(name, _)| name == file)
+    }
+
     /// The ControlNets of these files; those of others are dropped.
     pub(super) fn control_nets(&self, files: &[&ControlNetFile], observer: &mut dyn Observer) -> Result<Vec<Arc<ControlNet>>> {
         if files.is_empty() {
@@ -295,8 +305,8 @@ impl Components {
     }
 }
 
-fn fill<T>(slot: &RwLock<Slot<T>>, network: T) {
-    slot.write().unwrap_or_else(PoisonError::into_inner).network = Some(network);
+fn fill<T>(slot: &RwLock<Slot<T>>, network: T, signature: String) {
+    *slot.write().unwrap_or_else(PoisonError::into_inner) = Slot { network: Some(network), signature };
 }
 
 fn empty<T>(slot: &RwLock<Slot<T>>) {

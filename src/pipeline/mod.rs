@@ -159,7 +159,7 @@ impl Pipeline {
     /// A tensor is missing or wrong, a tokenizer is unusable, or the observer stops it.
     pub fn load(model: &dyn ModelSource, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
         let place = Placement { device: device.clone(), dtype, vae_dtype };
-        let components = Components::all(model, None, &place, observer)?;
+        let components = Components::all(model, None, &AdapterSet::default(), &place, observer)?;
         Ok(Self::of(model.spec().clone(), place, components))
     }
 
@@ -168,8 +168,23 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::load`].
     pub fn load_shared(model: SharedModel, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
+        Self::load_adapted(model, &AdapterSet::default(), device, (dtype, vae_dtype), observer)
+    }
+
+    /// [`Pipeline::load_shared`], with the adapters of the first image merged in while the weights are read: they are not read twice.
+    /// `(dtype, vae_dtype)` are what the networks and the VAE compute in.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load`].
+    pub fn load_adapted(
+        model: SharedModel,
+        adapters: &AdapterSet,
+        device: &Device,
+        (dtype, vae_dtype): (DType, DType),
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let place = Placement { device: device.clone(), dtype, vae_dtype };
-        let components = Components::all(&*model, Some(model.clone()), &place, observer)?;
+        let components = Components::all(&*model, Some(model.clone()), adapters, &place, observer)?;
         Ok(Self::of(model.spec().clone(), place, components))
     }
 
@@ -306,7 +321,9 @@ impl Pipeline {
     /// message names the stage.
     pub fn generate_batch(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
         let dtypes = (self.dtype, self.vae_dtype);
-        let weights = self.components.bytes_of_turn();
+        let is_there = |name: &str| self.components.has_control_net(name) || self.known_keys.are_of(name);
+        let steering = batch.first().map_or(0, |item| self.networks.bytes(item.request, &self.spec, self.dtype, &is_there));
+        let weights = self.components.bytes_of_turn() + steering;
         let memory = MemoryPromise::for_batch(&self.spec, &self.device, dtypes, self.vae_tiling, batch, weights)?;
         let strips = batch.first().map(|item| self.strips(item.request)).transpose()?.flatten();
         let generated = match strips {

@@ -307,6 +307,9 @@ impl Schedule {
     /// The steps at timesteps from `timestep` on, and those below it: what two networks share of one run, as diffusers' `denoising_end` and
     /// `denoising_start` cut it. The first part ends at the noise at which the second begins; its solver goes by the whole run, and that of
     /// the second begins anew. A part without steps is `None`.
+    ///
+    /// Heun's timesteps stand twice in diffusers' list, at the end of one step and the start of the next: its first part ends with the first
+    /// call of a step, and the second part takes that step from its start, of latents that are a step ahead.
     pub fn split_at(&self, timestep: f64) -> (Option<Schedule>, Option<Schedule>) {
         let first = self.steps.iter().position(|step| step.from.timestep < timestep).unwrap_or(self.steps.len());
         if first == 0 {
@@ -317,6 +320,9 @@ impl Schedule {
         }
         let mut part = self.clone();
         part.steps.truncate(first);
+        if part.solver.end_within(first - 1) {
+            return (Some(part), Some(self.without(first - 1)));
+        }
         if self.variance_preserving {
             let pairs: Vec<_> = part.steps.iter().map(|step| (step.from, step.to)).collect();
             part.final_scale = ends(&pairs).1;
