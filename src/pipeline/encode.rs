@@ -134,10 +134,14 @@ fn calls(request: &Request, steps: usize, schedule: &Schedule) -> usize {
     if request.text.prompt_syntax != PromptSyntax::A1111 { steps } else { calls_of(steps, schedule) }
 }
 
-/// Calls of the network as A1111 counts them beforehand.
-pub(super) fn counted_calls(request: &Request) -> Result<usize> {
+/// Calls of the network in a pass, as A1111 counts them beforehand; `schedule` has all of the pass's steps.
+///
+/// A1111 v1.10.1 modules/sd_samplers_kdiffusion.py: a pass that begins at an image is launched with the steps that it takes.
+pub(super) fn counted_calls(request: &Request, pass: PassNumber, schedule: &Schedule) -> Result<usize> {
     let steps = request.sampling.steps;
-    Ok(calls_of(steps, &plan(&request.scheduler, steps)?))
+    // Some samplers' lists have a step more than was asked for.
+    let whole = pass == PassNumber::First && plan(&request.scheduler, steps)?.steps.len() == schedule.steps.len();
+    Ok(calls_of(if whole { steps } else { schedule.steps.len() }, schedule))
 }
 
 /// One a step, or two with samplers of second order.
@@ -214,4 +218,29 @@ fn excerpt(text: &str) -> String {
         return format!("\"{text}\"");
     }
     format!("\"{} …\" ({letters} letters in all)", text.chars().take(MOST).collect::<String>())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::settings::Draft;
+
+    #[test]
+    fn calls_are_those_of_the_pass() {
+        for (sampler, a_step) in [("euler", 1), ("heun", 2)] {
+            let draft = Draft::new("a").with(|draft| {
+                draft.scheduler.sampler = Some(sampler.into());
+                draft.sampling.steps = Some(12);
+            });
+            let request = draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap();
+            let whole = plan(&request.scheduler, 12).unwrap();
+            assert_eq!(counted_calls(&request, PassNumber::First, &whole).unwrap(), 12 * a_step);
+            // From an image, and over an enlarged one.
+            let some = plan(&request.scheduler, 5).unwrap();
+            for pass in [PassNumber::First, PassNumber::Second] {
+                assert_eq!(counted_calls(&request, pass, &some).unwrap(), 5 * a_step, "{sampler} {pass:?}");
+            }
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! The network as a [`Denoiser`]: scaling, the rows that guidance wants, what works beside the loop, and what the output means.
 
 use super::BatchItem;
-use super::encode::counted_calls;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
@@ -43,10 +42,12 @@ pub(super) struct StepsBefore {
 }
 
 impl<'a> GuidedDenoiser<'a> {
+    /// `calls` of the network are what shares of a pass are shares of.
     pub(super) fn new(
         backbone: &'a dyn Backbone,
         run: &RunContext<'a>,
         batch: &[BatchItem<'a>],
+        calls: usize,
         mut extensions: Vec<Box<dyn Extension>>,
         checks: &'a Checks,
     ) -> Result<Self> {
@@ -57,7 +58,7 @@ impl<'a> GuidedDenoiser<'a> {
             backbone,
             dtype: run.dtype,
             schedule: run.schedule,
-            guider: guider(batch, run.latents.device())?,
+            guider: guider(batch, calls, run.latents.device())?,
             embedded: (batch.first().is_some_and(|item| item.request.guidance_is_embedded))
                 .then(|| batch.iter().map(|item| item.request.guidance.scale - 1.0).collect()),
             conditioning: BatchConditioning::new(batch.iter().map(|item| item.prompt).collect()),
@@ -78,13 +79,12 @@ impl<'a> GuidedDenoiser<'a> {
 }
 
 /// The guidance of a batch, whose images agree in their shape.
-fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
+fn guider(batch: &[BatchItem<'_>], calls: usize, device: &Device) -> Result<Box<dyn Guider>> {
     if batch.iter().all(|item| item.request.inputs.edit && item.request.is_guided()) {
         let scales: Vec<(f64, f64)> =
             batch.iter().map(|item| (item.request.guidance.scale, item.request.inputs.image_guidance_scale)).collect();
         return Ok(Box::new(InstructionEdit::new(&scales, device)?));
     }
-    let calls = batch.first().map_or(Ok(0), |item| counted_calls(item.request))?;
     let scales = |item: &BatchItem<'_>| {
         let guidance = &item.request.guidance;
         // Parts that add up have a negative row also where nothing is guided.
@@ -232,7 +232,7 @@ mod tests {
         let latents = Tensor::zeros((batch.len(), 4, 1, 1), DType::F32, &Device::Cpu)?;
         let checks = Checks::on(&Device::Cpu);
         let run = RunContext { schedule: &schedule, latents: &latents, dtype: DType::F32 };
-        let mut denoiser = GuidedDenoiser::new(backbone, &run, batch, extensions, &checks)?;
+        let mut denoiser = GuidedDenoiser::new(backbone, &run, batch, batch[0].request.sampling.steps, extensions, &checks)?;
         sample(&schedule, &latents, &mut denoiser, &mut NoNoise, &mut |_, _| Ok(()))
     }
 

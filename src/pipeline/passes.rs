@@ -1,6 +1,6 @@
 //! The passes of a run: the loop over one network's steps, a refiner that takes over, and a second pass at a larger size.
 
-use super::encode::PassNumber;
+use super::encode::{PassNumber, counted_calls};
 use super::estimate::WithEstimate;
 use super::finite::Checks;
 use super::guided_denoiser::{GuidedDenoiser, StepsBefore};
@@ -161,7 +161,8 @@ impl Pipeline {
             beside.extend(self.steered(&steering, observer)?);
             let windows = window.map(|side| LatentWindows::new(unet, side));
             let backbone = windows.as_ref().map_or(unet as &dyn Backbone, |windows| windows);
-            let mut denoiser = GuidedDenoiser::new(backbone, &run, share.batch, beside, &checks)?.after(share.before);
+            let calls = counted_calls(request, pass.number, &pass.start.schedule)?;
+            let mut denoiser = GuidedDenoiser::new(backbone, &run, share.batch, calls, beside, &checks)?.after(share.before);
             let denoised = RefCell::new(None);
             let mut watched = WithEstimate::new(&mut denoiser, &denoised);
             let latents = sample(share.schedule, latents, &mut watched, noise, &mut |step, latents| {

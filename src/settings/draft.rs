@@ -190,7 +190,7 @@ impl Draft {
                 ("edit", request.inputs.edit),
             ] {
                 if given {
-                    let what = if parts { "a prompt with AND" } else { "this" };
+                    let what = if name == "prompt" { "a prompt with AND" } else { "this" };
                     return Err(Error::setting(name, format!(": {what} does not go with `apg`, which guides by a formula of its own")));
                 }
             }
