@@ -22,8 +22,8 @@ impl Layer {
     pub(super) fn load(scope: &Scope<'_>, spec: &UNetSpec, level: &UNetLevel, index: usize, input: usize) -> Result<Self> {
         let depth = level.depths.get(index).copied().unwrap_or(0);
         let resnet = ResnetBlock2D::load(&scope.at("resnets").at(index), resnets(spec), input, level.channels)?;
-        let transformer =
-            |depth| Transformer2D::load(&scope.at("attentions").at(index), transformers(spec), level.channels, level.heads, depth);
+        let config = TransformerConfig { reads_text_only: level.reads_text_only, ..transformers(spec) };
+        let transformer = |depth| Transformer2D::load(&scope.at("attentions").at(index), config, level.channels, level.heads, depth);
         Ok(Self { resnet, attention: (depth > 0).then(|| transformer(depth)).transpose()? })
     }
 
@@ -49,6 +49,7 @@ fn transformers(spec: &UNetSpec) -> TransformerConfig {
         norm_groups: spec.norm_groups,
         cross_attention_dim: spec.cross_attention_dim,
         linear_projection: spec.linear_projection,
+        reads_text_only: false,
     }
 }
 

@@ -22,6 +22,7 @@
 
 mod config;
 mod denoised;
+mod few_steps;
 mod like;
 #[cfg(test)]
 mod oracle_tests;
@@ -38,6 +39,7 @@ mod tests;
 
 pub use config::{Levels, SchedulerConfig, SchedulerFile};
 pub use denoised::{Branch, Branches, Denoised};
+pub use few_steps::FewSteps;
 pub use like::{FirstNoise, Like};
 pub use plan::{Schedule, plan};
 pub use prediction::PredictionType;

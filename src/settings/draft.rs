@@ -112,7 +112,7 @@ impl Draft {
     pub fn resolve(&self, spec: &ModelSpec) -> Result<Request> {
         let mut draft = self.clone();
         draft.read_files(&mut InputReader::default())?;
-        draft.with_inputs(spec)?.with_passes().resolve_read(spec)
+        draft.with_inputs(spec)?.with_passes().with_few_steps().resolve_read(spec)
     }
 
     fn resolve_read(&self, spec: &ModelSpec) -> Result<Request> {
