@@ -2,6 +2,7 @@
 
 use super::Scope;
 use super::call::{AttentionSite, LayerInputs};
+use super::reuse::Attends;
 use crate::Result;
 use crate::ops::{Epilogue, GroupNorm, LayerNorm, Linear, attention, geglu};
 use candle_core::Tensor;
@@ -38,8 +39,8 @@ impl Attention {
         })
     }
 
-    /// `residual + attention(x, x)`, shaped like `x`.
-    fn to_itself(&self, x: &Tensor, residual: &Tensor, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
+    /// `residual + attention(x, x)`, shaped like `x`; without a residual the attention alone.
+    fn to_itself(&self, x: &Tensor, residual: Option<&Tensor>, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(x)?, self.to_v.forward(x)?);
         for patch in inputs.patches {
             if let Some(mixed) = patch.self_attention(site, &q, &k, &v, inputs.named)? {
@@ -49,8 +50,8 @@ impl Attention {
         self.output(&attention(&q, &k, &v, self.heads, false)?, residual)
     }
 
-    /// `residual + attention(x, text)`, shaped like `x`.
-    fn to_text(&self, x: &Tensor, residual: &Tensor, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
+    /// `residual + attention(x, text)`, shaped like `x`; without a residual the attention alone.
+    fn to_text(&self, x: &Tensor, residual: Option<&Tensor>, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(inputs.context)?, self.to_v.forward(inputs.context)?);
         let mut mixed = attention(&q, &k, &v, self.heads, false)?;
         for patch in inputs.patches {
@@ -61,8 +62,8 @@ impl Attention {
         self.output(&mixed, residual)
     }
 
-    fn output(&self, mixed: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        Ok(self.to_out.forward_with(mixed, Epilogue { residual: Some(residual), ..Epilogue::default() })?)
+    fn output(&self, mixed: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        Ok(self.to_out.forward_with(mixed, Epilogue { residual, ..Epilogue::default() })?)
     }
 }
 
@@ -100,12 +101,16 @@ impl BasicTransformerBlock {
 
     fn forward(&self, x: &Tensor, grid: (usize, usize), inputs: LayerInputs<'_>) -> Result<Tensor> {
         let site = AttentionSite { name: &self.name, heads: self.attn1.heads, grid };
-        let normed = self.norm1.forward(x)?;
-        let x = match self.reads_text_only {
-            true => self.attn1.to_text(&normed, x, &site, LayerInputs { patches: &[], ..inputs })?,
-            false => self.attn1.to_itself(&normed, x, &site, inputs)?,
-        };
-        let x = self.attn2.to_text(&self.norm2.forward(&x)?, &x, &site, inputs)?;
+        let x = inputs.attentions.add(Attends::ToItself, x, inputs.named, |residual| {
+            let normed = self.norm1.forward(x)?;
+            match self.reads_text_only {
+                true => self.attn1.to_text(&normed, residual, &site, LayerInputs { patches: &[], ..inputs }),
+                false => self.attn1.to_itself(&normed, residual, &site, inputs),
+            }
+        })?;
+        let x = inputs.attentions.add(Attends::ToText, &x, inputs.named, |residual| {
+            self.attn2.to_text(&self.norm2.forward(&x)?, residual, &site, inputs)
+        })?;
         let hidden = geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok(self.ff_out.forward_with(&hidden, Epilogue { residual: Some(&x), ..Epilogue::default() })?)
     }

@@ -181,16 +181,19 @@ impl WayDown {
         Ok(self.conv_in.forward(&latents.permute((0, 2, 3, 1))?.contiguous()?)?)
     }
 
-    /// Every skip connection on the way down from `x`, which is the first; the last is what the middle reads.
-    pub(super) fn down(&self, x: Tensor, layer: LayerInputs<'_>) -> Result<Vec<Tensor>> {
+    /// Every skip connection on the way down from `x`, which is the first; the last is what the middle reads. At most the first `most`.
+    pub(super) fn down(&self, x: Tensor, layer: LayerInputs<'_>, most: usize) -> Result<Vec<Tensor>> {
         let mut skips = vec![x.clone()];
         let mut x = x;
         for block in &self.down {
             for layers in &block.layers {
+                if skips.len() >= most {
+                    return Ok(skips);
+                }
                 x = layers.forward(&x, layer)?;
                 skips.push(x.clone());
             }
-            if let Some(downsample) = &block.downsample {
+            if let Some(downsample) = block.downsample.as_ref().filter(|_| skips.len() < most) {
                 x = downsample.forward(&x)?;
                 skips.push(x.clone());
             }
