@@ -19,8 +19,8 @@ mod set;
 
 pub use deltas::{AdapterUse, Deltas, ModelWithDeltas};
 pub use embedding::{Embedding, EmbeddingFile};
-pub use few_steps::few_steps_of;
 pub(crate) use few_steps::few_steps_in;
+pub use few_steps::few_steps_of;
 pub use find::AdapterFolders;
 pub use names::Change;
 pub use set::{AdapterCache, AdapterChoice, AdapterSet, LoraChoice};

@@ -2,8 +2,8 @@
 
 use super::Scope;
 use super::call::{LayerInputs, ModelCall, Residuals};
-use super::unet_way_down::WayDown;
 use super::reuse::{AttentionRecord, Reuse};
+use super::unet_way_down::WayDown;
 use crate::ops::{Conv2d, GraphCache, Linear, NamedTensors, Padding, Wrap, on_workers, silu, wrapped};
 use crate::spec::ControlNetSpec;
 use crate::{Error, Result};

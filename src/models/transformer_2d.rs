@@ -108,9 +108,9 @@ impl BasicTransformerBlock {
                 false => self.attn1.to_itself(&normed, residual, &site, inputs),
             }
         })?;
-        let x = inputs.attentions.add(Attends::ToText, &x, inputs.named, |residual| {
-            self.attn2.to_text(&self.norm2.forward(&x)?, residual, &site, inputs)
-        })?;
+        let x = inputs
+            .attentions
+            .add(Attends::ToText, &x, inputs.named, |residual| self.attn2.to_text(&self.norm2.forward(&x)?, residual, &site, inputs))?;
         let hidden = geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok(self.ff_out.forward_with(&hidden, Epilogue { residual: Some(&x), ..Epilogue::default() })?)
     }

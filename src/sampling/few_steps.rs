@@ -58,7 +58,8 @@ impl FewSteps {
         let joined = words.concat();
         let is = |word: &str| words.contains(&word);
         let steps = stated_steps(&words);
-        let of = |few: FewSteps, most: usize| Some(FewSteps { steps: steps.filter(|n| (1..=most).contains(n)).unwrap_or(few.steps), ..few });
+        let of =
+            |few: FewSteps, most: usize| Some(FewSteps { steps: steps.filter(|n| (1..=most).contains(n)).unwrap_or(few.steps), ..few });
         if is("lightning") || joined.contains("sdxllightning") {
             let few = of(FewSteps { name: "Lightning", ..TRAILING }, 8)?;
             return Some(FewSteps { predicts_sample: few.steps == 1, ..few });

@@ -151,7 +151,14 @@ fn weights(places: &[f64], at: f64) -> Vec<f64> {
     // last + ½ (last − the one before)
     let last = weights.len().saturating_sub(1);
     for (at, value) in weights.iter_mut().enumerate() {
-        *value += (1.0 - SHARE) * if at == last { 1.5 } else if at + 1 == last { -0.5 } else { 0.0 };
+        *value += (1.0 - SHARE)
+            * if at == last {
+                1.5
+            } else if at + 1 == last {
+                -0.5
+            } else {
+                0.0
+            };
     }
     weights
 }
@@ -184,7 +191,8 @@ mod tests {
         let mut counter = Counter::default();
         let latents = Tensor::zeros((1, 1, 1, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
         let mut forecast = Forecast::new(&mut counter, steps, window);
-        let one = |_| forecast.denoise(&latents, NoiseLevel::new(1.0, 1.0)).unwrap().guided.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
+        let one =
+            |_| forecast.denoise(&latents, NoiseLevel::new(1.0, 1.0)).unwrap().guided.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
         let values = (0..steps).map(one).collect();
         assert_eq!(counter.calls + counter.passed, steps, "every call is made or passed over");
         (counter.calls, values)

@@ -135,7 +135,7 @@ impl Draft {
             && scheduler.schedule.is_none()
             && scheduler.config.is_none()
             && scheduler.sampler.is_none();
-        let few = spec.defaults.steps.is_some() || draft.sampling.steps.is_some_and(|steps| steps <= 8);
+        let few = draft.sampling.steps.or(spec.defaults.steps).is_some_and(|steps| steps <= 8);
         if !few && own_schedule {
             draft.scheduler.sampler = Some("dpm++2m".into());
             chosen.push("sampler dpm++2m".to_owned());
@@ -147,7 +147,12 @@ impl Draft {
             chosen.push(format!("steps {steps}"));
         }
         let plain = draft.guidance.pag_scale.is_none_or(|scale| scale == 0.0) && draft.inputs.edit != Some(true);
-        if !few && plain && draft.guidance.end.is_none() && draft.guidance.start.is_none_or(|start| start < guided) && draft.sampling.cache.is_none() {
+        if !few
+            && plain
+            && draft.guidance.end.is_none()
+            && draft.guidance.start.is_none_or(|start| start < guided)
+            && draft.sampling.cache.is_none()
+        {
             draft.guidance.end = Some(guided);
             chosen.push(format!("guidance-end {guided}"));
         }
@@ -156,7 +161,9 @@ impl Draft {
             chosen.push("cache spectrum:2".to_owned());
         }
         match chosen.is_empty() {
-            true => tracing::warn!("`fast`: the model takes few steps by itself, or all that it would choose was said: nothing was changed"),
+            true => {
+                tracing::warn!("`fast`: the model takes few steps by itself, or all that it would choose was said: nothing was changed")
+            }
             false => tracing::warn!("`fast` chose {}; each flag that is given wins", chosen.join(", ")),
         }
         draft
@@ -164,6 +171,7 @@ impl Draft {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -182,5 +190,44 @@ mod tests {
         for bad in ["", "teacache", "ucache:x", "ucache:-1", "deepcache:0", "tgate:1.5", "spectrum:2:1", "deepcache:3:1:1"] {
             assert!(StepCache::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn fast_chooses_what_was_not_said() {
+        let spec = crate::family::well_known("sd15").unwrap();
+        let resolved = |change: fn(&mut Draft)| {
+            let draft = Draft::new("a cat").with(|draft| draft.set("fast", ["3"]).unwrap()).with(change);
+            draft.resolve(&spec).unwrap()
+        };
+        let request = resolved(|_| ());
+        assert_eq!((request.sampling.steps, request.guidance.end, request.sampling.fast), (10, 0.4, None));
+        assert_eq!(request.sampling.cache, Some(StepCache::Spectrum { window: 2.0 }));
+        assert_eq!(request.scheduler.schedule, Some(crate::sampling::SigmaSchedule::AlignYourSteps));
+        let said = resolved(|draft| {
+            draft.sampling.steps = Some(30);
+            draft.guidance.end = Some(1.0);
+            draft.set("cache", ["deepcache"]).unwrap();
+        });
+        assert_eq!((said.sampling.steps, said.guidance.end), (30, 1.0));
+        assert_eq!(said.sampling.cache, Some(StepCache::DeepCache { interval: 3, branch: 0 }));
+        // A model of a few steps has its own.
+        assert_eq!(resolved(|draft| draft.sampling.steps = Some(4)).sampling.cache, None);
+    }
+
+    #[test]
+    fn a_lora_of_a_few_steps_brings_its_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = br#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        let bytes = [(header.len() as u64).to_le_bytes().as_slice(), header, &[0; 4]].concat();
+        let lora = folder.path().join("dmd2_sdxl_4step_lora.safetensors");
+        std::fs::write(&lora, bytes).unwrap();
+        let spec = crate::family::well_known("sdxl").unwrap();
+        let draft = Draft::new("a cat").with(|draft| draft.set("lora", [lora.as_os_str()]).unwrap());
+        let request = draft.resolve(&spec).unwrap();
+        assert_eq!((request.sampling.steps, request.guidance.scale), (4, 1.0));
+        assert_eq!(request.scheduler.sampler().unwrap().name(), "lcm");
+        assert_eq!(request.scheduler.levels().unwrap(), Some(vec![999.0, 749.0, 499.0, 249.0]));
+        let said = draft.with(|draft| draft.sampling.steps = Some(6)).resolve(&spec).unwrap();
+        assert_eq!((said.sampling.steps, said.scheduler.levels().unwrap()), (6, None));
     }
 }

@@ -123,10 +123,8 @@ pub(super) fn describe(folder: &dyn ConfigFiles) -> Result<Description> {
     match schedule::of_tensors(&unet, &vae) {
         // The folder names its sampler itself.
         Some((few, why)) => {
-            defaults = crate::spec::Defaults {
-                steps: Some(few.steps),
-                guidance_scale: few.guidance_scale.unwrap_or(defaults.guidance_scale),
-            };
+            defaults =
+                crate::spec::Defaults { steps: Some(few.steps), guidance_scale: few.guidance_scale.unwrap_or(defaults.guidance_scale) };
             evidence.push(why);
         }
         None => evidence.extend(distilled),
