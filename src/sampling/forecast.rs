@@ -135,12 +135,11 @@ fn weights(places: &[f64], at: f64) -> Vec<f64> {
     }
     let mut solution = polynomials(at);
     for i in 0..N {
-        for k in i + 1..N {
-            let factor = matrix[k][i] / matrix[i][i];
-            for j in i..N {
-                matrix[k][j] -= factor * matrix[i][j];
-            }
-            solution[k] -= factor * solution[i];
+        let (pivot, of_pivot) = (matrix[i], solution[i]);
+        for (line, value) in matrix.iter_mut().zip(&mut solution).skip(i + 1) {
+            let factor = line[i] / pivot[i];
+            line.iter_mut().zip(pivot).for_each(|(number, above)| *number -= factor * above);
+            *value -= factor * of_pivot;
         }
     }
     for i in (0..N).rev() {
