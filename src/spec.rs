@@ -163,6 +163,8 @@ pub struct UNetLevel {
     pub depths: Vec<usize>,
     /// A downsampler (in `down`) or an upsampler (in `up`) ends the level.
     pub resample: bool,
+    /// The first attention of its transformer blocks reads the text in the place of the image (`only_cross_attention`, as in SDXS).
+    pub reads_text_only: bool,
 }
 
 /// The UNet's middle.

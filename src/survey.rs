@@ -1,6 +1,6 @@
 //! What a file or folder of weights is, read from headers: nothing is loaded.
 
-use crate::adapter::{Adapter, Change, Embedding};
+use crate::adapter::{Adapter, Change, Embedding, few_steps_in};
 use crate::family::detect;
 use crate::family::kinds::{self, AddOn, Network, SingleNetwork};
 use crate::family::of_context;
@@ -366,6 +366,7 @@ impl Survey {
             base_name.map(|name| format!(" for {name}")).unwrap_or_default()
         );
         self.evidence.extend(base.map(|(_, why)| format!("{why}.")));
+        self.evidence.extend(few_steps_in(file).map(|(_, why)| why));
         self.components = vec![summary("tensors", file.entries())];
         self.unused.clone_from(&adapter.unknown);
         self.adapter = Some(adapter);

@@ -10,6 +10,7 @@
 
 mod deltas;
 mod embedding;
+mod few_steps;
 mod find;
 mod formula;
 mod layers;
@@ -18,6 +19,8 @@ mod set;
 
 pub use deltas::{AdapterUse, Deltas, ModelWithDeltas};
 pub use embedding::{Embedding, EmbeddingFile};
+pub(crate) use few_steps::few_steps_in;
+pub use few_steps::few_steps_of;
 pub use find::{AdapterFolders, UPSCALER_FOLDERS};
 pub use names::Change;
 pub use set::{AdapterCache, AdapterChoice, AdapterSet, LoraChoice};

@@ -1,5 +1,6 @@
 //! One call of a denoising network: its inputs by name, and what changes inside it.
 
+use super::reuse::{AttentionRecord, Kept, Reuse};
 use crate::Result;
 use crate::ops::{NamedTensors, Wrap};
 use candle_core::Tensor;
@@ -28,6 +29,8 @@ pub struct ModelCall {
     pub patches: Vec<Arc<dyn Patch>>,
     /// At which sides the latents go on at their other side.
     pub wrap: Wrap,
+    /// What it keeps for later calls, and takes from earlier ones.
+    pub reuse: Reuse,
 }
 
 impl ModelCall {
@@ -46,6 +49,7 @@ impl ModelCall {
             residuals,
             patches: vec![],
             wrap,
+            reuse: Reuse::default(),
         }
     }
 }
@@ -82,6 +86,15 @@ impl Residuals {
 pub struct ModelOutput {
     /// The noise, the velocity or whatever the network predicts: `(rows, channels, height, width)` in the compute dtype.
     pub prediction: Tensor,
+    /// What [`ModelCall::reuse`] asks to keep.
+    pub kept: Kept,
+}
+
+impl ModelOutput {
+    /// A prediction, and nothing kept.
+    pub fn of(prediction: Tensor) -> Self {
+        Self { prediction, kept: Kept::default() }
+    }
 }
 
 /// A denoising network.
@@ -166,4 +179,6 @@ pub(super) struct LayerInputs<'a> {
     pub(super) patches: &'a [Arc<dyn Patch>],
     /// All inputs of the call, those of the patches among them.
     pub(super) named: &'a NamedTensors,
+    /// Which attentions are kept or taken from an earlier call.
+    pub(super) attentions: &'a AttentionRecord<'a>,
 }

@@ -13,6 +13,7 @@ mod embeddings;
 mod ip_adapter;
 mod layer_store;
 mod resnet;
+mod reuse;
 mod transformer_2d;
 mod unet_2d_condition;
 mod unet_way_down;
@@ -28,6 +29,7 @@ pub use control_net::ControlNet;
 pub use embeddings::sinusoidal_embedding;
 pub use ip_adapter::{ImageKeys, IpAdapter};
 pub use layer_store::LayerStore;
+pub use reuse::{AttentionReuse, DeepReuse, Kept, Reuse};
 pub use unet_2d_condition::UNet2DCondition;
 pub use upscaler::Upscaler;
 

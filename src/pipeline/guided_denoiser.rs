@@ -172,6 +172,10 @@ impl Denoiser for GuidedDenoiser<'_> {
         Ok(estimates)
     }
 
+    fn pass_over(&mut self) {
+        self.calls += 1;
+    }
+
     fn end_step(&mut self, step: &Step, mut latents: Tensor) -> Result<Tensor> {
         for extension in &mut self.extensions {
             latents = extension.after_step(step, latents)?;
@@ -198,7 +202,7 @@ mod tests {
         fn call(&self, call: &ModelCall) -> Result<ModelOutput> {
             self.0.lock().unwrap().push(call.clone());
             let first = call.context.narrow(1, 0, 1)?.narrow(2, 0, 1)?.reshape((call.context.dim(0)?, 1, 1, 1))?;
-            Ok(ModelOutput { prediction: call.latents.zeros_like()?.broadcast_add(&first)? })
+            Ok(ModelOutput::of(call.latents.zeros_like()?.broadcast_add(&first)?))
         }
 
         fn weights_changed(&self) {}

@@ -23,6 +23,7 @@ mod passes;
 mod prompt;
 mod start;
 mod steering;
+mod step_cache;
 mod strips;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -49,7 +50,7 @@ use crate::models::AutoencoderTinyDecoder;
 use crate::noise::{ImageNoise, SeededNoise};
 use crate::ops::Wrap;
 use crate::sampling::{Like, plan};
-use crate::settings::{PixelRounding, Request, SamplingSettings, Seed, VaeTiling};
+use crate::settings::{PixelRounding, Request, SamplingSettings, Seed, StepCache, VaeTiling};
 use crate::spec::ModelSpec;
 use crate::weights::{ModelSource, VaeFile};
 use crate::{Error, Result};
@@ -373,7 +374,7 @@ impl Pipeline {
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
             return Err(Error::Image("images of different size, steps or sampler cannot be generated at once".into()));
         }
-        if batch.len() > 1 && request.scheduler.sampler()?.adapts() {
+        if batch.len() > 1 && (request.scheduler.sampler()?.adapts() || request.sampling.cache.is_some_and(StepCache::looks_at_numbers)) {
             // Its steps are as long as the latents allow, and another image's must not matter.
             let alone = |item| self.denoise(std::slice::from_ref(item), observer);
             return Ok(Tensor::cat(&batch.iter().map(alone).collect::<Result<Vec<_>>>()?, 0)?);

@@ -22,6 +22,8 @@
 
 mod config;
 mod denoised;
+mod few_steps;
+mod forecast;
 mod like;
 #[cfg(test)]
 mod oracle_tests;
@@ -38,6 +40,8 @@ mod tests;
 
 pub use config::{Levels, SchedulerConfig, SchedulerFile};
 pub use denoised::{Branch, Branches, Denoised};
+pub use few_steps::FewSteps;
+pub use forecast::Forecast;
 pub use like::{FirstNoise, Like};
 pub use plan::{Schedule, plan};
 pub use prediction::PredictionType;
@@ -114,6 +118,9 @@ pub trait Denoiser {
     /// # Errors
     /// The network failed, or gave values that are not finite.
     fn denoise(&mut self, latents: &Tensor, level: NoiseLevel) -> Result<Denoised>;
+
+    /// The solver's question was answered by somebody else: it counts as a call.
+    fn pass_over(&mut self) {}
 
     /// The loop took a step to these latents, and goes on from what is given back.
     ///

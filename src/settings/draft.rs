@@ -112,7 +112,7 @@ impl Draft {
     pub fn resolve(&self, spec: &ModelSpec) -> Result<Request> {
         let mut draft = self.clone();
         draft.read_files(&mut InputReader::default())?;
-        draft.with_inputs(spec)?.with_passes().resolve_read(spec)
+        draft.with_inputs(spec)?.with_passes().with_few_steps().with_fast(spec).resolve_read(spec)
     }
 
     fn resolve_read(&self, spec: &ModelSpec) -> Result<Request> {
@@ -180,6 +180,7 @@ impl Draft {
         crate::sampling::plan(&request.scheduler, request.sampling.steps).map_err(blame)?;
         check_clip_skip(&request, spec)?;
         super::passes::check(&mut request, spec)?;
+        super::cache::check(&request, spec)?;
         if request.guidance.apg.is_some() {
             let guidance = &request.guidance;
             let parts = request.part_weights().is_some();

@@ -37,6 +37,7 @@ mod define;
 mod value;
 
 mod adapters;
+mod cache;
 mod canvas;
 mod control;
 mod docs;
@@ -55,6 +56,7 @@ mod template;
 mod text;
 
 pub use adapters::{AdapterDraft, AdapterSettings};
+pub use cache::StepCache;
 pub use canvas::{CanvasDraft, CanvasSettings, PixelRounding, Tiling, parse_size};
 pub use control::{ControlChoice, ImagePrompt};
 pub use docs::flag_table;
@@ -67,7 +69,7 @@ pub use parts::{NetworkFile, NumberList, Parts, WeightedFile};
 pub use passes::{EnlargedBy, HiresPass, HiresUpscaler, ModelFile, PassDraft, PassSettings};
 pub use request::{Request, Shape};
 pub use run::{Graphics, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verbosity};
-pub use sampling::{BatchNoise, BatchPlace, CanvasSize, SamplingDraft, SamplingSettings, Seed};
+pub use sampling::{BatchNoise, BatchPlace, CanvasSize, FastLevel, SamplingDraft, SamplingSettings, Seed};
 pub use scheduler::{SamplerOption, ScheduleChoice, SchedulerDraft};
 pub use template::{DynamicPrompts, PromptExpander, TemplateDraft};
 pub use text::{ClipSkipCount, EmptyNegative, TextDraft, TextSettings};

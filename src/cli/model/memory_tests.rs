@@ -38,7 +38,10 @@ fn a_dry_run_says_which_images_are_too_large_for_the_memory() {
     let memory = (2 * GB, 2 * GB);
     assert_eq!(small.excess_of(&request, memory), None);
     let said = small.excess_of(&large, memory).unwrap();
-    assert!(said.starts_with("too large for the memory: one image takes about ") && said.ends_with(" with the model, and 2.0 GB can be had"), "{said}");
+    assert!(
+        said.starts_with("too large for the memory: one image takes about ") && said.ends_with(" with the model, and 2.0 GB can be had"),
+        "{said}"
+    );
     // What is free decides whether the networks take turns; the limit decides what can be had.
     assert!(small.excess_of(&request, (0, 2 * GB)).is_none() && small.excess_of(&request, (2 * GB, 0)).is_some());
     // Tiles make the same image fit, and it is no longer said to be too large.

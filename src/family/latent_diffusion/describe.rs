@@ -120,7 +120,15 @@ pub(super) fn describe(folder: &dyn ConfigFiles) -> Result<Description> {
         evidence.push(format!("{} says that the UNet predicts {}.", scheduler.file, quoted(prediction)));
     }
     let (mut defaults, distilled) = schedule::defaults(row, &scheduler)?;
-    evidence.extend(distilled);
+    match schedule::of_tensors(&unet, &vae) {
+        // The folder names its sampler itself.
+        Some((few, why)) => {
+            defaults =
+                crate::spec::Defaults { steps: Some(few.steps), guidance_scale: few.guidance_scale.unwrap_or(defaults.guidance_scale) };
+            evidence.push(why);
+        }
+        None => evidence.extend(distilled),
+    }
     if let Some(fields) = folder.json(schedule::RECOMMENDED)? {
         defaults = schedule::recommended(&fields, defaults)?;
         vae.latent_rgb = schedule::latent_rgb(&fields, vae.latent_channels)?.or(vae.latent_rgb);

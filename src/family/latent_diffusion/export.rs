@@ -177,6 +177,12 @@ fn unet(model: &Exported<'_>, spec: &UNetSpec, sample_size: usize) -> Result<Val
     {
         config.insert("time_cond_proj_dim".into(), json!(spec.guidance_embed_dim));
     }
+    if spec.down.iter().any(|level| level.reads_text_only)
+        && let Value::Object(config) = &mut config
+    {
+        let levels: Vec<bool> = spec.down.iter().map(|level| level.reads_text_only).collect();
+        config.insert("only_cross_attention".into(), json!(levels));
+    }
     if let (Some(added), Value::Object(config)) = (&spec.text_time, &mut config) {
         config.insert("addition_embed_type".into(), json!("text_time"));
         config.insert("addition_time_embed_dim".into(), json!(added.time_embed_dim));

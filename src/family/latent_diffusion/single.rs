@@ -1,5 +1,6 @@
 //! A whole model in one file in the original layout: what it is, where its networks are, and what it is not.
 
+use super::super::config::limit;
 use super::super::detect::{self, Probe, VaeLayout};
 use super::super::files::{Description, NetworkPlan, TensorNames};
 use super::super::json::Fields;
@@ -47,7 +48,7 @@ pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>) -> Re
         pairs,
     };
     let mut networks = vec![
-        plan(Component::UNET, "the UNet", UNET, keys::unet(&spec.unet, UNET)),
+        plan(Component::UNET, "the UNet", UNET, keys::numbered_unet(&spec.unet, UNET, detect::numbering(Probe { file, prefix: UNET }))),
         plan(Component::VAE, "the autoencoder", vae_prefix, keys::vae(&spec.vae, vae_prefix)),
     ];
     for (i, ((prefix, layout), encoder)) in text.iter().zip(&spec.text_encoders).enumerate() {
@@ -165,9 +166,13 @@ fn concluded(file: &dyn TensorNames, vae_prefix: &'static str, text: &[FoundText
     let aesthetic_score = describe::finish_conditioning(file.name(), &unet, &mut text_encoders, xl.then_some(refiner))?;
 
     let prediction = prediction(file, facts, unet.in_channels, &mut evidence)?;
-    let scheduler = schedule::of_family(row, prediction);
+    let mut scheduler = schedule::of_family(row, prediction);
     let fields = Fields::parse(schedule::USUAL, scheduler.as_bytes())?;
-    let (defaults, _) = schedule::defaults(row, &fields)?;
+    let (mut defaults, _) = schedule::defaults(row, &fields)?;
+    if let Some((few, why)) = schedule::few_steps(file, &unet, &vae).filter(|_| !prediction.v) {
+        (scheduler, defaults) = schedule::distilled(row, &scheduler, &few)?;
+        evidence.push(why);
+    }
     let spec = ModelSpec {
         family: row.family,
         default_size: resolution(file, &mut evidence).unwrap_or(if prediction.v { facts.size_of_v } else { row.default_size }),
@@ -224,8 +229,7 @@ fn prediction(file: &dyn TensorNames, facts: &Facts, in_channels: usize, evidenc
     }
     if facts.v_by_statistic && in_channels == 4 {
         // The two kinds differ in how far apart this bias's values are: about 0.04 for epsilon and 0.2 for v. ComfyUI decides so.
-        let blocks = (0..).take_while(|n| file.shape(&format!("{UNET}output_blocks.{n}.0.in_layers.0.weight")).is_some());
-        let keys = blocks.map(|n| format!("{UNET}output_blocks.{n}.1.transformer_blocks.0.norm1.bias"));
+        let keys = (0..limit::LAYERS).map(|n| format!("{UNET}output_blocks.{n}.1.transformer_blocks.0.norm1.bias"));
         let key = keys.filter(|key| file.shape(key).is_some()).last();
         if let Some(key) = key
             && let Some(bias) = file.numbers(&key)?
