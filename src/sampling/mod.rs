@@ -22,6 +22,7 @@
 
 mod config;
 mod denoised;
+mod flow;
 mod like;
 #[cfg(test)]
 mod oracle_tests;
@@ -66,6 +67,11 @@ impl NoiseLevel {
     /// A level of latents `x0 + sigma · noise`.
     pub fn new(sigma: f64, timestep: f64) -> Self {
         Self { sigma, alpha: 1.0, timestep }
+    }
+
+    /// The noise in latents of which the clean ones have their full strength, `sigma / alpha`.
+    pub(crate) fn ratio(&self) -> f64 {
+        self.sigma / self.alpha
     }
 
     /// Half the logarithm of the signal-to-noise ratio, `ln(alpha / sigma)`.

@@ -12,9 +12,9 @@ use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
 use crate::pipeline::{NetworkCache, Observer, Pipeline, batch_bytes, fits};
 use crate::prompt::{LoraTag, NetworkTag};
-use crate::settings::{Draft, HiresUpscaler, LoadSettings, Request, SourcePath, VaeTiling, WeightedFile};
+use crate::settings::{Draft, HiresUpscaler, LoadSettings, ModelParts, Request, SourcePath, VaeTiling, WeightedFile};
 use crate::survey::{Kind, Survey};
-use crate::weights::{CatalogKind, Checkpoint, Found, TinyAutoencoder, find_image_encoder, find_models, is_model_folder};
+use crate::weights::{CatalogKind, Checkpoint, Found, OpenOptions, TinyAutoencoder, find_image_encoder, find_models, is_model_folder};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use download::DownloadStyle;
@@ -403,18 +403,20 @@ pub(in crate::cli) enum Named {
 /// # Errors
 /// As [`open_for`].
 pub(in crate::cli) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Checkpoint> {
-    open_for(what, models_dir, DType::F32, DownloadStyle::default())
+    open_for(what, models_dir, DType::F32, DownloadStyle::default(), ModelParts::default())
 }
 
 /// Opens what `--model` names; a hub id that names nothing here is fetched, in the variant for `dtype`.
 ///
 /// # Errors
 /// As [`resolve`], and what is wrong with the model.
-pub(in crate::cli) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: DownloadStyle) -> Result<Checkpoint> {
+pub(in crate::cli) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: DownloadStyle, parts: ModelParts) -> Result<Checkpoint> {
+    let ModelParts { clip_l, clip_g, t5, tokenizers } = parts;
+    let options = OpenOptions { prefer_variant: None, clip_l, clip_g, t5, tokenizers };
     match resolve(what, models_dir)? {
-        Named::Path(path) => Checkpoint::open(&path),
+        Named::Path(path) => Checkpoint::open_with(&path, &options),
         Named::Builtin => builtin(),
-        Named::Hub(id) => download::open(&id, dtype, showing),
+        Named::Hub(id) => download::open(&id, dtype, showing, options),
     }
 }
 
