@@ -25,8 +25,8 @@ use files::CarriedFiles;
 pub use files::TokenizerFiles;
 pub(crate) use files::{Beside, ConfigFiles, Description, Exported, MAX_TEXT, TensorNames, names_in, too_long};
 
-use crate::{Error, Result};
 use crate::spec::{Family, ModelSpec};
+use crate::{Error, Result};
 use keys::Pair;
 use latent_diffusion::Facts;
 use serde_json::Value;
@@ -213,6 +213,11 @@ pub(crate) fn detect(file: &dyn TensorNames, beside: &Beside<'_>) -> Result<(Des
     let (mut description, concluded) = (format.detect)(file, carried, beside)?;
     with_tokenizers(&mut description, beside)?;
     Ok((description, concluded))
+}
+
+/// The names of a transformer's tensors in the original layout; none of a model with a UNet.
+pub(crate) fn transformer_names(spec: &ModelSpec) -> Vec<Pair> {
+    spec.mmdit.as_ref().map_or(Vec::new(), |mmdit| sd3::keys::mmdit(mmdit, ""))
 }
 
 fn formats() -> impl Iterator<Item = &'static Format> {

@@ -164,7 +164,15 @@ mod tests {
     }
 
     const NOTHING: LeftOut = LeftOut { early: 0.0, calls: 4, below_sigma: 0.0, all: false };
-    const PLAIN: GuidanceScales = GuidanceScales { scale: None, rescale: 0.0, interval: (0.0, 1.0), left_out: NOTHING, perturbed: 0.0, skipped: 0.0, skipped_interval: (0.0, 1.0) };
+    const PLAIN: GuidanceScales = GuidanceScales {
+        scale: None,
+        rescale: 0.0,
+        interval: (0.0, 1.0),
+        left_out: NOTHING,
+        perturbed: 0.0,
+        skipped: 0.0,
+        skipped_interval: (0.0, 1.0),
+    };
 
     #[test]
     fn every_image_has_its_own_scale() {

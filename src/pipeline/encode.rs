@@ -218,7 +218,8 @@ fn with_t5(pipeline: &Pipeline, text: &PromptText, clip: EncodedText, width: usi
                 let (hidden, left_out) = t5.encode(words, tokens)?;
                 if let Some(left_out) = left_out {
                     let (which, left_out) = (text.which, excerpt(&left_out));
-                    observer.warn(&format!("the {which} is longer than the {tokens} tokens of T5 (`t5-tokens`); left out of it: {left_out}"));
+                    observer
+                        .warn(&format!("the {which} is longer than the {tokens} tokens of T5 (`t5-tokens`); left out of it: {left_out}"));
                 }
                 check_finite(&hidden, || "the T5 encoder; try `dtype` f32".to_owned())?;
                 Ok(hidden.to_dtype(pipeline.dtype)?)

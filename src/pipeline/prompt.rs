@@ -178,7 +178,8 @@ pub(super) fn condition(
         let row = |entry: &EncodedEntry| -> Result<Arc<ConditioningRow>> {
             let is_pooled = spec.unet.text_time.is_some() || spec.mmdit.is_some();
             let pooled = entry.pooled.as_ref().filter(|_| is_pooled).map(|x| zero(x, zero_pooled)).transpose()?;
-            let time_ids = if pooled.is_some() && spec.unet.text_time.is_some() { time_ids(spec, size, score(request, negative)) } else { vec![] };
+            let time_ids =
+                if pooled.is_some() && spec.unet.text_time.is_some() { time_ids(spec, size, score(request, negative)) } else { vec![] };
             if spec.mmdit.is_some() {
                 // T5's tokens stay the last ones, and those of CLIP grow.
                 let t5 = request.text.t5_tokens.min(entry.hidden.dim(1)?);

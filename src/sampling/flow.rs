@@ -12,10 +12,8 @@ use crate::{Error, Result};
 use std::sync::Arc;
 
 /// diffusers' classes for flows alone, and the class that each is of its kind.
-const CLASSES: &[(&str, &str)] = &[
-    ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler"),
-    ("FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler"),
-];
+const CLASSES: &[(&str, &str)] =
+    &[("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler"), ("FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler")];
 
 /// The samplers whose formulas hold for a flow as they stand: they integrate the network's velocity over sigma, or go by
 /// `ln(alpha / sigma)`. The ancestral ones would have to mix noise in by other amounts.
@@ -85,7 +83,9 @@ impl SchedulerConfig {
                 SAMPLERS.join(", ")
             )));
         }
-        for (key, value) in [("shift", file.shift), ("flow_shift", file.flow_shift), ("base_shift", file.base_shift), ("max_shift", file.max_shift)] {
+        for (key, value) in
+            [("shift", file.shift), ("flow_shift", file.flow_shift), ("base_shift", file.base_shift), ("max_shift", file.max_shift)]
+        {
             if let Some(value) = value.filter(|value| !(*value > 0.0 && *value < 1e4)) {
                 return Err(self.refuse(key, &value.to_string(), "a positive number"));
             }
@@ -96,7 +96,9 @@ impl SchedulerConfig {
         if let Some(terminal) = file.shift_terminal.filter(|terminal| *terminal != 0.0) {
             return Err(self.refuse("shift_terminal", &terminal.to_string(), "null"));
         }
-        if let Some((base, most)) = file.base_image_seq_len.zip(file.max_image_seq_len).filter(|(base, most)| base == most || !(base + most).is_finite()) {
+        if let Some((base, most)) =
+            file.base_image_seq_len.zip(file.max_image_seq_len).filter(|(base, most)| base == most || !(base + most).is_finite())
+        {
             return Err(self.refuse("max_image_seq_len", &most.to_string(), &format!("another number than base_image_seq_len {base}")));
         }
         self.choice("time_shift_type", &file.time_shift_type, (), &[("exponential", ()), ("linear", ())])?;
@@ -144,7 +146,10 @@ impl Planner<'_> {
         // DPM-Solver and UniPC have levels of their own, and tell the network whole timesteps.
         let by_lambda = self.sampler.row().file_knows_lambdas;
         let sigmas = match config.levels()? {
-            Some(levels) => levels.into_iter().map(|level| if matches!(config.levels, Some(Levels::Timesteps(_))) { level / flow.timesteps } else { level }).collect(),
+            Some(levels) => levels
+                .into_iter()
+                .map(|level| if matches!(config.levels, Some(Levels::Timesteps(_))) { level / flow.timesteps } else { level })
+                .collect(),
             None => self.flow_sigmas(flow, by_lambda)?,
         };
         let level = |sigma: f64| {
@@ -158,7 +163,13 @@ impl Planner<'_> {
         };
         let levels: Vec<NoiseLevel> = sigmas.into_iter().map(level).chain([end]).collect();
         let pairs = levels.windows(2).map(|pair| (pair[0], pair[1])).collect();
-        Ok(Schedule { initial_scale: 1.0, final_scale: 1.0, variance_preserving: false, process: Arc::new(flow), ..self.assemble(pairs, solver) })
+        Ok(Schedule {
+            initial_scale: 1.0,
+            final_scale: 1.0,
+            variance_preserving: false,
+            process: Arc::new(flow),
+            ..self.assemble(pairs, solver)
+        })
     }
 
     /// The sigmas of a run, without the 0 at its end.

@@ -243,7 +243,10 @@ impl Draft {
             }
             let most = spec.mmdit.as_ref().map_or(LARGEST_SIDE, |mmdit| mmdit.positions * mmdit.patch_size * spec.vae.factor());
             if pixels > most {
-                return Err(Error::setting(name, format!("{pixels}: at most {most} pixels a side with this model; generate smaller and enlarge")));
+                return Err(Error::setting(
+                    name,
+                    format!("{pixels}: at most {most} pixels a side with this model; generate smaller and enlarge"),
+                ));
             }
         }
         Ok(())

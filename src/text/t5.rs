@@ -5,7 +5,11 @@ use crate::models::{Scope, T5Encoder};
 use crate::spec::T5Spec;
 use crate::{Error, Result};
 use candle_core::Tensor;
+use std::io::Read;
 use tokenizers::Tokenizer;
+
+/// T5's public `tokenizer.json` (Apache-2.0) without its white space: a single-file checkpoint carries none.
+static USUAL: &[u8] = include_bytes!("t5_tokenizer.json.gz");
 
 /// The tokens that T5 ends and pads a text with.
 const END: &str = "</s>";
@@ -41,13 +45,15 @@ impl T5Tokenizer {
         Ok(Self { inner, end, pad })
     }
 
-    /// The public vocabulary.
+    /// The public vocabulary, which single files mean.
     ///
     /// # Errors
-    /// It is not compiled in.
+    /// The compiled-in data cannot be unpacked, which no user can cause.
     pub fn usual() -> Result<Self> {
-        let what = "the model brings no tokenizer for T5 (tokenizer_3/tokenizer.json); give a folder that has it with `tokenizers`, or leave T5 out";
-        Err(Error::Model(what.into()))
+        let mut text = String::new();
+        let unpacked = flate2::read::GzDecoder::new(USUAL).read_to_string(&mut text);
+        unpacked.map_err(|e| Error::Model(format!("the compiled-in vocabulary of T5 is damaged: {e}")))?;
+        Self::from_json("the compiled-in vocabulary", &text)
     }
 
     /// A row of `length` tokens: those of the text, the end, and padding.
@@ -89,5 +95,34 @@ impl T5TextEncoder {
     pub fn encode(&self, text: &str, length: usize) -> Result<(Tensor, Option<String>)> {
         let Tokens { ids, left_out } = self.tokenizer.encode(text, length)?;
         Ok((self.model.forward(&ids)?, left_out))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_transformers_own() {
+        // Made by tests/data/text/make_t5_tokens.py.
+        let cases: Vec<(String, Vec<u32>)> = serde_json::from_str(include_str!("../../tests/data/text/t5_tokens.json")).unwrap();
+        assert_eq!(cases.len(), 200);
+        let tokenizer = T5Tokenizer::usual().unwrap();
+        for (text, wanted) in cases {
+            let long = tokenizer.encode(&text, 512).unwrap();
+            assert_eq!(long.ids[..wanted.len()], wanted, "{text:?}");
+            assert!(long.ids[wanted.len()..].iter().all(|id| *id == 0) && long.left_out.is_none(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_cut_keeps_its_end() {
+        let tokenizer = T5Tokenizer::usual().unwrap();
+        let whole = tokenizer.encode("a red apple on a table", 77).unwrap();
+        let cut = tokenizer.encode("a red apple on a table", 4).unwrap();
+        assert_eq!((&cut.ids[..3], cut.ids[3]), (&whole.ids[..3], 1));
+        assert!(cut.left_out.unwrap().ends_with("on a table"));
+        assert!(T5Tokenizer::from_json("here", "{}").unwrap_err().to_string().starts_with("here"));
     }
 }

@@ -225,5 +225,10 @@ impl Checkpoint {
 /// Encoders by the names of their folders, and tokenizers, as families see them.
 fn beside<'a>(encoders: &'a [(&'static str, Arc<WeightFile>)], tokenizers: Option<&'a Folder>) -> Beside<'a> {
     let file = |folder: &str| encoders.iter().find(|(name, _)| *name == folder).map(|(_, file)| &**file as &dyn family::TensorNames);
-    Beside { clip_l: file("clip_l"), clip_g: file("clip_g"), t5: file("t5"), tokenizers: tokenizers.map(|folder| folder as &dyn ConfigFiles) }
+    Beside {
+        clip_l: file("clip_l"),
+        clip_g: file("clip_g"),
+        t5: file("t5"),
+        tokenizers: tokenizers.map(|folder| folder as &dyn ConfigFiles),
+    }
 }

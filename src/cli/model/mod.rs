@@ -410,7 +410,13 @@ pub(in crate::cli) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Res
 ///
 /// # Errors
 /// As [`resolve`], and what is wrong with the model.
-pub(in crate::cli) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: DownloadStyle, parts: ModelParts) -> Result<Checkpoint> {
+pub(in crate::cli) fn open_for(
+    what: Option<&str>,
+    models_dir: Option<&Path>,
+    dtype: DType,
+    showing: DownloadStyle,
+    parts: ModelParts,
+) -> Result<Checkpoint> {
     let ModelParts { clip_l, clip_g, t5, tokenizers } = parts;
     let options = OpenOptions { prefer_variant: None, clip_l, clip_g, t5, tokenizers };
     match resolve(what, models_dir)? {

@@ -32,7 +32,12 @@ pub(super) fn texts(model: &Exported<'_>, usual: &[(&str, TokenizerFiles)]) -> R
     for (i, TextFolder { tokenizer: folder, clip, .. }) in text_folders(spec).iter().enumerate() {
         let own = model.tokenizer(i).or_else(|| usual.iter().find(|(own, _)| own == folder).map(|(_, files)| files));
         let pad = spec.text_encoders.get(i).map_or(PAD_CLIP, |text| &text.pad_token);
-        texts.extend(tokenizer(folder, pad, model.tokenizer(i).and_then(|files| files.model_max_length).unwrap_or(clip.max_positions), own));
+        texts.extend(tokenizer(
+            folder,
+            pad,
+            model.tokenizer(i).and_then(|files| files.model_max_length).unwrap_or(clip.max_positions),
+            own,
+        ));
     }
     Ok(texts)
 }

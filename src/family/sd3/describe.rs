@@ -113,7 +113,8 @@ pub(super) fn describe(folder: &dyn ConfigFiles, beside: &Beside<'_>) -> Result<
     let vae_json = folder.required_json("vae/config.json")?;
     let mut vae = config::vae(&vae_json, super::LATENTS.0)?;
     check_latents(&transformer_json.file, &mmdit, &vae)?;
-    let plan = |component: Component, title: &str, folder, pairs| NetworkPlan { component, title: title.to_owned(), folder, prefix: "", pairs };
+    let plan =
+        |component: Component, title: &str, folder, pairs| NetworkPlan { component, title: title.to_owned(), folder, prefix: "", pairs };
     let mut networks = vec![
         plan(Component::UNET, "the transformer", "transformer", own::diffusers_mmdit(&mmdit)),
         plan(Component::VAE, "the autoencoder", "vae", keys::diffusers_vae(&vae)),

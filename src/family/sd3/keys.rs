@@ -66,7 +66,7 @@ const LAST_TEXT: Leaves = &[
 ];
 
 /// The transformer's names in the original layout, behind `prefix`, which ends in a dot or is empty.
-pub(super) fn mmdit(spec: &MmditSpec, prefix: &'static str) -> Vec<Pair> {
+pub(in crate::family) fn mmdit(spec: &MmditSpec, prefix: &'static str) -> Vec<Pair> {
     let mut pairs = Pairs::behind(prefix);
     pairs.add("", "", TOP);
     for i in 0..spec.layers {

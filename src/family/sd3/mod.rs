@@ -2,7 +2,7 @@
 
 mod describe;
 mod export;
-mod keys;
+pub(super) mod keys;
 mod single;
 
 use super::{FamilyRow, FolderNames, Format, Marks};

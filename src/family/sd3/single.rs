@@ -78,7 +78,8 @@ pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, besid
     let has = |key: String| file.shape(&key).is_some();
     let prefix = if has(format!("{}pos_embed", MMDIT[0])) { MMDIT[0] } else { MMDIT[1] };
     let vae_prefix = VAE.into_iter().find(|prefix| has(format!("{prefix}decoder.conv_in.weight")));
-    let vae_prefix = vae_prefix.ok_or_else(|| model_error(file.name(), format!("lacks the autoencoder ({}…); a whole model is needed", VAE[0])))?;
+    let vae_prefix =
+        vae_prefix.ok_or_else(|| model_error(file.name(), format!("lacks the autoencoder ({}…); a whole model is needed", VAE[0])))?;
     let inside = |i: usize| has(format!("{}{TOKENS}", ENCODERS.get(i).copied().unwrap_or_default()));
     let missing: Vec<&str> = [("CLIP-L (`clip-l`)", 0), ("CLIP-G (`clip-g`)", 1)]
         .into_iter()
@@ -97,7 +98,13 @@ pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, besid
         Some(carried) => carried,
         None => concluded(file, prefix, vae_prefix)?,
     };
-    let plan = |component: Component, title: &str, folder, prefix, pairs| NetworkPlan { component, title: title.to_owned(), folder, prefix, pairs };
+    let plan = |component: Component, title: &str, folder, prefix, pairs| NetworkPlan {
+        component,
+        title: title.to_owned(),
+        folder,
+        prefix,
+        pairs,
+    };
     let spec = &mut description.spec;
     let Some(mmdit) = spec.mmdit.clone() else { return Err(model_error(file.name(), "has a transformer, and its configuration has none")) };
     let mut networks = vec![
@@ -117,12 +124,25 @@ pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, besid
             None => encoder(clip(source, prefix, i)?, PADS[i].to_owned()),
         };
         spec.evidence.push(format!("CLIP-{} has a width of {} and {} layers.", ["L", "G"][i], text.clip.hidden_size, text.clip.layers));
-        networks.push(plan(Component::text_encoder(i), &format!("text encoder {}", i + 1), folder, prefix, keys::text(&text.clip, TextLayout::Clip, prefix)));
+        networks.push(plan(
+            Component::text_encoder(i),
+            &format!("text encoder {}", i + 1),
+            folder,
+            prefix,
+            keys::text(&text.clip, TextLayout::Clip, prefix),
+        ));
         spec.text_encoders.push(text);
     }
     let t5 = match (beside.t5, own_t5) {
         (Some(file), _) => Some((t5(file, "")?, "t5", "")),
-        (None, true) => Some((match spec.t5.clone().filter(|_| is_carried) { Some(t5) => t5, None => t5(file, T5)? }, "", T5)),
+        (None, true) => Some((
+            match spec.t5.clone().filter(|_| is_carried) {
+                Some(t5) => t5,
+                None => t5(file, T5)?,
+            },
+            "",
+            T5,
+        )),
         (None, false) => None,
     };
     if let Some((t5, folder, prefix)) = &t5 {
@@ -136,7 +156,11 @@ pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, besid
     check_widths(file.name(), &mmdit, &spec.text_encoders, spec.t5.as_ref())?;
     description.tokenizers.resize(ENCODERS.len(), None);
     description.networks = networks;
-    let how = if is_carried { "as the configuration that it carries says" } else { "Stable Diffusion 3 was concluded from the names and shapes of its tensors" };
+    let how = if is_carried {
+        "as the configuration that it carries says"
+    } else {
+        "Stable Diffusion 3 was concluded from the names and shapes of its tensors"
+    };
     Ok((description, how.to_owned()))
 }
 
