@@ -95,7 +95,6 @@ fn parts_and_add_ons_and_other_families_are_named() {
         (shapes(&[("emb_params", &[4, 768])]), Kind::Embedding, "a textual inversion for Stable Diffusion 1.x"),
         (shapes(&[("<word>", &[1024])]), Kind::Embedding, "a textual inversion for Stable Diffusion 2.x"),
         (shapes(&[("clip_g", &[2, 1280]), ("clip_l", &[2, 768])]), Kind::Embedding, "a textual inversion for Stable Diffusion XL"),
-        (shapes(&[("model.diffusion_model.joint_blocks.0.x", &[1])]), Kind::OtherModel, "Stable Diffusion 3"),
         (shapes(&[("double_blocks.0.img_attn.qkv.weight", &[1])]), Kind::OtherModel, "Flux or a relative"),
         (shapes(&[("control_model.input_hint_block.0.weight", &[1])]), Kind::ControlNet, "a ControlNet"),
         (shapes(&[("controlnet_mid_block.weight", &[1]), ("control_add_embedding.x", &[1])]), Kind::AddOn, "a ControlNet Union"),

@@ -58,7 +58,21 @@ pub(super) struct LowRank {
     down: Tensor,
 }
 
+impl LowRank {
+    /// One third of the outputs.
+    pub(super) fn third(self, third: usize) -> Result<Self> {
+        let rows = self.up.dim(0)? / 3;
+        Ok(Self { up: self.up.narrow(0, third * rows, rows)?.contiguous()?, ..self })
+    }
+}
+
 impl<'a> Tensors<'a> {
+    /// It is one product of two matrices and nothing else.
+    pub(super) fn is_low_rank(self) -> bool {
+        const OTHERS: [Role; 4] = [Role::Mid, Role::DoraScale, Role::Magnitude, Role::Diff];
+        self.target.change == Change::Lora && !OTHERS.iter().any(|role| self.has(*role))
+    }
+
     pub(super) fn has(self, role: Role) -> bool {
         self.target.tensors.contains_key(&role)
     }
@@ -297,9 +311,7 @@ impl<'a> Tensors<'a> {
 
     /// The two matrices of a plain LoRA of strength `s`; `None` for every other change.
     pub(super) fn low_rank(self, s: f64) -> Result<Option<LowRank>> {
-        let plain = self.target.change == Change::Lora
-            && ![Role::Mid, Role::DoraScale, Role::Magnitude, Role::Diff].iter().any(|role| self.has(*role));
-        if !plain {
+        if !self.is_low_rank() {
             return Ok(None);
         }
         Ok(Some(LowRank { up: self.matrix(Role::Up)?.affine(self.scale() * s, 0.0)?, down: self.matrix(Role::Down)? }))

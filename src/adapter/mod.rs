@@ -97,6 +97,8 @@ pub(crate) struct Bound {
     /// The bias is changed; the layer may have none.
     pub(crate) bias: bool,
     pub(crate) weight: bool,
+    /// The change is of query, key and value as one, and this is one third of it.
+    pub(crate) third: Option<usize>,
 }
 
 impl Adapter {
@@ -297,11 +299,30 @@ impl Adapter {
         let mut bound = Vec::new();
         for (i, target) in self.targets.iter().enumerate() {
             let keys = || target.tensors.values().filter_map(|i| self.file.entries().get(*i)).map(|entry| entry.name.clone());
-            let Some(FoundLayer { component, name, weight, bias }) = layers.find(target.site, &target.path) else {
+            let found = layers.all(target.site, &target.path);
+            let tensors = self.tensors(target);
+            if let [one, _, _] = found.as_slice() {
+                let whole: Option<Vec<usize>> =
+                    one.weight.as_ref().and_then(|shape| Some([&[3 * shape.first()?], shape.get(1..)?].concat()));
+                let wrong = match tensors.is_low_rank() {
+                    true => tensors.check(whole.as_deref().unwrap_or_default(), None).err(),
+                    false => Some("of query, key and value as one, only plain LoRAs are implemented".to_owned()),
+                };
+                if let Some(why) = wrong {
+                    fit.misshapen.extend(keys().map(|key| format!("{key} ({why})")));
+                    continue;
+                }
+                fit.keys += target.tensors.len();
+                fit.layers += 1;
+                for (third, FoundLayer { component, name, .. }) in found.into_iter().enumerate() {
+                    bound.push(Bound { component, layer: name.to_owned(), target: i, bias: false, weight: true, third: Some(third) });
+                }
+                continue;
+            }
+            let Some(FoundLayer { component, name, weight, bias }) = found.into_iter().next() else {
                 fit.absent.extend(keys());
                 continue;
             };
-            let tensors = self.tensors(target);
             if let Err(why) = tensors.check(weight.as_deref().unwrap_or_default(), bias.as_deref()) {
                 fit.misshapen.extend(keys().map(|key| format!("{key} ({why})")));
                 continue;
@@ -309,7 +330,7 @@ impl Adapter {
             fit.keys += target.tensors.len();
             fit.layers += 1;
             let (weight, bias) = (tensors.changes_weight(), tensors.has(Role::DiffBias));
-            bound.push(Bound { component, layer: name.to_owned(), target: i, bias, weight });
+            bound.push(Bound { component, layer: name.to_owned(), target: i, bias, weight, third: None });
         }
         fit.absent.sort_unstable();
         (bound, fit)

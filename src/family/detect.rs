@@ -42,7 +42,7 @@ impl<'a> Probe<'a> {
     }
 
     /// How many of `site.0.leaf`, `site.1.leaf`, … there are. What is beyond the limit counts as unknown: names are made for each.
-    fn count(&self, site: &str, leaf: &str) -> usize {
+    pub(crate) fn count(&self, site: &str, leaf: &str) -> usize {
         (0..limit::LAYERS).take_while(|i| self.has(&format!("{site}.{i}.{leaf}"))).count()
     }
 
@@ -51,7 +51,7 @@ impl<'a> Probe<'a> {
     }
 
     /// The shape of a tensor that must be there with `N` dimensions, none of them absurd.
-    fn need<const N: usize>(&self, key: &str) -> Result<[usize; N]> {
+    pub(crate) fn need<const N: usize>(&self, key: &str) -> Result<[usize; N]> {
         let shape = self.shape(key).ok_or_else(|| self.wrong(key, "is missing"))?;
         let sane = shape.iter().all(|size| (1..=limit::VOCABULARY).contains(size));
         <[usize; N]>::try_from(shape)

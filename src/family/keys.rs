@@ -15,6 +15,8 @@ pub(crate) enum Form {
     Third(usize),
     /// Rows and columns change places.
     Transposed,
+    /// The two halves of the first dimension change places.
+    HalvesSwapped,
     /// A 1×1 convolution `(out, in, 1, 1)` that is a matrix `(out, in)`; a matrix is left as it is.
     Squeezed,
 }
@@ -31,7 +33,7 @@ pub(crate) struct Pair {
 
 /// What a leaf stands for.
 #[derive(Debug, Clone, Copy)]
-enum Leaf {
+pub(super) enum Leaf {
     /// A layer: `.weight` and `.bias`.
     Layer,
     /// A layer whose weight is a 1×1 convolution in one spelling and a matrix in the other.
@@ -39,10 +41,11 @@ enum Leaf {
     /// One tensor, spelled out.
     Tensor(Form),
 }
-use Leaf::{Conv1x1, Layer, Tensor};
+use Leaf::Conv1x1;
+pub(super) use Leaf::{Layer, Tensor};
 
 /// Rows of the original spelling, diffusers' spelling, and what is there.
-type Leaves = &'static [(&'static str, &'static str, Leaf)];
+pub(super) type Leaves = &'static [(&'static str, &'static str, Leaf)];
 
 const UNET: Leaves = &[
     ("time_embed.0", "time_embedding.linear_1", Layer),
@@ -179,13 +182,18 @@ pub(crate) enum TextLayout {
 }
 
 /// Collects the pairs of one network.
-struct Pairs {
+pub(super) struct Pairs {
     prefix: &'static str,
-    pairs: Vec<Pair>,
+    pub(super) pairs: Vec<Pair>,
 }
 
 impl Pairs {
-    fn add(&mut self, stored: &str, name: &str, leaves: Leaves) {
+    /// None yet, whose stored names stand behind `prefix`.
+    pub(super) fn behind(prefix: &'static str) -> Self {
+        Self { prefix, pairs: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, stored: &str, name: &str, leaves: Leaves) {
         let join = |site: &str, leaf: &str| if site.is_empty() { leaf.to_owned() } else { format!("{site}.{leaf}") };
         for (stored_leaf, leaf, kind) in leaves {
             let (stored, name) = (format!("{}{}", self.prefix, join(stored, stored_leaf)), join(name, leaf));

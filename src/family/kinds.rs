@@ -43,8 +43,8 @@ const fn change(part: &'static str, what: &'static str) -> ForeignKind {
 }
 
 const TRANSFORMER: &str = "whose denoiser is a transformer; only UNets are implemented";
-const SCALED: &str = "a model of scaled eight-bit weights (scaled_fp8)";
-const PLAIN: &str = "which are not read; use a plain f16 or f8_e4m3 file of the same model";
+const QUANTISED: &str = "a model of quantised weights (comfy_quant)";
+const PLAIN: &str = "which are not read; use an f16, f8_e4m3 or scaled_fp8 file of the same model";
 const NOT_YET: &str = "which is not implemented";
 const EDM: &str = "whose noise schedule (EDM) is not implemented";
 
@@ -58,7 +58,6 @@ const FOREIGN_KINDS: &[ForeignKind] = &[
     change("oft_blocks", "a LyCORIS file (OFT)"),
     as_add_on("ip_adapter.", "an IP-Adapter", AddOn::IpAdapter),
     as_add_on("image_proj.", "an IP-Adapter", AddOn::IpAdapter),
-    model("joint_blocks.", "Stable Diffusion 3", TRANSFORMER),
     model("double_blocks.", "Flux or a relative", TRANSFORMER),
     model("single_transformer_blocks.", "Flux of a diffusers folder", TRANSFORMER),
     model("double_layers.", "AuraFlow", TRANSFORMER),
@@ -80,11 +79,7 @@ const FOREIGN_KINDS: &[ForeignKind] = &[
     model("time_stack.", "Stable Video Diffusion", NOT_YET),
     model("edm_mean", "Playground 2.5", EDM),
     model("edm_vpred.", "CosXL", EDM),
-    // Newer files carry the scales without the marker.
-    model("scaled_fp8", SCALED, PLAIN),
-    model(".scale_weight", SCALED, PLAIN),
-    model(".weight_scale", SCALED, PLAIN),
-    model(".comfy_quant", SCALED, PLAIN),
+    model(".comfy_quant", QUANTISED, PLAIN),
     add_on("emb_params", "a textual inversion"),
     as_add_on(".rdb1.conv1.", "an ESRGAN upscaler", AddOn::Upscaler),
     as_add_on(".RDB1.conv1.", "an ESRGAN upscaler", AddOn::Upscaler),

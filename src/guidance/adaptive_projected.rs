@@ -86,7 +86,15 @@ mod tests {
     use crate::guidance::{ClassifierFree, GuidanceScales, LeftOut, point};
 
     fn guided(projection: Projection, calls: usize) -> Vec<f32> {
-        let scales = GuidanceScales { scale: Some(3.0), rescale: 0.0, interval: (0.0, 1.0), left_out: LeftOut::default(), perturbed: 0.0 };
+        let scales = GuidanceScales {
+            scale: Some(3.0),
+            rescale: 0.0,
+            interval: (0.0, 1.0),
+            left_out: LeftOut::default(),
+            perturbed: 0.0,
+            skipped: 0.0,
+            skipped_interval: (0.0, 1.0),
+        };
         let inner = Box::new(ClassifierFree::new(&[scales], &Device::Cpu).unwrap());
         let mut guider = AdaptiveProjected::new(inner, &[3.0], projection, &Device::Cpu).unwrap();
         let of = |values: [f32; 2]| Tensor::from_vec(values.to_vec(), (1, 2, 1, 1), &Device::Cpu).unwrap();

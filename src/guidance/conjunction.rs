@@ -78,7 +78,15 @@ mod tests {
 
     fn guider(scales: &[Option<f64>]) -> Box<dyn Guider> {
         let left_out = LeftOut::default();
-        let image = |scale: &Option<f64>| GuidanceScales { scale: *scale, rescale: 0.0, interval: (0.0, 1.0), left_out, perturbed: 0.0 };
+        let image = |scale: &Option<f64>| GuidanceScales {
+            scale: *scale,
+            rescale: 0.0,
+            interval: (0.0, 1.0),
+            left_out,
+            perturbed: 0.0,
+            skipped: 0.0,
+            skipped_interval: (0.0, 1.0),
+        };
         Box::new(ClassifierFree::new(&scales.iter().map(image).collect::<Vec<_>>(), &Device::Cpu).unwrap())
     }
 

@@ -4,6 +4,7 @@ use super::reuse::{AttentionRecord, Kept, Reuse};
 use crate::Result;
 use crate::ops::{NamedTensors, Wrap};
 use candle_core::Tensor;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a denoising network is called with. `rows` is the number of images times the branches of guidance.
@@ -146,6 +147,11 @@ pub trait Patch: Send + Sync + std::fmt::Debug {
     /// The device failed.
     fn cross_attention(&self, _site: &AttentionSite<'_>, _query: &Tensor, _inputs: &NamedTensors) -> Result<Option<Tensor>> {
         Ok(None)
+    }
+
+    /// The rows for which the transformer's block `block` does nothing (Stable Diffusion 3).
+    fn skipped_rows(&self, _block: usize) -> Option<Range<usize>> {
+        None
     }
 
     /// What takes the place of the hidden state and of the skip connection that join in a layer of the UNet's up block `block`, both

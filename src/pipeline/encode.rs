@@ -38,6 +38,8 @@ pub struct TextKey {
     emphasis: Emphasis,
     /// Layers left out beyond what the family leaves out.
     skip_layers: usize,
+    /// Tokens of T5, and whether they are zeros.
+    t5: (usize, bool),
 }
 
 /// Texts as all text encoders see them, in the order of their key.
@@ -123,7 +125,7 @@ fn parts(
         }
         // As A1111: a call beyond the last one sees the first entry.
         timeline.push((usize::MAX, 0));
-        let key = TextKey { texts, syntax, emphasis, skip_layers };
+        let key = TextKey { texts, syntax, emphasis, skip_layers, t5: (request.text.t5_tokens, request.text.no_t5) };
         PromptText { which, key, timeline, branch: branch(i), slips: std::mem::take(&mut slips), view: view.take() }
     };
     Ok(prompt.parts.iter().enumerate().map(part).collect())
@@ -158,7 +160,7 @@ pub(super) fn encode(pipeline: &Pipeline, text: &PromptText, adapters: &AdapterS
     }
     text.slips.iter().for_each(|slip| observer.warn(slip));
     let dtype = pipeline.dtype;
-    pipeline.components.with_text_encoders(adapters, observer, |encoders, observer| {
+    let clip = pipeline.components.with_text_encoders(adapters, observer, |encoders, observer| {
         let mut all: Vec<Vec<EncodedEntry>> = Vec::new();
         for (i, encoder) in encoders.iter().enumerate() {
             // All encoders of a family cut a text at the same word: once said is enough.
@@ -184,14 +186,61 @@ pub(super) fn encode(pipeline: &Pipeline, text: &PromptText, adapters: &AdapterS
         let join = |i: usize| {
             let entries: Vec<&EncodedEntry> = all.iter().filter_map(|entries| entries.get(i)).collect();
             let hidden = Tensor::cat(&entries.iter().map(|entry| &entry.hidden).collect::<Vec<_>>(), D::Minus1)?;
+            if pipeline.spec.mmdit.is_some() {
+                let pooled: Vec<&Tensor> = entries.iter().filter_map(|entry| entry.pooled.as_ref()).collect();
+                return Ok(EncodedEntry { hidden, pooled: Some(Tensor::cat(&pooled, D::Minus1)?) });
+            }
             Ok(EncodedEntry { hidden, pooled: entries.iter().rev().find_map(|entry| entry.pooled.clone()) })
         };
         Ok(EncodedText { entries: (0..count).map(join).collect::<Result<_>>()? })
-    })
+    })?;
+    match pipeline.spec.mmdit.as_ref().map(|mmdit| mmdit.context_width) {
+        Some(width) => with_t5(pipeline, text, clip, width, observer),
+        None => Ok(clip),
+    }
+}
+
+/// With zeros up to the width of T5 beside what CLIP says of the texts, and what T5 says below it.
+///
+/// # Source
+/// `encode_prompt` in huggingface/diffusers@v0.36:src/diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py
+fn with_t5(pipeline: &Pipeline, text: &PromptText, clip: EncodedText, width: usize, observer: &mut dyn Observer) -> Result<EncodedText> {
+    let (tokens, left_out) = text.key.t5;
+    let words = |(text_of_prompt, _): &(String, usize)| -> Result<String> {
+        if text.key.syntax == PromptSyntax::Plain {
+            return Ok(text_of_prompt.clone());
+        }
+        let pieces = text.key.syntax.words(text_of_prompt, text.key.emphasis)?;
+        Ok(pieces.iter().map(|piece| if piece.is_break() { " " } else { piece.text.as_str() }).collect())
+    };
+    let below: Vec<Tensor> = if pipeline.spec.t5.is_none() || left_out {
+        vec![Tensor::zeros((1, tokens, width), pipeline.dtype, &pipeline.device)?; clip.entries.len()]
+    } else {
+        let texts = text.key.texts.iter().map(words).collect::<Result<Vec<_>>>()?;
+        pipeline.components.with_t5(observer, |t5, observer| {
+            let row = |words: &String| {
+                let (hidden, left_out) = t5.encode(words, tokens)?;
+                if let Some(left_out) = left_out {
+                    let (which, left_out) = (text.which, excerpt(&left_out));
+                    observer
+                        .warn(&format!("the {which} is longer than the {tokens} tokens of T5 (`t5-tokens`); left out of it: {left_out}"));
+                }
+                check_finite(&hidden, || "the T5 encoder; try `dtype` f32".to_owned())?;
+                Ok(hidden.to_dtype(pipeline.dtype)?)
+            };
+            texts.iter().map(row).collect::<Result<_>>()
+        })?
+    };
+    let joined = |(EncodedEntry { hidden, pooled }, below): (EncodedEntry, Tensor)| -> Result<EncodedEntry> {
+        let beside = width - hidden.dim(2)?;
+        let hidden = Tensor::cat(&[hidden.pad_with_zeros(2, 0, beside)?, below], 1)?;
+        Ok(EncodedEntry { hidden, pooled })
+    };
+    Ok(EncodedText { entries: clip.entries.into_iter().zip(below).map(joined).collect::<Result<_>>()? })
 }
 
 fn with_encoder(encoder: &TextEncoder, text: &PromptText, warn: &mut dyn FnMut(&str)) -> Result<Vec<EncodedEntry>> {
-    let TextKey { texts, syntax, emphasis, skip_layers } = &text.key;
+    let TextKey { texts, syntax, emphasis, skip_layers, .. } = &text.key;
     let embeds = if *syntax == PromptSyntax::Plain {
         let row = |(text_of_prompt, _): &(String, usize)| {
             let tokens = encoder.tokenize(text_of_prompt)?;

@@ -95,6 +95,8 @@ fn guider(batch: &[BatchItem<'_>], calls: usize, device: &Device) -> Result<Box<
             interval: (guidance.start, guidance.end),
             left_out: LeftOut { early: guidance.skip_early, calls, below_sigma: guidance.ngms, all: guidance.ngms_all_steps },
             perturbed: guidance.pag_scale,
+            skipped: guidance.skip_layers.as_ref().map_or(0.0, |_| guidance.skip_layer_scale),
+            skipped_interval: (guidance.skip_layer_start, guidance.skip_layer_end),
         }
     };
     let images: Vec<GuidanceScales> = batch.iter().map(scales).collect();

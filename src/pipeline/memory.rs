@@ -21,6 +21,9 @@ pub fn denoising_bytes(spec: &ModelSpec, request: &Request, dtype: DType, device
         side.min(request.passes.hires_window.map_or(side, |window| window.max(request.canvas.width.max(request.canvas.height))))
     };
     let pixels = (side(height) / factor) * (side(width) / factor);
+    // A transformer's tokens are patches of them, and the text's.
+    let pixels =
+        spec.mmdit.as_ref().map_or(pixels, |mmdit| pixels / (mmdit.patch_size * mmdit.patch_size).max(1) + 77 + request.text.t5_tokens);
     let rows = request.rows();
     let first = spec.unet.down.first();
     let channels = first.map_or(0, |level| level.channels);

@@ -44,7 +44,7 @@ pub use upscale::UpscalePipeline;
 pub use vae_tiling::decoding_bytes;
 
 use crate::adapter::{AdapterCache, AdapterSet};
-use crate::extension::{Extension, FreeU, PerturbedAttention};
+use crate::extension::{Extension, FreeU, PerturbedAttention, SkipLayers};
 use crate::image::{to_rgb, to_rgb_cut_off};
 use crate::models::AutoencoderTinyDecoder;
 use crate::noise::{ImageNoise, SeededNoise};
@@ -146,6 +146,9 @@ fn extensions(request: &Request) -> Vec<Box<dyn Extension>> {
     if guidance.pag_scale != 0.0 {
         let layers = guidance.pag_layers.split(',').map(|layer| layer.trim().to_owned()).collect();
         extensions.push(Box::new(PerturbedAttention::new(layers)));
+    }
+    if let Some(layers) = guidance.skipped_layers() {
+        extensions.push(Box::new(SkipLayers::new(layers)));
     }
     if let Some(factors) = guidance.freeu {
         extensions.push(Box::new(FreeU { backbone: factors.backbone, skip: factors.skip }));

@@ -72,7 +72,7 @@ impl Pipeline {
         }
         let model = self.networks.passes.refiner(file, &self.spec)?;
         let spec = model.spec().clone();
-        let texts = (0..spec.text_encoders.len()).map(Component::text_encoder);
+        let texts = spec.text_components();
         let numbers: u64 = texts.chain([Component::UNET]).map(|component| model.parameters(component)).sum();
         let bytes = numbers * self.dtype.size_in_bytes() as u64;
         let pipeline = self.beside(model as SharedModel, spec);

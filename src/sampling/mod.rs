@@ -23,6 +23,7 @@
 mod config;
 mod denoised;
 mod few_steps;
+mod flow;
 mod forecast;
 mod like;
 #[cfg(test)]
@@ -70,6 +71,11 @@ impl NoiseLevel {
     /// A level of latents `x0 + sigma · noise`.
     pub fn new(sigma: f64, timestep: f64) -> Self {
         Self { sigma, alpha: 1.0, timestep }
+    }
+
+    /// The noise in latents of which the clean ones have their full strength, `sigma / alpha`.
+    pub(crate) fn ratio(&self) -> f64 {
+        self.sigma / self.alpha
     }
 
     /// Half the logarithm of the signal-to-noise ratio, `ln(alpha / sigma)`.

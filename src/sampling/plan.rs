@@ -42,13 +42,17 @@ pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
         return Err(Error::Input(format!("`steps` {steps} is out of range; this model takes 1 to {trained}")));
     }
     let rounds = config.like.is_some_and(Like::rounds_timesteps);
-    let process = Arc::new(VariancePreserving::new(table.clone(), config.prediction()?, rounds));
+    let process: Arc<dyn NoiseProcess> = match config.is_flow() {
+        true => Arc::new(config.flow()),
+        false => Arc::new(VariancePreserving::new(table.clone(), config.prediction()?, rounds)),
+    };
     let sampler = config.sampler()?;
     let (spacing, schedule) = (config.spacing()?, config.sigma_schedule()?);
     let most = table.sigma((trained - 1) as f64);
     let mut planned = sampler.plan(&Planner { config, sampler, steps, table, spacing, schedule, process })?;
     // Latents that keep their variance start as noise alone in every tool.
     if !planned.variance_preserving
+        && !config.is_flow()
         && let Some(scale) = planned.steps.first().and_then(|step| config.first_noise.scale(step.from.sigma, most))
     {
         planned.initial_scale = scale;
@@ -141,6 +145,9 @@ impl Planner<'_> {
 
     /// The run of a sampler that works in sigma space (Euler, Heun and k-diffusion's other ones), as diffusers lays it.
     pub(super) fn sigma_space(&self, solver: Box<dyn Solver>) -> Result<Schedule> {
+        if self.config.is_flow() {
+            return self.flow_run(solver);
+        }
         let end = match self.config.levels_end() {
             0.0 => NoiseLevel::new(0.0, 0.0),
             sigma => NoiseLevel::new(single(sigma), self.process.timestep(sigma)),
@@ -204,6 +211,9 @@ impl Planner<'_> {
 
     /// The run of a sampler that works along `lambda = −ln sigma` (DPM-Solver and its kin), as diffusers lays it.
     pub(super) fn lambda_space(&self, solver: Box<dyn Solver>) -> Result<Schedule> {
+        if self.config.is_flow() {
+            return self.flow_run(solver);
+        }
         if self.given_levels()?.is_some() || self.scheduled_levels()?.is_some() {
             return self.sigma_space(solver);
         }

@@ -87,9 +87,12 @@ impl Value for StepCache {
 }
 
 /// What does not go together is said before any work.
-pub(super) fn check(request: &Request, _spec: &ModelSpec) -> Result<()> {
+pub(super) fn check(request: &Request, spec: &ModelSpec) -> Result<()> {
     let Some(cache) = request.sampling.cache else { return Ok(()) };
     let refuse = |what: &str| Err(Error::setting("cache", format!("{}: {what}", cache.typed())));
+    if cache.is_inside() && spec.mmdit.is_some() {
+        return refuse("works inside a UNet, and this model is a transformer; take spectrum or ucache");
+    }
     if cache.is_inside() && request.passes.hires_window.is_some() {
         return refuse("what it keeps is of an image that is seen whole; leave it or `hires-window` out, or take spectrum");
     }

@@ -104,6 +104,11 @@ pub trait ModelSource {
     /// The tokenizer of the text encoder `index`; `None` where CLIP's own is meant.
     fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles>;
 
+    /// The text of T5's `tokenizer.json`, where the model brings one.
+    fn t5_tokenizer(&self) -> Option<&str> {
+        None
+    }
+
     /// How many numbers one network's tensors have; `None` where that is not known beforehand.
     fn parameters(&self, _: Component) -> Option<u64> {
         None
@@ -129,6 +134,10 @@ impl ModelSource for Checkpoint {
 
     fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles> {
         Checkpoint::tokenizer(self, index)
+    }
+
+    fn t5_tokenizer(&self) -> Option<&str> {
+        self.t5_tokenizer.as_deref()
     }
 
     fn parameters(&self, component: Component) -> Option<u64> {

@@ -71,7 +71,7 @@ pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<
     let (devices, remarks) = open_all(load.devices())?;
     let showing = DownloadStyle::of(&draft);
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
-    let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing)?;
+    let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing, load.beside())?;
     let model = Opened::new(checkpoint, devices, &load);
     let resolve = |mut draft: Draft| {
         model.find_words(&mut draft);

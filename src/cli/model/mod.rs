@@ -15,8 +15,8 @@ use crate::inputs::InputFile;
 use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
 use crate::pipeline::{NetworkCache, Observer, Pipeline, batch_bytes, fits};
-use crate::settings::{Draft, HiresUpscaler, LoadSettings, Request, VaeTiling};
-use crate::weights::{Checkpoint, TinyAutoencoder};
+use crate::settings::{Draft, HiresUpscaler, LoadSettings, ModelParts, Request, VaeTiling};
+use crate::weights::{Checkpoint, OpenOptions, TinyAutoencoder};
 use crate::{Error, Result};
 pub(in crate::cli) use adapter_finder::AdapterFinder;
 use candle_core::{DType, Device};
@@ -341,18 +341,26 @@ impl Load for Models {
 /// # Errors
 /// As [`open_for`].
 pub(in crate::cli) fn open(what: Option<&str>, models_dir: Option<&Path>) -> Result<Checkpoint> {
-    open_for(what, models_dir, DType::F32, DownloadStyle::default())
+    open_for(what, models_dir, DType::F32, DownloadStyle::default(), ModelParts::default())
 }
 
 /// Opens what `--model` names; a hub id that names nothing here is fetched, in the variant for `dtype`.
 ///
 /// # Errors
 /// As [`resolve`], and what is wrong with the model.
-pub(in crate::cli) fn open_for(what: Option<&str>, models_dir: Option<&Path>, dtype: DType, showing: DownloadStyle) -> Result<Checkpoint> {
+pub(in crate::cli) fn open_for(
+    what: Option<&str>,
+    models_dir: Option<&Path>,
+    dtype: DType,
+    showing: DownloadStyle,
+    parts: ModelParts,
+) -> Result<Checkpoint> {
+    let ModelParts { clip_l, clip_g, t5, tokenizers } = parts;
+    let options = OpenOptions { prefer_variant: None, clip_l, clip_g, t5, tokenizers };
     match resolve(what, models_dir)? {
-        Named::Path(path) => Checkpoint::open(&path),
+        Named::Path(path) => Checkpoint::open_with(&path, &options),
         Named::Builtin => builtin(),
-        Named::Hub(id) => download::open(&id, dtype, showing),
+        Named::Hub(id) => download::open(&id, dtype, showing, options),
     }
 }
 

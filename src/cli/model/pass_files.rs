@@ -62,7 +62,7 @@ impl PassFiles {
         };
         let model = Checkpoint::open(&path)?;
         let spec = model.spec();
-        let texts = (0..spec.text_encoders.len()).map(Component::text_encoder);
+        let texts = spec.text_components();
         let numbers = texts.chain([Component::UNET]).map(|component| model.parameters(component)).sum();
         let opened = ModelFile { identity: Some(model.identity()?), numbers, path };
         known.insert(named.to_owned(), opened.clone());

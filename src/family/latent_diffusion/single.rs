@@ -2,7 +2,7 @@
 
 use super::super::config::limit;
 use super::super::detect::{self, Probe, VaeLayout};
-use super::super::files::{Description, NetworkPlan, TensorNames};
+use super::super::files::{Beside, Description, NetworkPlan, TensorNames};
 use super::super::json::Fields;
 use super::super::keys::{self, TextLayout};
 use super::super::kinds::{self, ForeignKind, SingleNetwork};
@@ -25,7 +25,7 @@ pub(super) const TEXT: [(&str, TextLayout); 5] = [
 ];
 
 /// Understands the file; `carried` is what the configuration files in it say.
-pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>) -> Result<(Description, String)> {
+pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, _: &Beside<'_>) -> Result<(Description, String)> {
     let (vae_prefix, text) = find(file)?;
     let (mut description, concluded) = match carried {
         Some(carried) => (carried, "as the configuration that it carries says".to_owned()),
@@ -178,15 +178,17 @@ fn concluded(file: &dyn TensorNames, vae_prefix: &'static str, text: &[FoundText
         default_size: resolution(file, &mut evidence).unwrap_or(if prediction.v { facts.size_of_v } else { row.default_size }),
         evidence,
         unet,
+        mmdit: None,
         vae,
         text_encoders,
+        t5: None,
         scheduler: schedule::parse(schedule::USUAL, &scheduler)?,
         zero_missing_negative: facts.zero_missing_negative,
         aesthetic_score,
         defaults,
     };
     let tokenizers = spec.text_encoders.iter().map(|_| None).collect();
-    Ok(Description { spec, networks: Vec::new(), tokenizers, scheduler })
+    Ok(Description { spec, networks: Vec::new(), tokenizers, t5_tokenizer: None, scheduler })
 }
 
 /// The size in the metadata, where it is a sensible one.
