@@ -10,12 +10,12 @@ use std::sync::{Mutex, PoisonError};
 /// Files whose headers were read that are remembered.
 const KEPT: usize = 256;
 
-type Known = HashMap<(String, String), Option<(FewSteps, String)>>;
+type KnownFewSteps = HashMap<(String, String), Option<(FewSteps, String)>>;
 
 /// How a LoRA wants its model to be sampled, and the sentence that tells from what that is known; `None` for one that is no distillation,
 /// or cannot be read. `content` is the hash of its bytes: a file's header is read once.
 pub fn few_steps_of(path: &Path, content: &str) -> Option<(FewSteps, String)> {
-    static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+    static KNOWN: Mutex<Option<KnownFewSteps>> = Mutex::new(None);
     let key = (content.to_owned(), path.file_name().unwrap_or_default().to_string_lossy().into_owned());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let known = known.get_or_insert_with(HashMap::new);
