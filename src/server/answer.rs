@@ -108,9 +108,9 @@ pub(super) fn bytes(kind: &'static str, bytes: impl Into<Bytes>) -> Response {
 }
 
 pub(super) async fn not_found() -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "there is nothing here; GET /docs lists what there is")
+    ApiError::new(StatusCode::NOT_FOUND, "there is nothing here; docs/serve.md lists what there is")
 }
 
 pub(super) async fn not_allowed() -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "there is no such method here; GET /docs lists what there is")
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "there is no such method here; docs/serve.md lists what there is")
 }

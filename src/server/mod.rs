@@ -1,7 +1,7 @@
 //! `sd-gen serve`: jobs over HTTP.
 //!
 //! ```text
-//! routes (native, a1111, openai, comfyui, page) → submit: settings → draft → studio → queue → engine (batch) → files
+//! routes (native, a1111, openai, page) → submit: settings → draft → studio → queue → engine (batch) → files
 //! ```
 //!
 //! Routes are thin: each language is turned into settings of the table, and all of them wait at one queue. Whoever knows models and
@@ -11,9 +11,8 @@
 //! Everything that is sent is untrusted: no path outside the named folders is read or written, values are checked as those of flags are,
 //! and bodies, pixels, steps, images and the queue have limits.
 
-//TODO mod a1111;
+mod a1111;
 mod answer;
-//TODO mod comfyui;
 mod engine;
 mod files;
 mod guard;
@@ -21,9 +20,8 @@ mod job;
 mod journal;
 mod metrics;
 mod native;
-//TODO mod openai;
-//TODO mod openapi;
-//TODO mod page;
+mod openai;
+mod page;
 mod pictures;
 mod queue;
 mod settings;
@@ -187,11 +185,9 @@ fn routes() -> Router<Arc<Server>> {
         .merge(native::routes())
         .merge(streams::routes())
         .merge(metrics::routes())
-        //TODO .merge(a1111::routes())
-        //TODO .merge(openai::routes())
-        //TODO .merge(comfyui::routes())
-        //TODO .merge(openapi::routes())
-        //TODO .merge(page::routes())
+        .merge(a1111::routes())
+        .merge(openai::routes())
+        .merge(page::routes())
         .fallback(answer::not_found)
         .method_not_allowed_fallback(answer::not_allowed)
 }

@@ -4,6 +4,7 @@ use crate::batch::{Load, Sizes};
 use crate::metadata::GeneratedBy;
 use crate::settings::{Draft, Request};
 use crate::{Error, Result};
+use ::image::RgbImage;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -73,6 +74,12 @@ pub trait Studio: Send + Sync {
 
     /// What a request that names no model uses.
     fn default_model(&self) -> String;
+
+    /// Enlarges an image by an upscaler of the folders, or by a plain filter: "None", "Lanczos" or "Nearest".
+    ///
+    /// # Errors
+    /// There is no such upscaler, or the memory is too small.
+    fn upscale(&self, image: &RgbImage, upscaler: &str, scale: f64) -> Result<RgbImage>;
 
     /// What the metadata of an image says, as settings by name, each with its values.
     ///

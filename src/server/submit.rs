@@ -171,7 +171,14 @@ fn enqueue(server: &Server, new: NewJob) -> Result<(Arc<str>, usize), ApiError> 
         draft.sampling.variation_seed = Some(Seed::Is(u64::from(rand::random::<u32>())));
     }
     let (shown, written) = (settings::shown(&draft), settings::written(&draft));
-    let resolved = server.studio.resolve(draft, &|path| uploads.is_permitted(path))?;
+    let resolved = server.studio.resolve(draft, &|path| uploads.is_permitted(path)).map_err(|error| {
+        // Where the server keeps what was sent says nothing to who sent it.
+        let folder = format!("{}/", server.options.folder.join("uploads").display());
+        let mut error = ApiError::from(error);
+        error.message = error.message.replace(&folder, "");
+        error.problems.iter_mut().for_each(|problem| problem.what = problem.what.replace(&folder, ""));
+        error
+    })?;
     let job = ServedJob {
         id: new.id.unwrap_or_else(ServedJob::new_id),
         origin: new.origin.to_owned(),

@@ -18,7 +18,7 @@ The flags of an image are what a request leaves open. Jobs are on the disk befor
 goes on with its queue when it is started again. Ctrl-C and SIGTERM stop it; the job at work is put back.
 
 Examples:
-  sd-gen serve                                             http://127.0.0.1:7860/ is a page; /docs lists the API
+  sd-gen serve                                             http://127.0.0.1:7860/ is a page
   sd-gen serve --model sd15.safetensors --steps 25
   sd-gen serve --listen 0.0.0.0:7860 --api-key SECRET      for other machines
   curl -H 'Content-Type: application/json' -d '{\"prompt\": \"a red apple\"}' http://127.0.0.1:7860/v1/jobs";

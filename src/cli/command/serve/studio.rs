@@ -4,17 +4,20 @@ use crate::adapter::AdapterFolders;
 use crate::batch::{Footprint, Load, Sizes, sizes};
 use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{self, BUILTIN, Models, Named, Opened, models_folder};
+use crate::cli::process::cancelled;
 use crate::cli::settings::recreate::{recreated, recreated_alone};
 use crate::device::open_all;
 use crate::disk::stays_inside;
 use crate::inputs::InputReader;
-use crate::pipeline::{Observer, Pipeline};
+use crate::pipeline::{Observer, Pipeline, UpscalePipeline};
 use crate::server::{Nameable, NameableFile, ResolvedJob, Studio};
 use crate::settings::{Draft, Effect, LoadSettings, PromptExpander, Request, Seed, table};
 use crate::survey::{Kind, Survey};
-use crate::weights::{CatalogKind, Found, find_models};
+use crate::weights::{CatalogKind, Found, UpscalerFile, find_models};
 use crate::{Error, Result};
-use candle_core::Device;
+use ::image::RgbImage;
+use ::image::imageops::FilterType;
+use candle_core::{DType, Device};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -294,6 +297,25 @@ impl Studio for ModelStudio {
             Ok(Named::Builtin) => BUILTIN.into(),
             Ok(Named::Hub(_)) | Err(_) => String::new(),
         }
+    }
+
+    fn upscale(&self, image: &RgbImage, upscaler: &str, scale: f64) -> Result<RgbImage> {
+        let side = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
+        let filter = match upscaler {
+            "None" | "Lanczos" => FilterType::Lanczos3,
+            "Nearest" => FilterType::Nearest,
+            name => {
+                let known = self.list(Nameable::Upscaler).into_iter().find(|file| file.name == name);
+                let path = known.and_then(|file| file.path).ok_or_else(|| {
+                    Error::setting("upscale", format!(" {name:?}: this server has no such upscaler; GET /v1/files lists what it has"))
+                })?;
+                let device = self.devices.first().unwrap_or(&Device::Cpu);
+                let file = UpscalerFile::open(&path)?;
+                let pipeline = UpscalePipeline::load(&file, name, device, DType::F32)?;
+                return pipeline.run_to(image, scale, &mut |_, _| if cancelled() { Err(Error::Cancelled) } else { Ok(()) });
+            }
+        };
+        Ok(::image::imageops::resize(image, side(image.width()), side(image.height()), filter))
     }
 
     fn settings_of(&self, image: &Path) -> Result<(Vec<(&'static str, Vec<String>)>, Vec<String>)> {
