@@ -16,6 +16,23 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lib", &["*"]),
     ("cli", &["*"]),
     ("batch", &["Error", "Result", "adapter", "disk", "image::write_png", "metadata", "pipeline", "settings", "spec", "weights"]),
+    (
+        "server",
+        &[
+            "Error",
+            "Result",
+            "batch",
+            "device::memory",
+            "disk",
+            "image",
+            "metadata",
+            "pipeline::GeneratedImage",
+            "pipeline::Observer",
+            "pipeline::Stage",
+            "sampling",
+            "settings",
+        ],
+    ),
     ("bench", &["Error", "Result", "device", "family", "ops", "pipeline", "settings", "sampling", "spec", "weights"]),
     (
         "pipeline",

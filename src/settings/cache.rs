@@ -133,7 +133,9 @@ impl Draft {
         let Some((steps, guided, forecast)) = level.checked_sub(1).and_then(|at| FAST.get(at)).copied() else { return draft };
         let mut chosen = Vec::new();
         let scheduler = &draft.scheduler;
-        let own_schedule = scheduler.sigmas.is_none()
+        // The schedule's tables are for noise that is added, not for flows.
+        let own_schedule = spec.mmdit.is_none()
+            && scheduler.sigmas.is_none()
             && scheduler.timesteps.is_none()
             && scheduler.schedule.is_none()
             && scheduler.config.is_none()

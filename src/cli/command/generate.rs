@@ -162,7 +162,7 @@ fn batches(requests: Vec<Arc<Request>>, sizes: Sizes) -> impl Iterator<Item = Re
     let mut tasks = requests
         .into_iter()
         .enumerate()
-        .flat_map(|(id, request)| request.each().map(move |(request, seed)| Task { id, model: 0, request, seed }));
+        .flat_map(|(id, request)| request.each().map(move |(request, seed)| Task { id, model: 0, request, seed, watch: None }));
     let next = move || tasks.by_ref().take(sizes.batch).collect::<Vec<Task>>();
     std::iter::repeat_with(next).take_while(|tasks| !tasks.is_empty()).map(move |tasks| Ok(Batch { tasks, at_once: sizes.at_once }))
 }
