@@ -346,8 +346,8 @@ pub(crate) fn vae(probe: Probe<'_>, layout: VaeLayout, scaling_factor: f64, forc
     })
 }
 
-/// A text encoder; `projected` is whether its projection is used.
-pub(crate) fn clip_text(probe: Probe<'_>, layout: TextLayout, projected: bool) -> Result<ClipTextSpec> {
+/// A text encoder; `projected` is whether its projection is used. Shapes do not tell heads: they have 64 channels, unless `heads` are known.
+pub(crate) fn clip_text(probe: Probe<'_>, layout: TextLayout, projected: bool, heads: Option<usize>) -> Result<ClipTextSpec> {
     let names = match layout {
         TextLayout::Clip if probe.has("text_model.embeddings.token_embedding.weight") => &CLIP,
         TextLayout::Clip => &OLD_CLIP,
@@ -358,9 +358,11 @@ pub(crate) fn clip_text(probe: Probe<'_>, layout: TextLayout, projected: bool) -
     let layers = probe.count(names.layers, names.norm);
     let fc1 = format!("{}.0.{}", names.layers, names.fc1);
     let [intermediate_size, _] = probe.need::<2>(&fc1)?;
-    if hidden_size % HEAD != 0 {
-        return Err(probe.wrong(names.tokens, format!("has a width of {hidden_size}, which heads of {HEAD} do not divide")));
-    }
+    let heads = heads.or(hidden_size.is_multiple_of(HEAD).then_some(hidden_size / HEAD));
+    let Some(heads) = heads.filter(|heads| *heads > 0 && hidden_size.is_multiple_of(*heads)) else {
+        let advice = "`tokenizers` with the folder of the model that it comes from tells its heads";
+        return Err(probe.wrong(names.tokens, format!("has a width of {hidden_size}, which heads of {HEAD} do not divide; {advice}")));
+    };
     let projection_dim = match (projected, layout) {
         (false, _) => None,
         (true, TextLayout::OpenClip) if probe.has("text_projection.weight") => Some(probe.need::<2>("text_projection.weight")?[0]),
@@ -372,7 +374,7 @@ pub(crate) fn clip_text(probe: Probe<'_>, layout: TextLayout, projected: bool) -
         hidden_size,
         intermediate_size,
         layers,
-        heads: hidden_size / HEAD,
+        heads,
         max_positions,
         activation: match layout {
             TextLayout::Clip => Activation::QuickGelu,

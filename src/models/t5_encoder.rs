@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 #[derive(Debug)]
-struct Layer {
+struct T5Layer {
     attention_norm: RmsNorm,
     q: Linear,
     k: Linear,
@@ -22,7 +22,7 @@ struct Layer {
     down: Linear,
 }
 
-impl Layer {
+impl T5Layer {
     fn load(scope: &Scope<'_>, spec: &T5Spec) -> Result<Self> {
         let &T5Spec { width, wide, heads, head_size, norm_eps, .. } = spec;
         let (attention, inner) = (scope.at("layer.0.SelfAttention"), heads * head_size);
@@ -61,7 +61,7 @@ pub struct T5Encoder {
     embedding: Tensor,
     /// Of each head for each distance, `(buckets, heads)`.
     distances: Tensor,
-    layers: Vec<Layer>,
+    layers: Vec<T5Layer>,
     final_norm: RmsNorm,
 }
 
@@ -72,7 +72,7 @@ impl T5Encoder {
     /// A tensor is missing or has another shape.
     pub fn load(scope: &Scope<'_>, spec: &T5Spec) -> Result<Self> {
         let encoder = scope.at("encoder");
-        let layers = (0..spec.layers).map(|i| Layer::load(&encoder.at("block").at(i), spec));
+        let layers = (0..spec.layers).map(|i| T5Layer::load(&encoder.at("block").at(i), spec));
         let distances = encoder.at("block.0.layer.0.SelfAttention.relative_attention_bias").table(spec.buckets, spec.heads)?;
         Ok(Self {
             embedding: scope.at("shared").table(spec.vocab_size, spec.width)?,

@@ -3,7 +3,7 @@
 use super::encode::PassNumber;
 use super::observer::Observer;
 use super::passes::{Pass, told};
-use super::start::{Beside, Start, values_of};
+use super::start::{BesideLoop, Start, values_of};
 use super::{BatchItem, Pipeline, image_noise};
 use crate::image::{ResizeFilter, resize, to_rgb};
 use crate::noise::SeededNoise;
@@ -36,7 +36,7 @@ impl Pipeline {
         let first = schedule.steps.first().map_or(0.0, |step| step.from.sigma);
         let latents = schedule.process.mix(&clean, &drawn, first)?;
         let batch = told(batch, |prompt| prompt.second.as_deref())?;
-        let start = Start { latents, schedule, beside: Beside::default() };
+        let start = Start { latents, schedule, beside: BesideLoop::default() };
         self.run_pass(&Pass { batch, number: PassNumber::Second, start, image: None, shown }, &mut noise, observer)
     }
 

@@ -61,7 +61,7 @@ use encode::PassNumber;
 use finite::check_finite;
 use memory::MemoryPromise;
 use passes::{LoadedRefiner, Pass};
-use start::{Beside, Start, StartImage};
+use start::{BesideLoop, Start, StartImage};
 use std::sync::Arc;
 use tracing::debug_span;
 
@@ -394,7 +394,7 @@ impl Pipeline {
         let start = match start {
             None => {
                 let latents = noise.first(&empty)?.affine(schedule.initial_scale, 0.0)?;
-                Start { latents, schedule, beside: Beside::default() }
+                Start { latents, schedule, beside: BesideLoop::default() }
             }
             Some(start) => self.start(start, request, schedule, &empty, &mut noise, observer)?,
         };

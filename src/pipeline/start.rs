@@ -24,17 +24,17 @@ pub(super) struct Start {
     /// The steps that are taken; none where the strength is too low for one.
     pub(super) schedule: Schedule,
     /// What of the image works beside the loop.
-    pub(super) beside: Beside,
+    pub(super) beside: BesideLoop,
 }
 
 /// What of an image works beside the loop, for every network that takes part.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Beside {
+pub(super) struct BesideLoop {
     channels: Option<MoreChannels>,
     keep: Option<KeepUnmaskedLatents>,
 }
 
-impl Beside {
+impl BesideLoop {
     pub(super) fn extensions(&self) -> Vec<Box<dyn Extension>> {
         let channels = self.channels.iter().map(|channels| Box::new(channels.clone()) as Box<dyn Extension>);
         channels.chain(self.keep.iter().map(|keep| Box::new(keep.clone()) as Box<dyn Extension>)).collect()
@@ -230,7 +230,7 @@ impl Pipeline {
             let image =
                 self.encode(&start.pixels(None)?, file, request.wrap(), observer)?.mean.broadcast_as(empty.shape())?.contiguous()?;
             let channels = MoreChannels::new(image).blind_in(Branch::Negative);
-            return Ok(Start { latents, schedule, beside: Beside { channels: Some(channels), keep: None } });
+            return Ok(Start { latents, schedule, beside: BesideLoop { channels: Some(channels), keep: None } });
         }
         let strength = request.inputs.strength();
         let repaints = self.spec.unet.in_channels == 2 * latent_channels + 1;
@@ -240,7 +240,7 @@ impl Pipeline {
             false => Some(sample(&start.pixels(None)?, noise, None, observer)?),
         };
         let drawn = noise.first(empty)?;
-        let mut beside = Beside::default();
+        let mut beside = BesideLoop::default();
         if let Some(mask) = &start.mask {
             let latent_mask = latent_mask(mask, self.spec.vae.factor())?.to_device(&self.device)?;
             if let Some(clean) = &mut clean {
@@ -289,7 +289,7 @@ impl Pipeline {
         if kept == 0 {
             observer.warn(&format!("`strength` {strength} of {steps} steps is less than one: the image is only encoded and decoded"));
             schedule.steps.clear();
-            return Ok(Start { latents: clean, schedule, beside: Beside::default() });
+            return Ok(Start { latents: clean, schedule, beside: BesideLoop::default() });
         }
         // A schedule may have fewer steps than were asked for, or more.
         let left_out = if request.inputs.strength_steps == StrengthSteps::Share { steps } else { schedule.steps.len() };

@@ -55,10 +55,10 @@ settings! {
     };
 
     /// A file of CLIP-L, for a Stable Diffusion 3 file without text encoders
-    clip_l: maybe SourcePath => Setting { name: "clip-l", hidden_aliases: &["clip_l"], value: "FILE", ..Setting::MODEL };
+    clip_l: maybe SourcePath => Setting { name: "clip-l", value: "FILE", ..Setting::MODEL };
 
     /// A file of CLIP-G, for a Stable Diffusion 3 file without text encoders
-    clip_g: maybe SourcePath => Setting { name: "clip-g", hidden_aliases: &["clip_g"], value: "FILE", ..Setting::MODEL };
+    clip_g: maybe SourcePath => Setting { name: "clip-g", value: "FILE", ..Setting::MODEL };
 
     /// A file of T5's encoder, for a Stable Diffusion 3 file without it
     t5: maybe SourcePath => Setting { name: "t5", aliases: &["t5xxl"], value: "FILE", ..Setting::MODEL };

@@ -2,7 +2,7 @@
 
 use super::super::config::limit;
 use super::super::detect::{self, Probe, VaeLayout};
-use super::super::files::{Beside, Description, NetworkPlan, TensorNames};
+use super::super::files::{Beside, ConfigFiles, Description, NetworkPlan, TensorNames};
 use super::super::json::Fields;
 use super::super::keys::{self, TextLayout};
 use super::super::kinds::{self, ForeignKind, SingleNetwork};
@@ -25,12 +25,12 @@ pub(super) const TEXT: [(&str, TextLayout); 5] = [
 ];
 
 /// Understands the file; `carried` is what the configuration files in it say.
-pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, _: &Beside<'_>) -> Result<(Description, String)> {
+pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, beside: &Beside<'_>) -> Result<(Description, String)> {
     let (vae_prefix, text) = find(file)?;
     let (mut description, concluded) = match carried {
         Some(carried) => (carried, "as the configuration that it carries says".to_owned()),
         None => {
-            let description = concluded(file, vae_prefix, &text)?;
+            let description = concluded(file, vae_prefix, &text, beside.tokenizers)?;
             let family = description.spec.family.name();
             (description, format!("{family} was concluded from the names and shapes of its tensors"))
         }
@@ -115,8 +115,17 @@ fn half_text_encoder(file: &dyn TensorNames) -> Option<String> {
     Some(format!("the tensor {prefix}{missing} of the text encoder, of which {there} others are there{alike}"))
 }
 
+/// The heads of a text encoder, where the folder that brings the tokenizers has its configuration too.
+fn heads_of_text(model: &dyn ConfigFiles, index: usize) -> Result<Option<usize>> {
+    let Some(dir) = ["text_encoder", "text_encoder_2"].get(index) else { return Ok(None) };
+    let file = format!("{dir}/config.json");
+    let Some(text) = model.utf8(&file)? else { return Ok(None) };
+    let fields = Fields::parse(model.shown(&file), text.as_bytes())?;
+    fields.get("num_attention_heads").map(|heads| fields.as_count("num_attention_heads", heads, limit::CHANNELS)).transpose()
+}
+
 /// Concludes the specs from names and shapes.
-fn concluded(file: &dyn TensorNames, vae_prefix: &'static str, text: &[FoundText]) -> Result<Description> {
+fn concluded(file: &dyn TensorNames, vae_prefix: &'static str, text: &[FoundText], model: Option<&dyn ConfigFiles>) -> Result<Description> {
     let mut evidence = Vec::new();
     let unet_probe = Probe { file, prefix: UNET };
     let mut unet = detect::unet(unet_probe)?;
@@ -130,7 +139,8 @@ fn concluded(file: &dyn TensorNames, vae_prefix: &'static str, text: &[FoundText
     let last = text.len().saturating_sub(1);
     let mut text_encoders = Vec::new();
     for (i, (prefix, layout)) in text.iter().enumerate() {
-        let clip = detect::clip_text(Probe { file, prefix }, *layout, xl && i == last)?;
+        let heads = model.map(|model| heads_of_text(model, i)).transpose()?.flatten();
+        let clip = detect::clip_text(Probe { file, prefix }, *layout, xl && i == last, heads)?;
         evidence.push(format!("{prefix}… is a CLIP of width {} with {} layers.", clip.hidden_size, clip.layers));
         let (skip_layers, final_norm) = match (xl, layout) {
             (true, _) => (1, false),

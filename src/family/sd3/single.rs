@@ -24,7 +24,7 @@ const TOKENS: &str = "text_model.embeddings.token_embedding.weight";
 pub(super) fn clip(file: &dyn TensorNames, prefix: &'static str, index: usize) -> Result<ClipTextSpec> {
     let probe = Probe { file, prefix };
     let projected = probe.shape("text_projection.weight").is_some();
-    let clip = detect::clip_text(probe, TextLayout::Clip, projected)?;
+    let clip = detect::clip_text(probe, TextLayout::Clip, projected, None)?;
     Ok(ClipTextSpec { activation: if index == 0 { Activation::QuickGelu } else { Activation::Gelu }, ..clip })
 }
 
