@@ -125,7 +125,9 @@ fn broken_and_hostile_headers_are_refused_in_one_sentence() {
         assert!(message.contains("file.gguf") && message.contains(words), "{message:?} does not say {words:?}");
         assert!(!message.contains('\n') && message.len() < 1000, "{message}");
     }
-    for length in 0..TYPES.len() {
+    // Behind the last tensor there is only padding.
+    let end = open(TYPES.to_vec()).unwrap().entries().iter().map(|entry| entry.range.end).max().unwrap();
+    for length in 0..end {
         assert!(open(TYPES[..length].to_vec()).is_err(), "{length}");
     }
 }
