@@ -50,6 +50,9 @@ pub mod ops;
 pub mod pipeline;
 pub mod prompt;
 pub mod sampling;
+#[cfg(feature = "serve")]
+#[doc(hidden)]
+pub mod server;
 pub mod settings;
 #[cfg(feature = "cli")]
 #[doc(hidden)]

@@ -4,8 +4,10 @@
 //! tensors (`family`), and obeyed by `models`, `text` and `pipeline`. Nobody else asks for the family.
 
 mod latent_rgb;
+mod mmdit;
 
 pub use latent_rgb::LatentRgb;
+pub use mmdit::{MmditSpec, T5Spec};
 
 use crate::sampling::SchedulerConfig;
 
@@ -58,6 +60,8 @@ impl Component {
     };
     /// The denoiser.
     pub const UNET: Self = Self("unet");
+    /// The T5 encoder.
+    pub const T5: Self = Self("text_encoder_3");
     /// The autoencoder.
     pub const VAE: Self = Self("vae");
 
@@ -96,10 +100,14 @@ pub struct ModelSpec {
     pub evidence: Vec<String>,
     /// The denoiser.
     pub unet: UNetSpec,
+    /// It is a transformer (Stable Diffusion 3); what this says counts, and `unet` is as near as it comes.
+    pub mmdit: Option<MmditSpec>,
     /// The autoencoder.
     pub vae: VaeSpec,
     /// The text encoders in the order in which their embeddings are joined.
     pub text_encoders: Vec<TextEncoderSpec>,
+    /// The T5 encoder behind them, whose tokens follow theirs.
+    pub t5: Option<T5Spec>,
     /// The noise schedule and the sampler that the model asks for.
     pub scheduler: SchedulerConfig,
     /// Width and height in pixels that the model was trained at.
@@ -110,6 +118,19 @@ pub struct ModelSpec {
     pub aesthetic_score: bool,
     /// Steps and guidance scale that the model wants.
     pub defaults: Defaults,
+}
+
+impl ModelSpec {
+    /// What the sides of an image are multiples of, in pixels.
+    pub fn side_multiple(&self) -> usize {
+        // A model with fewer resolutions than SD's takes smaller steps; the setting's contract is a multiple of 8.
+        (self.vae.factor() * self.mmdit.as_ref().map_or(1, |mmdit| mmdit.patch_size)).max(8)
+    }
+
+    /// The components that read the prompt.
+    pub fn text_components(&self) -> impl Iterator<Item = Component> + use<> {
+        (0..self.text_encoders.len()).map(Component::text_encoder).chain(self.t5.is_some().then_some(Component::T5))
+    }
 }
 
 /// What to use when the user does not say.
@@ -163,6 +184,8 @@ pub struct UNetLevel {
     pub depths: Vec<usize>,
     /// A downsampler (in `down`) or an upsampler (in `up`) ends the level.
     pub resample: bool,
+    /// The first attention of its transformer blocks reads the text in the place of the image (`only_cross_attention`, as in SDXS).
+    pub reads_text_only: bool,
 }
 
 /// The UNet's middle.

@@ -1,10 +1,13 @@
 //! What a file or folder of weights is, read from headers: nothing is loaded.
 
-use crate::adapter::{Adapter, Change, Embedding};
-use crate::family::kinds::{self, Network, SingleNetwork};
+use crate::adapter::{Adapter, Change, Embedding, few_steps_in};
+use crate::family::detect;
+use crate::family::kinds::{self, AddOn, Network, SingleNetwork};
 use crate::family::of_context;
 use crate::spec::Family;
-use crate::weights::{Blob, Checkpoint, Entry, PICKLE, Part, WeightFile, is_pickle, model_error, quoted};
+use crate::weights::{
+    Blob, Checkpoint, Entry, PICKLE, Part, WeightFile, find_tiny_autoencoder, is_model_folder, is_pickle, model_error, quoted,
+};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -27,6 +30,12 @@ pub enum Kind {
     Adapter,
     /// A textual inversion.
     Embedding,
+    /// A network that sees an image and steers a model by it.
+    ControlNet,
+    /// What makes an image a prompt.
+    IpAdapter,
+    /// A network that enlarges images.
+    Upscaler,
     /// An add-on of another kind.
     AddOn,
     /// A file that is not opened.
@@ -46,9 +55,26 @@ impl Kind {
             Kind::TextEncoder => "text-encoder",
             Kind::Adapter => "lora",
             Kind::Embedding => "embedding",
+            Kind::ControlNet => "controlnet",
+            Kind::IpAdapter => "ip-adapter",
+            Kind::Upscaler => "upscaler",
             Kind::AddOn => "add-on",
             Kind::Pickle => "pickle",
             Kind::Unknown => "unknown",
+        }
+    }
+
+    /// The flag that takes such a file; empty where none does.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Kind::Model => "--model",
+            Kind::Vae => "--vae",
+            Kind::Adapter => "--lora",
+            Kind::Embedding => "--embedding",
+            Kind::ControlNet => "--control",
+            Kind::IpAdapter => "--ip-adapter",
+            Kind::Upscaler => "--upscale",
+            Kind::OtherModel | Kind::UNet | Kind::TextEncoder | Kind::AddOn | Kind::Pickle | Kind::Unknown => "",
         }
     }
 }
@@ -135,7 +161,13 @@ impl Survey {
         let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
         let mut survey = Survey::nothing(path);
         if metadata.is_dir() {
-            survey.take_model(Checkpoint::open(path));
+            match network_file(path) {
+                None => survey.take_model(Checkpoint::open(path)),
+                Some(file) => {
+                    let inside = Survey::of(&file)?;
+                    survey = Survey { path: path.to_owned(), ..inside };
+                }
+            }
             return Ok(survey);
         }
         survey.files.push(path.to_owned());
@@ -207,11 +239,37 @@ impl Survey {
             self.components = vec![summary("words", file.entries())];
             self.embedding = Some(embedding);
         } else if let Some(row) = kinds::foreign(&*file) {
-            self.kind = if row.is_model { Kind::OtherModel } else { Kind::AddOn };
-            self.what = row.what.to_owned();
+            self.kind = match row.add_on {
+                AddOn::Other if row.is_model => Kind::OtherModel,
+                AddOn::Other => Kind::AddOn,
+                AddOn::ControlNet => Kind::ControlNet,
+                AddOn::IpAdapter => Kind::IpAdapter,
+                AddOn::Upscaler => Kind::Upscaler,
+            };
+            self.does = match row.add_on {
+                AddOn::ControlNet => "steers by an image",
+                AddOn::IpAdapter => "takes an image as a prompt",
+                AddOn::Upscaler => "enlarges images",
+                AddOn::Other => "",
+            };
+            self.family = match row.add_on {
+                AddOn::ControlNet => detect::text_width(&*file),
+                AddOn::IpAdapter => file.shape("ip_adapter.1.to_k_ip.weight").and_then(|shape| shape.get(1).copied()),
+                _ => None,
+            }
+            .and_then(of_context)
+            .map(Family::name);
+            self.what = format!("{}{}", row.what, self.family.map(|family| format!(" for {family}")).unwrap_or_default());
             self.evidence.push(format!("A tensor's name contains \"{}\".", row.part));
             self.components = vec![summary("tensors", file.entries())];
             self.problem = row.is_model.then(|| format!("{} is {}, {}", file.name, row.what, row.why));
+        } else if let Some((_, tiny)) = find_tiny_autoencoder(&file) {
+            self.take_vae("a small autoencoder (TAESD)", Some(tiny.latent_channels));
+            self.components = vec![summary("tensors", file.entries())];
+        } else if is_compact(&file) {
+            self.kind = Kind::Upscaler;
+            (self.what, self.does) = ("a Compact upscaler".into(), "enlarges images");
+            self.components = vec![summary("tensors", file.entries())];
         } else {
             let lone = kinds::lone(&*file);
             let context =
@@ -224,7 +282,8 @@ impl Survey {
                 Err(error) => {
                     self.components = vec![all];
                     self.take_network(&file, lone, context, channels);
-                    self.problem = Some(error.to_string());
+                    // An autoencoder by itself is as it ought to be.
+                    self.problem = (self.kind != Kind::Vae).then(|| error.to_string());
                 }
             }
         }
@@ -306,9 +365,23 @@ impl Survey {
             base_name.map(|name| format!(" for {name}")).unwrap_or_default()
         );
         self.evidence.extend(base.map(|(_, why)| format!("{why}.")));
+        self.evidence.extend(few_steps_in(file).map(|(_, why)| why));
         self.components = vec![summary("tensors", file.entries())];
         self.unused.clone_from(&adapter.unknown);
         self.adapter = Some(adapter);
+    }
+
+    /// An autoencoder for so many channels of latents, which is all that tells whose it may be.
+    fn take_vae(&mut self, what: &str, latents: Option<usize>) {
+        self.kind = Kind::Vae;
+        self.does = "encodes and decodes";
+        self.evidence.extend(latents.map(|latents| format!("Its latents have {latents} channels.")));
+        self.family = match latents {
+            Some(4) => Some("Stable Diffusion 1.x, 2.x and XL"),
+            Some(16) => Some("Stable Diffusion 3"),
+            _ => None,
+        };
+        self.what = format!("{what}{}", self.family.map(|family| format!(" for {family}")).unwrap_or_default());
     }
 
     fn take_network(&mut self, file: &WeightFile, lone: Option<&SingleNetwork>, context: Option<usize>, channels: Option<usize>) {
@@ -333,9 +406,8 @@ impl Survey {
                 context.and_then(of_context).map(Family::name)
             }
             Network::Vae => {
-                self.kind = Kind::Vae;
-                self.does = "encodes and decodes";
-                None
+                let keys = ["decoder.conv_in.weight", "first_stage_model.decoder.conv_in.weight"];
+                return self.take_vae(what, keys.iter().find_map(|key| file.shape(key)?.get(1).copied()));
             }
             Network::Text => {
                 self.kind = Kind::TextEncoder;
@@ -355,6 +427,25 @@ impl Survey {
         self.family = family;
         self.what = format!("{what}{}", family.map(|family| format!(" of {family}")).unwrap_or_default());
     }
+}
+
+/// The only file of weights of a folder that holds one network, or the first variant of it.
+fn network_file(folder: &Path) -> Option<PathBuf> {
+    if is_model_folder(folder) || !folder.join("config.json").is_file() {
+        return None;
+    }
+    let names = ["diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", "model.fp16"];
+    names.iter().map(|name| folder.join(format!("{name}.safetensors"))).find(|file| file.is_file())
+}
+
+/// SRVGGNetCompact: a line of convolutions and PReLUs, and nothing else.
+fn is_compact(file: &WeightFile) -> bool {
+    let names = || file.entries().iter().map(|entry| entry.name.rsplit_once("body.").map_or("", |(_, rest)| rest));
+    let numbered = |rest: &str| {
+        rest.split_once('.').is_some_and(|(number, leaf)| number.parse::<usize>().is_ok() && ["weight", "bias"].contains(&leaf))
+    };
+    let sides = |name: &str| file.entries().iter().find(|entry| entry.name.ends_with(name)).map(|entry| entry.shape.len());
+    names().all(numbered) && sides("body.0.weight") == Some(4) && sides("body.1.weight") == Some(1)
 }
 
 /// Counts tensors by their type.

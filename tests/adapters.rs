@@ -11,7 +11,7 @@ use sd_gen::inputs::InputFile;
 use sd_gen::pipeline::{BatchItem, Pipeline, Silent};
 use sd_gen::settings::{Draft, Request, Seed, WeightedFile};
 use sd_gen::spec::Component;
-use sd_gen::weights::{Checkpoint, ModelSource};
+use sd_gen::weights::{Checkpoint, ModelSource, TensorChanges};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -209,13 +209,99 @@ fn what_does_not_fit_is_named_in_one_sentence() {
     refused("pickle.pt", &[("x.y", &[2])], "pickle");
 }
 
+/// What `inspect` says of a LoRA and a model is what a run applies, and that is what changes.
+#[test]
+fn what_is_said_to_fit_is_what_is_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = emoji();
+    let block = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0";
+    let lora = |layer: String, input: usize, output: usize| {
+        let random = |shape: (usize, usize)| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap();
+        [(format!("{layer}.lora_down.weight"), random((2, input))), (format!("{layer}.lora_up.weight"), random((output, 2)))]
+    };
+    let tensors = [
+        lora(format!("{block}_attn1_to_q"), 128, 128),
+        lora("lora_te_text_model_encoder_layers_0_self_attn_q_proj".into(), 128, 128),
+        lora(format!("{block}_attn1_to_k"), 96, 128),
+        lora("lora_unet_up_blocks_9_x".into(), 8, 8),
+    ];
+    let path = folder.path().join("some.safetensors");
+    candle_core::safetensors::save(&tensors.into_iter().flatten().collect(), &path).unwrap();
+    let adapter = Arc::new(Adapter::open(&path).unwrap());
+    let fit = adapter.fit(&model);
+    assert_eq!((fit.keys, fit.layers, fit.of, fit.absent.len(), fit.misshapen.len()), (4, 2, 4, 2, 2));
+    let deltas = Deltas::bind(&model, &[AdapterUse { adapter, weight: 1.0, text_weight: 1.0 }], true).unwrap();
+    assert_eq!(deltas.applied(), ["some: 2 of 4 layers"]);
+    let names = deltas.names();
+    assert_eq!(names.len(), fit.layers);
+    let changed = ModelWithDeltas::new(&model, Arc::new(deltas));
+    for (component, name) in names {
+        let numbers = |model: &dyn ModelSource| -> Vec<f32> {
+            let source = model.tensors(component);
+            let shape = source.shape(&name).unwrap();
+            source.tensor(&name, &shape, DType::F32, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        assert_ne!(numbers(&changed), numbers(&model), "{name}");
+    }
+    // The same words on the command line.
+    let mut inspect = std::process::Command::new(env!("CARGO_BIN_EXE_sd-gen"));
+    let inspect = inspect.args(["inspect", "--json", "--no-hash", "--model", "emoji", "some.safetensors"]).current_dir(folder.path());
+    let said: serde_json::Value = serde_json::from_slice(&inspect.output().unwrap().stdout).unwrap();
+    assert_eq!((&said[0]["fit"]["layers"], &said[0]["fit"]["of"]), (&2.into(), &4.into()), "{said}");
+    let run = ["-p", "an apple", "--steps", "1", "--lora", "some.safetensors", "--lora-partial"];
+    let (fine, said, _) = sd_gen(folder.path(), &run);
+    assert!(fine && said.contains("some: 2 of 4 layers"), "{said}");
+    let (fine, said, _) = sd_gen(folder.path(), &run[..6]);
+    assert!(!fine && said.contains("--lora-partial takes the 2 layers that fit"), "{said}");
+}
+
+#[test]
+fn hostile_files_are_one_sentence_and_no_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = |name: &str| {
+        let choice = LoraChoice { path: folder.path().join(name), weight: 1.0, text_weight: 1.0 };
+        let choice = AdapterChoice { loras: vec![choice], ..AdapterChoice::default() };
+        let error = AdapterCache::default().prepare(&emoji(), &choice).unwrap_err().to_string();
+        assert!(error.contains(name) && !error.contains('\n') && error.len() < 600, "{error}");
+        error
+    };
+    let query = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q";
+    // More keys than any adapter has.
+    let many: Shapes = (0..100_001).map(|i| (format!("lora_unet_{i}.lora_up.weight"), vec![1])).collect();
+    std::fs::write(folder.path().join("many.safetensors"), file(&many, &[])).unwrap();
+    assert!(said("many.safetensors").contains("100001 tensors"));
+    // Ten gigabytes of rank, in a file whose bytes are there and are nothing.
+    let (rank, half) = (20_000_000u64, 128 * 20_000_000u64 * 2);
+    let header = format!(
+        r#"{{"{query}.lora_up.weight":{{"dtype":"F16","shape":[128,{rank}],"data_offsets":[0,{half}]}},"{query}.lora_down.weight":{{"dtype":"F16","shape":[{rank},128],"data_offsets":[{half},{}]}}}}"#,
+        2 * half
+    );
+    let path = folder.path().join("rank.safetensors");
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8 + header.len() as u64 + 2 * half).unwrap();
+    assert!(said("rank.safetensors").contains("rank of 20000000"));
+    // And in one whose bytes are not.
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8 + header.len() as u64).unwrap();
+    said("rank.safetensors");
+    // A scale that is no number.
+    let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    let tensors = [
+        (format!("{query}.lora_up.weight"), zeros((128, 2))),
+        (format!("{query}.lora_down.weight"), zeros((2, 128))),
+        (format!("{query}.alpha"), Tensor::new(f32::NAN, &Device::Cpu).unwrap()),
+    ];
+    candle_core::safetensors::save(&tensors.into(), folder.path().join("alpha.safetensors")).unwrap();
+    assert!(said("alpha.safetensors").contains("NaN"));
+}
+
 #[test]
 fn numbers_that_are_none_are_found() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nan.safetensors");
-    let name = "lora_unet_conv_in.lora_up.weight".to_owned();
-    let nan = Tensor::new(&[[1f32, f32::NAN]], &Device::Cpu).unwrap();
-    candle_core::safetensors::save(&[(name.clone(), nan)].into(), &path).unwrap();
+    let name = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight".to_owned();
+    let nan = Tensor::new(&[[1f32, f32::NAN]], &Device::Cpu).unwrap().broadcast_as((128, 2)).unwrap().contiguous().unwrap();
+    let down = Tensor::zeros((2, 128), DType::F32, &Device::Cpu).unwrap();
+    candle_core::safetensors::save(&[(name.replace("lora_up", "lora_down"), down), (name.clone(), nan)].into(), &path).unwrap();
     let choice = AdapterChoice { loras: vec![LoraChoice { path, weight: 1.0, text_weight: 1.0 }], ..AdapterChoice::default() };
     let error = AdapterCache::default().prepare(&emoji(), &choice).unwrap_err().to_string();
     assert!(error.contains("NaN") && error.contains(&name), "{error}");

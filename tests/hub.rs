@@ -264,13 +264,13 @@ fn pickles_and_repositories_without_a_model_are_refused_before_anything_large_is
     assert!(sentence.contains("text_encoder/pytorch_model.bin is a pickle"), "{sentence}");
     assert!(hub.fetched().iter().all(|file| !file.ends_with(".safetensors")));
 
-    // Another architecture: its texts say so.
+    // A model whose texts are not all there.
     let hub = Hub::new([
         ("model_index.json".to_owned(), br#"{"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3"]}"#.to_vec()),
         ("transformer/diffusion_pytorch_model.safetensors".to_owned(), bytes(100, 1)),
     ]);
-    let error = Trial::new(&hub).fetch("org/model").expect_err("no UNet");
-    assert!(error.to_string().contains("only UNets are implemented"), "{error}");
+    let error = Trial::new(&hub).fetch("org/model").expect_err("no configuration");
+    assert!(error.to_string().contains("transformer/config.json"), "{error}");
     assert_eq!(hub.fetched(), ["model_index.json"]);
 }
 

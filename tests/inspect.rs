@@ -89,17 +89,19 @@ fn parts_and_add_ons_and_other_families_are_named() {
     };
     for (shapes, kind, what) in [
         (part("model.diffusion_model."), Kind::UNet, "a UNet of Stable Diffusion 2.x"),
-        (part("first_stage_model."), Kind::Vae, "an autoencoder"),
+        (part("first_stage_model."), Kind::Vae, "an autoencoder for Stable Diffusion 1.x, 2.x and XL"),
         (part("cond_stage_model.model."), Kind::TextEncoder, "a text encoder of OpenCLIP-H (Stable Diffusion 2.x)"),
         (shapes(&[("encoder.block.0.layer.0.SelfAttention.q.weight", &[8, 8])]), Kind::TextEncoder, "a text encoder (T5)"),
         (shapes(&[("emb_params", &[4, 768])]), Kind::Embedding, "a textual inversion for Stable Diffusion 1.x"),
         (shapes(&[("<word>", &[1024])]), Kind::Embedding, "a textual inversion for Stable Diffusion 2.x"),
         (shapes(&[("clip_g", &[2, 1280]), ("clip_l", &[2, 768])]), Kind::Embedding, "a textual inversion for Stable Diffusion XL"),
-        (shapes(&[("model.diffusion_model.joint_blocks.0.x", &[1])]), Kind::OtherModel, "Stable Diffusion 3"),
         (shapes(&[("double_blocks.0.img_attn.qkv.weight", &[1])]), Kind::OtherModel, "Flux or a relative"),
-        (shapes(&[("control_model.input_hint_block.0.weight", &[1])]), Kind::AddOn, "a ControlNet"),
+        (shapes(&[("control_model.input_hint_block.0.weight", &[1])]), Kind::ControlNet, "a ControlNet"),
+        (shapes(&[("controlnet_mid_block.weight", &[1]), ("control_add_embedding.x", &[1])]), Kind::AddOn, "a ControlNet Union"),
+        (shapes(&[("adapter.body.0.block1.weight", &[1])]), Kind::AddOn, "a T2I-Adapter"),
         (shapes(&[("down_blocks.0.motion_modules.0.x", &[1])]), Kind::AddOn, "AnimateDiff's motion module"),
-        (shapes(&[("body.0.rdb1.conv1.weight", &[1])]), Kind::AddOn, "an ESRGAN upscaler"),
+        (shapes(&[("body.0.rdb1.conv1.weight", &[1])]), Kind::Upscaler, "an ESRGAN upscaler"),
+        (shapes(&[("body.0.weight", &[8, 3, 3, 3]), ("body.1.weight", &[8])]), Kind::Upscaler, "a Compact upscaler"),
         (shapes(&[("layers.0.mlp", &[1])]), Kind::Unknown, "tensors of nothing that is known"),
     ] {
         let found = survey(&shapes, &[]);
@@ -216,7 +218,7 @@ fn a_lora_is_held_against_a_model() {
   ranks         4
   changes       UNet: 5 layers
                 text encoder 1: 1 layer
-  applies       8 keys, in 4 layers
+  applies       8 keys, in 4 of 6 layers
   not there     lora_unet_down_blocks_7_x.lora_down.weight
                 lora_unet_down_blocks_7_x.lora_up.weight
   other shapes  lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight (64 to 32 where the model has [32, 32])
@@ -289,7 +291,7 @@ fn the_models_folder_is_a_table_with_names_that_resolve() {
     let table = said(folder.path(), &["models"]);
     assert_eq!(
         table.lines().next().unwrap().split_whitespace().collect::<Vec<_>>(),
-        ["name", "what", "size", "dtype", "predicts", "does", "problem"]
+        ["name", "what", "size", "dtype", "predicts", "does", "flag", "problem"]
     );
     assert!(table.contains("xl/Large One  Stable Diffusion XL") && table.contains("is a pickle"), "{table}");
     for (name, what) in [("xl/Large One", "XL"), ("large", "XL"), ("XL/L", "XL"), ("pla", "1.x"), ("emoji", "generates")] {
@@ -311,7 +313,7 @@ fn the_models_folder_is_a_table_with_names_that_resolve() {
         std::os::unix::fs::symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji"), &link).unwrap();
         let table = said(folder.path(), &["models", "--hash"]);
         let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("emoji ")).collect();
-        assert!(rows.len() == 2 && rows.iter().all(|row| row.ends_with("generates")), "{table}");
+        assert!(rows.len() == 2 && rows.iter().all(|row| row.contains("generates") && row.ends_with("--model")), "{table}");
         std::fs::remove_file(link).unwrap();
     }
     let refused = sd_gen(folder.path(), &["-m", "pl", "-p", "x"]);
@@ -339,6 +341,57 @@ fn the_models_folder_is_a_table_with_names_that_resolve() {
     assert_eq!(nothing.status.code(), Some(2));
     let missing = sd_gen(folder.path(), &["models", "nowhere"]);
     assert_eq!(missing.status.code(), Some(2));
+}
+
+/// What goes beside a model, as other tools lay it out: LoRAs and the like inside the models folder and beside it.
+#[test]
+fn what_goes_beside_a_model_is_listed_with_what_it_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |path: &str, names: &[(&str, &[usize])]| {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, file(&shapes(names), &[])).unwrap();
+    };
+    let site = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k";
+    let lora = |width| [(format!("{site}.lora_down.weight"), vec![4, width]), (format!("{site}.lora_up.weight"), vec![32, 4])];
+    std::fs::create_dir_all(folder.path().join("models/loras")).unwrap();
+    std::fs::create_dir_all(folder.path().join("Lora/style")).unwrap();
+    std::fs::write(folder.path().join("models/loras/inside.safetensors"), file(&lora(768).to_vec(), &[])).unwrap();
+    std::fs::write(folder.path().join("Lora/style/detail.safetensors"), file(&lora(2048).to_vec(), &[])).unwrap();
+    place("embeddings/word.safetensors", &[("emb_params", &[2, 1024])]);
+    place("models/VAE/ours.safetensors", &[("decoder.conv_in.weight", &[8, 16, 3, 3])]);
+    let attention = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    let net = [("controlnet_mid_block.weight", &[1][..]), (attention, &[32, 768])];
+    place("controlnet/canny/diffusion_pytorch_model.safetensors", &net);
+    place("controlnet/canny/diffusion_pytorch_model.fp16.safetensors", &net);
+    std::fs::write(folder.path().join("controlnet/canny/config.json"), r#"{"_class_name": "ControlNetModel"}"#).unwrap();
+    place("models/ipadapter/plain.safetensors", &[("ip_adapter.1.to_k_ip.weight", &[640, 2048])]);
+    place("models/upscale_models/x4.safetensors", &[("body.0.rdb1.conv1.weight", &[1])]);
+    place("ESRGAN/small.safetensors", &[("body.0.weight", &[8, 3, 3, 3]), ("body.1.weight", &[8])]);
+    let rows = said_json(folder.path(), &["models", "--json"]);
+    let row = |row: &Value| ["name", "kind", "family", "flag"].map(|field| row[field].as_str().unwrap_or("-").to_owned());
+    let (one, two, xl) = ("Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL");
+    assert_eq!(
+        rows.as_array().unwrap().iter().map(row).collect::<Vec<_>>(),
+        [
+            ["VAE/ours", "vae", "Stable Diffusion 3", "--vae"],
+            ["ipadapter/plain", "ip-adapter", xl, "--ip-adapter"],
+            ["loras/inside", "lora", one, "--lora"],
+            ["upscale_models/x4", "upscaler", "-", "--upscale"],
+            ["Lora/style/detail", "lora", xl, "--lora"],
+            ["embeddings/word", "embedding", two, "--embedding"],
+            ["controlnet/canny", "controlnet", one, "--control"],
+            ["ESRGAN/small", "upscaler", "-", "--upscale"],
+            ["emoji", "model", one, "--model"],
+        ]
+    );
+    assert!(rows.as_array().unwrap().iter().all(|row| row["problem"].is_null()), "{rows}");
+    assert!(said(folder.path(), &["models"]).contains("a ControlNet for Stable Diffusion 1.x"));
+    assert!(said(folder.path(), &["inspect", "--no-hash", "controlnet/canny"]).contains("steers by an image"));
+    // The names can be given: this one is found, and does not fit.
+    let refused = sd_gen(folder.path(), &["-m", "emoji", "-p", "x", "--lora", "Lora/style/detail"]);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(message.contains("is a LoRA for Stable Diffusion XL"), "{message}");
 }
 
 #[test]

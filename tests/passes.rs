@@ -59,6 +59,7 @@ fn a_refiner_takes_over_as_in_diffusers() {
         let config = match sampler {
             "euler" => config("EulerDiscreteScheduler", ""),
             "euler-a" => config("EulerAncestralDiscreteScheduler", ""),
+            "heun" => config("HeunDiscreteScheduler", ""),
             "ddim" => config("DDIMScheduler", r#", "clip_sample": false, "set_alpha_to_one": false"#),
             _ => config("DPMSolverMultistepScheduler", r#", "use_karras_sigmas": true"#),
         };
@@ -93,6 +94,38 @@ fn what_cannot_take_over_is_said() {
     };
     assert!(said(data("parity/sd21-v")).contains("refiner"), "{}", said(data("parity/sd21-v")));
     assert!(said(data("upscalers/cases.json")).contains("cases.json"));
+}
+
+/// A small ESRGAN of random weights, as a file: the shapes of one of the upscalers' cases.
+fn upscaler(folder: &Path) -> PathBuf {
+    let cases = std::fs::read(data("upscalers/cases.json")).expect("the cases");
+    let cases: serde_json::Value = serde_json::from_slice(&cases).expect("JSON");
+    let case = cases.as_array().and_then(|cases| cases.iter().find(|case| case["name"] == "rrdb-old-x4")).expect("a case");
+    let tensor = |(name, shape): (&String, &serde_json::Value)| {
+        let shape: Vec<usize> = serde_json::from_value(shape.clone()).expect("a shape");
+        (name.clone(), Tensor::randn(0f32, 0.1, shape, &Device::Cpu).expect("numbers"))
+    };
+    let tensors = case["tensors"].as_object().expect("tensors").iter().map(tensor).collect();
+    let path = folder.join("esrgan.safetensors");
+    safetensors::save(&tensors, &path).expect("written");
+    path
+}
+
+#[test]
+fn a_network_enlarges_between_the_passes_and_after_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let network = upscaler(folder.path());
+    let network = network.to_str().expect("a path");
+    let pipeline = pipeline(false);
+    let made = |upscaler: &str, more: &[(&str, &str)]| {
+        let settings = [("hires", "2"), ("hires-strength", "0.5"), ("hires-upscaler", upscaler), ("steps", "3")];
+        pipeline.generate(&draft(&[&settings[..], more].concat())).expect("an image").remove(0)
+    };
+    let by_network = made(network, &[]);
+    assert_eq!(by_network.image.dimensions(), (96, 64));
+    assert!(apart(&by_network.latents, &made("lanczos", &[]).latents) > 1e-2);
+    assert!(apart(&by_network.latents, &made(network, &[]).latents) == 0.0);
+    assert_eq!(made(network, &[("upscale", &format!("{network}:1.5")), ("tiling", "both")]).image.dimensions(), (144, 96));
 }
 
 #[test]

@@ -19,7 +19,10 @@ fn text_encoder(folder: &Path) -> (TextEncoder, ClipTokenizer) {
     let checkpoint = Checkpoint::open(folder).expect("a model");
     let spec = &checkpoint.spec().text_encoders[0];
     let files = checkpoint.tokenizer(0).expect("tokenizer files");
-    let tokenizer = || ClipTokenizer::from_files("the model", &files.vocab_json, &files.merges, &spec.pad_token, 77).expect("a tokenizer");
+    let tokenizer = || {
+        ClipTokenizer::from_files("the model", &files.vocab_json, &files.merges, &spec.pad_token, spec.clip.max_positions)
+            .expect("a tokenizer")
+    };
     let source = checkpoint.component(Component::text_encoder(0));
     let encoder = TextEncoder::load(&Scope::root(&source, DType::F32, &Device::Cpu), spec, tokenizer()).expect("a text encoder");
     (encoder, tokenizer())
@@ -93,6 +96,53 @@ fn texts_of_a_timeline_share_their_length_and_their_mean() {
     let twice = by(&[("a (red:1.5) cat", 2), ("a dog", 1)]).remove(0);
     let written_out = by(&[("a (red:1.5) cat", 1), ("a (red:1.5) cat", 1), ("a dog", 1)]).remove(0);
     assert_near(&twice, &written_out, "an entry that is there twice");
+}
+
+#[test]
+fn a_text_encoder_of_248_positions_reads_a_long_text_whole() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let golden = safetensors::load(root.join("text/long_positions.safetensors"), &Device::Cpu).expect("what transformers made");
+    let text = std::fs::read_to_string(root.join("text/long_positions.txt")).expect("a text");
+    // The small model with more positions, as LongCLIP differs from CLIP.
+    let dir = tempfile::tempdir().expect("a folder");
+    let copy = |from: &Path, to: &Path| {
+        std::fs::create_dir_all(to).expect("a folder");
+        for entry in std::fs::read_dir(from).expect("a folder").flatten().filter(|entry| entry.path().is_file()) {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+        }
+    };
+    let model = root.join("parity/sd15");
+    copy(&model, dir.path());
+    for part in ["text_encoder", "tokenizer", "unet", "vae", "scheduler"] {
+        copy(&model.join(part), &dir.path().join(part));
+    }
+    for (file, key) in [("text_encoder/config.json", "max_position_embeddings"), ("tokenizer/tokenizer_config.json", "model_max_length")] {
+        let path = dir.path().join(file);
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("a configuration")).expect("JSON");
+        config[key] = 248.into();
+        std::fs::write(&path, config.to_string()).expect("a configuration");
+    }
+    let weights = dir.path().join("text_encoder/model.safetensors");
+    let mut tensors = safetensors::load(&weights, &Device::Cpu).expect("weights");
+    let name = tensors.keys().find(|name| name.ends_with("embeddings.position_embedding.weight")).expect("positions").clone();
+    tensors.insert(name, golden["position_embedding"].clone());
+    safetensors::save(&tensors, &weights).expect("weights");
+
+    let (encoder, tokenizer) = text_encoder(dir.path());
+    let state = |text: &str| {
+        let tokens = tokenizer.encode(text).expect("tokens");
+        assert!(tokens.ids.len() == 248 && tokens.left_out.is_none());
+        numbers(&encoder.encode(&[tokens.ids], 0).expect("a state").hidden)
+    };
+    assert_near(&state(&text), &numbers(&golden["hidden"]), "the state");
+    // A word behind CLIP's own 77 positions counts, however the prompt is read.
+    let other = format!("{} wet cap,", text.rsplit_once(" wet").expect("its last words").0);
+    assert_ne!(state(&text), state(&other));
+    for syntax in [PromptSyntax::Plain, PromptSyntax::A1111, PromptSyntax::ComfyUi] {
+        let by = |text: &str| encoded(&encoder, &[(text, 1)], syntax, Emphasis::Original, 0).remove(0);
+        assert_near(&by(&text), &numbers(&golden["hidden"]), syntax.name());
+        assert_ne!(by(&text), by(&other), "{}", syntax.name());
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use sd_gen::candle_core::{DType, Device, Tensor};
 use sd_gen::models::{Scope, Upscaler};
+use sd_gen::ops::Wrap;
 use sd_gen::pipeline::UpscalePipeline;
 use sd_gen::weights::UpscalerFile;
 use std::path::{Path, PathBuf};
@@ -146,6 +147,34 @@ fn tiles_are_the_whole_image() {
         let whole = RgbImage::from_raw(WIDTH as u32 * scale, HEIGHT as u32 * scale, whole).expect("an image");
         let worst = worst(&tiled.expect("enlarged"), &whole);
         assert!(worst <= 1, "{}: off by {worst} levels", case.name);
+    }
+}
+
+/// An image that repeats is enlarged across its edges: turned by some pixels first or afterwards, it is the same.
+#[test]
+fn a_tiling_image_is_enlarged_across_its_edges() {
+    let (width, height, by) = (48u32, 40u32, 12u32);
+    let values = numbers("tiling", (width * height * 3) as usize);
+    let image = RgbImage::from_fn(width, height, |x, y| {
+        let at = ((y * width + x) * 3) as usize;
+        image::Rgb([0, 1, 2].map(|c| (values[at + c] * 127.0 + 128.0) as u8))
+    });
+    let turned = |image: &RgbImage, by: u32| {
+        let (width, height) = image.dimensions();
+        RgbImage::from_fn(width, height, |x, y| *image.get_pixel((x + by) % width, y))
+    };
+    let sideways = Wrap { x: true, y: false };
+    for (name, scale) in [("compact-x4", 4), ("rrdb-unshuffle-x2", 2), ("rrdb-old-x4", 3)] {
+        let case = cases().into_iter().find(|case| case.name == name).expect("a case");
+        let pipeline = case.pipeline();
+        let run = |image: &RgbImage, wrap| pipeline.run_wrapped(image, f64::from(scale), wrap, &mut |_, _| Ok(())).expect("enlarged");
+        let (first, last) = (run(&turned(&image, by), sideways), turned(&run(&image, sideways), by * scale));
+        assert_eq!(first.dimensions(), (width * scale, height * scale), "{name}");
+        assert!(worst(&first, &last) <= 1, "{name}: off by {} levels", worst(&first, &last));
+        // Without it, what lies beyond an edge is nothing.
+        let plain = run(&image, Wrap::default());
+        assert!(plain == pipeline.run_to(&image, f64::from(scale), &mut |_, _| Ok(())).expect("enlarged"));
+        assert!(worst(&run(&turned(&image, by), Wrap::default()), &turned(&plain, by * scale)) > 1, "{name}");
     }
 }
 

@@ -126,7 +126,7 @@ fn other_kinds_of_models_are_named() {
     let cases: Vec<(Vec<u8>, &[&str])> = vec![
         (one("lora_unet_down_blocks_0.lora_up.weight"), &["LoRA"]),
         (one("unet.down_blocks.0.lora.up.weight"), &["LoRA"]),
-        (one("model.diffusion_model.joint_blocks.0.x"), &["Stable Diffusion 3"]),
+        (one("model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight"), &["lacks the autoencoder"]),
         (one("double_blocks.0.img_attn.qkv.weight"), &["Flux"]),
         (one("control_model.time_embed.0.weight"), &["ControlNet"]),
         (one("emb_params"), &["textual inversion"]),
@@ -138,7 +138,7 @@ fn other_kinds_of_models_are_named() {
         (one("first_stage_model.decoder.conv_in.weight"), &["lacks", "UNet"]),
         (whole("edm_mean"), &["Playground"]),
         (whole("edm_vpred.sigma_max"), &["CosXL"]),
-        (whole("scaled_fp8"), &["scaled"]),
+        (whole("X.comfy_quant"), &["quantised"]),
     ];
     for (bytes, words) in cases {
         refused_with(bytes, words);

@@ -428,7 +428,7 @@ fn full_precision_is_taken_unless_a_variant_is_asked_for() {
     assert!(file_of(&OpenOptions::default()).contains("fp16"));
     std::fs::copy(single.join(format!("unet/{name}.safetensors")), folder.join(format!("unet/{name}.safetensors"))).unwrap();
     assert!(!file_of(&OpenOptions::default()).contains("fp16"));
-    assert!(file_of(&OpenOptions { prefer_variant: Some("fp16".into()) }).contains("fp16"));
+    assert!(file_of(&OpenOptions { prefer_variant: Some("fp16".into()), ..OpenOptions::default() }).contains("fp16"));
 }
 
 #[test]
@@ -674,12 +674,18 @@ fn a_projection_may_be_stored_as_a_layer() {
 }
 
 #[test]
-fn scaled_weights_are_refused_with_and_without_their_marker() {
-    for mark in ["scaled_fp8", "X.scale_weight", "X.weight_scale", "X.comfy_quant"] {
+fn scales_of_eight_bit_weights_are_known_and_other_quantisations_are_refused() {
+    let with = |mark: &str| {
         let mut names = original(&sd1());
         names.push((mark.replace('X', "model.diffusion_model.out.2"), vec![1]));
-        assert!(refused(&names).contains("scaled_fp8"), "{mark}: {}", refused(&names));
+        names
+    };
+    for mark in ["scaled_fp8", "X.scale_weight", "X.weight_scale", "X.scale_input"] {
+        let model = Checkpoint::from_bytes("x.safetensors", file(&with(mark), &[])).unwrap();
+        assert!(model.unknown().is_empty(), "{mark}: {:?}", model.unknown());
     }
+    let said = refused(&with("X.comfy_quant"));
+    assert!(said.contains("comfy_quant") && said.contains("scaled_fp8"), "{said}");
 }
 
 #[test]

@@ -41,6 +41,7 @@ struct DeltaStep {
     target: usize,
     leaf: LayerPart,
     strength: f64,
+    third: Option<usize>,
 }
 
 /// What some adapters change of a model, layer by layer, in the order in which they were named.
@@ -72,7 +73,7 @@ impl Deltas {
                 let signature = deltas.signatures.entry(component).or_default();
                 signature.push_str(&format!("[{}:{}]", adapter.file_name(), used.strength(component)));
             }
-            for Bound { component, layer, target, bias, weight } in bound {
+            for Bound { component, layer, target, bias, weight, third } in bound {
                 let strength = used.strength(component);
                 if strength == 0.0 {
                     continue;
@@ -80,7 +81,7 @@ impl Deltas {
                 let leaves = [(weight, LayerPart::Weight, "weight"), (bias, LayerPart::Bias, "bias")];
                 for (_, leaf, name) in leaves.into_iter().filter(|(changes, ..)| *changes) {
                     let steps = deltas.steps.entry(component).or_default().entry(format!("{layer}.{name}")).or_default();
-                    steps.push(DeltaStep { adapter: adapter.clone(), target, leaf, strength });
+                    steps.push(DeltaStep { adapter: adapter.clone(), target, leaf, strength, third });
                 }
             }
         }
@@ -126,7 +127,10 @@ impl Deltas {
             match step.leaf {
                 LayerPart::Bias => tensors.change_bias(&mut values, step.strength)?,
                 LayerPart::Weight => match tensors.low_rank(step.strength)? {
-                    Some(product) => products.push(product),
+                    Some(product) => products.push(match step.third {
+                        Some(third) => product.third(third)?,
+                        None => product,
+                    }),
                     None => {
                         add_products(&mut values, &std::mem::take(&mut products))?;
                         tensors.change_weight(&mut values, shape, step.strength)?;
@@ -151,7 +155,7 @@ fn misfit(adapter: &Adapter, fit: &AdapterFit, spec: &ModelSpec) -> Error {
     const SHOWN: usize = 3;
     let own = spec.family.name();
     let file = adapter.file_name();
-    if adapter.is_of_a_transformer() {
+    if adapter.is_of_a_transformer() && spec.mmdit.is_none() {
         return model_error(
             file,
             format!(
@@ -262,6 +266,10 @@ impl ModelSource for ModelWithDeltas<'_> {
 
     fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles> {
         self.model.tokenizer(index)
+    }
+
+    fn t5_tokenizer(&self) -> Option<&str> {
+        self.model.t5_tokenizer()
     }
 
     fn parameters(&self, component: Component) -> Option<u64> {

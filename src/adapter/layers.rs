@@ -3,6 +3,7 @@
 //! Underscores cannot be turned back into dots by replacing, so that the table is made from the model's own names.
 
 use super::names::Site;
+use crate::family::keys::Form;
 use crate::family::{self, keys};
 use crate::spec::Component;
 use crate::weights::{Checkpoint, Part};
@@ -17,12 +18,24 @@ const ALIASES: &[(&str, &str)] = &[
     ("_self_attn_out_proj", "_self_attn_to_out"),
 ];
 
+/// What the paths of a transformer's layers begin with in the original layout.
+const JOINT_BLOCKS: &str = "joint_blocks_";
+
 /// One network's layers.
 struct NetworkLayers<'a> {
     component: Component,
     part: &'a Part,
     /// diffusers' names by paths with underscores.
     names: HashMap<String, String>,
+    /// Those of query, key and value, by the paths of what other layouts have as one.
+    thirds: HashMap<String, [Option<String>; 3]>,
+}
+
+impl NetworkLayers<'_> {
+    fn layer<'b>(&'b self, name: &'b str) -> FoundLayer<'b> {
+        let shape = |leaf: &str| self.part.shape(&format!("{name}.{leaf}"));
+        FoundLayer { component: self.component, name, weight: shape("weight"), bias: shape("bias") }
+    }
 }
 
 /// In which order the layers of a transformer block were counted by diffusers, which files of layers without names depend on.
@@ -55,11 +68,13 @@ impl<'a> Layers<'a> {
         for ((component, part), folder) in model.parts.iter().zip(&folders) {
             let (site, original) = match folder.folder {
                 "unet" => (Site::UNet, keys::unet(&spec.unet, "")),
+                "transformer" => (Site::Transformer, family::transformer_names(spec)),
                 "text_encoder" => (Site::Text(0), Vec::new()),
                 "text_encoder_2" => (Site::Text(1), Vec::new()),
                 _ => continue,
             };
             let mut names = HashMap::new();
+            let mut thirds: HashMap<String, [Option<String>; 3]> = HashMap::new();
             for name in part.names().into_iter().filter_map(layer) {
                 let path = name.replace('.', "_");
                 for (now, then) in ALIASES {
@@ -73,21 +88,32 @@ impl<'a> Layers<'a> {
                 names.insert(path, name);
             }
             for pair in original.iter().filter(|pair| part.shape(&pair.name).is_some()) {
-                if let (Some(stored), Some(name)) = (layer(&pair.stored), layer(&pair.name)) {
-                    names.insert(stored.replace('.', "_"), name);
+                let (Some(stored), Some(name)) = (layer(&pair.stored), layer(&pair.name)) else { continue };
+                let path = stored.replace('.', "_");
+                // What tells a transformer's layers is left out of their paths.
+                let paths = [path.strip_prefix(JOINT_BLOCKS).map(str::to_owned), Some(path.clone())];
+                for path in paths.into_iter().flatten() {
+                    match pair.form {
+                        Form::Third(third) if site == Site::Transformer => {
+                            if let Some(place) = thirds.entry(path).or_default().get_mut(third) {
+                                *place = Some(name.clone());
+                            }
+                        }
+                        _ => drop(names.insert(path, name.clone())),
+                    }
                 }
             }
             let numbered = numbered(part, &names, order);
             names.extend(numbered.into_iter().enumerate().map(|(i, name)| (format!("#{i}"), name)));
-            networks.insert(site, NetworkLayers { component: *component, part, names });
+            networks.insert(site, NetworkLayers { component: *component, part, names, thirds });
         }
         // A model with one text encoder has it under either name.
         if !networks.contains_key(&Site::Text(0))
             && let Some(second) = networks.remove(&Site::Text(1))
         {
-            networks.insert(Site::Text(0), NetworkLayers { names: second.names.clone(), ..second });
-            if let Some(NetworkLayers { component, part, names }) = networks.get(&Site::Text(0)) {
-                let again = NetworkLayers { component: *component, part, names: names.clone() };
+            networks.insert(Site::Text(0), NetworkLayers { names: second.names.clone(), thirds: HashMap::new(), ..second });
+            if let Some(NetworkLayers { component, part, names, .. }) = networks.get(&Site::Text(0)) {
+                let again = NetworkLayers { component: *component, part, names: names.clone(), thirds: HashMap::new() };
                 networks.insert(Site::Text(1), again);
             }
         }
@@ -95,10 +121,23 @@ impl<'a> Layers<'a> {
     }
 
     pub(super) fn find(&self, site: Site, path: &str) -> Option<FoundLayer<'_>> {
-        let network = self.networks.get(&site)?;
-        let name = network.names.get(path)?;
-        let shape = |leaf: &str| network.part.shape(&format!("{name}.{leaf}"));
-        Some(FoundLayer { component: network.component, name, weight: shape("weight"), bias: shape("bias") })
+        let network = self.network(site)?;
+        Some(network.layer(network.names.get(path)?))
+    }
+
+    /// The layer of a path; of a path that stands for query, key and value as one all three, in this order.
+    pub(super) fn all(&self, site: Site, path: &str) -> Vec<FoundLayer<'_>> {
+        let Some(network) = self.network(site) else { return Vec::new() };
+        match network.thirds.get(path) {
+            Some([Some(q), Some(k), Some(v)]) => [q, k, v].map(|name| network.layer(name)).into(),
+            _ => self.find(site, path).into_iter().collect(),
+        }
+    }
+
+    /// Some tools call every denoiser a UNet.
+    fn network(&self, site: Site) -> Option<&NetworkLayers<'a>> {
+        let other = || self.networks.get(&Site::Transformer).filter(|_| site == Site::UNet);
+        self.networks.get(&site).or_else(other)
     }
 }
 

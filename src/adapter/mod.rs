@@ -10,6 +10,7 @@
 
 mod deltas;
 mod embedding;
+mod few_steps;
 mod find;
 mod formula;
 mod layers;
@@ -18,14 +19,16 @@ mod set;
 
 pub use deltas::{AdapterUse, Deltas, ModelWithDeltas};
 pub use embedding::{Embedding, EmbeddingFile};
-pub use find::AdapterFolders;
+pub(crate) use few_steps::few_steps_in;
+pub use few_steps::few_steps_of;
+pub use find::{AdapterFolders, UPSCALER_FOLDERS};
 pub use names::Change;
 pub use set::{AdapterCache, AdapterChoice, AdapterSet, LoraChoice};
 
-use crate::Result;
 use crate::family;
 use crate::spec::Family;
-use crate::weights::{Blob, Checkpoint, PICKLE, WeightFile, decode, is_pickle, model_error, quoted};
+use crate::weights::{Blob, Checkpoint, PICKLE, ReadBuffers, WeightFile, decode, is_pickle, model_error, quoted};
+use crate::{Error, Result};
 use formula::Tensors;
 use layers::{BlockOrder, FoundLayer, Layers};
 use names::{AdapterKey, Role, Site};
@@ -36,6 +39,9 @@ use std::sync::Arc;
 
 /// Tensors of one file: five times what the largest adapters have.
 const MOST_TENSORS: usize = 100_000;
+
+/// Bytes that are looked at at once: whole numbers of every type.
+const PART: usize = 1 << 24;
 
 /// One layer that is changed.
 #[derive(Debug, Clone)]
@@ -91,6 +97,8 @@ pub(crate) struct Bound {
     /// The bias is changed; the layer may have none.
     pub(crate) bias: bool,
     pub(crate) weight: bool,
+    /// The change is of query, key and value as one, and this is one third of it.
+    pub(crate) third: Option<usize>,
 }
 
 impl Adapter {
@@ -291,11 +299,30 @@ impl Adapter {
         let mut bound = Vec::new();
         for (i, target) in self.targets.iter().enumerate() {
             let keys = || target.tensors.values().filter_map(|i| self.file.entries().get(*i)).map(|entry| entry.name.clone());
-            let Some(FoundLayer { component, name, weight, bias }) = layers.find(target.site, &target.path) else {
+            let found = layers.all(target.site, &target.path);
+            let tensors = self.tensors(target);
+            if let [one, _, _] = found.as_slice() {
+                let whole: Option<Vec<usize>> =
+                    one.weight.as_ref().and_then(|shape| Some([&[3 * shape.first()?], shape.get(1..)?].concat()));
+                let wrong = match tensors.is_low_rank() {
+                    true => tensors.check(whole.as_deref().unwrap_or_default(), None).err(),
+                    false => Some("of query, key and value as one, only plain LoRAs are implemented".to_owned()),
+                };
+                if let Some(why) = wrong {
+                    fit.misshapen.extend(keys().map(|key| format!("{key} ({why})")));
+                    continue;
+                }
+                fit.keys += target.tensors.len();
+                fit.layers += 1;
+                for (third, FoundLayer { component, name, .. }) in found.into_iter().enumerate() {
+                    bound.push(Bound { component, layer: name.to_owned(), target: i, bias: false, weight: true, third: Some(third) });
+                }
+                continue;
+            }
+            let Some(FoundLayer { component, name, weight, bias }) = found.into_iter().next() else {
                 fit.absent.extend(keys());
                 continue;
             };
-            let tensors = self.tensors(target);
             if let Err(why) = tensors.check(weight.as_deref().unwrap_or_default(), bias.as_deref()) {
                 fit.misshapen.extend(keys().map(|key| format!("{key} ({why})")));
                 continue;
@@ -303,7 +330,7 @@ impl Adapter {
             fit.keys += target.tensors.len();
             fit.layers += 1;
             let (weight, bias) = (tensors.changes_weight(), tensors.has(Role::DiffBias));
-            bound.push(Bound { component, layer: name.to_owned(), target: i, bias, weight });
+            bound.push(Bound { component, layer: name.to_owned(), target: i, bias, weight, third: None });
         }
         fit.absent.sort_unstable();
         (bound, fit)
@@ -323,8 +350,12 @@ impl Adapter {
     /// # Errors
     /// The message names the first such tensor.
     pub fn check_numbers(&self) -> Result<()> {
+        let buffers = ReadBuffers::default();
         for entry in self.file.entries().iter().filter(|entry| decode::readable(entry.dtype)) {
-            let finite = decode::are_finite(&self.file.bytes(entry)?, entry.dtype);
+            // In parts: a file may say that a tensor has more bytes than there is memory.
+            let parts = (0..entry.range.len()).step_by(PART);
+            let mut parts = parts.map(|from| self.file.part(entry, from..(from + PART).min(entry.range.len()), &buffers));
+            let finite = parts.try_fold(true, |finite, part| Ok::<_, Error>(finite && decode::are_finite(&part?, entry.dtype)))?;
             if !finite {
                 let what = format!(
                     "has values that are not numbers (NaN or infinity) in {}: the training went wrong; take another file of it",

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::spec::Component;
 use crate::text::LearnedWord;
 use crate::weights::Checkpoint;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,6 +85,8 @@ pub struct AdapterCache {
 struct Known {
     loras: HashMap<PathBuf, Arc<Adapter>>,
     embeddings: HashMap<PathBuf, Arc<EmbeddingFile>>,
+    /// LoRAs whose numbers were looked at.
+    checked: HashSet<PathBuf>,
     /// The latest last.
     sets: Vec<(AdapterChoice, Arc<AdapterSet>)>,
 }
@@ -101,14 +103,18 @@ impl AdapterCache {
         }
         let mut uses = Vec::new();
         for LoraChoice { path, weight, text_weight } in &choice.loras {
-            let adapter = kept(&mut known.loras, path, |path| {
-                let adapter = Adapter::open(path)?;
-                adapter.check_numbers()?;
-                Ok(adapter)
-            })?;
+            let adapter = kept(&mut known.loras, path, Adapter::open)?;
             uses.push(AdapterUse { adapter, weight: *weight, text_weight: *text_weight });
         }
-        let mut set = AdapterSet { deltas: Arc::new(Deltas::bind(model, &uses, choice.partial)?), ..AdapterSet::default() };
+        let deltas = Deltas::bind(model, &uses, choice.partial)?;
+        // What does not fit is refused before all of it is read.
+        for (LoraChoice { path, .. }, used) in choice.loras.iter().zip(&uses) {
+            if !known.checked.contains(path) {
+                used.adapter.check_numbers()?;
+                known.checked.insert(path.clone());
+            }
+        }
+        let mut set = AdapterSet { deltas: Arc::new(deltas), ..AdapterSet::default() };
         let mut files: Vec<Arc<EmbeddingFile>> = uses.iter().flat_map(|used| used.adapter.words().iter().cloned()).collect();
         for path in &choice.embeddings {
             files.push(kept(&mut known.embeddings, path, EmbeddingFile::open)?);

@@ -19,9 +19,10 @@ use events::EngineEvent;
 pub use events::{EventSender, ImageEvent, RunObserver};
 
 use super::texts::Texts;
-use crate::pipeline::{BatchItem, Conditioning, GeneratedImage, Observer, Pipeline};
+use crate::pipeline::{BatchItem, Conditioning, Estimate, GeneratedImage, Observer, Pipeline, Stage};
 use crate::settings::Request;
 use crate::{Error, Result};
+use ::image::RgbImage;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -40,6 +41,29 @@ pub struct Task {
     pub request: Arc<Request>,
     /// The seed.
     pub seed: u64,
+    /// Who follows it by itself, and may take it back.
+    pub watch: Option<Arc<dyn TaskWatch>>,
+}
+
+/// Follows one task through the engine, whatever else is at work, and may take it back.
+pub trait TaskWatch: std::fmt::Debug + Send + Sync {
+    /// Nobody wants it any more. Where that is so of all of a batch, its work ends at the next step; the result is [`Error::Cancelled`].
+    fn is_withdrawn(&self) -> bool;
+
+    /// Where its batch is.
+    fn stage(&self, stage: Stage<'_>);
+
+    /// A look at what is forming is wanted now.
+    fn would_look(&self) -> bool;
+
+    /// The look that was wanted.
+    fn formed(&self, image: RgbImage);
+}
+
+impl Task {
+    fn is_withdrawn(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.is_withdrawn())
+    }
 }
 
 /// How a task ended.
@@ -56,7 +80,7 @@ pub struct Finished {
 /// Tasks that go through the device at once.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// They agree in model and [`Request::shape`].
+    /// They agree in model and [`Request::shape`]. A batch of none unloads all models.
     pub tasks: Vec<Task>,
     /// Batches that may be on the device while this one is, itself included. Where one waits for a serial part of its step, another
     /// keeps the processor busy.
@@ -89,6 +113,33 @@ pub trait Load: Send {
 
     /// There is memory for this model while another is still at work.
     fn fits_beside(&self, model: usize) -> bool;
+
+    /// Models that stay loaded beside each other, where the memory allows it; the one that was not used for longest goes first.
+    fn kept(&self) -> usize {
+        1
+    }
+}
+
+impl Load for Box<dyn Load> {
+    fn load(&mut self, model: usize, device: usize, observer: &mut dyn Observer) -> Result<Pipeline> {
+        (**self).load(model, device, observer)
+    }
+
+    fn devices(&self, model: usize) -> usize {
+        (**self).devices(model)
+    }
+
+    fn most_devices(&self) -> usize {
+        (**self).most_devices()
+    }
+
+    fn fits_beside(&self, model: usize) -> bool {
+        (**self).fits_beside(model)
+    }
+
+    fn kept(&self) -> usize {
+        (**self).kept()
+    }
 }
 
 /// Takes what was generated, in the order of the batches.
@@ -130,7 +181,7 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
     let mut workers = Vec::new();
     let preparer = Preparer {
         models,
-        loaded: None,
+        loaded: Vec::new(),
         unloadable: None,
         events: events.clone(),
         prepared,
@@ -219,8 +270,8 @@ type DevicePipelines = Vec<(Arc<Pipeline>, Texts)>;
 
 struct Preparer<M> {
     models: M,
-    /// With the model's number.
-    loaded: Option<(usize, DevicePipelines)>,
+    /// With the models' numbers, the longest unused first.
+    loaded: Vec<(usize, DevicePipelines)>,
     /// The model that could not be loaded last, and why.
     unloadable: Option<(usize, String)>,
     events: EventSender,
@@ -246,12 +297,22 @@ impl<M: Load> Preparer<M> {
 
     fn prepare(&mut self, batch: Batch) -> Result<()> {
         let Batch { tasks, at_once } = batch;
+        let (withdrawn, tasks): (Vec<Task>, Vec<Task>) = match tasks.is_empty() {
+            true => {
+                self.loaded.clear();
+                return Ok(());
+            }
+            false => tasks.into_iter().partition(Task::is_withdrawn),
+        };
+        if !withdrawn.is_empty() {
+            self.pass(withdrawn.into_iter().map(cancelled).collect())?;
+        }
         let Some(model) = tasks.first().map(|task| task.model) else { return Ok(()) };
         if let Some(why) = self.load(model)? {
             let failed = |task| Finished { task, result: Err(Error::Model(why.clone())), seconds: 0.0 };
             return self.pass(tasks.into_iter().map(failed).collect());
         }
-        let Some((_, everywhere)) = &mut self.loaded else { return Ok(()) };
+        let Some((_, everywhere)) = self.loaded.last_mut() else { return Ok(()) };
         let device = self.turn % everywhere.len().max(1);
         self.turn += 1;
         let Some((pipeline, texts)) = everywhere.get_mut(device) else { return Ok(()) };
@@ -297,18 +358,23 @@ impl<M: Load> Preparer<M> {
     /// # Errors
     /// [`Error::Cancelled`] alone.
     fn load(&mut self, model: usize) -> Result<Option<String>> {
-        if self.loaded.as_ref().is_some_and(|(loaded, _)| *loaded == model) {
+        if let Some(at) = self.loaded.iter().position(|(loaded, _)| *loaded == model) {
+            let used = self.loaded.remove(at);
+            self.loaded.push(used);
             return Ok(None);
         }
         if let Some((_, why)) = self.unloadable.as_ref().filter(|(unloadable, _)| *unloadable == model) {
             return Ok(Some(why.clone()));
         }
-        if let Some((_, everywhere)) = self.loaded.take()
-            && !self.models.fits_beside(model)
-        {
+        while !self.loaded.is_empty() {
+            let fits = self.models.fits_beside(model);
+            if fits && self.loaded.len() < self.models.kept() {
+                break;
+            }
+            let (_, everywhere) = self.loaded.remove(0);
             let waiting: Vec<_> = everywhere.iter().map(|(pipeline, _)| Arc::downgrade(pipeline)).collect();
             drop(everywhere);
-            while waiting.iter().any(|pipeline| pipeline.strong_count() > 0) {
+            while !fits && waiting.iter().any(|pipeline| pipeline.strong_count() > 0) {
                 if self.events.stop.load(Ordering::Relaxed) {
                     return Err(Error::Cancelled);
                 }
@@ -319,7 +385,7 @@ impl<M: Load> Preparer<M> {
         let on = |device| Ok((Arc::new(self.models.load(model, device, &mut self.events)?), Texts::default()));
         match (0..devices).map(on).collect::<Result<DevicePipelines>>() {
             Ok(everywhere) => {
-                self.loaded = Some((model, everywhere));
+                self.loaded.push((model, everywhere));
                 Ok(None)
             }
             Err(Error::Cancelled) => Err(Error::Cancelled),
@@ -424,7 +490,8 @@ impl GenerateStage {
         let batch: Vec<BatchItem<'_>> =
             tasks.iter().map(|(task, prompt)| BatchItem { request: &task.request, prompt, seed: task.seed }).collect();
         let start = Instant::now();
-        let generated = pipeline.generate_batch(&batch, &mut self.events);
+        let mut observer = BatchObserver { tasks, events: &mut self.events };
+        let generated = pipeline.generate_batch(&batch, &mut observer);
         // What generators do side by side takes each of them as much longer.
         let seconds = start.elapsed().as_secs_f64() / (beside * tasks.len()) as f64;
         let error = match generated {
@@ -432,6 +499,10 @@ impl GenerateStage {
                 let of =
                     |((task, _), generated): (&(Task, _), GeneratedImage)| Finished { task: task.clone(), result: Ok(generated), seconds };
                 finished.extend(tasks.iter().zip(generated).map(of));
+                return Ok(());
+            }
+            Err(Error::Cancelled) if !self.events.is_stopped() && tasks.iter().all(|(task, _)| task.is_withdrawn()) => {
+                finished.extend(tasks.iter().map(|(task, _)| cancelled(task.clone())));
                 return Ok(());
             }
             Err(Error::Cancelled) => return Err(Error::Cancelled),
@@ -457,6 +528,49 @@ impl GenerateStage {
         }
         // One bad image must not cost its neighbours.
         tasks.chunks(1).try_for_each(|task| self.generate(pipeline, task, beside, finished))
+    }
+}
+
+fn cancelled(task: Task) -> Finished {
+    Finished { task, result: Err(Error::Cancelled), seconds: 0.0 }
+}
+
+/// Tells those who follow tasks of one batch, and the caller.
+struct BatchObserver<'a> {
+    tasks: &'a [(Task, Conditioning)],
+    events: &'a mut EventSender,
+}
+
+impl BatchObserver<'_> {
+    fn watches(&self) -> impl Iterator<Item = &Arc<dyn TaskWatch>> {
+        self.tasks.iter().filter_map(|(task, _)| task.watch.as_ref())
+    }
+}
+
+impl Observer for BatchObserver<'_> {
+    fn stage(&mut self, stage: Stage<'_>) -> Result<()> {
+        if self.tasks.iter().all(|(task, _)| task.is_withdrawn()) {
+            return Err(Error::Cancelled);
+        }
+        self.watches().for_each(|watch| watch.stage(stage));
+        self.events.stage(stage)
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.events.warn(message);
+    }
+
+    fn forming(&mut self, estimate: &Estimate<'_>) {
+        if self.watches().any(|watch| watch.would_look())
+            && let Ok(images) = estimate()
+        {
+            for ((task, _), image) in self.tasks.iter().zip(images) {
+                if let Some(watch) = &task.watch {
+                    watch.formed(image);
+                }
+            }
+        }
+        self.events.forming(estimate);
     }
 }
 

@@ -79,7 +79,7 @@ impl<W: FnMut(&EventSender) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> Jo
             let id = job.id;
             match standing {
                 JobState::Open => {
-                    tasks.push(Task { id, model: job.model, request: job.request.clone(), seed: job.seed });
+                    tasks.push(Task { id, model: job.model, request: job.request.clone(), seed: job.seed, watch: None });
                     self.book.add(job);
                 }
                 JobState::ClaimedElsewhere => elsewhere.push(job),

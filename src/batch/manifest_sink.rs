@@ -238,7 +238,7 @@ mod tests {
         let mut job = job(id, 0, |draft| draft.seed = Some(crate::settings::Seed::Is(id as u64)));
         job.path = folder.join(format!("{id}.png"));
         sink.book.add(job.clone());
-        let task = Task { id, model: 0, request: job.request.clone(), seed: job.seed };
+        let task = Task { id, model: 0, request: job.request.clone(), seed: job.seed, watch: None };
         (job, task)
     }
 

@@ -18,7 +18,7 @@ mod plan;
 mod size;
 mod texts;
 
-pub use engine::{Batch, EventSender, Finished, ImageEvent, Load, RunObserver, Sink, Task, run};
+pub use engine::{Batch, EventSender, Finished, ImageEvent, Load, RunObserver, Sink, Task, TaskWatch, run};
 pub use feed::{JobFeed, JobTable};
 pub use key::{Key, seed_of};
 pub use ledger::{JobState, Ledger, LedgerOptions};

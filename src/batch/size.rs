@@ -41,7 +41,7 @@ pub struct Sizes {
 impl Footprint {
     /// The bytes of a model's weights.
     pub fn weights(checkpoint: &Checkpoint, dtype: DType, vae_dtype: DType) -> u64 {
-        let texts = (0..checkpoint.spec().text_encoders.len()).map(Component::text_encoder);
+        let texts = checkpoint.spec().text_components();
         let numbers: u64 = texts.chain([Component::UNET]).map(|component| checkpoint.parameters(component)).sum();
         numbers * dtype.size_in_bytes() as u64 + checkpoint.parameters(Component::VAE) * vae_dtype.size_in_bytes() as u64
     }

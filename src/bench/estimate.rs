@@ -18,10 +18,9 @@ const SHARE: f64 = 0.5;
 /// The request's schedule cannot be planned.
 pub fn image_flop(spec: &ModelSpec, request: &Request) -> Result<f64> {
     let factor = spec.vae.factor().max(1);
-    let tokens = spec.text_encoders.first().map_or(77, |encoder| encoder.clip.max_positions);
     let denoising = |schedule: &Schedule, (width, height): (usize, usize)| {
         let calls: usize = schedule.steps.iter().map(|step| schedule.evaluations(step)).sum();
-        (calls * request.rows()) as f64 * flops::unet_row(&spec.unet, height / factor, width / factor, tokens)
+        (calls * request.rows()) as f64 * flops::denoiser_row(spec, height / factor, width / factor)
     };
     let mut flop = denoising(&plan(&request.scheduler, request.sampling.steps)?, (request.canvas.width, request.canvas.height));
     if let Some(HiresPass { size, schedule: Some(schedule), .. }) = request.hires_pass()? {

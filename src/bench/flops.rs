@@ -2,10 +2,33 @@
 //!
 //! Only products are counted: convolutions, linear layers and attention. Norms and activations are a thousandth of it.
 
-use crate::spec::{UNetLevel, UNetSpec, VaeSpec};
+use crate::spec::{MmditSpec, ModelSpec, UNetLevel, UNetSpec, VaeSpec};
+
+/// The operations of one row of a model's denoiser on latents of `height` × `width`.
+pub(super) fn denoiser_row(spec: &ModelSpec, height: usize, width: usize) -> f64 {
+    /// Of T5, where nobody says.
+    const T5_TOKENS: usize = 256;
+    let tokens = spec.text_encoders.first().map_or(77, |encoder| encoder.clip.max_positions);
+    match &spec.mmdit {
+        Some(mmdit) => mmdit_row(mmdit, height, width, tokens + T5_TOKENS),
+        None => unet_row(&spec.unet, height, width, tokens),
+    }
+}
+
+fn mmdit_row(spec: &MmditSpec, height: usize, width: usize, tokens: usize) -> f64 {
+    let (channels, patch) = (spec.width(), spec.patch_size * spec.patch_size);
+    let pixels = height * width / patch.max(1);
+    let both = pixels + tokens;
+    let square = |rows: usize| linear(rows, channels, channels);
+    let block = 12.0 * square(1) + 4.0 * square(both) + attention(both, both, channels) + 2.0 * linear(both, channels, 4 * channels);
+    let second = 3.0 * square(1) + 4.0 * square(pixels) + attention(pixels, pixels, channels);
+    let ends = linear(pixels, spec.in_channels * patch, channels) + linear(pixels, channels, spec.out_channels * patch);
+    let blocks = spec.layers as f64 * block + spec.dual_layers.len() as f64 * second;
+    blocks + ends + linear(tokens, spec.context_width, channels) + linear(1, spec.pooled_width, channels)
+}
 
 /// The operations of one row of the UNet on latents of `height` × `width`, with a text of `tokens`.
-pub(super) fn unet_row(spec: &UNetSpec, height: usize, width: usize, tokens: usize) -> f64 {
+fn unet_row(spec: &UNetSpec, height: usize, width: usize, tokens: usize) -> f64 {
     let Some(first) = spec.down.first().map(|level| level.channels) else { return 0.0 };
     let time = 4 * first;
     let (mut height, mut width) = (height, width);

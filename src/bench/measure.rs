@@ -153,8 +153,7 @@ fn fill(
     (row.width, row.height) = (whole.canvas.width, whole.canvas.height);
     let factor = spec.vae.factor();
     let (height, width) = (whole.canvas.height / factor, whole.canvas.width / factor);
-    let tokens = spec.text_encoders.first().map_or(77, |encoder| encoder.clip.max_positions);
-    row.step_flop = 2.0 * case.batch_size as f64 * flops::unet_row(&spec.unet, height, width, tokens);
+    row.step_flop = 2.0 * case.batch_size as f64 * flops::denoiser_row(spec, height, width);
     row.decode_flop = case.batch_size as f64 * flops::vae_decode(&spec.vae, height, width);
 
     let once = MeasureSettings { warmups: 0, repeats: 1, ..settings };

@@ -146,6 +146,16 @@ mod tests {
                 text_time.projection_input_dim = width + 6 * text_time.time_embed_dim;
             }
         }
+        if let Some(mmdit) = &mut spec.mmdit {
+            let pooled = spec.text_encoders.iter().filter_map(|encoder| encoder.clip.projection_dim).sum();
+            (mmdit.heads, mmdit.head_size, mmdit.layers, mmdit.positions) = (2, 8, 2, 16);
+            mmdit.dual_layers.retain(|layer| *layer < 1);
+            (mmdit.context_width, mmdit.pooled_width) = (256, pooled);
+            spec.unet = mmdit.as_unet();
+        }
+        if let Some(t5) = &mut spec.t5 {
+            (t5.width, t5.wide, t5.layers, t5.heads, t5.head_size) = (256, 64, 1, 2, 8);
+        }
         spec.vae.block_out_channels.iter_mut().for_each(|channels| *channels /= 8);
         (spec.unet.norm_groups, spec.vae.norm_groups) = (8, 8);
         Some(spec)

@@ -8,6 +8,8 @@ use crate::cli::command::devices::DevicesArgs;
 use crate::cli::command::inspect::InspectArgs;
 use crate::cli::command::models::ModelsArgs;
 use crate::cli::command::preprocess::PreprocessArgs;
+#[cfg(feature = "serve")]
+use crate::cli::command::serve::ServeArgs;
 use crate::cli::command::upscale::UpscaleArgs;
 use crate::cli::settings::args::GenerateArgs;
 use clap::{Parser, Subcommand};
@@ -20,6 +22,7 @@ Examples:
   sd-gen -p \"a lighthouse\" -m stabilityai/sd-turbo --dtype bf16   downloaded once, into the hub's usual cache
   echo \"a green apple\" | sd-gen -p - -o - > apple.png
   sd-gen batch prompts.txt --output-dir out              a prompt a line; run it again to go on
+  sd-gen serve --model sd15.safetensors                  http://127.0.0.1:7860/, for other programs and the browser
   sd-gen convert models/sd15 sd15.safetensors --dtype f16
   sd-gen upscale out/*.png --upscaler 4x-UltraSharp.safetensors
   sd-gen bench --random sd15 --dtypes f32,bf16
@@ -51,6 +54,9 @@ pub(super) enum Command {
     Merge(MergeArgs),
     /// Write a model in the other layout: a diffusers folder as one file in the original layout, or back
     Convert(ConvertArgs),
+    /// Keep the model loaded and serve other programs and a page in the browser: jobs, A1111's and OpenAI's API
+    #[cfg(feature = "serve")]
+    Serve(Box<ServeArgs>),
     /// Time every phase of generating, for every combination of models, devices, dtypes, sizes and batch sizes
     Bench(Box<BenchArgs>),
     /// Enlarge images by a network of ESRGAN's family

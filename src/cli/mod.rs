@@ -59,6 +59,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some(Command::Batch(args)) => args.loudness(),
         Some(Command::Bench(args)) => (0, args.quiet),
         Some(Command::Upscale(args)) => (0, args.is_quiet()),
+        #[cfg(feature = "serve")]
+        Some(Command::Serve(args)) => args.loudness(),
         Some(_) => (0, false),
     };
     logs::start(verbose, quiet)?;
@@ -69,6 +71,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     match cli.command {
         None => generate::run(cli.generate.0, confined_to),
         Some(Command::Batch(args)) => batch::run(*args, confined_to),
+        #[cfg(feature = "serve")]
+        Some(Command::Serve(args)) => command::serve::run(*args),
         Some(Command::Merge(args)) => batch::merge(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),

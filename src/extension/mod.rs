@@ -8,12 +8,14 @@ mod free_u;
 mod image_prompt;
 mod inpaint;
 mod perturbed_attention;
+mod skip_layers;
 
 pub use control::Control;
 pub use free_u::FreeU;
 pub use image_prompt::ImagePrompting;
 pub use inpaint::{KeepUnmaskedLatents, MoreChannels};
 pub use perturbed_attention::PerturbedAttention;
+pub use skip_layers::SkipLayers;
 
 use crate::Result;
 use crate::models::ModelCall;

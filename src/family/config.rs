@@ -44,7 +44,6 @@ const UNET_DEMANDS: &[(&str, Allowed)] = &[
     ("mid_block_scale_factor", Allowed::Number(1.0)),
     ("mid_block_type", Allowed::Word(&["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"])),
     ("num_class_embeds", Allowed::Off),
-    ("only_cross_attention", Allowed::Off),
     ("resnet_out_scale_factor", Allowed::Number(1.0)),
     ("resnet_skip_time_act", Allowed::Off),
     ("resnet_time_scale_shift", Allowed::Word(&["default"])),
@@ -122,12 +121,19 @@ pub(crate) fn unet(fields: &Fields) -> Result<UNetSpec> {
 
     let down_types = types(fields, "down_block_types", &[("DownBlock2D", false), ("CrossAttnDownBlock2D", true)], levels)?;
     let up_types = types(fields, "up_block_types", &[("UpBlock2D", false), ("CrossAttnUpBlock2D", true)], levels)?;
+    // The middle obeys it in none of the block types that are implemented.
+    let no = Value::Bool(false);
+    let only = "only_cross_attention";
+    let text_only = fields.per_level(only, fields.get(only).filter(|value| !value.is_null()).unwrap_or(&no), levels)?;
+    let flag = |value: &Value| value.as_bool().ok_or_else(|| fields.wrong(only, "is neither true nor false, nor a list of them"));
+    let text_only = text_only.into_iter().map(flag).collect::<Result<Vec<_>>>()?;
     let level = |i: usize, attention: bool, depths: Result<Vec<usize>>| {
         let (channels, heads) = (channels.get(i).copied().unwrap_or(0), heads.get(i).copied().unwrap_or(0));
         if attention && (heads == 0 || channels % heads != 0) {
             return Err(fields.wrong(heads_field, format!("{heads} heads do not divide level {i}'s {channels} channels")));
         }
-        Ok(UNetLevel { channels, heads, depths: depths?, resample: false })
+        let reads_text_only = attention && text_only.get(i) == Some(&true);
+        Ok(UNetLevel { channels, heads, depths: depths?, resample: false, reads_text_only })
     };
     let mut down = Vec::new();
     let mut up = Vec::new();

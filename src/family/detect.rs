@@ -5,7 +5,7 @@
 
 use super::TensorNames;
 use super::config::limit;
-use super::keys::TextLayout;
+use super::keys::{BlockNumbering, TextLayout};
 use crate::Result;
 use crate::error::{model_error, quoted};
 use crate::spec::{Activation, ClipTextSpec, ControlNetSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
@@ -42,7 +42,7 @@ impl<'a> Probe<'a> {
     }
 
     /// How many of `site.0.leaf`, `site.1.leaf`, … there are. What is beyond the limit counts as unknown: names are made for each.
-    fn count(&self, site: &str, leaf: &str) -> usize {
+    pub(crate) fn count(&self, site: &str, leaf: &str) -> usize {
         (0..limit::LAYERS).take_while(|i| self.has(&format!("{site}.{i}.{leaf}"))).count()
     }
 
@@ -51,7 +51,7 @@ impl<'a> Probe<'a> {
     }
 
     /// The shape of a tensor that must be there with `N` dimensions, none of them absurd.
-    fn need<const N: usize>(&self, key: &str) -> Result<[usize; N]> {
+    pub(crate) fn need<const N: usize>(&self, key: &str) -> Result<[usize; N]> {
         let shape = self.shape(key).ok_or_else(|| self.wrong(key, "is missing"))?;
         let sane = shape.iter().all(|size| (1..=limit::VOCABULARY).contains(size));
         <[usize; N]>::try_from(shape)
@@ -79,19 +79,20 @@ pub(crate) fn unet(probe: Probe<'_>) -> Result<UNetSpec> {
     let [first, in_channels, ..] = probe.need::<4>("input_blocks.0.0.weight")?;
     let [out_channels, ..] = probe.need::<4>("out.2.weight")?;
     let attention = AttentionHeads::find(probe)?;
+    let gaps = numbering(probe) == BlockNumbering::ThreeToALevel;
     let mut down = LevelCollector { probe, attention, levels: Vec::new(), open: false };
     for n in 1..limit::LAYERS {
         let site = format!("input_blocks.{n}");
         if probe.has(&format!("{site}.0.op.weight")) {
             down.close();
-        } else if !down.block(&site)? {
+        } else if !down.block(&site)? && !gaps {
             break;
         }
     }
     let mut up = LevelCollector { probe, attention, levels: Vec::new(), open: false };
     for n in 0..limit::LAYERS {
         let site = format!("output_blocks.{n}");
-        if !up.block(&site)? {
+        if !up.block(&site)? && !gaps {
             break;
         }
         if probe.has(&format!("{site}.1.conv.weight")) || probe.has(&format!("{site}.2.conv.weight")) {
@@ -144,6 +145,19 @@ pub(crate) fn unet(probe: Probe<'_>) -> Result<UNetSpec> {
     })
 }
 
+/// How the blocks of the UNet are counted: with a level of one residual block, a downsampler that is not the block after it tells.
+pub(crate) fn numbering(probe: Probe<'_>) -> BlockNumbering {
+    let has = |n: usize| {
+        let site = format!("input_blocks.{n}.0");
+        probe.has(&format!("{site}.op.weight")) || probe.has(&format!("{site}.in_layers.0.weight"))
+    };
+    let op = |n: usize| probe.has(&format!("input_blocks.{n}.0.op.weight"));
+    match has(1) && !has(2) && op(3) {
+        true => BlockNumbering::ThreeToALevel,
+        false => BlockNumbering::Dense,
+    }
+}
+
 /// What all transformers of a UNet have in common.
 #[derive(Clone, Copy)]
 struct AttentionHeads {
@@ -155,11 +169,7 @@ impl AttentionHeads {
     /// Reads it off the first transformer on the way down.
     fn find(probe: Probe<'_>) -> Result<AttentionHeads> {
         const TO_K: &str = "1.transformer_blocks.0.attn2.to_k.weight";
-        let blocks = (1..).take_while(|n| {
-            let site = format!("input_blocks.{n}.0");
-            probe.has(&format!("{site}.op.weight")) || probe.has(&format!("{site}.in_layers.0.weight"))
-        });
-        let mut sites = blocks.map(|n| format!("input_blocks.{n}")).filter(|site| probe.has(&format!("{site}.{TO_K}")));
+        let mut sites = (1..limit::LAYERS).map(|n| format!("input_blocks.{n}")).filter(|site| probe.has(&format!("{site}.{TO_K}")));
         let site =
             sites.next().ok_or_else(|| probe.wrong("input_blocks.1.0.in_layers.0.weight", "begins a UNet without cross-attention"))?;
         let [_, context] = probe.need::<2>(&format!("{site}.{TO_K}"))?;
@@ -198,8 +208,12 @@ impl LevelCollector<'_> {
         let [channels, ..] = probe.need::<4>(&key)?;
         let channels = probe.channels(&key, channels)?;
         let depth = probe.depth(&format!("{site}.1"));
+        let first = probe.shape(&format!("{site}.1.transformer_blocks.0.attn1.to_k.weight"));
+        let reads_text_only = matches!(first, Some(&[_, input]) if input != channels && input == attention.context);
         let heads = match depth {
             0 => 1,
+            // SDXS 0.9's level whose first attention reads the text has one head. stable-diffusion.cpp@122076b7:src/model/diffusion/unet.hpp
+            _ if reads_text_only => 1,
             _ => attention.heads(probe, &format!("{site}.1"), channels)?,
         };
         match self.levels.last_mut().filter(|_| self.open) {
@@ -211,7 +225,7 @@ impl LevelCollector<'_> {
                 let what = format!("has {channels} channels in a level of {}", level.channels);
                 return Err(probe.wrong(&key, what));
             }
-            None => self.levels.push(UNetLevel { channels, heads, depths: vec![depth], resample: false }),
+            None => self.levels.push(UNetLevel { channels, heads, depths: vec![depth], resample: false, reads_text_only }),
         }
         self.open = true;
         Ok(true)

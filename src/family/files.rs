@@ -139,6 +139,28 @@ pub struct TokenizerFiles {
     pub added: Vec<(String, u32)>,
 }
 
+/// What is given beside a model's own files.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Beside<'a> {
+    /// Text encoders in files of their own; their networks' folders are then "clip_l", "clip_g" and "t5".
+    pub(crate) clip_l: Option<&'a dyn TensorNames>,
+    pub(crate) clip_g: Option<&'a dyn TensorNames>,
+    pub(crate) t5: Option<&'a dyn TensorNames>,
+    /// A folder of tokenizers, which takes the place of the model's own.
+    pub(crate) tokenizers: Option<&'a dyn ConfigFiles>,
+}
+
+impl<'a> Beside<'a> {
+    /// CLIP-L (0) or CLIP-G (1), where it is given, and the name of its folder.
+    pub(crate) fn clip(&self, index: usize) -> Option<(&'a dyn TensorNames, &'static str)> {
+        match index {
+            0 => self.clip_l.map(|file| (file, "clip_l")),
+            1 => self.clip_g.map(|file| (file, "clip_g")),
+            _ => None,
+        }
+    }
+}
+
 /// One network, and under which names its tensors are stored.
 #[derive(Debug)]
 pub(crate) struct NetworkPlan {
@@ -158,6 +180,8 @@ pub(crate) struct Description {
     pub(crate) spec: ModelSpec,
     pub(crate) networks: Vec<NetworkPlan>,
     pub(crate) tokenizers: Vec<Option<TokenizerFiles>>,
+    /// The text of T5's `tokenizer.json`.
+    pub(crate) t5_tokenizer: Option<String>,
     /// The text of `scheduler_config.json`, the model's or its family's.
     pub(crate) scheduler: String,
 }
@@ -167,6 +191,7 @@ pub(crate) struct Exported<'a> {
     pub(crate) name: &'a str,
     pub(crate) spec: &'a ModelSpec,
     pub(crate) tokenizers: &'a [Option<TokenizerFiles>],
+    pub(crate) t5_tokenizer: Option<&'a str>,
     pub(crate) scheduler: &'a str,
 }
 

@@ -15,6 +15,8 @@ pub(crate) enum Form {
     Third(usize),
     /// Rows and columns change places.
     Transposed,
+    /// The two halves of the first dimension change places.
+    HalvesSwapped,
     /// A 1×1 convolution `(out, in, 1, 1)` that is a matrix `(out, in)`; a matrix is left as it is.
     Squeezed,
 }
@@ -31,7 +33,7 @@ pub(crate) struct Pair {
 
 /// What a leaf stands for.
 #[derive(Debug, Clone, Copy)]
-enum Leaf {
+pub(super) enum Leaf {
     /// A layer: `.weight` and `.bias`.
     Layer,
     /// A layer whose weight is a 1×1 convolution in one spelling and a matrix in the other.
@@ -39,10 +41,11 @@ enum Leaf {
     /// One tensor, spelled out.
     Tensor(Form),
 }
-use Leaf::{Conv1x1, Layer, Tensor};
+use Leaf::Conv1x1;
+pub(super) use Leaf::{Layer, Tensor};
 
 /// Rows of the original spelling, diffusers' spelling, and what is there.
-type Leaves = &'static [(&'static str, &'static str, Leaf)];
+pub(super) type Leaves = &'static [(&'static str, &'static str, Leaf)];
 
 const UNET: Leaves = &[
     ("time_embed.0", "time_embedding.linear_1", Layer),
@@ -179,13 +182,18 @@ pub(crate) enum TextLayout {
 }
 
 /// Collects the pairs of one network.
-struct Pairs {
+pub(super) struct Pairs {
     prefix: &'static str,
-    pairs: Vec<Pair>,
+    pub(super) pairs: Vec<Pair>,
 }
 
 impl Pairs {
-    fn add(&mut self, stored: &str, name: &str, leaves: Leaves) {
+    /// None yet, whose stored names stand behind `prefix`.
+    pub(super) fn behind(prefix: &'static str) -> Self {
+        Self { prefix, pairs: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, stored: &str, name: &str, leaves: Leaves) {
         let join = |site: &str, leaf: &str| if site.is_empty() { leaf.to_owned() } else { format!("{site}.{leaf}") };
         for (stored_leaf, leaf, kind) in leaves {
             let (stored, name) = (format!("{}{}", self.prefix, join(stored, stored_leaf)), join(name, leaf));
@@ -209,12 +217,34 @@ impl Pairs {
     }
 }
 
+/// How the blocks of a UNet in the original layout are counted. The two are the same where a level has two residual blocks.
+///
+/// # Source
+/// `from_single_file` in diffusers@v0.36:src/diffusers/loaders/single_file_utils.py counts on; its
+/// scripts/convert_diffusers_to_original_stable_diffusion.py, and kohya-ss/sd-scripts after it, count three to a level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BlockNumbering {
+    /// One after the other.
+    Dense,
+    /// Three to a level, however many there are.
+    ThreeToALevel,
+}
+
 /// The UNet's names in the original layout, behind `prefix`, which ends in a dot or is empty.
 pub(crate) fn unet(spec: &UNetSpec, prefix: &'static str) -> Vec<Pair> {
+    numbered_unet(spec, prefix, BlockNumbering::Dense)
+}
+
+/// The same in a numbering. Files differ in where they have an upsampler beside a level's last block, so that each is there twice.
+pub(crate) fn numbered_unet(spec: &UNetSpec, prefix: &'static str, numbering: BlockNumbering) -> Vec<Pair> {
+    let gaps = numbering == BlockNumbering::ThreeToALevel;
     let mut pairs = Pairs { prefix, pairs: Vec::new() };
     pairs.add("", "", UNET);
     let mut n = 1;
     for (i, level) in spec.down.iter().enumerate() {
+        if gaps {
+            n = 3 * i + 1;
+        }
         for (j, &depth) in level.depths.iter().enumerate() {
             pairs.add(&format!("input_blocks.{n}.0"), &format!("down_blocks.{i}.resnets.{j}"), UNET_RESNET);
             if depth > 0 {
@@ -223,6 +253,9 @@ pub(crate) fn unet(spec: &UNetSpec, prefix: &'static str) -> Vec<Pair> {
             n += 1;
         }
         if level.resample {
+            if gaps {
+                n = 3 * (i + 1);
+            }
             pairs.add(&format!("input_blocks.{n}.0"), &format!("down_blocks.{i}.downsamplers.0"), UNET_DOWN);
             n += 1;
         }
@@ -237,18 +270,28 @@ pub(crate) fn unet(spec: &UNetSpec, prefix: &'static str) -> Vec<Pair> {
         }
     }
     n = 0;
+    let mut elsewhere = Vec::new();
     for (i, level) in spec.up.iter().enumerate() {
+        if gaps {
+            n = 3 * i;
+        }
         for (j, &depth) in level.depths.iter().enumerate() {
             pairs.add(&format!("output_blocks.{n}.0"), &format!("up_blocks.{i}.resnets.{j}"), UNET_RESNET);
             if depth > 0 {
                 pairs.transformer(&format!("output_blocks.{n}.1"), &format!("up_blocks.{i}.attentions.{j}"), depth);
             }
             if level.resample && j + 1 == level.depths.len() {
-                let slot = if depth > 0 { 2 } else { 1 };
-                pairs.add(&format!("output_blocks.{n}.{slot}"), &format!("up_blocks.{i}.upsamplers.0"), CONV);
+                let n = if gaps { 3 * i + 2 } else { n };
+                let (slot, other) = if depth > 0 && !(gaps && i == 0) { (2, 1) } else { (1, 2) };
+                let name = format!("up_blocks.{i}.upsamplers.0");
+                pairs.add(&format!("output_blocks.{n}.{slot}"), &name, CONV);
+                elsewhere.push((format!("output_blocks.{n}.{other}"), name));
             }
             n += 1;
         }
+    }
+    if gaps {
+        elsewhere.iter().for_each(|(stored, name)| pairs.add(stored, name, CONV));
     }
     pairs.pairs
 }

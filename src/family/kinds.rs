@@ -2,6 +2,16 @@
 
 use super::TensorNames;
 
+/// What goes beside a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AddOn {
+    ControlNet,
+    IpAdapter,
+    Upscaler,
+    /// One that is not used.
+    Other,
+}
+
 /// A part of keys that only one kind of file has.
 pub(crate) struct ForeignKind {
     /// Stands in a key.
@@ -12,23 +22,29 @@ pub(crate) struct ForeignKind {
     pub(crate) why: &'static str,
     /// It is a whole model, or the most of one.
     pub(crate) is_model: bool,
+    /// What it goes beside a model as.
+    pub(crate) add_on: AddOn,
 }
 
 const fn model(part: &'static str, what: &'static str, why: &'static str) -> ForeignKind {
-    ForeignKind { part, what, why, is_model: true }
+    ForeignKind { part, what, why, is_model: true, add_on: AddOn::Other }
 }
 
 const fn add_on(part: &'static str, what: &'static str) -> ForeignKind {
-    ForeignKind { part, what, why: "an add-on to a model, and not a model", is_model: false }
+    as_add_on(part, what, AddOn::Other)
+}
+
+const fn as_add_on(part: &'static str, what: &'static str, add_on: AddOn) -> ForeignKind {
+    ForeignKind { part, what, why: "an add-on to a model, and not a model", is_model: false, add_on }
 }
 
 const fn change(part: &'static str, what: &'static str) -> ForeignKind {
-    ForeignKind { part, what, why: "a small change to a model, and not a model", is_model: false }
+    ForeignKind { part, what, why: "a small change to a model, and not a model", is_model: false, add_on: AddOn::Other }
 }
 
 const TRANSFORMER: &str = "whose denoiser is a transformer; only UNets are implemented";
-const SCALED: &str = "a model of scaled eight-bit weights (scaled_fp8)";
-const PLAIN: &str = "which are not read; use a plain f16 or f8_e4m3 file of the same model";
+const QUANTISED: &str = "a model of quantised weights (comfy_quant)";
+const PLAIN: &str = "which are not read; use an f16, f8_e4m3 or scaled_fp8 file of the same model";
 const NOT_YET: &str = "which is not implemented";
 const EDM: &str = "whose noise schedule (EDM) is not implemented";
 
@@ -40,9 +56,8 @@ const FOREIGN_KINDS: &[ForeignKind] = &[
     change("hada_w1", "a LyCORIS file (LoHa)"),
     change("lokr_w1", "a LyCORIS file (LoKr)"),
     change("oft_blocks", "a LyCORIS file (OFT)"),
-    add_on("ip_adapter.", "an IP-Adapter"),
-    add_on("image_proj.", "an IP-Adapter"),
-    model("joint_blocks.", "Stable Diffusion 3", TRANSFORMER),
+    as_add_on("ip_adapter.", "an IP-Adapter", AddOn::IpAdapter),
+    as_add_on("image_proj.", "an IP-Adapter", AddOn::IpAdapter),
     model("double_blocks.", "Flux or a relative", TRANSFORMER),
     model("single_transformer_blocks.", "Flux of a diffusers folder", TRANSFORMER),
     model("double_layers.", "AuraFlow", TRANSFORMER),
@@ -51,23 +66,25 @@ const FOREIGN_KINDS: &[ForeignKind] = &[
     model("mlp_t5.", "Hunyuan-DiT", TRANSFORMER),
     model("effnet_mapper.", "Stable Cascade", NOT_YET),
     model("clip_txt_pooled_mapper.", "Stable Cascade", NOT_YET),
-    add_on("control_model.", "a ControlNet"),
-    add_on("controlnet_", "a ControlNet"),
-    add_on("input_hint_block.", "a ControlNet"),
+    add_on("control_add_embedding", "a ControlNet Union"),
+    add_on("lllite_", "a ControlNet-LLLite"),
+    as_add_on("control_model.", "a ControlNet", AddOn::ControlNet),
+    as_add_on("controlnet_", "a ControlNet", AddOn::ControlNet),
+    as_add_on("input_hint_block.", "a ControlNet", AddOn::ControlNet),
     add_on("adapter.body.", "a T2I-Adapter"),
+    add_on("body.0.in_conv.", "a T2I-Adapter"),
+    add_on("body.0.block1.", "a T2I-Adapter"),
+    add_on("body.0.resnets.", "a T2I-Adapter"),
     add_on("motion_modules.", "AnimateDiff's motion module"),
     model("time_stack.", "Stable Video Diffusion", NOT_YET),
     model("edm_mean", "Playground 2.5", EDM),
     model("edm_vpred.", "CosXL", EDM),
-    // Newer files carry the scales without the marker.
-    model("scaled_fp8", SCALED, PLAIN),
-    model(".scale_weight", SCALED, PLAIN),
-    model(".weight_scale", SCALED, PLAIN),
-    model(".comfy_quant", SCALED, PLAIN),
+    model(".comfy_quant", QUANTISED, PLAIN),
     add_on("emb_params", "a textual inversion"),
-    add_on(".rdb1.conv1.", "an ESRGAN upscaler"),
-    add_on(".RDB1.conv1.", "an ESRGAN upscaler"),
-    add_on("layers.0.residual_group.", "a SwinIR or HAT upscaler"),
+    as_add_on(".rdb1.conv1.", "an ESRGAN upscaler", AddOn::Upscaler),
+    as_add_on(".RDB1.conv1.", "an ESRGAN upscaler", AddOn::Upscaler),
+    as_add_on("block_1.c1_r.", "a SPAN upscaler", AddOn::Upscaler),
+    as_add_on("layers.0.residual_group.", "a SwinIR or HAT upscaler", AddOn::Upscaler),
 ];
 
 /// What the file is by a key that no model of the implemented families has.

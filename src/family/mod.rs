@@ -18,14 +18,15 @@ mod refiner;
 pub(crate) mod schedule;
 mod sd1;
 mod sd2;
+mod sd3;
 mod sdxl;
 
 use files::CarriedFiles;
 pub use files::TokenizerFiles;
-pub(crate) use files::{ConfigFiles, Description, Exported, MAX_TEXT, TensorNames, names_in, too_long};
+pub(crate) use files::{Beside, ConfigFiles, Description, Exported, MAX_TEXT, TensorNames, names_in, too_long};
 
-use crate::Result;
 use crate::spec::{Family, ModelSpec};
+use crate::{Error, Result};
 use keys::Pair;
 use latent_diffusion::Facts;
 use serde_json::Value;
@@ -37,6 +38,8 @@ pub const SD1: Family = sd1::ROW.family;
 pub const SD2: Family = sd2::ROW.family;
 /// Stable Diffusion XL base: CLIP-L and OpenCLIP-G.
 pub const SDXL: Family = sdxl::ROW.family;
+/// Stable Diffusion 3 and 3.5: CLIP-L, CLIP-G and T5, a transformer.
+pub const SD3: Family = sd3::ROW.family;
 /// Stable Diffusion XL refiner: OpenCLIP-G and an aesthetic score.
 pub const SDXL_REFINER: Family = refiner::ROW.family;
 
@@ -63,21 +66,23 @@ pub(crate) struct FamilyRow {
 }
 
 /// The families. Of two that would take the same model the first counts.
-const FAMILIES: &[&FamilyRow] = &[&sd1::ROW, &sd2::ROW, &sdxl::ROW, &refiner::ROW];
+const FAMILIES: &[&FamilyRow] = &[&sd1::ROW, &sd2::ROW, &sdxl::ROW, &refiner::ROW, &sd3::ROW];
 
 /// How the files of some families are read and written.
 pub(crate) struct Format {
     /// The component of a diffusers folder that only this format has.
     pub(crate) denoiser: &'static str,
-    /// A tensor of a single file that only this format has.
-    pub(crate) mark: &'static str,
+    /// Tensors of which a single file has one if it is of this format, and otherwise none.
+    pub(crate) marks_of_file: &'static [&'static str],
+    /// Text encoders may be given in files of their own.
+    pub(crate) takes_encoders: bool,
     /// A diffusers folder's texts → what the model is.
-    pub(crate) describe: fn(&dyn ConfigFiles) -> Result<Description>,
+    pub(crate) describe: fn(&dyn ConfigFiles, &Beside<'_>) -> Result<Description>,
     /// The texts that `describe` may read.
     pub(crate) texts: fn() -> Vec<String>,
     /// A single file's names and shapes → what the model is, and where it says that.
     /// Where it carries a folder's configuration files, what those say is given.
-    pub(crate) detect: fn(&dyn TensorNames, Option<Description>) -> Result<(Description, String)>,
+    pub(crate) detect: fn(&dyn TensorNames, Option<Description>, &Beside<'_>) -> Result<(Description, String)>,
     /// The names of every network in a single file.
     pub(crate) original: fn(&ModelSpec) -> Result<Vec<Vec<Pair>>>,
     /// The names of every network in a folder, with the folder.
@@ -134,10 +139,49 @@ pub fn well_known(name: &str) -> Option<ModelSpec> {
 }
 
 /// Reads the texts of a diffusers folder.
-pub(crate) fn describe(folder: &dyn ConfigFiles) -> Result<Description> {
+pub(crate) fn describe(folder: &dyn ConfigFiles, beside: &Beside<'_>) -> Result<Description> {
     let index = folder.json("model_index.json")?;
-    let format = formats().find(|format| files::present(folder, index.as_ref(), format.denoiser));
-    (format.unwrap_or(&latent_diffusion::FORMAT).describe)(folder)
+    let format = formats().find(|format| files::present(folder, index.as_ref(), format.denoiser)).unwrap_or(&latent_diffusion::FORMAT);
+    check_beside(&folder.shown(""), format, beside)?;
+    let mut description = (format.describe)(folder, beside)?;
+    with_tokenizers(&mut description, beside)?;
+    Ok(description)
+}
+
+/// Refuses text encoders beside a model that takes none.
+fn check_beside(name: &str, format: &Format, beside: &Beside<'_>) -> Result<()> {
+    let given = [("clip-l", beside.clip_l.is_some()), ("clip-g", beside.clip_g.is_some()), ("t5", beside.t5.is_some())];
+    match given.into_iter().find(|(_, is_given)| *is_given && !format.takes_encoders) {
+        Some((setting, _)) => Err(Error::setting(setting, format!(": {name} has text encoders of its own; leave it out"))),
+        None => Ok(()),
+    }
+}
+
+/// Takes tokenizers from a folder that is given beside the model.
+fn with_tokenizers(description: &mut Description, beside: &Beside<'_>) -> Result<()> {
+    const FOLDERS: [&str; 2] = ["tokenizer", "tokenizer_2"];
+    let Some(folder) = beside.tokenizers else { return Ok(()) };
+    let mut found = false;
+    for (i, (slot, text)) in description.tokenizers.iter_mut().zip(&mut description.spec.text_encoders).enumerate() {
+        for name in [FOLDERS.get(i), FOLDERS.get(1 - i.min(1))].into_iter().flatten() {
+            if let Some(files) = latent_diffusion::describe::tokenizer_files(folder, name)? {
+                text.pad_token = files.pad_token.clone().unwrap_or_else(|| text.pad_token.clone());
+                *slot = Some(files);
+                found = true;
+                break;
+            }
+        }
+    }
+    if description.spec.t5.is_some()
+        && let Some(text) = folder.utf8("tokenizer_3/tokenizer.json")?
+    {
+        description.t5_tokenizer = Some(text);
+        found = true;
+    }
+    match found {
+        true => Ok(()),
+        false => Err(Error::setting("tokenizers", format!(" {}: has no tokenizer, tokenizer_2 or tokenizer_3 folder", folder.shown("")))),
+    }
 }
 
 /// The texts that [`describe`] may read.
@@ -153,18 +197,27 @@ pub(crate) fn texts() -> Vec<String> {
 }
 
 /// Concludes what a single file is, and from what, for messages.
-pub(crate) fn detect(file: &dyn TensorNames) -> Result<(Description, String)> {
+pub(crate) fn detect(file: &dyn TensorNames, beside: &Beside<'_>) -> Result<(Description, String)> {
     let carried = match file.metadata().get(CONFIGURATION) {
         None => None,
         Some(carried) => {
-            let mut description = describe(&CarriedFiles::parse(file.name(), carried)?)?;
+            let mut description = describe(&CarriedFiles::parse(file.name(), carried)?, &Beside::default())?;
             let sentence = format!("{} carries the configuration of the folder that it was made from.", file.name());
             description.spec.evidence.insert(0, sentence);
             Some(description)
         }
     };
-    let format = formats().find(|format| file.shape(format.mark).is_some());
-    (format.unwrap_or(&latent_diffusion::FORMAT).detect)(file, carried)
+    let has = |format: &&Format| format.marks_of_file.iter().any(|mark| file.shape(mark).is_some());
+    let format = formats().find(has).unwrap_or(&latent_diffusion::FORMAT);
+    check_beside(file.name(), format, beside)?;
+    let (mut description, concluded) = (format.detect)(file, carried, beside)?;
+    with_tokenizers(&mut description, beside)?;
+    Ok((description, concluded))
+}
+
+/// The names of a transformer's tensors in the original layout; none of a model with a UNet.
+pub(crate) fn transformer_names(spec: &ModelSpec) -> Vec<Pair> {
+    spec.mmdit.as_ref().map_or(Vec::new(), |mmdit| sd3::keys::mmdit(mmdit, ""))
 }
 
 fn formats() -> impl Iterator<Item = &'static Format> {

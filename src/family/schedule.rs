@@ -1,10 +1,11 @@
 //! The scheduler that a model asks for, and what each family has where nothing says so.
 
 use super::FamilyRow;
+use super::files::TensorNames;
 use super::json::Fields;
 use crate::Result;
-use crate::sampling::SchedulerConfig;
-use crate::spec::{Defaults, LatentRgb};
+use crate::sampling::{FewSteps, Sampler, SchedulerConfig};
+use crate::spec::{Defaults, LatentRgb, UNetSpec, VaeSpec};
 use serde_json::{Value, json};
 
 /// What messages call a scheduler configuration that no file has.
@@ -52,6 +53,55 @@ pub(crate) fn of_family(row: &FamilyRow, prediction: Prediction) -> String {
         }
     }
     format!("{config:#}\n")
+}
+
+/// The metadata that say what a file is called.
+pub(crate) const TITLES: [&str; 3] = ["modelspec.title", "modelspec.architecture", "ss_output_name"];
+
+/// What a single file was distilled to: its tensors tell, or its metadata, or its name as a hint.
+pub(crate) fn few_steps(file: &dyn TensorNames, unet: &UNetSpec, vae: &VaeSpec) -> Option<(FewSteps, String)> {
+    let known = of_tensors(unet, vae);
+    known.or_else(|| FewSteps::of_file(file.name(), TITLES.iter().filter_map(|key| Some((*key, file.metadata().get(*key)?.as_str())))))
+}
+
+/// What the shape of a model's networks tells.
+pub(crate) fn of_tensors(unet: &UNetSpec, vae: &VaeSpec) -> Option<(FewSteps, String)> {
+    if unet.guidance_embed_dim > 0 {
+        let few = FewSteps { guidance_scale: Some(TOLD_GUIDANCE), ..FewSteps::LCM };
+        return Some((few, format!("The UNet is told the guidance scale (cond_proj), as latent consistency models are: {}.", few.wants())));
+    }
+    let reads_text_only = unet.down.iter().any(|level| level.reads_text_only);
+    let fine_without = unet.down.first().is_some_and(|level| level.depths.iter().all(|depth| *depth == 0));
+    if unet.mid.is_none() && (reads_text_only || fine_without && vae.tiny.is_some()) {
+        let few = FewSteps::ONE_STEP;
+        return Some((few, format!("A UNet without a middle, whose first level has no self-attention: SDXS: {}.", few.wants())));
+    }
+    None
+}
+
+/// diffusers' default where the network is told the guidance scale (`LatentConsistencyModelPipeline`).
+const TOLD_GUIDANCE: f64 = 8.5;
+
+/// A scheduler's configuration with what a distilled model wants, and those defaults.
+pub(crate) fn distilled(row: &FamilyRow, text: &str, few: &FewSteps) -> Result<(String, Defaults)> {
+    let fields = Fields::parse(USUAL, text.as_bytes())?;
+    let mut config = fields.value();
+    let (sampler, _) = Sampler::from_name(few.sampler)?;
+    if let Value::Object(config) = &mut config {
+        if !sampler.class_name().is_empty() {
+            config.insert("_class_name".into(), sampler.class_name().into());
+        }
+        config.remove("skip_prk_steps");
+        config.insert("clip_sample".into(), Value::Bool(false));
+        if let Some(spacing) = few.spacing {
+            config.insert("timestep_spacing".into(), spacing.name().into());
+        }
+        if few.predicts_sample {
+            config.insert("prediction_type".into(), "sample".into());
+        }
+    }
+    let guidance_scale = few.guidance_scale.unwrap_or(row.guidance_scale);
+    Ok((format!("{config:#}\n"), Defaults { steps: Some(few.steps), guidance_scale }))
 }
 
 /// What a model's maker recommends: `sd-gen.json` beside `model_index.json`, sd-gen's own, with `steps`, `guidance_scale` and `latent_rgb`.

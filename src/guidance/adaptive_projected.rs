@@ -83,23 +83,25 @@ impl Guider for AdaptiveProjected {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::guidance::{ClassifierFree, GuidanceScales, LeftOut};
-    use crate::sampling::{NoiseLevel, Step};
-
-    fn point() -> CallPoint {
-        let level = NoiseLevel::new(1.0, 500.0);
-        CallPoint { step: Step { index: 0, from: level, to: NoiseLevel::new(0.0, 0.0) }, steps: 1, call: 0, level }
-    }
+    use crate::guidance::{ClassifierFree, GuidanceScales, LeftOut, point};
 
     fn guided(projection: Projection, calls: usize) -> Vec<f32> {
-        let scales = GuidanceScales { scale: Some(3.0), rescale: 0.0, interval: (0.0, 1.0), left_out: LeftOut::default(), perturbed: 0.0 };
+        let scales = GuidanceScales {
+            scale: Some(3.0),
+            rescale: 0.0,
+            interval: (0.0, 1.0),
+            left_out: LeftOut::default(),
+            perturbed: 0.0,
+            skipped: 0.0,
+            skipped_interval: (0.0, 1.0),
+        };
         let inner = Box::new(ClassifierFree::new(&[scales], &Device::Cpu).unwrap());
         let mut guider = AdaptiveProjected::new(inner, &[3.0], projection, &Device::Cpu).unwrap();
         let of = |values: [f32; 2]| Tensor::from_vec(values.to_vec(), (1, 2, 1, 1), &Device::Cpu).unwrap();
         let rows = || Branches::new(vec![(Branch::Negative, of([1.0, -4.0])), (Branch::Prompt, of([2.0, 0.0]))]);
         let mut last = None;
         for _ in 0..calls {
-            last = Some(guider.combine(&point(), &rows()).unwrap());
+            last = Some(guider.combine(&point(0), &rows()).unwrap());
         }
         last.unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }

@@ -18,6 +18,10 @@ pub struct GuidanceScales {
     pub left_out: LeftOut,
     /// Perturbed-attention guidance; 0 turns it off.
     pub perturbed: f64,
+    /// Guidance by a network without some of its layers; 0 turns it off.
+    pub skipped: f64,
+    /// The shares of the steps between which it is there.
+    pub skipped_interval: (f64, f64),
 }
 
 /// The calls of the network for which A1111 leaves the negative row out.
@@ -57,6 +61,8 @@ pub struct ClassifierFree {
     /// The rescaling and what it leaves, where an image asks for it.
     rescale: Option<(Tensor, Tensor)>,
     perturbed: Option<Tensor>,
+    skipped: Option<Tensor>,
+    skipped_interval: (f64, f64),
 }
 
 impl ClassifierFree {
@@ -69,6 +75,7 @@ impl ClassifierFree {
         let rescale = || -> Result<(Tensor, Tensor)> { Ok((each(&|image| image.rescale)?, each(&|image| 1.0 - image.rescale)?)) };
         let is_guided = images.iter().any(|image| image.scale.is_some());
         let rescales = is_guided && images.iter().any(|image| image.rescale != 0.0);
+        let skips = images.iter().any(|image| image.skipped != 0.0);
         let perturbs = images.iter().any(|image| image.perturbed != 0.0);
         Ok(Self {
             scale: is_guided.then(|| each(&|image| image.scale.unwrap_or(1.0))).transpose()?,
@@ -76,6 +83,8 @@ impl ClassifierFree {
             left_out: images.first().map_or(LeftOut::default(), |image| image.left_out),
             rescale: rescales.then(rescale).transpose()?,
             perturbed: perturbs.then(|| each(&|image| image.perturbed)).transpose()?,
+            skipped: skips.then(|| each(&|image| image.skipped)).transpose()?,
+            skipped_interval: images.first().map_or((0.0, 1.0), |image| image.skipped_interval),
         })
     }
 
@@ -85,11 +94,22 @@ impl ClassifierFree {
     }
 }
 
+impl ClassifierFree {
+    /// Whether layers are left out in a step: after the first share and before the last, both left out.
+    fn is_between(&self, at: &CallPoint) -> bool {
+        let (step, steps) = (at.step.index as f64, at.steps as f64);
+        self.skipped_interval.0 * steps < step && step < self.skipped_interval.1 * steps
+    }
+}
+
 impl Guider for ClassifierFree {
     fn branches(&self, at: &CallPoint) -> Vec<Branch> {
         let mut branches = if self.is_on(at) { vec![Branch::Negative, Branch::Prompt] } else { vec![Branch::Prompt] };
         if self.perturbed.is_some() {
             branches.push(Branch::Perturbed);
+        }
+        if self.skipped.is_some() && self.is_on(at) && self.is_between(at) {
+            branches.push(Branch::SkippedLayers);
         }
         branches
     }
@@ -103,6 +123,9 @@ impl Guider for ClassifierFree {
         };
         if let Some((perturbed, scale)) = outputs.get(Branch::Perturbed).zip(self.perturbed.as_ref()) {
             guided = (guided + (prompt - perturbed)?.broadcast_mul(scale)?)?;
+        }
+        if let Some((skipped, scale)) = outputs.get(Branch::SkippedLayers).zip(self.skipped.as_ref()) {
+            guided = (guided + (prompt - skipped)?.broadcast_mul(scale)?)?;
         }
         let Some((rescale, rest)) = self.rescale.as_ref().filter(|_| negative.is_some()) else { return Ok(guided) };
         let ratio = deviation(prompt)?.div(&deviation(&guided)?)?;
@@ -121,12 +144,8 @@ fn deviation(x: &Tensor) -> Result<Tensor> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::sampling::{NoiseLevel, Step};
-
-    fn point(index: usize) -> CallPoint {
-        let level = NoiseLevel::new(1.0, 500.0);
-        CallPoint { step: Step { index, from: level, to: NoiseLevel::new(0.0, 0.0) }, steps: 4, call: index, level }
-    }
+    use crate::guidance::point;
+    use crate::sampling::NoiseLevel;
 
     fn images(values: &[[f32; 2]]) -> Tensor {
         Tensor::from_vec(values.concat(), (values.len(), 2, 1, 1), &Device::Cpu).unwrap()
@@ -141,7 +160,15 @@ mod tests {
     }
 
     const NOTHING: LeftOut = LeftOut { early: 0.0, calls: 4, below_sigma: 0.0, all: false };
-    const PLAIN: GuidanceScales = GuidanceScales { scale: None, rescale: 0.0, interval: (0.0, 1.0), left_out: NOTHING, perturbed: 0.0 };
+    const PLAIN: GuidanceScales = GuidanceScales {
+        scale: None,
+        rescale: 0.0,
+        interval: (0.0, 1.0),
+        left_out: NOTHING,
+        perturbed: 0.0,
+        skipped: 0.0,
+        skipped_interval: (0.0, 1.0),
+    };
 
     #[test]
     fn every_image_has_its_own_scale() {

@@ -74,17 +74,19 @@ impl Guider for Conjunction {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::guidance::{ClassifierFree, GuidanceScales, LeftOut};
-    use crate::sampling::{NoiseLevel, Step};
-
-    fn point() -> CallPoint {
-        let level = NoiseLevel::new(1.0, 500.0);
-        CallPoint { step: Step { index: 0, from: level, to: NoiseLevel::new(0.0, 0.0) }, steps: 1, call: 0, level }
-    }
+    use crate::guidance::{ClassifierFree, GuidanceScales, LeftOut, point};
 
     fn guider(scales: &[Option<f64>]) -> Box<dyn Guider> {
         let left_out = LeftOut::default();
-        let image = |scale: &Option<f64>| GuidanceScales { scale: *scale, rescale: 0.0, interval: (0.0, 1.0), left_out, perturbed: 0.0 };
+        let image = |scale: &Option<f64>| GuidanceScales {
+            scale: *scale,
+            rescale: 0.0,
+            interval: (0.0, 1.0),
+            left_out,
+            perturbed: 0.0,
+            skipped: 0.0,
+            skipped_interval: (0.0, 1.0),
+        };
         Box::new(ClassifierFree::new(&scales.iter().map(image).collect::<Vec<_>>(), &Device::Cpu).unwrap())
     }
 
@@ -96,20 +98,20 @@ mod tests {
     fn parts_add_up_with_their_weights() {
         let inner = guider(&[Some(2.0), Some(3.0)]);
         let mut guider = Conjunction::new(inner, &[vec![0.5, 1.0], vec![1.0, -1.0]], &Device::Cpu).unwrap();
-        assert_eq!(guider.branches(&point()), [Branch::Negative, Branch::Prompt, Branch::Part(1)]);
+        assert_eq!(guider.branches(&point(0)), [Branch::Negative, Branch::Prompt, Branch::Part(1)]);
         let rows =
             vec![(Branch::Negative, images(&[1.0, 1.0])), (Branch::Prompt, images(&[3.0, 2.0])), (Branch::Part(1), images(&[0.0, 5.0]))];
         // The sums are 1 + 0.5 · 2 − 1 = 1 and 1 + 1 − 4 = −2; guided 1 and 1 + 3 · (−3) = −8.
-        let combined: Vec<f32> = guider.combine(&point(), &Branches::new(rows)).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let combined: Vec<f32> = guider.combine(&point(0), &Branches::new(rows)).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(combined, [1.0, -8.0]);
     }
 
     #[test]
     fn a_sum_needs_the_negative_row_without_guidance_too() {
         let mut guider = Conjunction::new(guider(&[None]), &[vec![0.5]], &Device::Cpu).unwrap();
-        assert_eq!(guider.branches(&point()), [Branch::Negative, Branch::Prompt]);
+        assert_eq!(guider.branches(&point(0)), [Branch::Negative, Branch::Prompt]);
         let rows = vec![(Branch::Negative, images(&[1.0])), (Branch::Prompt, images(&[3.0]))];
-        let combined = guider.combine(&point(), &Branches::new(rows)).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let combined = guider.combine(&point(0), &Branches::new(rows)).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(combined, [2.0]);
         let uneven = Conjunction::new(self::guider(&[None]), &[vec![1.0], vec![1.0, 1.0]], &Device::Cpu);
         assert!(uneven.is_err());

@@ -40,3 +40,11 @@ fn each_image(values: impl Iterator<Item = f64>, device: &candle_core::Device) -
     let images = values.len();
     Ok(Tensor::from_vec(values, (images, 1, 1, 1), device)?)
 }
+
+/// A call that tests make.
+#[cfg(test)]
+fn point(index: usize) -> CallPoint {
+    use crate::sampling::{NoiseLevel, Step};
+    let level = NoiseLevel::new(1.0, 500.0);
+    CallPoint { step: Step { index, from: level, to: NoiseLevel::new(0.0, 0.0) }, steps: 4, call: index, level }
+}

@@ -40,7 +40,7 @@ pub use id::HubId;
 pub use settings::{HubSettings, Token};
 
 #[cfg(feature = "hub")]
-use crate::family::{describe, texts};
+use crate::family::{Beside, describe, texts};
 #[cfg(feature = "hub")]
 use crate::weights::Folder;
 use crate::{Error, Result};
@@ -225,7 +225,7 @@ fn gather(
         need(text)?;
     }
     let folder = Folder::Disk(snapshot.clone());
-    let networks = describe(&folder)?.networks;
+    let networks = describe(&folder, &Beside::default())?.networks;
     // All are chosen before one is fetched: it would be for nothing where another has only a pickle.
     let chosen = networks
         .iter()

@@ -5,13 +5,17 @@
 
 use super::luma;
 use crate::{Error, Result};
-use image::{AnimationDecoder, DynamicImage, GrayImage, ImageDecoder, ImageFormat, Limits, Rgb, RgbImage};
+use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, Limits, Rgb, RgbImage};
 use std::io::Cursor;
 
 /// Pixels along one side.
 const LARGEST_SIDE: u32 = 32_768;
 /// Pixels in all: beyond what Pillow too takes for a decompression bomb.
 const MOST_PIXELS: u64 = 178_956_970;
+/// Pixels that any file may have, however small it is: decoding them takes less than 400 MB.
+const PLAUSIBLE_PIXELS: u64 = 1 << 24;
+/// Beyond that, pixels for each byte of the file. One colour in a PNG of one bit a pixel comes to 8,256, as deflate makes a byte at most 1,032.
+const MOST_PIXELS_A_BYTE: u64 = 10_000;
 
 /// An image that something is to be made of.
 #[derive(Debug, Clone)]
@@ -58,12 +62,16 @@ pub fn decode(bytes: &[u8]) -> Result<InputImage> {
     if width == 0 || height == 0 {
         return Err(input("has no pixels; give another image".into()));
     }
-    if width > LARGEST_SIDE || height > LARGEST_SIDE || u64::from(width) * u64::from(height) > MOST_PIXELS {
+    let pixels = u64::from(width) * u64::from(height);
+    if width > LARGEST_SIDE || height > LARGEST_SIDE || pixels > MOST_PIXELS {
         return Err(input(format!("has {width}x{height} pixels, which is too large; make it smaller first")));
+    }
+    if pixels > PLAUSIBLE_PIXELS && pixels / MOST_PIXELS_A_BYTE > bytes.len() as u64 {
+        return Err(input(format!("says that it has {width}x{height} pixels, in {} bytes; make it smaller first", bytes.len())));
     }
     // What a decoder may ask for beside the image itself, which 16 bits and alpha make eight bytes a pixel.
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(u64::from(width) * u64::from(height) * 16 + (64 << 20));
+    limits.max_alloc = Some(pixels * 16 + (64 << 20));
     decoder.set_limits(limits).map_err(broken)?;
     let orientation = decoder.orientation().map_err(broken)?;
     let mut decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
@@ -78,6 +86,7 @@ fn convert(decoded: DynamicImage) -> InputImage {
         DynamicImage::ImageLumaA8(image) => grey(image.width(), image.height(), image.pixels().map(|p| p.0[1])),
         DynamicImage::ImageLumaA16(image) => grey(image.width(), image.height(), image.pixels().map(|p| high(p.0[1]))),
         DynamicImage::ImageRgba16(image) => grey(image.width(), image.height(), image.pixels().map(|p| high(p.0[3]))),
+        DynamicImage::ImageRgba8(image) => grey(image.width(), image.height(), image.pixels().map(|p| p.0[3])),
         other => {
             let image = other.to_rgba8();
             grey(image.width(), image.height(), image.pixels().map(|p| p.0[3]))
@@ -109,13 +118,8 @@ pub(super) fn colour(width: u32, height: u32, values: impl Iterator<Item = [u8; 
 
 /// Frames of an animation, counted to two; 1 where it is none or cannot be told.
 fn frames(bytes: &[u8], format: ImageFormat) -> usize {
-    let of = |frames: image::Frames<'_>| frames.take(2).filter(Result::is_ok).count().max(1);
     match format {
-        ImageFormat::Gif => image::codecs::gif::GifDecoder::new(Cursor::new(bytes)).map_or(1, |decoder| {
-            let (width, height) = decoder.dimensions();
-            // What is too large is refused by its size, before a frame of it is decoded.
-            if u64::from(width) * u64::from(height) > MOST_PIXELS { 1 } else { of(decoder.into_frames()) }
-        }),
+        ImageFormat::Gif => gif_frames(bytes),
         ImageFormat::Png => image::codecs::png::PngDecoder::new(Cursor::new(bytes))
             .ok()
             .and_then(|decoder| decoder.is_apng().ok())
@@ -125,6 +129,39 @@ fn frames(bytes: &[u8], format: ImageFormat) -> usize {
         }
         _ => 1,
     }
+}
+
+/// Frames, counted to two by the blocks' lengths: nothing is decoded, as a frame may be as large as the file likes to say.
+///
+/// # Source
+/// GIF89a specification, sections 17 to 26.
+fn gif_frames(bytes: &[u8]) -> usize {
+    let mut frames = 0;
+    // Ends where the bytes do.
+    let mut walk = || -> Option<()> {
+        let byte = |at: usize| bytes.get(at).copied();
+        let colours = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
+        let mut at = 13 + colours(byte(10)?);
+        while frames < 2 {
+            match byte(at)? {
+                // An extension, and its label.
+                0x21 => at += 2,
+                // A frame's place and size, its colours, and how its codes begin.
+                0x2C => {
+                    frames += 1;
+                    at += 11 + colours(byte(at + 9)?);
+                }
+                _ => break,
+            }
+            while byte(at)? != 0 {
+                at += 1 + usize::from(byte(at)?);
+            }
+            at += 1;
+        }
+        Some(())
+    };
+    walk();
+    frames
 }
 
 /// The number of colour components that the frame's header names.

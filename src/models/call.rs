@@ -1,8 +1,10 @@
 //! One call of a denoising network: its inputs by name, and what changes inside it.
 
+use super::reuse::{AttentionRecord, Kept, Reuse};
 use crate::Result;
 use crate::ops::{NamedTensors, Wrap};
 use candle_core::Tensor;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a denoising network is called with. `rows` is the number of images times the branches of guidance.
@@ -28,6 +30,8 @@ pub struct ModelCall {
     pub patches: Vec<Arc<dyn Patch>>,
     /// At which sides the latents go on at their other side.
     pub wrap: Wrap,
+    /// What it keeps for later calls, and takes from earlier ones.
+    pub reuse: Reuse,
 }
 
 impl ModelCall {
@@ -46,6 +50,7 @@ impl ModelCall {
             residuals,
             patches: vec![],
             wrap,
+            reuse: Reuse::default(),
         }
     }
 }
@@ -82,6 +87,15 @@ impl Residuals {
 pub struct ModelOutput {
     /// The noise, the velocity or whatever the network predicts: `(rows, channels, height, width)` in the compute dtype.
     pub prediction: Tensor,
+    /// What [`ModelCall::reuse`] asks to keep.
+    pub kept: Kept,
+}
+
+impl ModelOutput {
+    /// A prediction, and nothing kept.
+    pub fn of(prediction: Tensor) -> Self {
+        Self { prediction, kept: Kept::default() }
+    }
 }
 
 /// A denoising network.
@@ -135,6 +149,11 @@ pub trait Patch: Send + Sync + std::fmt::Debug {
         Ok(None)
     }
 
+    /// The rows for which the transformer's block `block` does nothing (Stable Diffusion 3).
+    fn skipped_rows(&self, _block: usize) -> Option<Range<usize>> {
+        None
+    }
+
     /// What takes the place of the hidden state and of the skip connection that join in a layer of the UNet's up block `block`, both
     /// `(rows, height, width, channels)`.
     ///
@@ -166,4 +185,6 @@ pub(super) struct LayerInputs<'a> {
     pub(super) patches: &'a [Arc<dyn Patch>],
     /// All inputs of the call, those of the patches among them.
     pub(super) named: &'a NamedTensors,
+    /// Which attentions are kept or taken from an earlier call.
+    pub(super) attentions: &'a AttentionRecord<'a>,
 }

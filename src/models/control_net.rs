@@ -2,6 +2,7 @@
 
 use super::Scope;
 use super::call::{LayerInputs, ModelCall, Residuals};
+use super::reuse::{AttentionRecord, Reuse};
 use super::unet_way_down::WayDown;
 use crate::ops::{Conv2d, GraphCache, Linear, NamedTensors, Padding, Wrap, on_workers, silu, wrapped};
 use crate::spec::ControlNetSpec;
@@ -115,9 +116,10 @@ impl ControlNet {
     /// The residuals of the skip connections, and that of the middle.
     fn forward(&self, inputs: &NamedTensors) -> Result<Vec<Tensor>> {
         let time = self.way_down.time(inputs)?;
-        let layer = LayerInputs { time: &time, context: inputs.get("context")?, patches: &[], named: inputs };
+        let (reuse, context) = (Reuse::default(), inputs.get("context")?);
+        let layer = LayerInputs { time: &time, context, patches: &[], named: inputs, attentions: &AttentionRecord::of(&reuse) };
         let entered = self.way_down.enter(inputs)?.broadcast_add(inputs.get("hint")?)?;
-        let skips = self.way_down.down(entered, layer)?;
+        let skips = self.way_down.down(entered, layer, usize::MAX)?;
         let deepest = skips.last().ok_or_else(|| Error::Image("the ControlNet has no levels".into()))?;
         let mid = self.mid.forward(&self.way_down.middle(deepest, layer)?)?;
         let zeroed = skips.iter().zip(&self.down).map(|(skip, zero)| Ok(zero.forward(skip)?));

@@ -135,7 +135,11 @@ impl IpAdapter {
         })
     }
 
-    fn tokens(&self, image: &ClipVisionOutput) -> Result<Tensor> {
+    /// The tokens that an image becomes, `(1, tokens, width)`.
+    ///
+    /// # Errors
+    /// It comes from an image encoder of another width, or the device failed.
+    pub fn tokens(&self, image: &ClipVisionOutput) -> Result<Tensor> {
         match &self.projection {
             ImageProjection::Linear { proj, norm } => {
                 let tokens = proj.forward(&image.projected)?.reshape((1, self.spec.tokens, self.spec.width))?;

@@ -1,6 +1,6 @@
 //! The layers of a loaded network by their names, so that some can be given new weights while the others stay where they are.
 
-use crate::ops::{Conv2d, GraphCache, GroupNorm, LayerNorm, Linear, UpsamplingConv2d};
+use crate::ops::{Conv2d, GraphCache, GroupNorm, LayerNorm, Linear, RmsNorm, UpsamplingConv2d};
 use candle_core::Tensor;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +13,7 @@ pub(super) enum StoredLayer {
     UpsamplingConv2d(UpsamplingConv2d),
     GroupNorm(GroupNorm),
     LayerNorm(LayerNorm),
+    RmsNorm(RmsNorm),
     Table(Tensor),
 }
 
@@ -43,6 +44,7 @@ stored!(Conv2d, Conv2d);
 stored!(UpsamplingConv2d, UpsamplingConv2d);
 stored!(GroupNorm, GroupNorm);
 stored!(LayerNorm, LayerNorm);
+stored!(RmsNorm, RmsNorm);
 stored!(Tensor, Table);
 
 /// The layers of one network. They share their weights with the network's own.

@@ -9,10 +9,15 @@ mod call;
 mod clip_text_model;
 mod clip_vision_model;
 mod control_net;
+mod denoising_network;
 mod embeddings;
 mod ip_adapter;
+mod joint_block;
 mod layer_store;
+mod mmdit;
 mod resnet;
+mod reuse;
+mod t5_encoder;
 mod transformer_2d;
 mod unet_2d_condition;
 mod unet_way_down;
@@ -25,14 +30,18 @@ pub use call::{AttentionSite, Backbone, ModelCall, ModelOutput, Patch, Residuals
 pub use clip_text_model::{ClipTextModel, ClipTextOutput};
 pub use clip_vision_model::{ClipVisionModel, ClipVisionOutput};
 pub use control_net::ControlNet;
+pub use denoising_network::DenoisingNetwork;
 pub use embeddings::sinusoidal_embedding;
 pub use ip_adapter::{ImageKeys, IpAdapter};
 pub use layer_store::LayerStore;
+pub use mmdit::Mmdit;
+pub use reuse::{AttentionReuse, DeepReuse, Kept, Reuse};
+pub use t5_encoder::T5Encoder;
 pub use unet_2d_condition::UNet2DCondition;
 pub use upscaler::Upscaler;
 
 use crate::Result;
-use crate::ops::{Conv2d, GraphCache, GroupNorm, LayerNorm, Linear, Padding, UpsamplingConv2d, Weight};
+use crate::ops::{Conv2d, GraphCache, GroupNorm, LayerNorm, Linear, Padding, RmsNorm, UpsamplingConv2d, Weight};
 use crate::weights::TensorSource;
 use candle_core::{DType, Device, Tensor};
 use layer_store::Stored;
@@ -141,6 +150,15 @@ impl<'a> Scope<'a> {
         self.layer(|| self.weight("weight", &[output, channels, side, side], make))
     }
 
+    /// The same with a bias.
+    fn biased_patches(&self, channels: usize, side: usize, output: usize) -> Result<Linear> {
+        let make = |weight: Weight<'_>| {
+            let weight = weight.reshape(&[output, channels * side * side])?;
+            Ok(Linear::new(weight, Some(self.tensor("bias", &[output])?))?)
+        };
+        self.layer(|| self.weight("weight", &[output, channels, side, side], make))
+    }
+
     fn conv3x3(&self, input: usize, output: usize, stride: usize, padding: Padding) -> Result<Conv2d> {
         let make = |weight: Weight<'_>| Ok(Conv2d::new(weight, Some(self.tensor("bias", &[output])?), stride, padding)?);
         self.layer(|| self.weight("weight", &[output, input, 3, 3], make))
@@ -158,6 +176,16 @@ impl<'a> Scope<'a> {
     fn group_norm(&self, channels: usize, groups: usize, eps: f64) -> Result<GroupNorm> {
         let tensor = |name| self.tensor(name, &[channels]);
         self.layer(|| Ok(GroupNorm::new(tensor("weight")?, tensor("bias")?, groups, eps)?))
+    }
+
+    fn rms_norm(&self, channels: usize, eps: f64) -> Result<RmsNorm> {
+        self.layer(|| Ok(RmsNorm::new(self.tensor("weight", &[channels])?, eps)?))
+    }
+
+    /// A norm without weights, for who changes what it gives by the time.
+    fn plain_layer_norm(&self, channels: usize) -> Result<LayerNorm> {
+        let full = |value: f32| Tensor::full(value, channels, self.device)?.to_dtype(self.dtype);
+        Ok(LayerNorm::new(full(1.0)?, full(0.0)?, 1e-6)?)
     }
 
     fn layer_norm(&self, channels: usize, eps: f64) -> Result<LayerNorm> {

@@ -2,6 +2,7 @@
 
 use super::Scope;
 use super::call::{AttentionSite, LayerInputs};
+use super::reuse::Attends;
 use crate::Result;
 use crate::ops::{Epilogue, GroupNorm, LayerNorm, Linear, attention, geglu};
 use candle_core::Tensor;
@@ -13,6 +14,8 @@ pub(super) struct TransformerConfig {
     pub(super) cross_attention_dim: usize,
     /// `proj_in` and `proj_out` are stored as linear layers rather than 1×1 convolutions.
     pub(super) linear_projection: bool,
+    /// The first attention of a block reads the text in the place of the image.
+    pub(super) reads_text_only: bool,
 }
 
 /// diffusers' `Attention` without biases on query, key and value.
@@ -36,8 +39,8 @@ impl Attention {
         })
     }
 
-    /// `residual + attention(x, x)`, shaped like `x`.
-    fn to_itself(&self, x: &Tensor, residual: &Tensor, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
+    /// `residual + attention(x, x)`, shaped like `x`; without a residual the attention alone.
+    fn to_itself(&self, x: &Tensor, residual: Option<&Tensor>, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(x)?, self.to_v.forward(x)?);
         for patch in inputs.patches {
             if let Some(mixed) = patch.self_attention(site, &q, &k, &v, inputs.named)? {
@@ -47,8 +50,8 @@ impl Attention {
         self.output(&attention(&q, &k, &v, self.heads, false)?, residual)
     }
 
-    /// `residual + attention(x, text)`, shaped like `x`.
-    fn to_text(&self, x: &Tensor, residual: &Tensor, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
+    /// `residual + attention(x, text)`, shaped like `x`; without a residual the attention alone.
+    fn to_text(&self, x: &Tensor, residual: Option<&Tensor>, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(inputs.context)?, self.to_v.forward(inputs.context)?);
         let mut mixed = attention(&q, &k, &v, self.heads, false)?;
         for patch in inputs.patches {
@@ -59,8 +62,8 @@ impl Attention {
         self.output(&mixed, residual)
     }
 
-    fn output(&self, mixed: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        Ok(self.to_out.forward_with(mixed, Epilogue { residual: Some(residual), ..Epilogue::default() })?)
+    fn output(&self, mixed: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        Ok(self.to_out.forward_with(mixed, Epilogue { residual, ..Epilogue::default() })?)
     }
 }
 
@@ -70,6 +73,8 @@ struct BasicTransformerBlock {
     name: String,
     norm1: LayerNorm,
     attn1: Attention,
+    /// The first attention reads the text.
+    reads_text_only: bool,
     norm2: LayerNorm,
     attn2: Attention,
     norm3: LayerNorm,
@@ -80,10 +85,12 @@ struct BasicTransformerBlock {
 impl BasicTransformerBlock {
     fn load(scope: &Scope<'_>, config: TransformerConfig, channels: usize, heads: usize) -> Result<Self> {
         const EPS: f64 = 1e-5;
+        let first = if config.reads_text_only { config.cross_attention_dim } else { channels };
         Ok(Self {
             name: scope.prefix.trim_end_matches('.').to_owned(),
             norm1: scope.at("norm1").layer_norm(channels, EPS)?,
-            attn1: Attention::load(&scope.at("attn1"), channels, channels, heads)?,
+            attn1: Attention::load(&scope.at("attn1"), channels, first, heads)?,
+            reads_text_only: config.reads_text_only,
             norm2: scope.at("norm2").layer_norm(channels, EPS)?,
             attn2: Attention::load(&scope.at("attn2"), channels, config.cross_attention_dim, heads)?,
             norm3: scope.at("norm3").layer_norm(channels, EPS)?,
@@ -94,8 +101,16 @@ impl BasicTransformerBlock {
 
     fn forward(&self, x: &Tensor, grid: (usize, usize), inputs: LayerInputs<'_>) -> Result<Tensor> {
         let site = AttentionSite { name: &self.name, heads: self.attn1.heads, grid };
-        let x = self.attn1.to_itself(&self.norm1.forward(x)?, x, &site, inputs)?;
-        let x = self.attn2.to_text(&self.norm2.forward(&x)?, &x, &site, inputs)?;
+        let x = inputs.attentions.add(Attends::ToItself, x, inputs.named, |residual| {
+            let normed = self.norm1.forward(x)?;
+            match self.reads_text_only {
+                true => self.attn1.to_text(&normed, residual, &site, LayerInputs { patches: &[], ..inputs }),
+                false => self.attn1.to_itself(&normed, residual, &site, inputs),
+            }
+        })?;
+        let x = inputs
+            .attentions
+            .add(Attends::ToText, &x, inputs.named, |residual| self.attn2.to_text(&self.norm2.forward(&x)?, residual, &site, inputs))?;
         let hidden = geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok(self.ff_out.forward_with(&hidden, Epilogue { residual: Some(&x), ..Epilogue::default() })?)
     }

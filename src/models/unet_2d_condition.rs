@@ -2,6 +2,7 @@
 
 use super::call::{Backbone, LayerInputs, ModelCall, ModelOutput};
 use super::resnet::Upsample2D;
+use super::reuse::{AttentionRecord, DeepReuse};
 use super::unet_way_down::{Layer, WayDown};
 use super::{LayerStore, Scope};
 use crate::ops::{Conv2d, GraphCache, GroupNorm, NamedTensors, Padding, on_workers, wrapped};
@@ -83,32 +84,54 @@ impl UNet2DCondition {
                 inputs.push(name, tensor);
             }
         }
+        call.reuse.add_inputs(&mut inputs);
         Ok(inputs)
     }
 
-    fn predict(&self, inputs: &NamedTensors, call: &ModelCall) -> Result<Tensor> {
+    /// The prediction, and what the call keeps.
+    fn predict(&self, inputs: &NamedTensors, call: &ModelCall) -> Result<Vec<Tensor>> {
         let time = self.way_down.time(inputs)?;
-        let layer = LayerInputs { time: &time, context: inputs.get("context")?, patches: &call.patches, named: inputs };
-        let mut skips = self.way_down.down(self.way_down.enter(inputs)?, layer)?;
-        let mut x = match skips.last() {
-            Some(last) => self.way_down.middle(last, layer)?,
-            None => return Err(Error::Image("the UNet ran out of skip connections".into())),
+        let attentions = AttentionRecord::of(&call.reuse);
+        let context = inputs.get("context")?;
+        let layer = LayerInputs { time: &time, context, patches: &call.patches, named: inputs, attentions: &attentions };
+        // A layer on the way up for each skip connection; the last ones read the first.
+        let layers = self.way_down.skips.len();
+        let (first, keeps) = match call.reuse.deep {
+            DeepReuse::Off => (0, None),
+            DeepReuse::Keep(last) => (0, Some(layers.saturating_sub(last.max(1)))),
+            DeepReuse::Take(last, _) => (layers.saturating_sub(last.max(1)), None),
         };
+        let hidden = inputs.find("deep hidden");
+        let most = if hidden.is_some() { layers - first } else { usize::MAX };
+        let mut skips = self.way_down.down(self.way_down.enter(inputs)?, layer, most)?;
+        let mut x = match (hidden, skips.last()) {
+            (Some(hidden), _) => hidden.clone(),
+            (None, Some(last)) => self.way_down.middle(last, layer)?,
+            (None, None) => return Err(Error::Image("the UNet ran out of skip connections".into())),
+        };
+        let mut kept = Vec::new();
         let residuals = call.residuals.down.len();
-        if residuals != 0 && residuals != skips.len() {
+        if residuals != 0 && residuals != layers {
             return Err(Error::Image(format!(
-                "{residuals} residuals for a UNet with {} skip connections: it belongs to another model",
-                skips.len()
+                "{residuals} residuals for a UNet with {layers} skip connections: it belongs to another model"
             )));
         }
         for (i, skip) in skips.iter_mut().enumerate().take(residuals) {
             *skip = (&*skip + inputs.get(&format!("down residual {i}"))?)?;
         }
-        if let Some(residual) = inputs.find("mid residual") {
+        if let Some(residual) = inputs.find("mid residual").filter(|_| hidden.is_none()) {
             x = (x + residual)?;
         }
+        let mut reached = 0;
         for (i, block) in self.up.iter().enumerate() {
             for layers in &block.layers {
+                reached += 1;
+                if reached <= first {
+                    continue;
+                }
+                if keeps == Some(reached - 1) {
+                    kept.push(x.clone());
+                }
                 let mut skip = skips.pop().ok_or_else(|| Error::Image("the UNet ran out of skip connections".into()))?;
                 for patch in &call.patches {
                     if let Some(changed) = patch.up_block(i, &x, &skip, inputs)? {
@@ -117,7 +140,7 @@ impl UNet2DCondition {
                 }
                 x = layers.forward(&Tensor::cat(&[&x, &skip], D::Minus1)?, layer)?;
             }
-            if let Some(upsample) = &block.upsample {
+            if let Some(upsample) = block.upsample.as_ref().filter(|_| reached > first) {
                 // The next skip tells the size, which is odd where an odd size was halved.
                 let (_, height, width, _) = x.dims4()?;
                 let size = skips.last().map_or(Ok((2 * height, 2 * width)), |skip| skip.dims4().map(|(_, h, w, _)| (h, w)))?;
@@ -125,7 +148,10 @@ impl UNet2DCondition {
             }
         }
         let x = self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?;
-        Ok(x.permute((0, 3, 1, 2))?.contiguous()?)
+        let mut outputs = vec![x.permute((0, 3, 1, 2))?.contiguous()?];
+        outputs.append(&mut kept);
+        outputs.append(&mut attentions.kept.borrow_mut());
+        Ok(outputs)
     }
 }
 
@@ -137,10 +163,14 @@ impl Backbone for UNet2DCondition {
             on_workers(call.latents.device(), || {
                 let mut key: Vec<String> = call.patches.iter().map(|patch| patch.key()).collect();
                 key.extend((!call.wrap.is_none()).then(|| format!("{:?}", call.wrap)));
-                let work = |inputs: &NamedTensors| Ok::<_, Error>(vec![self.predict(inputs, call)?]);
+                key.push(call.reuse.key());
+                let work = |inputs: &NamedTensors| self.predict(inputs, call);
                 let mut outputs = self.graph_cache.run(&key.join(" "), &self.inputs(call)?, work)?;
-                let prediction = outputs.pop().ok_or_else(|| Error::Image("the UNet gave no output".into()))?;
-                Ok(ModelOutput { prediction })
+                if outputs.is_empty() {
+                    return Err(Error::Image("the UNet gave no output".into()));
+                }
+                let prediction = outputs.remove(0);
+                Ok(ModelOutput { prediction, kept: call.reuse.split(outputs) })
             })
         })
     }

@@ -22,8 +22,8 @@ impl Layer {
     pub(super) fn load(scope: &Scope<'_>, spec: &UNetSpec, level: &UNetLevel, index: usize, input: usize) -> Result<Self> {
         let depth = level.depths.get(index).copied().unwrap_or(0);
         let resnet = ResnetBlock2D::load(&scope.at("resnets").at(index), resnets(spec), input, level.channels)?;
-        let transformer =
-            |depth| Transformer2D::load(&scope.at("attentions").at(index), transformers(spec), level.channels, level.heads, depth);
+        let config = TransformerConfig { reads_text_only: level.reads_text_only, ..transformers(spec) };
+        let transformer = |depth| Transformer2D::load(&scope.at("attentions").at(index), config, level.channels, level.heads, depth);
         Ok(Self { resnet, attention: (depth > 0).then(|| transformer(depth)).transpose()? })
     }
 
@@ -49,6 +49,7 @@ fn transformers(spec: &UNetSpec) -> TransformerConfig {
         norm_groups: spec.norm_groups,
         cross_attention_dim: spec.cross_attention_dim,
         linear_projection: spec.linear_projection,
+        reads_text_only: false,
     }
 }
 
@@ -180,16 +181,19 @@ impl WayDown {
         Ok(self.conv_in.forward(&latents.permute((0, 2, 3, 1))?.contiguous()?)?)
     }
 
-    /// Every skip connection on the way down from `x`, which is the first; the last is what the middle reads.
-    pub(super) fn down(&self, x: Tensor, layer: LayerInputs<'_>) -> Result<Vec<Tensor>> {
+    /// Every skip connection on the way down from `x`, which is the first; the last is what the middle reads. At most the first `most`.
+    pub(super) fn down(&self, x: Tensor, layer: LayerInputs<'_>, most: usize) -> Result<Vec<Tensor>> {
         let mut skips = vec![x.clone()];
         let mut x = x;
         for block in &self.down {
             for layers in &block.layers {
+                if skips.len() >= most {
+                    return Ok(skips);
+                }
                 x = layers.forward(&x, layer)?;
                 skips.push(x.clone());
             }
-            if let Some(downsample) = &block.downsample {
+            if let Some(downsample) = block.downsample.as_ref().filter(|_| skips.len() < most) {
                 x = downsample.forward(&x)?;
                 skips.push(x.clone());
             }

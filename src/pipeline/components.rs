@@ -4,9 +4,9 @@ use super::loading::{read, read_from};
 use super::observer::Observer;
 use crate::adapter::{AdapterSet, Deltas, ModelWithDeltas};
 use crate::device;
-use crate::models::{ControlNet, LayerStore, Scope, UNet2DCondition, VaeDecoder, VaeEncoder};
+use crate::models::{ControlNet, DenoisingNetwork, LayerStore, Scope, VaeDecoder, VaeEncoder};
 use crate::spec::TextEncoderSpec;
-use crate::text::{ClipTokenizer, TextEncoder};
+use crate::text::{ClipTokenizer, T5TextEncoder, T5Tokenizer, TextEncoder};
 use crate::weights::{Checkpoint, Component, ControlNetFile, ModelSource, TensorSource, VaeFile};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
@@ -44,6 +44,8 @@ pub(super) struct Components {
 #[derive(Default)]
 struct Slots {
     text_encoders: RwLock<Slot<Vec<AdaptedText>>>,
+    /// Read when the first text is to be encoded by it.
+    t5: RwLock<Slot<T5TextEncoder>>,
     unet: RwLock<Slot<AdaptedUNet>>,
     vae: RwLock<Slot<VaeDecoder>>,
     /// Read when the first image is to be encoded.
@@ -71,6 +73,7 @@ impl Turn {
         let models: Vec<Arc<Slots>> = self.models.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
         for slots in models {
             empty(&slots.text_encoders);
+            empty(&slots.t5);
             empty(&slots.unet);
             empty(&slots.vae);
             empty(&slots.encoder);
@@ -98,7 +101,7 @@ struct AdaptedUNet {
     /// Dropped before the network, which holds the place where the weights are.
     layers: LayerStore,
     changed: BTreeSet<String>,
-    network: Box<UNet2DCondition>,
+    network: DenoisingNetwork,
 }
 
 /// The same of a text encoder.
@@ -115,16 +118,24 @@ impl std::fmt::Debug for Components {
 }
 
 impl Components {
-    /// All networks of `model`, which is read once; `again` is the same model where it can be read again.
-    pub(super) fn all(model: &dyn ModelSource, again: Option<SharedModel>, place: &Placement, observer: &mut dyn Observer) -> Result<Self> {
+    /// All networks of `model`, which is read once, with adapters in them; `again` is the same model where it can be read again.
+    pub(super) fn all(
+        model: &dyn ModelSource,
+        again: Option<SharedModel>,
+        adapters: &AdapterSet,
+        place: &Placement,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let components = Self::empty(again, place.clone());
-        let none = AdapterSet::default();
-        let text_encoders = load_text_encoders(model, place, &none, None, observer)?;
-        let unet = load_unet(model, place, none.deltas(), None, observer)?;
+        let text_encoders = load_text_encoders(model, place, adapters, None, observer)?;
+        let unet = load_unet(model, place, adapters.deltas(), None, observer)?;
         let vae = load_vae(model, None, place, observer)?;
-        fill(&components.slots.text_encoders, text_encoders);
-        fill(&components.slots.unet, unet);
-        fill(&components.slots.vae, vae);
+        if components.model.is_none() && model.spec().t5.is_some() {
+            fill(&components.slots.t5, load_t5(model, place, observer)?, String::new());
+        }
+        fill(&components.slots.text_encoders, text_encoders, adapters.text_signature());
+        fill(&components.slots.unet, unet, adapters.signature(Component::UNET));
+        fill(&components.slots.vae, vae, String::new());
         Ok(components)
     }
 
@@ -146,6 +157,7 @@ impl Components {
         // Who writes to a slot loads its network, which is then not counted as there.
         let is_loaded = |component| match component {
             Component::UNET => self.slots.unet.try_read().is_ok_and(|slot| slot.network.is_some()),
+            Component::T5 => self.slots.t5.try_read().is_ok_and(|slot| slot.network.is_some()),
             Component::VAE => self.slots.vae.try_read().is_ok_and(|slot| slot.network.is_some()),
             _ => self.slots.text_encoders.try_read().is_ok_and(|slot| slot.network.is_some()),
         };
@@ -198,11 +210,20 @@ impl Components {
         })
     }
 
+    pub(super) fn with_t5<T>(
+        &self,
+        observer: &mut dyn Observer,
+        work: impl FnOnce(&T5TextEncoder, &mut dyn Observer) -> Result<T>,
+    ) -> Result<T> {
+        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_t5(model, &self.place, observer);
+        self.with(&self.slots.t5, "", observer, load, |t5: &T5TextEncoder, observer| work(t5, observer))
+    }
+
     pub(super) fn with_unet<T>(
         &self,
         adapters: &AdapterSet,
         observer: &mut dyn Observer,
-        work: impl FnOnce(&UNet2DCondition, &mut dyn Observer) -> Result<T>,
+        work: impl FnOnce(&DenoisingNetwork, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
         let signature = adapters.signature(Component::UNET);
         let load =
@@ -232,6 +253,11 @@ impl Components {
         self.with(&self.slots.encoder, file.map_or("", VaeFile::name), observer, load, |encoder: &VaeEncoder, observer| {
             work(encoder, observer)
         })
+    }
+
+    /// The ControlNet of a file is on the device.
+    pub(super) fn has_control_net(&self, file: &str) -> bool {
+        self.slots.control_nets.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(name, _)| name == file)
     }
 
     /// The ControlNets of these files; those of others are dropped.
@@ -295,8 +321,8 @@ impl Components {
     }
 }
 
-fn fill<T>(slot: &RwLock<Slot<T>>, network: T) {
-    slot.write().unwrap_or_else(PoisonError::into_inner).network = Some(network);
+fn fill<T>(slot: &RwLock<Slot<T>>, network: T, signature: String) {
+    *slot.write().unwrap_or_else(PoisonError::into_inner) = Slot { network: Some(network), signature };
 }
 
 fn empty<T>(slot: &RwLock<Slot<T>>) {
@@ -333,6 +359,18 @@ fn load_text_encoders(
     model.spec().text_encoders.iter().enumerate().map(load).collect()
 }
 
+fn load_t5(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<T5TextEncoder> {
+    let spec = model.spec().t5.as_ref().ok_or_else(|| Error::Model(format!("{} has no T5", model.name())))?;
+    let tokenizer = match model.t5_tokenizer() {
+        Some(text) => T5Tokenizer::from_json(model.name(), text)?,
+        None => T5Tokenizer::usual()?,
+    };
+    // Its feed-forward layers overflow in f16.
+    let dtype = if place.dtype == DType::F16 { DType::BF16 } else { place.dtype };
+    let load = |source: &dyn TensorSource| T5TextEncoder::load(&Scope::root(source, dtype, &place.device), spec, tokenizer);
+    read(model, Component::T5, dtype, observer, load)
+}
+
 fn tokenizer(model: &dyn ModelSource, index: usize, encoder: &TextEncoderSpec) -> Result<ClipTokenizer> {
     let length = encoder.clip.max_positions;
     match model.tokenizer(index) {
@@ -364,9 +402,9 @@ fn load_unet(
     };
     let source = ModelWithDeltas::new(model, deltas.clone());
     let load = |source: &dyn TensorSource| {
-        UNet2DCondition::load(&Scope::root(source, place.dtype, &place.device).with_layers(&layers), &model.spec().unet)
+        DenoisingNetwork::load(&Scope::root(source, place.dtype, &place.device).with_layers(&layers), model.spec())
     };
-    let network = read(&source, Component::UNET, place.dtype, observer, load).map(Box::new)?;
+    let network = read(&source, Component::UNET, place.dtype, observer, load)?;
     Ok(AdaptedUNet { layers, changed, network })
 }
 

@@ -38,6 +38,8 @@ pub struct TextKey {
     emphasis: Emphasis,
     /// Layers left out beyond what the family leaves out.
     skip_layers: usize,
+    /// Tokens of T5, and whether they are zeros.
+    t5: (usize, bool),
 }
 
 /// Texts as all text encoders see them, in the order of their key.
@@ -123,7 +125,7 @@ fn parts(
         }
         // As A1111: a call beyond the last one sees the first entry.
         timeline.push((usize::MAX, 0));
-        let key = TextKey { texts, syntax, emphasis, skip_layers };
+        let key = TextKey { texts, syntax, emphasis, skip_layers, t5: (request.text.t5_tokens, request.text.no_t5) };
         PromptText { which, key, timeline, branch: branch(i), slips: std::mem::take(&mut slips), view: view.take() }
     };
     Ok(prompt.parts.iter().enumerate().map(part).collect())
@@ -134,10 +136,14 @@ fn calls(request: &Request, steps: usize, schedule: &Schedule) -> usize {
     if request.text.prompt_syntax != PromptSyntax::A1111 { steps } else { calls_of(steps, schedule) }
 }
 
-/// Calls of the network as A1111 counts them beforehand.
-pub(super) fn counted_calls(request: &Request) -> Result<usize> {
+/// Calls of the network in a pass, as A1111 counts them beforehand; `schedule` has all of the pass's steps.
+///
+/// A1111 v1.10.1 modules/sd_samplers_kdiffusion.py: a pass that begins at an image is launched with the steps that it takes.
+pub(super) fn counted_calls(request: &Request, pass: PassNumber, schedule: &Schedule) -> Result<usize> {
     let steps = request.sampling.steps;
-    Ok(calls_of(steps, &plan(&request.scheduler, steps)?))
+    // Some samplers' lists have a step more than was asked for.
+    let whole = pass == PassNumber::First && plan(&request.scheduler, steps)?.steps.len() == schedule.steps.len();
+    Ok(calls_of(if whole { steps } else { schedule.steps.len() }, schedule))
 }
 
 /// One a step, or two with samplers of second order.
@@ -154,7 +160,7 @@ pub(super) fn encode(pipeline: &Pipeline, text: &PromptText, adapters: &AdapterS
     }
     text.slips.iter().for_each(|slip| observer.warn(slip));
     let dtype = pipeline.dtype;
-    pipeline.components.with_text_encoders(adapters, observer, |encoders, observer| {
+    let clip = pipeline.components.with_text_encoders(adapters, observer, |encoders, observer| {
         let mut all: Vec<Vec<EncodedEntry>> = Vec::new();
         for (i, encoder) in encoders.iter().enumerate() {
             // All encoders of a family cut a text at the same word: once said is enough.
@@ -180,14 +186,61 @@ pub(super) fn encode(pipeline: &Pipeline, text: &PromptText, adapters: &AdapterS
         let join = |i: usize| {
             let entries: Vec<&EncodedEntry> = all.iter().filter_map(|entries| entries.get(i)).collect();
             let hidden = Tensor::cat(&entries.iter().map(|entry| &entry.hidden).collect::<Vec<_>>(), D::Minus1)?;
+            if pipeline.spec.mmdit.is_some() {
+                let pooled: Vec<&Tensor> = entries.iter().filter_map(|entry| entry.pooled.as_ref()).collect();
+                return Ok(EncodedEntry { hidden, pooled: Some(Tensor::cat(&pooled, D::Minus1)?) });
+            }
             Ok(EncodedEntry { hidden, pooled: entries.iter().rev().find_map(|entry| entry.pooled.clone()) })
         };
         Ok(EncodedText { entries: (0..count).map(join).collect::<Result<_>>()? })
-    })
+    })?;
+    match pipeline.spec.mmdit.as_ref().map(|mmdit| mmdit.context_width) {
+        Some(width) => with_t5(pipeline, text, clip, width, observer),
+        None => Ok(clip),
+    }
+}
+
+/// With zeros up to the width of T5 beside what CLIP says of the texts, and what T5 says below it.
+///
+/// # Source
+/// `encode_prompt` in huggingface/diffusers@v0.36:src/diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py
+fn with_t5(pipeline: &Pipeline, text: &PromptText, clip: EncodedText, width: usize, observer: &mut dyn Observer) -> Result<EncodedText> {
+    let (tokens, left_out) = text.key.t5;
+    let words = |(text_of_prompt, _): &(String, usize)| -> Result<String> {
+        if text.key.syntax == PromptSyntax::Plain {
+            return Ok(text_of_prompt.clone());
+        }
+        let pieces = text.key.syntax.words(text_of_prompt, text.key.emphasis)?;
+        Ok(pieces.iter().map(|piece| if piece.is_break() { " " } else { piece.text.as_str() }).collect())
+    };
+    let below: Vec<Tensor> = if pipeline.spec.t5.is_none() || left_out {
+        vec![Tensor::zeros((1, tokens, width), pipeline.dtype, &pipeline.device)?; clip.entries.len()]
+    } else {
+        let texts = text.key.texts.iter().map(words).collect::<Result<Vec<_>>>()?;
+        pipeline.components.with_t5(observer, |t5, observer| {
+            let row = |words: &String| {
+                let (hidden, left_out) = t5.encode(words, tokens)?;
+                if let Some(left_out) = left_out {
+                    let (which, left_out) = (text.which, excerpt(&left_out));
+                    observer
+                        .warn(&format!("the {which} is longer than the {tokens} tokens of T5 (`t5-tokens`); left out of it: {left_out}"));
+                }
+                check_finite(&hidden, || "the T5 encoder; try `dtype` f32".to_owned())?;
+                Ok(hidden.to_dtype(pipeline.dtype)?)
+            };
+            texts.iter().map(row).collect::<Result<_>>()
+        })?
+    };
+    let joined = |(EncodedEntry { hidden, pooled }, below): (EncodedEntry, Tensor)| -> Result<EncodedEntry> {
+        let beside = width - hidden.dim(2)?;
+        let hidden = Tensor::cat(&[hidden.pad_with_zeros(2, 0, beside)?, below], 1)?;
+        Ok(EncodedEntry { hidden, pooled })
+    };
+    Ok(EncodedText { entries: clip.entries.into_iter().zip(below).map(joined).collect::<Result<_>>()? })
 }
 
 fn with_encoder(encoder: &TextEncoder, text: &PromptText, warn: &mut dyn FnMut(&str)) -> Result<Vec<EncodedEntry>> {
-    let TextKey { texts, syntax, emphasis, skip_layers } = &text.key;
+    let TextKey { texts, syntax, emphasis, skip_layers, .. } = &text.key;
     let embeds = if *syntax == PromptSyntax::Plain {
         let row = |(text_of_prompt, _): &(String, usize)| {
             let tokens = encoder.tokenize(text_of_prompt)?;
@@ -214,4 +267,29 @@ fn excerpt(text: &str) -> String {
         return format!("\"{text}\"");
     }
     format!("\"{} …\" ({letters} letters in all)", text.chars().take(MOST).collect::<String>())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::settings::Draft;
+
+    #[test]
+    fn calls_are_those_of_the_pass() {
+        for (sampler, a_step) in [("euler", 1), ("heun", 2)] {
+            let draft = Draft::new("a").with(|draft| {
+                draft.scheduler.sampler = Some(sampler.into());
+                draft.sampling.steps = Some(12);
+            });
+            let request = draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap();
+            let whole = plan(&request.scheduler, 12).unwrap();
+            assert_eq!(counted_calls(&request, PassNumber::First, &whole).unwrap(), 12 * a_step);
+            // From an image, and over an enlarged one.
+            let some = plan(&request.scheduler, 5).unwrap();
+            for pass in [PassNumber::First, PassNumber::Second] {
+                assert_eq!(counted_calls(&request, pass, &some).unwrap(), 5 * a_step, "{sampler} {pass:?}");
+            }
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! The network as a [`Denoiser`]: scaling, the rows that guidance wants, what works beside the loop, and what the output means.
 
 use super::BatchItem;
-use super::encode::counted_calls;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
 use crate::extension::{Extension, RunContext};
@@ -43,10 +42,12 @@ pub(super) struct StepsBefore {
 }
 
 impl<'a> GuidedDenoiser<'a> {
+    /// `calls` of the network are what shares of a pass are shares of.
     pub(super) fn new(
         backbone: &'a dyn Backbone,
         run: &RunContext<'a>,
         batch: &[BatchItem<'a>],
+        calls: usize,
         mut extensions: Vec<Box<dyn Extension>>,
         checks: &'a Checks,
     ) -> Result<Self> {
@@ -57,7 +58,7 @@ impl<'a> GuidedDenoiser<'a> {
             backbone,
             dtype: run.dtype,
             schedule: run.schedule,
-            guider: guider(batch, run.latents.device())?,
+            guider: guider(batch, calls, run.latents.device())?,
             embedded: (batch.first().is_some_and(|item| item.request.guidance_is_embedded))
                 .then(|| batch.iter().map(|item| item.request.guidance.scale - 1.0).collect()),
             conditioning: BatchConditioning::new(batch.iter().map(|item| item.prompt).collect()),
@@ -78,13 +79,12 @@ impl<'a> GuidedDenoiser<'a> {
 }
 
 /// The guidance of a batch, whose images agree in their shape.
-fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
+fn guider(batch: &[BatchItem<'_>], calls: usize, device: &Device) -> Result<Box<dyn Guider>> {
     if batch.iter().all(|item| item.request.inputs.edit && item.request.is_guided()) {
         let scales: Vec<(f64, f64)> =
             batch.iter().map(|item| (item.request.guidance.scale, item.request.inputs.image_guidance_scale)).collect();
         return Ok(Box::new(InstructionEdit::new(&scales, device)?));
     }
-    let calls = batch.first().map_or(Ok(0), |item| counted_calls(item.request))?;
     let scales = |item: &BatchItem<'_>| {
         let guidance = &item.request.guidance;
         // Parts that add up have a negative row also where nothing is guided.
@@ -95,6 +95,8 @@ fn guider(batch: &[BatchItem<'_>], device: &Device) -> Result<Box<dyn Guider>> {
             interval: (guidance.start, guidance.end),
             left_out: LeftOut { early: guidance.skip_early, calls, below_sigma: guidance.ngms, all: guidance.ngms_all_steps },
             perturbed: guidance.pag_scale,
+            skipped: guidance.skip_layers.as_ref().map_or(0.0, |_| guidance.skip_layer_scale),
+            skipped_interval: (guidance.skip_layer_start, guidance.skip_layer_end),
         }
     };
     let images: Vec<GuidanceScales> = batch.iter().map(scales).collect();
@@ -172,6 +174,10 @@ impl Denoiser for GuidedDenoiser<'_> {
         Ok(estimates)
     }
 
+    fn pass_over(&mut self) {
+        self.calls += 1;
+    }
+
     fn end_step(&mut self, step: &Step, mut latents: Tensor) -> Result<Tensor> {
         for extension in &mut self.extensions {
             latents = extension.after_step(step, latents)?;
@@ -198,7 +204,7 @@ mod tests {
         fn call(&self, call: &ModelCall) -> Result<ModelOutput> {
             self.0.lock().unwrap().push(call.clone());
             let first = call.context.narrow(1, 0, 1)?.narrow(2, 0, 1)?.reshape((call.context.dim(0)?, 1, 1, 1))?;
-            Ok(ModelOutput { prediction: call.latents.zeros_like()?.broadcast_add(&first)? })
+            Ok(ModelOutput::of(call.latents.zeros_like()?.broadcast_add(&first)?))
         }
 
         fn weights_changed(&self) {}
@@ -232,7 +238,7 @@ mod tests {
         let latents = Tensor::zeros((batch.len(), 4, 1, 1), DType::F32, &Device::Cpu)?;
         let checks = Checks::on(&Device::Cpu);
         let run = RunContext { schedule: &schedule, latents: &latents, dtype: DType::F32 };
-        let mut denoiser = GuidedDenoiser::new(backbone, &run, batch, extensions, &checks)?;
+        let mut denoiser = GuidedDenoiser::new(backbone, &run, batch, batch[0].request.sampling.steps, extensions, &checks)?;
         sample(&schedule, &latents, &mut denoiser, &mut NoNoise, &mut |_, _| Ok(()))
     }
 

@@ -62,7 +62,10 @@ impl Pipeline {
         let row = |i: usize, observer: &mut dyn Observer| {
             let mut image = to_rgb(&self.decode_and_tell(&latents.narrow(0, i, 1)?, vae.as_deref(), request.wrap(), observer)?)?;
             if let Some(network) = &network {
-                image = network.run(&image, &mut |_, _| observer.stage(super::Stage::Decode { done: i, all: latents.dim(0)? }))?;
+                let scale = network.scale() as f64;
+                image = network.run_wrapped(&image, scale, request.wrap(), &mut |_, _| {
+                    observer.stage(super::Stage::Decode { done: i, all: latents.dim(0)? })
+                })?;
             }
             let image = resize(&image, width as u32, height as u32, ResizeFilter::Lanczos);
             spec.scaled(&self.encode(&values_of(&image, None)?, encoder, request.wrap(), observer)?.mean)

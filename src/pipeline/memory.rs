@@ -21,12 +21,18 @@ pub fn denoising_bytes(spec: &ModelSpec, request: &Request, dtype: DType, device
         side.min(request.passes.hires_window.map_or(side, |window| window.max(request.canvas.width.max(request.canvas.height))))
     };
     let pixels = (side(height) / factor) * (side(width) / factor);
+    // A transformer's tokens are patches of them, and the text's.
+    let pixels =
+        spec.mmdit.as_ref().map_or(pixels, |mmdit| pixels / (mmdit.patch_size * mmdit.patch_size).max(1) + 77 + request.text.t5_tokens);
     let rows = request.rows();
     let first = spec.unet.down.first();
     let channels = first.map_or(0, |level| level.channels);
     // Skip connections of the finest level (three of them, and a third of that below it), the joined input of the way up,
     // and a feed-forward layer's eightfold width.
     let mut row = pixels * channels * 16 * dtype.size_in_bytes();
+    // What ControlNets add to the skip connections is as large as they are; while a further one works, there are two of them.
+    let controls = request.adapters.control.iter().filter(|control| control.weight != 0.0).count();
+    row += pixels * channels * 6 * controls.min(2) * dtype.size_in_bytes();
     if device.is_metal() && first.is_some_and(|level| level.depths.iter().any(|depth| *depth > 0)) {
         // The portable attention writes its scores down.
         row += pixels * pixels * first.map_or(0, |level| level.heads) * (dtype.size_in_bytes() + 4);

@@ -23,6 +23,7 @@ mod passes;
 mod prompt;
 mod start;
 mod steering;
+mod step_cache;
 mod strips;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -43,13 +44,13 @@ pub use upscale::UpscalePipeline;
 pub use vae_tiling::decoding_bytes;
 
 use crate::adapter::{AdapterCache, AdapterSet};
-use crate::extension::{Extension, FreeU, PerturbedAttention};
+use crate::extension::{Extension, FreeU, PerturbedAttention, SkipLayers};
 use crate::image::{to_rgb, to_rgb_cut_off};
 use crate::models::AutoencoderTinyDecoder;
 use crate::noise::{ImageNoise, SeededNoise};
 use crate::ops::Wrap;
 use crate::sampling::{Like, plan};
-use crate::settings::{PixelRounding, Request, SamplingSettings, Seed, VaeTiling};
+use crate::settings::{PixelRounding, Request, SamplingSettings, Seed, StepCache, VaeTiling};
 use crate::spec::ModelSpec;
 use crate::weights::{ModelSource, VaeFile};
 use crate::{Error, Result};
@@ -146,6 +147,9 @@ fn extensions(request: &Request) -> Vec<Box<dyn Extension>> {
         let layers = guidance.pag_layers.split(',').map(|layer| layer.trim().to_owned()).collect();
         extensions.push(Box::new(PerturbedAttention::new(layers)));
     }
+    if let Some(layers) = guidance.skipped_layers() {
+        extensions.push(Box::new(SkipLayers::new(layers)));
+    }
     if let Some(factors) = guidance.freeu {
         extensions.push(Box::new(FreeU { backbone: factors.backbone, skip: factors.skip }));
     }
@@ -159,7 +163,7 @@ impl Pipeline {
     /// A tensor is missing or wrong, a tokenizer is unusable, or the observer stops it.
     pub fn load(model: &dyn ModelSource, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
         let place = Placement { device: device.clone(), dtype, vae_dtype };
-        let components = Components::all(model, None, &place, observer)?;
+        let components = Components::all(model, None, &AdapterSet::default(), &place, observer)?;
         Ok(Self::of(model.spec().clone(), place, components))
     }
 
@@ -168,8 +172,23 @@ impl Pipeline {
     /// # Errors
     /// As [`Pipeline::load`].
     pub fn load_shared(model: SharedModel, device: &Device, dtype: DType, vae_dtype: DType, observer: &mut dyn Observer) -> Result<Self> {
+        Self::load_adapted(model, &AdapterSet::default(), device, (dtype, vae_dtype), observer)
+    }
+
+    /// [`Pipeline::load_shared`], with the adapters of the first image merged in while the weights are read: they are not read twice.
+    /// `(dtype, vae_dtype)` are what the networks and the VAE compute in.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load`].
+    pub fn load_adapted(
+        model: SharedModel,
+        adapters: &AdapterSet,
+        device: &Device,
+        (dtype, vae_dtype): (DType, DType),
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let place = Placement { device: device.clone(), dtype, vae_dtype };
-        let components = Components::all(&*model, Some(model.clone()), &place, observer)?;
+        let components = Components::all(&*model, Some(model.clone()), adapters, &place, observer)?;
         Ok(Self::of(model.spec().clone(), place, components))
     }
 
@@ -306,7 +325,9 @@ impl Pipeline {
     /// message names the stage.
     pub fn generate_batch(&self, batch: &[BatchItem<'_>], observer: &mut dyn Observer) -> Result<Vec<GeneratedImage>> {
         let dtypes = (self.dtype, self.vae_dtype);
-        let weights = self.components.bytes_of_turn();
+        let is_there = |name: &str| self.components.has_control_net(name) || self.known_keys.are_of(name);
+        let steering = batch.first().map_or(0, |item| self.networks.bytes(item.request, &self.spec, self.dtype, &is_there));
+        let weights = self.components.bytes_of_turn() + steering;
         let memory = MemoryPromise::for_batch(&self.spec, &self.device, dtypes, self.vae_tiling, batch, weights)?;
         let strips = batch.first().map(|item| self.strips(item.request)).transpose()?.flatten();
         let generated = match strips {
@@ -356,7 +377,7 @@ impl Pipeline {
         if batch.iter().any(|other| other.request.shape() != request.shape()) {
             return Err(Error::Image("images of different size, steps or sampler cannot be generated at once".into()));
         }
-        if batch.len() > 1 && request.scheduler.sampler()?.adapts() {
+        if batch.len() > 1 && (request.scheduler.sampler()?.adapts() || request.sampling.cache.is_some_and(StepCache::looks_at_numbers)) {
             // Its steps are as long as the latents allow, and another image's must not matter.
             let alone = |item| self.denoise(std::slice::from_ref(item), observer);
             return Ok(Tensor::cat(&batch.iter().map(alone).collect::<Result<Vec<_>>>()?, 0)?);

@@ -6,7 +6,8 @@ use crate::inputs::InputFile;
 use crate::settings::{ImagePrompt, Request};
 use crate::spec::ModelSpec;
 use crate::weights::{ControlNetFile, ImageEncoderFile, IpAdapterFile, VaeFile, find_image_encoder};
-use std::collections::HashMap;
+use candle_core::DType;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -81,6 +82,21 @@ impl NetworkCache {
     pub fn image_encoder(&self, prompt: &ImagePrompt) -> Result<Arc<ImageEncoderFile>> {
         let path = find_image_encoder(prompt.model.path(), prompt.encoder.as_ref().map(InputFile::path))?;
         self.image_encoders.get(&path, || ImageEncoderFile::open(&path))
+    }
+
+    /// Bytes of the networks that steer a request's images in `dtype`, without those that `is_there` says are on the device by their
+    /// files' names. ControlNets stay while the image is denoised; of IP-Adapters and their encoders one is there at a time.
+    pub fn bytes(&self, request: &Request, model: &ModelSpec, dtype: DType, is_there: &dyn Fn(&str) -> bool) -> u64 {
+        let mut seen = HashSet::new();
+        let controls = request.adapters.control.iter().filter(|control| control.weight != 0.0);
+        let controls = controls.filter_map(|control| self.control_net(control.model.path(), model).ok());
+        let controls = controls.filter(|file| seen.insert(file.name().to_owned()) && !is_there(file.name()));
+        let stay: u64 = controls.map(|file| file.parameters()).sum();
+        let passing = request.adapters.ip_adapter.iter().filter(|prompt| prompt.weight != 0.0).filter_map(|prompt| {
+            let adapter = self.ip_adapter(prompt.model.path(), model).ok().filter(|file| !is_there(file.name()))?;
+            Some(adapter.parameters().max(self.image_encoder(prompt).ok()?.parameters()))
+        });
+        (stay + passing.max().unwrap_or(0)) * dtype.size_in_bytes() as u64
     }
 
     /// Opens everything that a request names, and reads its images, so that what is wrong with them is known before any work.

@@ -1,12 +1,13 @@
 //! The passes of a run: the loop over one network's steps, a refiner that takes over, and a second pass at a larger size.
 
-use super::encode::PassNumber;
+use super::encode::{PassNumber, counted_calls};
 use super::estimate::WithEstimate;
 use super::finite::Checks;
 use super::guided_denoiser::{GuidedDenoiser, StepsBefore};
 use super::observer::{Observer, Stage};
 use super::start::{Start, StartImage};
 use super::steering::Steering;
+use super::step_cache::cached;
 use super::windows::LatentWindows;
 use super::{BatchItem, Conditioning, Pipeline, SharedModel, extensions};
 use crate::adapter::AdapterSet;
@@ -14,8 +15,8 @@ use crate::device::{Pace, free_memory, release};
 use crate::extension::RunContext;
 use crate::models::Backbone;
 use crate::noise::SeededNoise;
-use crate::sampling::{Schedule, sample};
-use crate::settings::Request;
+use crate::sampling::{Denoiser, Forecast, Schedule, sample};
+use crate::settings::{Request, StepCache};
 use crate::spec::Component;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -71,7 +72,7 @@ impl Pipeline {
         }
         let model = self.networks.passes.refiner(file, &self.spec)?;
         let spec = model.spec().clone();
-        let texts = (0..spec.text_encoders.len()).map(Component::text_encoder);
+        let texts = spec.text_components();
         let numbers: u64 = texts.chain([Component::UNET]).map(|component| model.parameters(component)).sum();
         let bytes = numbers * self.dtype.size_in_bytes() as u64;
         let pipeline = self.beside(model as SharedModel, spec);
@@ -161,9 +162,21 @@ impl Pipeline {
             beside.extend(self.steered(&steering, observer)?);
             let windows = window.map(|side| LatentWindows::new(unet, side));
             let backbone = windows.as_ref().map_or(unet as &dyn Backbone, |windows| windows);
-            let mut denoiser = GuidedDenoiser::new(backbone, &run, share.batch, beside, &checks)?.after(share.before);
+            let calls = counted_calls(request, pass.number, &pass.start.schedule)?;
+            let share_calls = share.schedule.steps.iter().map(|step| share.schedule.evaluations(step)).sum();
+            let cached = cached(backbone, request, share_calls);
+            let backbone = cached.as_deref().unwrap_or(backbone);
+            let mut denoiser = GuidedDenoiser::new(backbone, &run, share.batch, calls, beside, &checks)?.after(share.before);
+            let mut forecast;
+            let asked: &mut dyn Denoiser = match request.sampling.cache {
+                Some(StepCache::Spectrum { window }) => {
+                    forecast = Forecast::new(&mut denoiser, share_calls, window);
+                    &mut forecast
+                }
+                _ => &mut denoiser,
+            };
             let denoised = RefCell::new(None);
-            let mut watched = WithEstimate::new(&mut denoiser, &denoised);
+            let mut watched = WithEstimate::new(asked, &denoised);
             let latents = sample(share.schedule, latents, &mut watched, noise, &mut |step, latents| {
                 let number = steps_before + step.index + 1;
                 checks.check(latents, || format!("the sampler's step {number} of {shown_all}; try another `sampler` or more `steps`"))?;

@@ -87,7 +87,7 @@ impl Conditioning {
 
     fn row(&self, branch: Branch, at: &CallPoint) -> Result<&Arc<ConditioningRow>> {
         // Attention is disturbed under the prompt's own condition.
-        let branch = if branch == Branch::Perturbed { Branch::Prompt } else { branch };
+        let branch = if matches!(branch, Branch::Perturbed | Branch::SkippedLayers) { Branch::Prompt } else { branch };
         let timeline = self.branches.iter().find(|(known, _)| *known == branch).map(|(_, timeline)| timeline);
         timeline
             .and_then(|timeline| timeline.at(at))
@@ -170,13 +170,24 @@ pub(super) fn condition(
         entries.filter_map(|entry| entry.hidden.dim(1).ok()).max()
     };
     let parts = tokens(|branch| branch != Branch::Negative).unwrap_or(0);
+    let negatives = tokens(|branch| branch == Branch::Negative).unwrap_or(0);
     let length = tokens(|branch| branch == Branch::Negative).map_or(parts, |negative| common_length(parts, negative));
     let timeline = |(text, encoded): &(PromptText, Arc<EncodedText>)| -> Result<(Branch, Timeline)> {
         let negative = text.branch == Branch::Negative;
         let zero = |x: &Tensor, zero: bool| if zero && negative { x.zeros_like() } else { Ok(x.clone()) };
         let row = |entry: &EncodedEntry| -> Result<Arc<ConditioningRow>> {
-            let pooled = entry.pooled.as_ref().filter(|_| spec.unet.text_time.is_some()).map(|x| zero(x, zero_pooled)).transpose()?;
-            let time_ids = if pooled.is_some() { time_ids(spec, size, score(request, negative)) } else { vec![] };
+            let is_pooled = spec.unet.text_time.is_some() || spec.mmdit.is_some();
+            let pooled = entry.pooled.as_ref().filter(|_| is_pooled).map(|x| zero(x, zero_pooled)).transpose()?;
+            let time_ids =
+                if pooled.is_some() && spec.unet.text_time.is_some() { time_ids(spec, size, score(request, negative)) } else { vec![] };
+            if spec.mmdit.is_some() {
+                // T5's tokens stay the last ones, and those of CLIP grow.
+                let t5 = request.text.t5_tokens.min(entry.hidden.dim(1)?);
+                let clip = entry.hidden.dim(1)? - t5;
+                let longer = lengthened(&entry.hidden.narrow(1, 0, clip)?, parts.max(negatives).saturating_sub(t5))?;
+                let context = Tensor::cat(&[longer, entry.hidden.narrow(1, clip, t5)?], 1)?;
+                return Ok(Arc::new(ConditioningRow { context: zero(&context, zero_context)?, pooled, time_ids }));
+            }
             let hidden = if negative { entry.hidden.clone() } else { lengthened(&entry.hidden, parts)? };
             Ok(Arc::new(ConditioningRow { context: zero(&repeated(&hidden, length)?, zero_context)?, pooled, time_ids }))
         };

@@ -276,6 +276,10 @@ impl Pipeline {
                 let scheduler = SchedulerConfig { distilled_share: strength, ..request.scheduler.clone() };
                 (plan(&scheduler, steps)?, steps)
             }
+            // Its pipelines cut with fractions.
+            StrengthSteps::Share if self.spec.mmdit.is_some() => {
+                (schedule, steps.saturating_sub((steps as f64 - (steps as f64 * strength).min(steps as f64)) as usize))
+            }
             StrengthSteps::Share => (schedule, ((steps as f64 * strength) as usize).min(steps)),
             StrengthSteps::ShareAndOne => (schedule, ((strength.min(0.999) * steps as f64) as usize + 1).min(steps)),
             StrengthSteps::All if strength <= 0.0 => (schedule, 0),

@@ -32,6 +32,14 @@ struct PromptKeys {
 #[derive(Debug, Default)]
 pub(super) struct KnownKeys(Mutex<Vec<(String, Arc<PromptKeys>)>>);
 
+impl KnownKeys {
+    /// Keys were computed by an adapter of this name.
+    pub(super) fn are_of(&self, adapter: &str) -> bool {
+        let begins = format!("{adapter} ");
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(name, _)| name.starts_with(&begins))
+    }
+}
+
 /// Keys that are kept.
 const KEPT_KEYS: usize = 8;
 

@@ -39,7 +39,7 @@ fn an_image_that_repeats_may_be_cut_anywhere() {
         let context = Tensor::full(0.3f32, (1, 77, pipeline.spec.unet.cross_attention_dim), &Device::Cpu).unwrap();
         let predict = |latents: &Tensor| {
             let call = ModelCall { wrap, ..ModelCall::new(latents.clone(), 500.0, context.clone()) };
-            let predict = |unet: &crate::models::UNet2DCondition, _: &mut dyn Observer| Ok(unet.call(&call)?.prediction);
+            let predict = |unet: &crate::models::DenoisingNetwork, _: &mut dyn Observer| Ok(unet.call(&call)?.prediction);
             pipeline.components.with_unet(&AdapterSet::default(), &mut Silent, predict).unwrap()
         };
         let whole = predict(&noisy);

@@ -7,11 +7,11 @@ use super::{Observer, Pipeline, Stage};
 use crate::device;
 use crate::image::{ResizeFilter, resize};
 use crate::models::{Scope, Upscaler};
-use crate::ops::on_workers;
+use crate::ops::{Wrap, on_workers};
 use crate::settings::{EnlargedBy, Request};
 use crate::weights::TensorSource;
 use crate::{Error, Result};
-use ::image::RgbImage;
+use ::image::{RgbImage, imageops};
 use candle_core::{DType, Device, Tensor};
 
 /// Pixels of the image around a tile that the network sees too.
@@ -44,7 +44,7 @@ impl Pipeline {
         let Some(EnlargedBy { file, scale, .. }) = &request.passes.upscale else { return Ok(image) };
         let network = self.networks.passes.upscaler(file, &self.device)?;
         let scale = scale.unwrap_or(network.scale() as f64);
-        network.run_to(&image, scale, &mut |_, _| observer.stage(Stage::Decode { done, all }))
+        network.run_wrapped(&image, scale, request.wrap(), &mut |_, _| observer.stage(Stage::Decode { done, all }))
     }
 }
 
@@ -87,6 +87,45 @@ impl UpscalePipeline {
         let side = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
         let (width, height) = (side(image.width()), side(image.height()));
         Ok(if enlarged.dimensions() == (width, height) { enlarged } else { resize(&enlarged, width, height, ResizeFilter::Lanczos) })
+    }
+
+    /// As [`UpscalePipeline::run_to`], of an image that goes on at its other side: the network sees what is there, and so does the filter
+    /// that brings its result to the size.
+    ///
+    /// # Errors
+    /// As [`UpscalePipeline::run`].
+    pub fn run_wrapped(
+        &self,
+        image: &RgbImage,
+        scale: f64,
+        wrap: Wrap,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<RgbImage> {
+        if wrap.is_none() {
+            return self.run_to(image, scale, progress);
+        }
+        let around = CONTEXT.next_multiple_of(self.network.multiple()) as u32;
+        let around = (if wrap.x { around } else { 0 }, if wrap.y { around } else { 0 });
+        let (width, height) = image.dimensions();
+        let enlarged = self.run(&surrounded(image, around), progress)?;
+        let native = self.scale() as u32;
+        let (across, down) = (width * native, height * native);
+        let enlarged = imageops::crop_imm(&enlarged, around.0 * native, around.1 * native, across, down).to_image();
+        let side = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
+        let wanted = (side(width), side(height));
+        if wanted == (across, down) {
+            return Ok(enlarged);
+        }
+        // As many pixels around as become a whole number of pixels.
+        let margin = |wraps: bool, from: u32, to: u32| {
+            let common = (1..=from.min(to)).rev().find(|n| from.is_multiple_of(*n) && to.is_multiple_of(*n)).unwrap_or(1);
+            let times = (RAMP as u32 * native).div_ceil(from / common);
+            if wraps { (from / common * times, to / common * times) } else { (0, 0) }
+        };
+        let (x, y) = (margin(wrap.x, across, wanted.0), margin(wrap.y, down, wanted.1));
+        let larger = surrounded(&enlarged, (x.0, y.0));
+        let resized = resize(&larger, wanted.0 + 2 * x.1, wanted.1 + 2 * y.1, ResizeFilter::Lanczos);
+        Ok(imageops::crop_imm(&resized, x.1, y.1, wanted.0, wanted.1).to_image())
     }
 
     /// Enlarges an image; `progress` hears how many tiles of how many are done, and may end it.
@@ -143,6 +182,13 @@ impl UpscalePipeline {
         }
         Ok(y.flatten_all()?.to_vec1()?)
     }
+}
+
+/// An image with so many pixels more on either side, taken from its other side.
+fn surrounded(image: &RgbImage, (x, y): (u32, u32)) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let at = |place: u32, around: u32, side: u32| (i64::from(place) - i64::from(around)).rem_euclid(i64::from(side.max(1))) as u32;
+    RgbImage::from_fn(width + 2 * x, height + 2 * y, |i, j| *image.get_pixel(at(i, x, width), at(j, y, height)))
 }
 
 /// A tile along one side: what is its own, and what the network sees.

@@ -16,6 +16,10 @@ const TILE: usize = 64;
 /// A tile that is smaller than this sees too little of the image.
 const SMALLEST: usize = 16;
 
+/// Bytes of decoding up to which a CPU does it whole, however much memory is free: whoever shares the machine wants some of it, and an image
+/// of 2048×2048 takes a multiple of all that it took until then.
+const MOST_ON_CPU: u64 = 8_000_000_000;
+
 /// Bytes that decoding an image of so many pixels takes: the decoder's last level, with the wider of its two inputs, its output
 /// and what lies between.
 pub fn decoding_bytes(spec: &VaeSpec, height: usize, width: usize, dtype: DType) -> u64 {
@@ -95,7 +99,9 @@ fn run(
             let is_short = || device::free_memory(x.device()).is_some_and(|free| bytes > free / 10 * 9);
             // Memory that is kept for what comes may do.
             let release = || device::release(x.device());
-            if whole > TILE && is_short() && {
+            if whole > TILE && x.device().is_cpu() && bytes > 2 * MOST_ON_CPU {
+                TILE
+            } else if whole > TILE && is_short() && {
                 release();
                 is_short()
             } {
@@ -205,6 +211,9 @@ fn tiled(x: &Tensor, tile: usize, scales: Scales, work: &dyn Fn(&Tensor) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, Scope};
+    use crate::ops::on_workers;
+    use crate::weights::TensorSource;
     use std::cell::{Cell, RefCell};
 
     fn spec() -> VaeSpec {
@@ -288,6 +297,75 @@ mod tests {
             decode(&spec(), &latents(100, 100), (choice, Wrap::default()), &counted, &mut |_| {})?;
             assert_eq!(count.get(), calls, "{choice:?}");
         }
+        // Whatever is free.
+        let large = Tensor::zeros((1, 4, 256, 256), DType::BF16, &Device::Cpu)?;
+        for (latents, calls) in [(large.narrow(3, 0, 128)?.contiguous()?, 1), (large, 25)] {
+            let bytes = free_bytes(&spec(), 8 * latents.dim(2)?, 8 * latents.dim(3)?, DType::BF16, latents.device());
+            let enough = device::free_memory(&Device::Cpu).is_none_or(|free| bytes <= free / 10 * 9);
+            count.set(0);
+            decode(&spec(), &latents, (VaeTiling::Auto, Wrap::default()), &counted, &mut |_| {})?;
+            assert!(count.get() == calls || calls == 1 && !enough, "{}", count.get());
+        }
+        Ok(())
+    }
+    /// Random weights that keep the size of what goes through them, the same in every run.
+    struct RandomWeights;
+
+    impl TensorSource for RandomWeights {
+        fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+            let mut state = name.bytes().fold(0x9e37_79b9_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+            let fan: usize = shape.iter().skip(1).product();
+            let mut number = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * 1.7
+            };
+            let value = |number: f32| match (shape.len(), name.ends_with("weight")) {
+                (1, true) => 1.0 + number / 10.0,
+                (1, false) => number / 10.0,
+                _ => number / (fan as f32).sqrt(),
+            };
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| value(number())).collect();
+            Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+        }
+
+        fn shape(&self, _: &str) -> Option<Vec<usize>> {
+            None
+        }
+    }
+
+    /// The largest steps from one place to the next along the rows of `off`, at `borders` and elsewhere.
+    fn steps(off: &Tensor, borders: &[usize]) -> Result<(f32, f32)> {
+        let (mut at_borders, mut elsewhere) = (0f32, 0f32);
+        for x in 1..off.dim(3)? {
+            let step = (off.narrow(3, x, 1)? - off.narrow(3, x - 1, 1)?)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+            let most = if borders.contains(&x) { &mut at_borders } else { &mut elsewhere };
+            *most = most.max(step);
+        }
+        Ok((at_borders, elsewhere))
+    }
+
+    /// An autoencoder of Stable Diffusion 1.5's size: what tiles change does not jump where one begins or ends.
+    #[test]
+    #[ignore = "minutes of a processor: 20 TFLOP"]
+    fn tiles_of_a_whole_autoencoder_leave_no_border() -> Result<()> {
+        let (spec, device, wrap) = (spec(), Device::Cpu, Wrap::default());
+        let scope = Scope::root(&RandomWeights, DType::F32, &device);
+        let decoder = AutoencoderKLDecoder::load(&scope, &spec)?;
+        // Tiles of 64 latents begin at 0, 48 and 56 of 120.
+        let latents = latents(64, 120).narrow(0, 0, 1)?.contiguous()?;
+        let work = |x: &Tensor| on_workers(&Device::Cpu, || decoder.decode(x));
+        let decoded = |choice| decode(&spec, &latents, (choice, wrap), &work, &mut |_| {});
+        let (whole, tiled) = (decoded(VaeTiling::Off)?, decoded(VaeTiling::On)?);
+        let (at_borders, inside) = steps(&(&tiled - &whole)?, &[48, 56, 64, 112].map(|at| at * 8))?;
+        assert!(at_borders <= inside && inside > 0.0, "decoded: {at_borders} across borders, {inside} inside");
+        drop(decoder);
+        let encoder = AutoencoderKLEncoder::load(&scope, &spec)?;
+        let image = whole.clamp(-1.0, 1.0)?;
+        let work = |x: &Tensor| on_workers(&Device::Cpu, || encoder.encode(x));
+        let encoded = |choice| Ok::<_, Error>(encode(&spec, &image, (choice, wrap), &work, &mut |_| {})?.mean);
+        let off = (encoded(VaeTiling::On)? - encoded(VaeTiling::Off)?)?;
+        let (at_borders, inside) = steps(&off, &[48, 56, 64, 112])?;
+        assert!(at_borders <= inside && inside > 0.0, "encoded: {at_borders} across borders, {inside} inside");
         Ok(())
     }
 }

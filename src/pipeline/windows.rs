@@ -56,7 +56,7 @@ impl Backbone for LatentWindows<'_> {
             }
         }
         match sum {
-            Some((predictions, weights)) => Ok(ModelOutput { prediction: predictions.broadcast_div(&weights)?.to_dtype(dtype)? }),
+            Some((predictions, weights)) => Ok(ModelOutput::of(predictions.broadcast_div(&weights)?.to_dtype(dtype)?)),
             None => self.network.call(call),
         }
     }
@@ -80,7 +80,7 @@ mod tests {
     impl Backbone for Same {
         fn call(&self, call: &ModelCall) -> Result<ModelOutput> {
             self.0.lock().unwrap().push(call.latents.dims().to_vec());
-            Ok(ModelOutput { prediction: call.latents.clone() })
+            Ok(ModelOutput::of(call.latents.clone()))
         }
 
         fn weights_changed(&self) {}

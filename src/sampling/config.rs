@@ -1,5 +1,6 @@
 //! `scheduler_config.json`: what a model's folder says about its noise and its sampler.
 
+use super::flow::plain_class;
 use super::sigmas::{BetaSchedule, NoiseTable, betas};
 use super::{FirstNoise, Like, PredictionType, Sampler, SigmaSchedule, TimestepSpacing, without_infinities};
 use crate::{Error, Result};
@@ -51,6 +52,17 @@ pub struct SchedulerFile {
     pub corrector_order: Option<usize>,
     pub original_inference_steps: Option<usize>,
     pub timestep_scaling: Option<f64>,
+    pub shift: Option<f64>,
+    pub flow_shift: Option<f64>,
+    pub use_dynamic_shifting: Option<bool>,
+    pub base_shift: Option<f64>,
+    pub max_shift: Option<f64>,
+    pub base_image_seq_len: Option<f64>,
+    pub max_image_seq_len: Option<f64>,
+    pub time_shift_type: Option<String>,
+    pub shift_terminal: Option<f64>,
+    pub invert_sigmas: Option<bool>,
+    pub stochastic_sampling: Option<bool>,
 }
 
 /// Noise levels that the user gave, from the noisiest one down.
@@ -87,6 +99,8 @@ pub struct SchedulerConfig {
     /// The share of the timesteps that a model was distilled at, from the clean end, which a run's are taken from: a run from an image has
     /// less than 1 (diffusers' `LCMScheduler.set_timesteps` with a strength).
     pub distilled_share: f64,
+    /// Tokens that an image is in the network, by which some flows move their sigmas (`use_dynamic_shifting`).
+    pub image_tokens: Option<usize>,
     /// Whose schedules and timesteps they are, where tools differ.
     pub like: Option<Like>,
     /// What the noise of a run's start is multiplied by.
@@ -123,7 +137,7 @@ impl Serialize for SchedulerConfig {
             file.use_karras_sigmas = Some(schedule == SigmaSchedule::Karras);
             file.use_exponential_sigmas = Some(schedule == SigmaSchedule::Exponential);
             file.use_lu_lambdas = Some(schedule == SigmaSchedule::Lu);
-            file.use_beta_sigmas = Some(false);
+            file.use_beta_sigmas = Some(self.is_flow() && schedule == SigmaSchedule::Beta);
         }
         // diffusers takes a null for a value; an absent key is what we mean.
         let mut keys = serde_json::to_value(file).map_err(serde::ser::Error::custom)?;
@@ -172,6 +186,7 @@ impl SchedulerConfig {
             levels: None,
             is_sdxl: false,
             distilled_share: 1.0,
+            image_tokens: None,
             like: None,
             first_noise: FirstNoise::Model,
         }
@@ -186,7 +201,9 @@ impl SchedulerConfig {
     /// [`Error::Input`] for a name that is not available.
     pub fn with_sampler(mut self, name: &str) -> Result<Self> {
         let (sampler, schedule) = Sampler::from_name(name)?;
-        if !sampler.class_name().is_empty() {
+        if self.is_flow() {
+            self.with_flow_sampler(sampler);
+        } else if !sampler.class_name().is_empty() {
             self.file.class_name = Some(sampler.class_name().into());
         }
         self.chosen = Some(sampler);
@@ -237,7 +254,7 @@ impl SchedulerConfig {
             return Ok(sampler);
         }
         let class = self.file.class_name.as_deref().unwrap_or("missing");
-        let of_class: Vec<Sampler> = Sampler::of_class(class).collect();
+        let of_class: Vec<Sampler> = Sampler::of_class(plain_class(class)).collect();
         let Some(first) = of_class.first() else {
             let mut known: Vec<&str> = Sampler::all().map(Sampler::class_name).collect();
             known.retain(|class| !class.is_empty());
@@ -258,6 +275,9 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] for a type that is not implemented.
     pub fn prediction(&self) -> Result<PredictionType> {
+        if self.is_flow() {
+            return Ok(PredictionType::Flow);
+        }
         self.choice("prediction_type", &self.file.prediction_type, PredictionType::Epsilon, &PredictionType::NAMES[..3])
     }
 
@@ -289,6 +309,9 @@ impl SchedulerConfig {
         }
         if !sampler.takes_sigma_schedule() || !sampler.row().file_names_a_schedule {
             return Ok(SigmaSchedule::Discrete);
+        }
+        if self.is_flow() {
+            return Ok(self.flow_schedule());
         }
         let knows_lambdas = sampler.row().file_knows_lambdas;
         self.refuse_true("use_beta_sigmas", self.file.use_beta_sigmas)?;
@@ -337,6 +360,9 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Model`] (or [`Error::Input`], where the fault is not a file's) that names the file and the key.
     pub fn check(&self) -> Result<()> {
+        if self.is_flow() {
+            return self.check_flow();
+        }
         let sampler = self.sampler()?;
         self.prediction()?;
         self.spacing()?;
@@ -376,9 +402,10 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Input`] where they are not descending positive numbers, or timesteps that the model was not trained on.
     pub fn levels(&self) -> Result<Option<Vec<f64>>> {
-        let most = self.file.num_train_timesteps.unwrap_or(1000) as f64 - 1.0;
+        let most = self.file.num_train_timesteps.unwrap_or(1000) as f64 - if self.is_flow() { 0.0 } else { 1.0 };
         let (flag, levels, range, example) = match &self.levels {
             None => return Ok(None),
+            Some(Levels::Sigmas(sigmas)) if self.is_flow() => ("`sigmas`", sigmas, f64::MIN_POSITIVE..=1.0, "1,0.9,0.7,0.4,0"),
             Some(Levels::Sigmas(sigmas)) => ("`sigmas`", sigmas, f64::MIN_POSITIVE..=1e6, "14.6,5.2,1.8,0.6,0"),
             Some(Levels::Timesteps(timesteps)) => ("`timesteps`", timesteps, 0.0..=most, "999,749,499,249"),
         };

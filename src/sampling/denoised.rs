@@ -16,6 +16,8 @@ pub enum Branch {
     ImageOnly,
     /// The prompt, with the network's attention disturbed.
     Perturbed,
+    /// The prompt, by a network without some of its layers.
+    SkippedLayers,
 }
 
 /// One tensor a branch, `(images, channels, height, width)` each, in the order of the network's rows.

@@ -22,6 +22,9 @@
 
 mod config;
 mod denoised;
+mod few_steps;
+mod flow;
+mod forecast;
 mod like;
 #[cfg(test)]
 mod oracle_tests;
@@ -38,6 +41,8 @@ mod tests;
 
 pub use config::{Levels, SchedulerConfig, SchedulerFile};
 pub use denoised::{Branch, Branches, Denoised};
+pub use few_steps::FewSteps;
+pub use forecast::Forecast;
 pub use like::{FirstNoise, Like};
 pub use plan::{Schedule, plan};
 pub use prediction::PredictionType;
@@ -66,6 +71,11 @@ impl NoiseLevel {
     /// A level of latents `x0 + sigma · noise`.
     pub fn new(sigma: f64, timestep: f64) -> Self {
         Self { sigma, alpha: 1.0, timestep }
+    }
+
+    /// The noise in latents of which the clean ones have their full strength, `sigma / alpha`.
+    pub(crate) fn ratio(&self) -> f64 {
+        self.sigma / self.alpha
     }
 
     /// Half the logarithm of the signal-to-noise ratio, `ln(alpha / sigma)`.
@@ -114,6 +124,9 @@ pub trait Denoiser {
     /// # Errors
     /// The network failed, or gave values that are not finite.
     fn denoise(&mut self, latents: &Tensor, level: NoiseLevel) -> Result<Denoised>;
+
+    /// The solver's question was answered by somebody else: it counts as a call.
+    fn pass_over(&mut self) {}
 
     /// The loop took a step to these latents, and goes on from what is given back.
     ///

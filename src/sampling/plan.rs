@@ -42,13 +42,17 @@ pub fn plan(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
         return Err(Error::Input(format!("`steps` {steps} is out of range; this model takes 1 to {trained}")));
     }
     let rounds = config.like.is_some_and(Like::rounds_timesteps);
-    let process = Arc::new(VariancePreserving::new(table.clone(), config.prediction()?, rounds));
+    let process: Arc<dyn NoiseProcess> = match config.is_flow() {
+        true => Arc::new(config.flow()),
+        false => Arc::new(VariancePreserving::new(table.clone(), config.prediction()?, rounds)),
+    };
     let sampler = config.sampler()?;
     let (spacing, schedule) = (config.spacing()?, config.sigma_schedule()?);
     let most = table.sigma((trained - 1) as f64);
     let mut planned = sampler.plan(&Planner { config, sampler, steps, table, spacing, schedule, process })?;
     // Latents that keep their variance start as noise alone in every tool.
     if !planned.variance_preserving
+        && !config.is_flow()
         && let Some(scale) = planned.steps.first().and_then(|step| config.first_noise.scale(step.from.sigma, most))
     {
         planned.initial_scale = scale;
@@ -141,6 +145,9 @@ impl Planner<'_> {
 
     /// The run of a sampler that works in sigma space (Euler, Heun and k-diffusion's other ones), as diffusers lays it.
     pub(super) fn sigma_space(&self, solver: Box<dyn Solver>) -> Result<Schedule> {
+        if self.config.is_flow() {
+            return self.flow_run(solver);
+        }
         let end = match self.config.levels_end() {
             0.0 => NoiseLevel::new(0.0, 0.0),
             sigma => NoiseLevel::new(single(sigma), self.process.timestep(sigma)),
@@ -204,6 +211,9 @@ impl Planner<'_> {
 
     /// The run of a sampler that works along `lambda = −ln sigma` (DPM-Solver and its kin), as diffusers lays it.
     pub(super) fn lambda_space(&self, solver: Box<dyn Solver>) -> Result<Schedule> {
+        if self.config.is_flow() {
+            return self.flow_run(solver);
+        }
         if self.given_levels()?.is_some() || self.scheduled_levels()?.is_some() {
             return self.sigma_space(solver);
         }
@@ -307,6 +317,9 @@ impl Schedule {
     /// The steps at timesteps from `timestep` on, and those below it: what two networks share of one run, as diffusers' `denoising_end` and
     /// `denoising_start` cut it. The first part ends at the noise at which the second begins; its solver goes by the whole run, and that of
     /// the second begins anew. A part without steps is `None`.
+    ///
+    /// Heun's timesteps stand twice in diffusers' list, at the end of one step and the start of the next: its first part ends with the first
+    /// call of a step, and the second part takes that step from its start, of latents that are a step ahead.
     pub fn split_at(&self, timestep: f64) -> (Option<Schedule>, Option<Schedule>) {
         let first = self.steps.iter().position(|step| step.from.timestep < timestep).unwrap_or(self.steps.len());
         if first == 0 {
@@ -317,6 +330,9 @@ impl Schedule {
         }
         let mut part = self.clone();
         part.steps.truncate(first);
+        if part.solver.end_within(first - 1) {
+            return (Some(part), Some(self.without(first - 1)));
+        }
         if self.variance_preserving {
             let pairs: Vec<_> = part.steps.iter().map(|step| (step.from, step.to)).collect();
             part.final_scale = ends(&pairs).1;

@@ -13,6 +13,8 @@ pub enum PredictionType {
     VPrediction,
     /// The clean latents.
     Sample,
+    /// A flow's velocity `noise − x0`, of latents that are no diffusion's.
+    Flow,
 }
 
 impl PredictionType {
@@ -25,12 +27,13 @@ impl PredictionType {
             PredictionType::Epsilon => (1.0, -sigma),
             PredictionType::VPrediction => (1.0 / (sigma * sigma + 1.0), -sigma / (sigma * sigma + 1.0).sqrt()),
             PredictionType::Sample => (0.0, 1.0),
+            PredictionType::Flow => (1.0, -sigma),
         }
     }
 
     /// The factor that turns latents in sigma space into the unit-variance input that every one of these networks was trained on.
     pub fn input_scale(self, sigma: f64) -> f64 {
-        1.0 / (sigma * sigma + 1.0).sqrt()
+        if self == PredictionType::Flow { 1.0 } else { 1.0 / (sigma * sigma + 1.0).sqrt() }
     }
 
     /// Every type by its name in a `scheduler_config.json`; the aliases follow the names.
@@ -38,6 +41,7 @@ impl PredictionType {
         ("epsilon", PredictionType::Epsilon),
         ("v_prediction", PredictionType::VPrediction),
         ("sample", PredictionType::Sample),
+        ("flow_prediction", PredictionType::Flow),
         ("eps", PredictionType::Epsilon),
         ("v", PredictionType::VPrediction),
     ];

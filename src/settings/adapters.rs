@@ -1,7 +1,7 @@
 //! What an image asks to be changed of the model: LoRAs and their kin, and words that were learned later.
 
-use super::{By, ControlChoice, Heading, ImagePrompt, NetworkFile, Request, Setting, WeightedFile};
-use crate::adapter::{AdapterChoice, LoraChoice};
+use super::{By, ControlChoice, Draft, Heading, ImagePrompt, NetworkFile, NumberList, Request, Setting, WeightedFile};
+use crate::adapter::{AdapterChoice, LoraChoice, few_steps_of};
 use crate::inputs::InputFile;
 
 settings! {
@@ -56,5 +56,36 @@ impl AdapterSettings {
             embeddings: self.embedding.iter().map(|file| file.path().to_owned()).collect(),
             partial: self.lora_partial,
         }
+    }
+}
+
+impl Draft {
+    /// With the steps, the guidance and the sampler of a LoRA that distils a model to a few steps, as far as nothing else was said.
+    pub(super) fn with_few_steps(&self) -> Draft {
+        let mut draft = self.clone();
+        let used = draft.adapters.lora.iter().filter(|lora| lora.weight() != 0.0);
+        let found = used.filter_map(|lora| few_steps_of(lora.file.path(), &lora.file.sha256()?)).next();
+        let Some((few, why)) = found else { return draft };
+        let said = &draft.scheduler;
+        let levels = said.sigmas.is_some() || said.timesteps.is_some();
+        if said.sampler.is_none() && said.config.is_none() {
+            let own_spacing = said.schedule.is_none() && !levels;
+            let own_list = own_spacing && draft.sampling.steps.is_none_or(|steps| steps == few.timesteps.len());
+            let scheduler = &mut draft.scheduler;
+            scheduler.sampler = Some(few.sampler.to_owned());
+            scheduler.eta = scheduler.eta.or(few.eta);
+            if own_spacing {
+                scheduler.timestep_spacing = scheduler.timestep_spacing.or(few.spacing);
+            }
+            if own_list && !few.timesteps.is_empty() {
+                scheduler.timesteps = Some(NumberList(few.timesteps.to_vec()));
+            }
+        }
+        if draft.sampling.steps.is_none() && !levels {
+            draft.sampling.steps = Some(few.steps);
+        }
+        draft.guidance.scale = draft.guidance.scale.or(few.guidance_scale);
+        tracing::info!("{why} Flags that say otherwise win.");
+        draft
     }
 }

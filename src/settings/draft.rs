@@ -112,7 +112,7 @@ impl Draft {
     pub fn resolve(&self, spec: &ModelSpec) -> Result<Request> {
         let mut draft = self.clone();
         draft.read_files(&mut InputReader::default())?;
-        draft.with_inputs(spec)?.with_passes().resolve_read(spec)
+        draft.with_inputs(spec)?.with_passes().with_few_steps().with_fast(spec).resolve_read(spec)
     }
 
     fn resolve_read(&self, spec: &ModelSpec) -> Result<Request> {
@@ -155,6 +155,11 @@ impl Draft {
         };
         request.skip_layers = request.text.skip_layers(spec);
         request.scheduler.first_noise = request.sampling.first_noise;
+        request.scheduler.image_tokens = spec.mmdit.as_ref().map(|mmdit| {
+            let side = (spec.vae.factor() * mmdit.patch_size).max(1);
+            (request.canvas.width / side) * (request.canvas.height / side)
+        });
+        super::mmdit::settle(&mut request, spec)?;
         settle_noise(&mut request)?;
         if let Some(levels) = request.scheduler.levels()? {
             // Levels that were given are the steps.
@@ -180,6 +185,7 @@ impl Draft {
         crate::sampling::plan(&request.scheduler, request.sampling.steps).map_err(blame)?;
         check_clip_skip(&request, spec)?;
         super::passes::check(&mut request, spec)?;
+        super::cache::check(&request, spec)?;
         if request.guidance.apg.is_some() {
             let guidance = &request.guidance;
             let parts = request.part_weights().is_some();
@@ -190,7 +196,7 @@ impl Draft {
                 ("edit", request.inputs.edit),
             ] {
                 if given {
-                    let what = if parts { "a prompt with AND" } else { "this" };
+                    let what = if name == "prompt" { "a prompt with AND" } else { "this" };
                     return Err(Error::setting(name, format!(": {what} does not go with `apg`, which guides by a formula of its own")));
                 }
             }
@@ -225,8 +231,7 @@ impl Draft {
     }
 
     fn check_sides(&self, request: &Request, spec: &ModelSpec) -> Result<()> {
-        // A model with fewer resolutions than SD's takes smaller steps; the setting's contract is a multiple of 8.
-        let multiple = spec.vae.factor().max(8);
+        let multiple = spec.side_multiple();
         let both = self.canvas.width.is_some() && self.canvas.width == self.canvas.height;
         for (name, pixels) in [("width", request.canvas.width), ("height", request.canvas.height)] {
             let name = if both { "size" } else { name };
@@ -236,6 +241,13 @@ impl Draft {
             }
             if pixels > LARGEST_SIDE {
                 return Err(Error::setting(name, format!("{pixels}: at most {LARGEST_SIDE} pixels a side; generate smaller and enlarge")));
+            }
+            let most = spec.mmdit.as_ref().map_or(LARGEST_SIDE, |mmdit| mmdit.positions * mmdit.patch_size * spec.vae.factor());
+            if pixels > most {
+                return Err(Error::setting(
+                    name,
+                    format!("{pixels}: at most {most} pixels a side with this model; generate smaller and enlarge"),
+                ));
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! How strongly the texts steer the image.
 
-use super::{By, Heading, Parts, Request, Setting, Together, Value, ValueKind};
+use super::{By, Heading, NumberList, Parts, Request, Setting, Together, Value, ValueKind};
 
 settings! {
     /// Classifier-free guidance.
@@ -79,10 +79,40 @@ settings! {
         ..Setting::IMAGE
     };
 
+    /// Skip-layer guidance (Stable Diffusion 3.5 medium): blocks without which the image is predicted once more, such as 7,8,9
+    skip_layers: maybe NumberList => Setting {
+        name: "skip-layers", value: "LIST", example: "7,8,9", heading: Heading::Sampling, infotext: Some("Skip layers"), ..Setting::IMAGE
+    };
+
+    /// How strongly the image leaves what it is without them
+    skip_layer_scale: one f64 = |_| 2.8 => Setting {
+        name: "skip-layer-scale", aliases: &["slg-scale"], value: "X", default: "2.8", heading: Heading::Sampling, range: Some((0.0, 100.0)),
+        infotext: Some("Skip layer scale"), off: Some("2.8"), ..Setting::IMAGE
+    };
+
+    /// Skips layers after this share of the steps, 0 to 1
+    skip_layer_start: one f64 = |_| 0.01 => Setting {
+        name: "skip-layer-start", value: "X", default: "0.01", heading: Heading::Sampling, range: Some((0.0, 1.0)),
+        infotext: Some("Skip layer start"), off: Some("0.01"), ..Setting::IMAGE
+    };
+
+    /// Skips layers before this share of the steps, 0 to 1
+    skip_layer_end: one f64 = |_| 0.2 => Setting {
+        name: "skip-layer-end", value: "X", default: "0.2", heading: Heading::Sampling, range: Some((0.0, 1.0)),
+        infotext: Some("Skip layer end"), off: Some("0.2"), ..Setting::IMAGE
+    };
+
     /// FreeU's factors for backbone and skip connections, such as b1=1.4,b2=1.6,s1=0.9,s2=0.2
     freeu: maybe FreeUFactors => Setting {
         name: "freeu", value: "FACTORS", example: "b1=1.4,b2=1.6,s1=0.9,s2=0.2", heading: Heading::Sampling, infotext: Some("FreeU"), ..Setting::IMAGE
     };
+}
+
+impl GuidanceSettings {
+    /// The blocks that skip-layer guidance leaves out, where it is on.
+    pub fn skipped_layers(&self) -> Option<Vec<usize>> {
+        self.skip_layers.as_ref().map(|list| list.0.iter().map(|layer| *layer as usize).collect())
+    }
 }
 
 /// The numbers of adaptive projected guidance.

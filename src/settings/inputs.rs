@@ -250,7 +250,7 @@ impl Draft {
         let Some(file) = &draft.inputs.init_image else { return Ok(draft) };
         let image = read("init-image", file)?;
         draft.inputs.decide(&By { spec, sampler: spec.scheduler.sampler()?, like: draft.sampling.like }).read_mask(&image)?;
-        let multiple = spec.vae.factor().max(8) as u32;
+        let multiple = spec.side_multiple() as u32;
         let whole = draft.inputs.inpaint_area != Some(InpaintArea::Masked);
         match draft.inputs.outpaint {
             Some(growth) => {

@@ -3,6 +3,7 @@
 use super::{Heading, Setting, SourcePath, Value, ValueKind};
 use crate::device::{DTypeChoice, DeviceChoice};
 use candle_core::DType;
+use std::path::PathBuf;
 
 settings! {
     /// The model, and how it is loaded; requests with equal ones share a pipeline.
@@ -53,12 +54,37 @@ settings! {
         ..Setting::MODEL
     };
 
+    /// A file of CLIP-L, for a Stable Diffusion 3 file without text encoders
+    clip_l: maybe SourcePath => Setting { name: "clip-l", hidden_aliases: &["clip_l"], value: "FILE", ..Setting::MODEL };
+
+    /// A file of CLIP-G, for a Stable Diffusion 3 file without text encoders
+    clip_g: maybe SourcePath => Setting { name: "clip-g", hidden_aliases: &["clip_g"], value: "FILE", ..Setting::MODEL };
+
+    /// A file of T5's encoder, for a Stable Diffusion 3 file without it
+    t5: maybe SourcePath => Setting { name: "t5", aliases: &["t5xxl"], value: "FILE", ..Setting::MODEL };
+
+    /// A folder with tokenizer, tokenizer_2 and tokenizer_3 in it, for a file of another vocabulary
+    tokenizers: maybe SourcePath => Setting { name: "tokenizers", value: "DIR", ..Setting::MODEL };
+
     /// Keep only the network at work in the device's memory; slower
     low_memory: one bool = |()| false => Setting { name: "low-memory", heading: Heading::Machine, ..Setting::MODEL };
 }
 
 fn dtypes() -> Vec<&'static str> {
     vec!["auto", "f32", "f16", "bf16"]
+}
+
+/// Files that take the place of a model's own parts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelParts {
+    /// CLIP-L.
+    pub clip_l: Option<PathBuf>,
+    /// CLIP-G.
+    pub clip_g: Option<PathBuf>,
+    /// T5's encoder.
+    pub t5: Option<PathBuf>,
+    /// A folder of tokenizers.
+    pub tokenizers: Option<PathBuf>,
 }
 
 /// Whether images are decoded in tiles.
@@ -123,6 +149,12 @@ impl Value for DeviceChoice {
 }
 
 impl LoadSettings {
+    /// What takes the place of the model's own parts.
+    pub fn beside(&self) -> ModelParts {
+        let path = |named: &Option<SourcePath>| named.as_ref().map(|path| path.0.clone());
+        ModelParts { clip_l: path(&self.clip_l), clip_g: path(&self.clip_g), t5: path(&self.t5), tokenizers: path(&self.tokenizers) }
+    }
+
     /// The devices, of which there is one at least.
     pub fn devices(&self) -> &[DeviceChoice] {
         if self.device.is_empty() { &[DeviceChoice::Auto] } else { &self.device }

@@ -299,6 +299,9 @@ impl Request {
         let mut scheduler = self.scheduler.clone();
         // Levels that were given are the first pass's.
         scheduler.levels = None;
+        let (width, height) = self.last_size();
+        let first = (self.canvas.width * self.canvas.height).max(1);
+        scheduler.image_tokens = scheduler.image_tokens.map(|tokens| tokens * width * height / first);
         match &self.passes.hires_sampler {
             Some(HiresSampler(name)) => with_sampler(scheduler, name),
             None => Ok(scheduler),
@@ -387,7 +390,7 @@ pub(super) fn check(request: &mut Request, spec: &ModelSpec) -> Result<()> {
         if request.passes.hires_window.is_some() && !request.adapters.control.is_empty() {
             return refuse("hires-window", "a ControlNet sees an image whole; leave it or `control` out");
         }
-        let multiple = spec.vae.factor().max(8);
+        let multiple = spec.side_multiple();
         if !width.is_multiple_of(multiple) || !height.is_multiple_of(multiple) {
             return refuse("hires", &format!("makes {width}x{height}, and sides are multiples of {multiple}; give another factor or size"));
         }

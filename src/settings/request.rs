@@ -68,7 +68,11 @@ impl Request {
     pub fn rows(&self) -> usize {
         let parts = self.part_weights().map_or(1, |weights| weights.len());
         let (guided, edits) = (self.is_guided(), self.inputs.edit);
-        parts + usize::from(guided) + usize::from(guided && edits) + usize::from(self.guidance.pag_scale != 0.0)
+        parts
+            + usize::from(guided)
+            + usize::from(guided && edits)
+            + usize::from(self.guidance.pag_scale != 0.0)
+            + usize::from(self.guidance.skip_layers.is_some())
     }
 
     /// The images, each with its seed and what is to be made of it: image i has the first one's seed plus i.

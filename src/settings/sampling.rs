@@ -2,7 +2,7 @@
 
 use super::canvas::parse_size;
 use super::value::{Said, ValueSlot, not_whole};
-use super::{By, Heading, Request, Setting, Together, Value, ValueKind};
+use super::{By, Heading, Request, Setting, StepCache, Together, Value, ValueKind};
 use crate::noise::Rng;
 use crate::sampling::{FirstNoise, Like, Sampler};
 use std::num::NonZeroUsize;
@@ -15,6 +15,18 @@ settings! {
     steps: one usize = |by| by.spec.defaults.steps.unwrap_or_else(|| Sampler::default_steps(by.sampler)) => Setting {
         name: "steps", aliases: &["num-inference-steps"], value: "N", default: "by model and sampler", heading: Heading::Sampling,
         range: Some((1.0, f64::INFINITY)), infotext: Some("Steps"), ..Setting::IMAGE
+    };
+
+    /// Leave out work that changes little from step to step: spectrum[:window], ucache[:threshold], deepcache[:interval[:branch]] or tgate[:step]
+    cache: maybe StepCache => Setting {
+        name: "cache", aliases: &["cache-mode"], value: "NAME[:VALUE]", example: "spectrum:2", heading: Heading::Sampling,
+        words: || StepCache::NAMES.to_vec(), infotext: Some("Step cache"), ..Setting::IMAGE
+    };
+
+    /// Fewer steps, guidance in a part of them and a cache, chosen to keep the composition: about 0.4 (1), 0.3 (2) or 0.2 (3) of the work of 25 guided steps; flags that say otherwise win
+    fast: maybe FastLevel => Setting {
+        name: "fast", value: "LEVEL", bare: true, example: "2", heading: Heading::Sampling, effect: super::Effect::Scheduler,
+        words: || vec!["1", "2", "3"], ..Setting::IMAGE
     };
 
     /// Follow a tool wherever tools differ: random numbers, first noise, batches, samplers and schedules, prompts, clip skip, steps from an image; other flags still win
@@ -110,6 +122,26 @@ impl BatchNoise {
 words!(BatchNoise, BatchNoise::from_name, BatchNoise::name);
 words!(Like, Like::from_name, |like: &Like| like.name());
 words!(FirstNoise, FirstNoise::from_name, |rule: &FirstNoise| rule.name());
+
+/// How much `fast` leaves out, 1 to 3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FastLevel(pub usize);
+
+impl Value for FastLevel {
+    const KIND: ValueKind = ValueKind::Word;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            // Without a value.
+            "true" => Ok(Self(2)),
+            _ => text.parse().ok().filter(|level| (1..=3).contains(level)).map(Self).ok_or_else(|| "give 1, 2 or 3".to_owned()),
+        }
+    }
+
+    fn typed(&self) -> String {
+        self.0.to_string()
+    }
+}
 
 /// Images that one draw may be for: more would draw and throw away most.
 const MOST_TOGETHER: usize = 4096;

@@ -148,6 +148,7 @@ impl Draft {
         if let Some(zero_snr) = said.zero_snr.filter(|zero_snr| *zero_snr != scheduler.file.rescale_betas_zero_snr.unwrap_or(false)) {
             scheduler = scheduler.with_zero_snr(zero_snr);
         }
+        self.check_flow(&scheduler, spec)?;
         if let Some(eta) = said.eta {
             scheduler = scheduler.with_eta(eta);
         }
@@ -158,6 +159,28 @@ impl Draft {
         scheduler.options.extend(said.options.iter().map(|option| (option.name.clone(), option.value)));
         scheduler.is_sdxl = spec.unet.text_time.is_some();
         Ok(scheduler)
+    }
+}
+
+impl Draft {
+    /// What is said of a schedule is of the kind that the model was trained on.
+    fn check_flow(&self, scheduler: &SchedulerConfig, spec: &ModelSpec) -> Result<()> {
+        let said = &self.scheduler;
+        let kind = |flow: bool| if flow { "a flow" } else { "a diffusion" };
+        let flow = spec.scheduler.is_flow();
+        if scheduler.is_flow() != flow {
+            let name = if said.config.is_some() { "scheduler-config" } else { "prediction" };
+            return Err(Error::setting(name, format!(": is for {}, and this model was trained on {}", kind(!flow), kind(flow))));
+        }
+        let others = [
+            ("prediction", said.prediction.is_some_and(|prediction| prediction != PredictionType::Flow)),
+            ("timestep-spacing", said.timestep_spacing.is_some_and(|spacing| spec.scheduler.spacing().is_ok_and(|own| own != spacing))),
+            ("zero-snr", said.zero_snr == Some(true)),
+        ];
+        match others.into_iter().find(|(_, given)| *given && flow) {
+            Some((name, _)) => Err(Error::setting(name, ": does not go with this model, which was trained on a flow; leave it out")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -29,3 +29,19 @@ fn every_word_that_a_shell_completes_is_taken() {
         }
     }
 }
+
+#[test]
+fn what_does_not_go_with_apg_is_named_itself() {
+    let spec = crate::family::well_known("sd15").unwrap();
+    let refused = |rescale: f64, prompt: &str| {
+        let draft = super::Draft::new(prompt).with(|draft| {
+            draft.guidance.apg = Some(super::ProjectedGuidance { eta: 0.0, norm: 15.0, momentum: -0.5 });
+            draft.guidance.rescale = Some(rescale);
+        });
+        draft.resolve(&spec).unwrap_err().to_string()
+    };
+    let said = refused(0.7, "a AND b");
+    assert!(said.contains("guidance-rescale") && said.contains(": this does not go") && !said.contains("AND"), "{said}");
+    let said = refused(0.0, "a AND b");
+    assert!(said.contains("a prompt with AND does not go"), "{said}");
+}

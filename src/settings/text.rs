@@ -63,6 +63,17 @@ settings! {
         name: "empty-negative", value: "HOW", default: "model", words: || EmptyNegative::NAMES.to_vec(), infotext: Some("Empty negative"),
         off: Some("model"), follows_like: true, together: Together::Free, ..Setting::IMAGE
     };
+
+    /// Leaves T5 out (Stable Diffusion 3): its tokens are zeros, and it is not loaded
+    no_t5: one bool = |_| false => Setting {
+        name: "no-t5", heading: Heading::Model, infotext: Some("No T5"), off: Some("false"), together: Together::Free, ..Setting::IMAGE
+    };
+
+    /// Tokens of T5 (Stable Diffusion 3); what is longer is cut
+    t5_tokens: one usize = |_| 256 => Setting {
+        name: "t5-tokens", value: "N", default: "256", heading: Heading::Model, range: Some((1.0, 512.0)), infotext: Some("T5 tokens"),
+        off: Some("256"), ..Setting::IMAGE
+    };
 }
 
 /// Whose language prompts are written in, where a tool is named.

@@ -32,6 +32,21 @@ pub struct Found {
     pub holds: CatalogKind,
 }
 
+/// What was found, where a network's own folder (`config.json` beside one file of weights, as the hub has ControlNets and autoencoders) has
+/// the name of the folder and not that of the file in it.
+pub fn with_network_folders(found: Vec<Found>) -> Vec<Found> {
+    let mut seen = HashSet::new();
+    let folded = |one: Found| {
+        let usual = one.path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("diffusion_pytorch_model"));
+        let folder = one.path.parent().filter(|folder| usual && folder.join("config.json").is_file());
+        match (folder, one.name.rsplit_once('/')) {
+            (Some(folder), Some((name, _))) => Found { name: name.to_owned(), path: folder.to_owned(), holds: CatalogKind::Folder },
+            _ => one,
+        }
+    };
+    found.into_iter().map(folded).filter(|one| seen.insert(one.path.clone())).collect()
+}
+
 /// Whether `path` is a diffusers folder.
 pub fn is_model_folder(path: &Path) -> bool {
     path.join("model_index.json").is_file() || path.join("unet").is_dir()

@@ -5,9 +5,9 @@ use super::file::{Blob, WeightFile};
 use super::folder::{Folder, PICKLE, is_pickle};
 use super::{ignorable, model_error};
 use crate::Result;
-use crate::family::{self, ConfigFiles, Description, Exported, TokenizerFiles};
+use crate::family::{self, Beside, ConfigFiles, Description, Exported, TokenizerFiles};
 use crate::spec::{Component, ModelSpec};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tracing::{debug, info};
 
@@ -16,6 +16,29 @@ use tracing::{debug, info};
 pub struct OpenOptions {
     /// A variant to take where there is one, such as `fp16`; otherwise full precision is taken where there is one.
     pub prefer_variant: Option<String>,
+    /// Files of text encoders that take the place of the model's own, or are what it lacks (Stable Diffusion 3).
+    pub clip_l: Option<PathBuf>,
+    /// As `clip_l`.
+    pub clip_g: Option<PathBuf>,
+    /// As `clip_l`.
+    pub t5: Option<PathBuf>,
+    /// A folder whose tokenizers take the place of the model's own.
+    pub tokenizers: Option<PathBuf>,
+}
+
+impl OpenOptions {
+    fn encoders(&self) -> Result<Vec<(&'static str, Arc<WeightFile>)>> {
+        let given = [("clip_l", &self.clip_l), ("clip_g", &self.clip_g), ("t5", &self.t5)];
+        let open = |(folder, path): (&'static str, &Option<PathBuf>)| {
+            let path = path.as_ref()?;
+            let shown = path.display().to_string();
+            Some(match is_pickle(path) {
+                true => Err(model_error(&shown, PICKLE)),
+                false => Blob::open(path).and_then(|blob| WeightFile::new(shown, blob)).map(|file| (folder, Arc::new(file))),
+            })
+        };
+        given.into_iter().filter_map(open).collect()
+    }
 }
 
 /// An opened model. Its files stay open; see the module's documentation for what happens when they change.
@@ -26,6 +49,8 @@ pub struct Checkpoint {
     pub(crate) files: Vec<Arc<WeightFile>>,
     pub(crate) parts: Vec<(Component, Part)>,
     pub(crate) tokenizers: Vec<Option<TokenizerFiles>>,
+    /// The text of T5's `tokenizer.json`.
+    pub(crate) t5_tokenizer: Option<String>,
     /// The text of `scheduler_config.json`, the model's or its family's.
     pub(crate) scheduler: String,
     concluded: String,
@@ -54,7 +79,7 @@ impl Checkpoint {
         if is_pickle(path) {
             return Err(model_error(&shown, PICKLE));
         }
-        Checkpoint::from_file(WeightFile::new(shown, Blob::open(path)?)?)
+        Checkpoint::from_one(Arc::new(WeightFile::new(shown, Blob::open(path)?)?), options)
     }
 
     /// Opens a diffusers folder that is compiled into the program: relative paths with `/`, and bytes.
@@ -84,9 +109,13 @@ impl Checkpoint {
             };
             return Err(model_error(name, format!("is not a diffusers folder: it has no model_index.json and no unet folder{hint}")));
         }
-        let description = family::describe(&folder)?;
+        let (encoders, tokenizers) = (options.encoders()?, options.tokenizers.clone().map(Folder::Disk));
+        let description = family::describe(&folder, &beside(&encoders, tokenizers.as_ref()))?;
         let prefer = options.prefer_variant.as_deref();
-        Checkpoint::assemble(name, description, "as its configuration files say".to_owned(), |dir| folder.weights(dir, prefer))
+        Checkpoint::assemble(name, description, "as its configuration files say".to_owned(), |dir| {
+            let given = encoders.iter().find(|(folder, _)| *folder == dir);
+            given.map_or_else(|| folder.weights(dir, prefer), |(_, file)| Ok(vec![file.clone()]))
+        })
     }
 
     fn from_file(file: WeightFile) -> Result<Checkpoint> {
@@ -95,8 +124,16 @@ impl Checkpoint {
 
     /// As [`Checkpoint::open`], of a file whose header was read already.
     pub(crate) fn from_shared(file: Arc<WeightFile>) -> Result<Checkpoint> {
-        let (description, concluded) = family::detect(&*file)?;
-        Checkpoint::assemble(file.name.clone(), description, concluded, |_| Ok(vec![file.clone()]))
+        Checkpoint::from_one(file, &OpenOptions::default())
+    }
+
+    fn from_one(file: Arc<WeightFile>, options: &OpenOptions) -> Result<Checkpoint> {
+        let (encoders, tokenizers) = (options.encoders()?, options.tokenizers.clone().map(Folder::Disk));
+        let (description, concluded) = family::detect(&*file, &beside(&encoders, tokenizers.as_ref()))?;
+        Checkpoint::assemble(file.name.clone(), description, concluded, |dir| {
+            let given = encoders.iter().find(|(folder, _)| *folder == dir);
+            Ok(vec![given.map_or(&file, |(_, file)| file).clone()])
+        })
     }
 
     /// Finds the tensors of every network in the files that `files` gives for its folder.
@@ -106,7 +143,7 @@ impl Checkpoint {
         concluded: String,
         files: impl Fn(&str) -> Result<Vec<Arc<WeightFile>>>,
     ) -> Result<Checkpoint> {
-        let Description { spec, networks, tokenizers, scheduler } = description;
+        let Description { spec, networks, tokenizers, t5_tokenizer, scheduler } = description;
         let parts = networks.into_iter().map(|plan| {
             let part = Part::new(plan.title, files(plan.folder)?, plan.pairs)?;
             part.check_left_out(plan.prefix)?;
@@ -127,7 +164,7 @@ impl Checkpoint {
             }
         }
         let nothing = Part::empty("a network that the model does not have", files.clone());
-        Ok(Checkpoint { name, spec, files, parts, tokenizers, scheduler, concluded, nothing })
+        Ok(Checkpoint { name, spec, files, parts, tokenizers, t5_tokenizer, scheduler, concluded, nothing })
     }
 
     /// What people call the model: its path, or its name inside the program.
@@ -151,7 +188,8 @@ impl Checkpoint {
 
     /// What its configuration files are written from.
     pub(crate) fn exported(&self) -> Exported<'_> {
-        Exported { name: &self.name, spec: &self.spec, tokenizers: &self.tokenizers, scheduler: &self.scheduler }
+        let Self { name, spec, tokenizers, t5_tokenizer, scheduler, .. } = self;
+        Exported { name, spec, tokenizers, t5_tokenizer: t5_tokenizer.as_deref(), scheduler }
     }
 
     /// The tokenizer of the text encoder `index`; `None` where the model brings none and CLIP's own is meant.
@@ -181,5 +219,16 @@ impl Checkpoint {
         }
         keys.sort_unstable();
         keys
+    }
+}
+
+/// Encoders by the names of their folders, and tokenizers, as families see them.
+fn beside<'a>(encoders: &'a [(&'static str, Arc<WeightFile>)], tokenizers: Option<&'a Folder>) -> Beside<'a> {
+    let file = |folder: &str| encoders.iter().find(|(name, _)| *name == folder).map(|(_, file)| &**file as &dyn family::TensorNames);
+    Beside {
+        clip_l: file("clip_l"),
+        clip_g: file("clip_g"),
+        t5: file("t5"),
+        tokenizers: tokenizers.map(|folder| folder as &dyn ConfigFiles),
     }
 }

@@ -106,9 +106,10 @@ impl Part {
         Some(form.shape(&entry.shape))
     }
 
-    /// The type in which the tensor is stored.
+    /// The type in which the tensor is stored; of scaled numbers the type that they are read as.
     pub(crate) fn dtype(&self, name: &str) -> Option<safetensors::Dtype> {
-        self.find(name).map(|(_, entry, _)| entry.dtype)
+        let (file, entry, _) = self.find(name)?;
+        Some(if scale(file, entry).is_ok_and(|scale| scale.is_some()) { safetensors::Dtype::F32 } else { entry.dtype })
     }
 
     /// The name of the file that has the first of `names`.
@@ -140,6 +141,13 @@ impl Part {
         };
         let bytes = file.part(entry, form.part(entry).ok_or_else(cannot)?, buffers)?;
         let bytes = form.apply(bytes, &entry.shape, entry.dtype).ok_or_else(cannot)?;
+        if let Some(scale) = scale(file, entry)? {
+            let mut values = decode::numbers::<f32>(&bytes, entry.dtype);
+            values.iter_mut().for_each(|value| *value *= scale);
+            let cannot = || model_error(&file.name, format!("has tensor {} as {}, which is not scaled", quoted(&entry.name), entry.dtype));
+            let bytes = decode::bytes_of(&values, safetensors::Dtype::F32).ok_or_else(cannot)?;
+            return Ok(Raw { dtype: safetensors::Dtype::F32, shape: form.shape(&entry.shape), bytes: bytes.into() });
+        }
         Ok(Raw { dtype: entry.dtype, shape: form.shape(&entry.shape), bytes })
     }
 
@@ -149,6 +157,24 @@ impl Part {
             files => format!("{} ({} files)", files.first().map_or("the model", |f| f.name.as_str()), files.len()),
         };
         model_error(file, format!("lacks the tensor {} of {}", quoted(name), self.title))
+    }
+}
+
+/// What the numbers of a tensor of eight bits are multiplied by, where the file says so (`scaled_fp8`).
+///
+/// # Source
+/// Comfy-Org/ComfyUI@a125cd84:comfy/ops.py (`scaled_fp8_ops`) and comfy/model_detection.py.
+fn scale(file: &WeightFile, entry: &Entry) -> Result<Option<f32>> {
+    let Some(layer) = entry.name.strip_suffix(".weight").filter(|_| entry.dtype.bitsize() == 8) else { return Ok(None) };
+    let names = [format!("{layer}.scale_weight"), format!("{layer}.weight_scale")];
+    let Some((name, scale)) = names.iter().find_map(|name| Some((name, file.entry(name)?))) else { return Ok(None) };
+    let wrong = |what: String| model_error(&file.name, format!("has the scale {} {what}", quoted(name)));
+    if !decode::readable(scale.dtype) || scale.shape.iter().product::<usize>() != 1 {
+        return Err(wrong(format!("of shape {:?} as {}, where one number is expected", scale.shape, scale.dtype)));
+    }
+    match decode::numbers::<f32>(&file.bytes(scale)?, scale.dtype).first() {
+        Some(scale) if scale.is_finite() => Ok(Some(*scale)),
+        _ => Err(wrong("that is no finite number".into())),
     }
 }
 
@@ -187,6 +213,7 @@ impl Form {
     fn apply<'a>(self, bytes: TensorBytes<'a>, stored: &[usize], dtype: safetensors::Dtype) -> Option<TensorBytes<'a>> {
         match self {
             Form::Same | Form::Squeezed | Form::Third(_) => Some(bytes),
+            Form::HalvesSwapped => halves_swapped(&bytes, stored).map(Into::into),
             Form::Transposed => transpose(&bytes, stored, dtype.bitsize() / 8).map(Into::into),
         }
     }
@@ -220,6 +247,10 @@ impl Form {
         let bytes = match self {
             Form::Third(_) => parts.iter().map(|part| &*part.bytes).collect::<Vec<_>>().concat().into(),
             Form::Same | Form::Squeezed => parts.pop()?.bytes,
+            Form::HalvesSwapped => {
+                let part = parts.pop()?;
+                halves_swapped(&part.bytes, &part.shape)?.into()
+            }
             Form::Transposed => {
                 let part = parts.pop()?;
                 transpose(&part.bytes, &part.shape, dtype.bitsize() / 8)?.into()
@@ -227,6 +258,11 @@ impl Form {
         };
         Some(Raw { dtype, shape, bytes })
     }
+}
+
+fn halves_swapped(bytes: &[u8], shape: &[usize]) -> Option<Vec<u8>> {
+    let (first, last) = bytes.split_at(bytes.len() / 2);
+    shape.first()?.is_multiple_of(2).then(|| [last, first].concat())
 }
 
 fn transpose(bytes: &[u8], shape: &[usize], width: usize) -> Option<Vec<u8>> {
@@ -285,8 +321,11 @@ impl TensorSource for ComponentTensors<'_> {
 
     fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
         let (_, entry, form) = self.checked(name, shape)?;
-        let Some(dtype) = decode::computed_as(entry.dtype).filter(|_| form != Form::Transposed) else { return Ok(None) };
-        Ok(Some(InPlace { bytes: self.part.raw(name, &self.buffers)?.bytes, dtype }))
+        if decode::computed_as(entry.dtype).is_none() || matches!(form, Form::Transposed | Form::HalvesSwapped) {
+            return Ok(None);
+        }
+        let raw = self.part.raw(name, &self.buffers)?;
+        Ok(decode::computed_as(raw.dtype).map(|dtype| InPlace { bytes: raw.bytes, dtype }))
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {

@@ -26,6 +26,10 @@ impl Checkpoint {
         let options = (&spec.unet, &spec.vae, &spec.text_encoders, spec.zero_missing_negative, spec.aesthetic_score);
         let mut hash = Sha256::new();
         hash.update(format!("{options:?}{:?}", self.tokenizers));
+        // What elder models do not have leaves their digests as they were.
+        if spec.mmdit.is_some() {
+            hash.update(format!("{:?}{:?}{:?}", spec.mmdit, spec.t5, self.t5_tokenizer));
+        }
         let buffers = ReadBuffers::default();
         let total: u64 = self.files.iter().flat_map(|file| file.entries()).map(|entry| entry.range.len() as u64).sum();
         for file in &self.files {
@@ -63,8 +67,8 @@ impl Checkpoint {
     /// What is in memory at once where networks take turns, at its largest: what people call it, and its bytes. All text encoders are one.
     pub fn largest_turn(&self, dtype: DType, vae_dtype: DType) -> (&'static str, u64) {
         let bytes = |component| self.weight_bytes(component, dtype, vae_dtype);
-        let texts = Component::ALL.into_iter().filter(|component| component.is_text()).map(bytes).sum();
-        let alone = [Component::UNET, Component::VAE].map(|component| (component.title(), bytes(component)));
+        let texts = Component::ALL.into_iter().filter(|component| component.is_text() && *component != Component::T5).map(bytes).sum();
+        let alone = [Component::UNET, Component::VAE, Component::T5].map(|component| (component.title(), bytes(component)));
         alone.into_iter().fold((Component::text_encoder(0).title(), texts), |most, other| if other.1 > most.1 { other } else { most })
     }
 }

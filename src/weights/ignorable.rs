@@ -31,6 +31,14 @@ const TABLE: &[IgnorableKey] = &[
     Is("v_pred"),
     Is("ztsnr"),
     Is("scale_factor"),
+    // The scales of eight-bit weights, which are read with the weights.
+    Ends(".scale_weight"),
+    Ends(".weight_scale"),
+    Ends(".scale_input"),
+    Ends(".input_scale"),
+    Ends("scaled_fp8"),
+    // T5's table of tokens a second time.
+    Ends("encoder.embed_tokens.weight"),
     // CLIP's other half and its training.
     Ends("logit_scale"),
     Ends("logit_bias"),

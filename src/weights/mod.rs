@@ -37,18 +37,20 @@ mod training;
 mod upscaler;
 mod vae;
 
-pub use catalog::{CatalogKind, Found, find_models, is_model_folder};
+pub use catalog::{CatalogKind, Found, find_models, is_model_folder, with_network_folders};
 pub use checkpoint::{Checkpoint, OpenOptions};
 pub(crate) use component::Part;
 pub use component::{ComponentTensors, InPlace};
 pub use control_net::{ControlNetFile, ControlNetTensors};
 pub use convert::{ConvertReport, Layout, TensorChanges, convert, convert_observed};
+pub(crate) use disk_file::ReadBuffers;
 pub(crate) use file::{Blob, WeightFile};
 pub(crate) use folder::{PICKLE, is_pickle};
 pub use hash::{HashCache, Hashes, hash};
 pub(crate) use header::Entry;
 pub use ip_adapter::{ImageEncoderFile, IpAdapterFile, find_image_encoder};
 pub use tiny::TinyAutoencoder;
+pub(crate) use tiny::find as find_tiny_autoencoder;
 pub use training::trained_words;
 pub use upscaler::UpscalerFile;
 pub use vae::VaeFile;
@@ -103,6 +105,11 @@ pub trait ModelSource {
     /// The tokenizer of the text encoder `index`; `None` where CLIP's own is meant.
     fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles>;
 
+    /// The text of T5's `tokenizer.json`, where the model brings one.
+    fn t5_tokenizer(&self) -> Option<&str> {
+        None
+    }
+
     /// How many numbers one network's tensors have; `None` where that is not known beforehand.
     fn parameters(&self, _: Component) -> Option<u64> {
         None
@@ -128,6 +135,10 @@ impl ModelSource for Checkpoint {
 
     fn tokenizer(&self, index: usize) -> Option<&TokenizerFiles> {
         Checkpoint::tokenizer(self, index)
+    }
+
+    fn t5_tokenizer(&self) -> Option<&str> {
+        self.t5_tokenizer.as_deref()
     }
 
     fn parameters(&self, component: Component) -> Option<u64> {

@@ -83,7 +83,7 @@ impl TinyAutoencoder {
 }
 
 /// The layout and the size of the tiny autoencoder in a file, if there is one.
-pub(super) fn find(file: &WeightFile) -> Option<(TinyLayout, AutoencoderTinySpec)> {
+pub(crate) fn find(file: &WeightFile) -> Option<(TinyLayout, AutoencoderTinySpec)> {
     LAYOUTS.iter().find_map(|layout| {
         let (decoder, first, encoder) = layout.places();
         let has = |prefix: &str, n: usize, leaf: &str| file.shape(&format!("{prefix}{n}.{leaf}")).is_some();

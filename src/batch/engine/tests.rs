@@ -106,7 +106,7 @@ fn run_all(batches: &[(usize, &[&str])], steps: usize, room: usize, patience: Op
             d.scheduler.sampler = Some("euler".into());
         });
         id += 1;
-        Task { id: id - 1, model, request: Arc::new(draft.resolve(checkpoint.spec()).unwrap()), seed: 1 }
+        Task { id: id - 1, model, request: Arc::new(draft.resolve(checkpoint.spec()).unwrap()), seed: 1, watch: None }
     };
     let batches: Vec<Result<Batch>> = batches
         .iter()

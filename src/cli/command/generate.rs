@@ -71,7 +71,7 @@ pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<
     let (devices, remarks) = open_all(load.devices())?;
     let showing = DownloadStyle::of(&draft);
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
-    let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing)?;
+    let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing, load.beside())?;
     let model = Opened::new(checkpoint, devices, &load);
     let resolve = |mut draft: Draft| {
         model.find_words(&mut draft);
@@ -162,7 +162,7 @@ fn batches(requests: Vec<Arc<Request>>, sizes: Sizes) -> impl Iterator<Item = Re
     let mut tasks = requests
         .into_iter()
         .enumerate()
-        .flat_map(|(id, request)| request.each().map(move |(request, seed)| Task { id, model: 0, request, seed }));
+        .flat_map(|(id, request)| request.each().map(move |(request, seed)| Task { id, model: 0, request, seed, watch: None }));
     let next = move || tasks.by_ref().take(sizes.batch).collect::<Vec<Task>>();
     std::iter::repeat_with(next).take_while(|tasks| !tasks.is_empty()).map(move |tasks| Ok(Batch { tasks, at_once: sizes.at_once }))
 }

@@ -219,7 +219,7 @@ fn weights_text(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Adap
         add("words", vec![format!("{}{word}, as {} writes them", several(embedding.vectors, "vector"), embedding.writer)]);
     }
     if let Some(fit) = fit {
-        add("applies", vec![format!("{}, in {}", several(fit.keys, "key"), several(fit.layers, "layer"))]);
+        add("applies", vec![format!("{}, in {} of {}", several(fit.keys, "key"), fit.layers, several(fit.of, "layer"))]);
         add("not there", some(&fit.absent, SHOWN));
         add("other shapes", some(&fit.misshapen, SHOWN));
     }
@@ -342,7 +342,7 @@ fn weights_json(survey: &Survey, hashes: &[(PathBuf, Hashes)], fit: Option<&Adap
         add("trained_words", words.into());
     }
     if let Some(fit) = fit {
-        add("fit", json!({ "keys": fit.keys, "layers": fit.layers, "absent": fit.absent, "misshapen": fit.misshapen }));
+        add("fit", json!({ "keys": fit.keys, "layers": fit.layers, "of": fit.of, "absent": fit.absent, "misshapen": fit.misshapen }));
     }
     let hashed = |(file, hash): &(PathBuf, Hashes)| json!({ "file": file.to_string_lossy(), "model_hash": hash.model_hash(), "autov2": hash.autov2(), "autov3": hash.autov3(), "sha256": hash.sha256 });
     add("hashes", hashes.iter().map(hashed).collect());

@@ -10,4 +10,6 @@ pub(in crate::cli) mod inspect;
 pub(in crate::cli) mod models;
 pub(in crate::cli) mod output;
 pub(in crate::cli) mod preprocess;
+#[cfg(feature = "serve")]
+pub(in crate::cli) mod serve;
 pub(in crate::cli) mod upscale;

@@ -1,12 +1,13 @@
-//! `sd-gen models`: what can be named after `--model`, and what it is.
+//! `sd-gen models`: what can be named after `--model`, `--lora`, `--control` and so on, and what it is.
 
+use crate::adapter::AdapterFolders;
 use crate::cli::command::inspect::{hash, hash_cache};
 use crate::cli::model;
 use crate::cli::terminal::answer;
 use crate::cli::terminal::listen_for_cancellation;
 use crate::cli::terminal::show::{bytes, columns, harmless, json as json_text};
 use crate::survey::{Kind, Survey};
-use crate::weights::{CatalogKind, Found, Hashes, find_models, is_model_folder};
+use crate::weights::{CatalogKind, Found, Hashes, find_models, is_model_folder, with_network_folders};
 use crate::{Error, Result};
 use clap::Args;
 use rayon::prelude::*;
@@ -21,6 +22,10 @@ Examples:
   sd-gen models /data/checkpoints   with its folders
   sd-gen models --hash              with A1111's hashes, remembered until a file changes
   sd-gen models --json              for programs
+
+LoRAs, embeddings, VAEs, ControlNets, IP-Adapters and upscalers are listed with what they fit, and the flag that takes them: those in the
+folder, and those beside it in loras, Lora, embeddings, VAE, vae, ControlNet, controlnet, ip-adapter, ipadapter, upscalers, upscale_models,
+ESRGAN and their kin.
 
 Only headers are read, so that a thousand files take a second; --hash reads whole files once.")]
 pub(in crate::cli) struct ModelsArgs {
@@ -55,7 +60,10 @@ pub(in crate::cli) fn run(args: &ModelsArgs) -> Result<()> {
     if is_model_folder(&folder) {
         return Err(Error::Input(format!("{} is one model and not a folder of models; see sd-gen inspect", folder.display())));
     }
-    let found = find_models(&folder);
+    let mut found = with_network_folders(find_models(&folder));
+    let mut seen: HashSet<PathBuf> = found.iter().map(|found| found.path.clone()).collect();
+    let beside = AdapterFolders::of_every_kind(&folder).into_iter().flat_map(|folders| folders.listed());
+    found.extend(beside.filter(|found| seen.insert(found.path.clone())));
     let folders: HashSet<&str> = found.iter().filter(|found| found.holds == CatalogKind::Folder).map(|found| found.name.as_str()).collect();
     let survey = |found: &Found| {
         // A folder of the same name is meant by the name; the file's own has its ending.
@@ -88,7 +96,7 @@ pub(in crate::cli) fn run(args: &ModelsArgs) -> Result<()> {
         let rows: Vec<Value> = rows.iter().map(as_json).collect();
         return answer(&json_text(&Value::Array(rows), true));
     }
-    let mut table = vec![["name", "what", "size", "dtype", "predicts", "does"].map(str::to_owned).to_vec()];
+    let mut table = vec![["name", "what", "size", "dtype", "predicts", "does", "flag"].map(str::to_owned).to_vec()];
     if let Some(heading) = table.first_mut() {
         heading.extend(args.hash.then(|| "hash".to_owned()));
         heading.push("problem".to_owned());
@@ -134,6 +142,7 @@ fn as_cells(row: &ModelRow, args: &ModelsArgs) -> Vec<String> {
         dtypes(survey),
         survey.prediction.as_ref().map(|(prediction, _)| (*prediction).to_owned()).unwrap_or_default(),
         survey.does.to_owned(),
+        survey.kind.flag().to_owned(),
     ];
     if args.hash {
         cells.push(row.hashes.first().map(|(_, hash)| hash.model_hash().to_owned()).unwrap_or_default());
@@ -159,6 +168,7 @@ fn as_json(row: &ModelRow) -> Value {
         "dtype": dtypes(survey),
         "prediction": survey.prediction.as_ref().map(|(prediction, _)| prediction),
         "does": survey.does,
+        "flag": Some(survey.kind.flag()).filter(|flag| !flag.is_empty()),
         "size": survey.size,
         "problem": survey.problem,
         "hashes": hashes,

@@ -38,12 +38,12 @@ impl Default for DownloadStyle {
 ///
 /// # Errors
 /// As [`fetch`] and [`Checkpoint::open`].
-pub(in crate::cli) fn open(id: &HubId, dtype: DType, showing: DownloadStyle) -> Result<Checkpoint> {
+pub(in crate::cli) fn open(id: &HubId, dtype: DType, showing: DownloadStyle, options: OpenOptions) -> Result<Checkpoint> {
     let prefer_variant = variant(dtype);
     let mut shown = DownloadView::new(showing);
     let path = fetch(&settings()?, id, prefer_variant.as_deref(), &mut |event| shown.event(event));
     drop(shown);
-    Checkpoint::open_with(&path?, &OpenOptions { prefer_variant })
+    Checkpoint::open_with(&path?, &OpenOptions { prefer_variant, ..options })
 }
 
 /// The weights of the model `id` that [`open`] would fetch.

@@ -1,6 +1,7 @@
 //! Which files the passes after the first one want: upscalers by their names, and a refiner as a model is named.
 
 use super::{Named, resolve};
+use crate::adapter::UPSCALER_FOLDERS;
 use crate::disk::folder_of;
 use crate::inputs::InputFile;
 use crate::settings::{Draft, HiresUpscaler, ModelFile};
@@ -10,9 +11,6 @@ use crate::{Error, Result};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-
-/// Folders beside and inside the models folder in which other tools keep upscalers.
-const FOLDERS: &[&str] = &["upscalers", "upscale_models", "ESRGAN", "RealESRGAN", "SwinIR", "SPAN", "Compact"];
 
 /// Finds what drafts name, and knows the models that it opened.
 pub(super) struct PassFiles {
@@ -64,7 +62,7 @@ impl PassFiles {
         };
         let model = Checkpoint::open(&path)?;
         let spec = model.spec();
-        let texts = (0..spec.text_encoders.len()).map(Component::text_encoder);
+        let texts = spec.text_components();
         let numbers = texts.chain([Component::UNET]).map(|component| model.parameters(component)).sum();
         let opened = ModelFile { identity: Some(model.identity()?), numbers, path };
         known.insert(named.to_owned(), opened.clone());
@@ -90,7 +88,7 @@ pub(in crate::cli) fn upscaler_named(setting: &'static str, what: &Path, models:
     let fold = |name: &str| name.to_lowercase().replace(['-', '_', ' ', '.'], "");
     let wanted = fold(what.to_string_lossy().trim_end_matches(".safetensors"));
     let beside = folder_of(models);
-    let folders = std::iter::once(models.to_owned()).chain(FOLDERS.iter().flat_map(|name| [models.join(name), beside.join(name)]));
+    let folders = std::iter::once(models.to_owned()).chain(UPSCALER_FOLDERS.iter().flat_map(|name| [models.join(name), beside.join(name)]));
     let mut named = Vec::new();
     for entry in folders.filter(|_| is_name).flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten()) {
         let path = entry.path();
@@ -107,7 +105,7 @@ pub(in crate::cli) fn upscaler_named(setting: &'static str, what: &Path, models:
             format!(
                 " {shown}: there is no such file, and none of that name in {} or in a folder {} beside or inside it",
                 models.display(),
-                FOLDERS.join(", ")
+                UPSCALER_FOLDERS.join(", ")
             ),
         )),
         several => {

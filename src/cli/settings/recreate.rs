@@ -15,9 +15,18 @@ use std::path::Path;
 /// [`Error::Setting`]: the file cannot be read, or says nothing that is understood.
 pub(in crate::cli) fn recreated(said: Draft) -> Result<(Draft, Vec<String>)> {
     let Some(file) = said.template.recreate.clone().map(|file| file.0) else { return Ok((said, Vec::new())) };
+    let (base, remarks) = recreated_alone(&file)?;
+    Ok((over(&said, base)?, remarks))
+}
+
+/// What the image's metadata says, and what to tell of it: first the command that it becomes.
+///
+/// # Errors
+/// As [`recreated`].
+pub(in crate::cli) fn recreated_alone(file: &Path) -> Result<(Draft, Vec<String>)> {
     let shown = file.display();
     let wrong = |what: String| Error::setting("recreate", format!("{shown}: {what}"));
-    let image = metadata::read(&file).map_err(|error| wrong(error.to_string()))?;
+    let image = metadata::read(file).map_err(|error| wrong(error.to_string()))?;
     let recipe = image
         .and_then(|image| image.recipe)
         .ok_or_else(|| wrong("says nothing of its making that is understood here; `sd-gen inspect` shows what stands in it".into()))?;
@@ -31,8 +40,8 @@ pub(in crate::cli) fn recreated(said: Draft) -> Result<(Draft, Vec<String>)> {
     let typed = std::iter::once("sd-gen".to_owned()).chain(command.arguments);
     let matches = program.try_get_matches_from(typed).map_err(|error| wrong(error.to_string()))?;
     let GenerateArgs(mut base) = GenerateArgs::from_arg_matches(&matches).map_err(|error| wrong(error.to_string()))?;
-    find_beside(&file, &mut base);
-    Ok((over(&said, base)?, remarks))
+    find_beside(file, &mut base);
+    Ok((base, remarks))
 }
 
 /// Files that the image names without their folders may lie beside it.

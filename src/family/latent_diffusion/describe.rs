@@ -1,6 +1,6 @@
 //! The configuration files of a diffusers folder → a spec.
 
-use super::super::files::{ConfigFiles, Description, NetworkPlan, TokenizerFiles, present};
+use super::super::files::{Beside, ConfigFiles, Description, NetworkPlan, TokenizerFiles, present};
 use super::super::json::Fields;
 use super::super::schedule::{self, Prediction};
 use super::super::{config, keys};
@@ -15,8 +15,7 @@ const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
 /// Components of other architectures, with what they are.
 const FOREIGN_KINDS: &[(&str, &str)] = &[
-    ("transformer", "its denoiser is a transformer (Stable Diffusion 3, Flux and the like), and only UNets are implemented"),
-    ("text_encoder_3", "it has a third text encoder (Stable Diffusion 3), and CLIP is the only one implemented"),
+    ("transformer", "its denoiser is a transformer beside a UNet, which no known model has"),
     ("prior", "it has a prior (unCLIP, Kandinsky or Cascade), which is not implemented"),
     ("decoder", "it has a decoder UNet (unCLIP or Cascade), which is not implemented"),
     ("controlnet", "it has a ControlNet, which is not implemented"),
@@ -41,7 +40,7 @@ pub(super) fn texts() -> Vec<String> {
 }
 
 /// Reads the texts of `folder`.
-pub(super) fn describe(folder: &dyn ConfigFiles) -> Result<Description> {
+pub(super) fn describe(folder: &dyn ConfigFiles, _: &Beside<'_>) -> Result<Description> {
     let index = folder.json("model_index.json")?;
     let mut evidence = Vec::new();
     if let Some(index) = &index
@@ -57,7 +56,7 @@ pub(super) fn describe(folder: &dyn ConfigFiles) -> Result<Description> {
     for component in ["unet", "vae"] {
         if !present(folder, index.as_ref(), component) {
             let said = evidence.first().map(|sentence| format!(" ({sentence})")).unwrap_or_default();
-            let what = format!("lacks the component `{component}`{said}; sd-gen generates with Stable Diffusion 1.x, 2.x and XL");
+            let what = format!("lacks the component `{component}`{said}; sd-gen generates with Stable Diffusion 1.x, 2.x, XL and 3");
             return Err(model_error(folder.shown(""), what));
         }
     }
@@ -120,7 +119,15 @@ pub(super) fn describe(folder: &dyn ConfigFiles) -> Result<Description> {
         evidence.push(format!("{} says that the UNet predicts {}.", scheduler.file, quoted(prediction)));
     }
     let (mut defaults, distilled) = schedule::defaults(row, &scheduler)?;
-    evidence.extend(distilled);
+    match schedule::of_tensors(&unet, &vae) {
+        // The folder names its sampler itself.
+        Some((few, why)) => {
+            defaults =
+                crate::spec::Defaults { steps: Some(few.steps), guidance_scale: few.guidance_scale.unwrap_or(defaults.guidance_scale) };
+            evidence.push(why);
+        }
+        None => evidence.extend(distilled),
+    }
     if let Some(fields) = folder.json(schedule::RECOMMENDED)? {
         defaults = schedule::recommended(&fields, defaults)?;
         vae.latent_rgb = schedule::latent_rgb(&fields, vae.latent_channels)?.or(vae.latent_rgb);
@@ -140,14 +147,16 @@ pub(super) fn describe(folder: &dyn ConfigFiles) -> Result<Description> {
         evidence,
         default_size: latents * vae.factor(),
         unet,
+        mmdit: None,
         vae,
         text_encoders,
+        t5: None,
         scheduler: schedule::parse(&scheduler_file, &scheduler_text)?,
         zero_missing_negative,
         aesthetic_score,
         defaults,
     };
-    Ok(Description { spec, networks, tokenizers, scheduler: scheduler_text })
+    Ok(Description { spec, networks, tokenizers, t5_tokenizer: None, scheduler: scheduler_text })
 }
 
 /// Refuses a UNet whose latents are not those of the autoencoder.
@@ -195,7 +204,7 @@ pub(super) fn finish_conditioning(file: &str, unet: &UNetSpec, text: &mut [TextE
 }
 
 /// Whether the text encoder in `dir` ends in a projection.
-fn projected(index: Option<&Fields>, dir: &str, fields: &Fields) -> Result<bool> {
+pub(in crate::family) fn projected(index: Option<&Fields>, dir: &str, fields: &Fields) -> Result<bool> {
     let from_index = index.and_then(|index| index.get(dir)?.as_array()?.get(1)?.as_str());
     let from_config = fields.get("architectures").and_then(|list| list.as_array()?.first()?.as_str());
     match from_index.or(from_config) {
@@ -205,7 +214,7 @@ fn projected(index: Option<&Fields>, dir: &str, fields: &Fields) -> Result<bool>
     }
 }
 
-fn tokenizer_files(folder: &dyn ConfigFiles, dir: &str) -> Result<Option<TokenizerFiles>> {
+pub(in crate::family) fn tokenizer_files(folder: &dyn ConfigFiles, dir: &str) -> Result<Option<TokenizerFiles>> {
     let text = |name: &str| folder.utf8(&format!("{dir}/{name}"));
     let whole = folder.json(&format!("{dir}/tokenizer.json"))?;
     let (vocab_json, merges) = match (text("vocab.json")?, text("merges.txt")?) {
@@ -262,7 +271,7 @@ fn added_words(vocab_json: &str, list: Option<&Fields>, config: Option<&Fields>,
 }
 
 /// The padding token: text, or an object with the text in `content`.
-fn pad_token(folder: &dyn ConfigFiles, dir: &str) -> Result<Option<String>> {
+pub(in crate::family) fn pad_token(folder: &dyn ConfigFiles, dir: &str) -> Result<Option<String>> {
     for name in ["special_tokens_map.json", "tokenizer_config.json"] {
         let Some(fields) = folder.json(&format!("{dir}/{name}"))? else { continue };
         let Some(value) = fields.get("pad_token") else { continue };

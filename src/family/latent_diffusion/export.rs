@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// The version of diffusers whose fields are written.
-const DIFFUSERS: &str = "0.36.0";
+pub(in crate::family) const DIFFUSERS: &str = "0.36.0";
 /// Entries of CLIP's own vocabulary, which nobody has to be given.
 const CLIP_VOCABULARY: usize = 49408;
 
@@ -24,46 +24,64 @@ pub(super) fn texts(model: &Exported<'_>, usual: &[(&str, TokenizerFiles)]) -> R
     put("model_index.json".into(), &model_index(model)?);
     put("unet/config.json".into(), &unet(model, &spec.unet, spec.default_size / spec.vae.factor())?);
     put("vae/config.json".into(), &vae(&spec.vae, spec.default_size));
-    for (i, TextFolder { folder, tokenizer, clip }) in text_folders(spec).iter().enumerate() {
-        put(format!("{folder}/config.json"), &clip_text(clip));
-        let pad = spec.text_encoders.get(i).map_or(PAD_CLIP, |text| &text.pad_token);
-        let longest = model.tokenizer(i).and_then(|files| files.model_max_length).unwrap_or(clip.max_positions);
-        let words = json!({ "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": pad, "unk_token": "<|endoftext|>" });
-        put(format!("{tokenizer}/special_tokens_map.json"), &words);
-        let mut config = json!({ "do_lower_case": true, "model_max_length": longest, "tokenizer_class": "CLIPTokenizer" });
-        if let (Value::Object(config), Value::Object(words)) = (&mut config, words) {
-            config.extend(words);
-        }
-        put(format!("{tokenizer}/tokenizer_config.json"), &config);
+    for TextFolder { folder, clip, .. } in text_folders(spec) {
+        put(format!("{folder}/config.json"), &clip_text(&clip));
     }
     texts.insert("scheduler/scheduler_config.json".into(), model.scheduler.to_owned());
-    // Only what the scheduler and the family do not say already.
+    texts.extend(recommended(model)?);
+    for (i, TextFolder { tokenizer: folder, clip, .. }) in text_folders(spec).iter().enumerate() {
+        let own = model.tokenizer(i).or_else(|| usual.iter().find(|(own, _)| own == folder).map(|(_, files)| files));
+        let pad = spec.text_encoders.get(i).map_or(PAD_CLIP, |text| &text.pad_token);
+        texts.extend(tokenizer(
+            folder,
+            pad,
+            model.tokenizer(i).and_then(|files| files.model_max_length).unwrap_or(clip.max_positions),
+            own,
+        ));
+    }
+    Ok(texts)
+}
+
+/// The texts of a tokenizer's folder, by path.
+pub(in crate::family) fn tokenizer(folder: &str, pad: &str, longest: usize, files: Option<&TokenizerFiles>) -> BTreeMap<String, String> {
+    let mut texts = BTreeMap::new();
+    let mut put = |name: &str, text: String| texts.insert(format!("{folder}/{name}"), text);
+    let words = json!({ "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": pad, "unk_token": "<|endoftext|>" });
+    put("special_tokens_map.json", format!("{words:#}\n"));
+    let mut config = json!({ "do_lower_case": true, "model_max_length": longest, "tokenizer_class": "CLIPTokenizer" });
+    if let (Value::Object(config), Value::Object(words)) = (&mut config, words) {
+        config.extend(words);
+    }
+    put("tokenizer_config.json", format!("{config:#}\n"));
+    if let Some(files) = files {
+        put("vocab.json", files.vocab_json.clone());
+        put("merges.txt", files.merges.clone());
+        if !files.added.is_empty() {
+            let added: Map<String, Value> = files.added.iter().map(|(word, id)| (word.clone(), json!(id))).collect();
+            put("added_tokens.json", format!("{:#}\n", Value::Object(added)));
+        }
+    }
+    texts
+}
+
+/// `sd-gen.json`, with what the scheduler and the family do not say already.
+pub(in crate::family) fn recommended(model: &Exported<'_>) -> Result<Option<(String, String)>> {
+    let spec = model.spec;
     let (implied, _) = schedule::defaults(row(spec.family), &model.scheduler()?)?;
     let latent_rgb =
         spec.vae.latent_rgb.clone().filter(|own| LatentRgb::known(spec.vae.scaling_factor, own.factors.len()).as_ref() != Some(own));
-    if implied != spec.defaults || latent_rgb.is_some() {
-        let mut recommended = json!({ "guidance_scale": spec.defaults.guidance_scale });
-        if let Some(steps) = spec.defaults.steps {
-            recommended["steps"] = json!(steps);
-        }
-        if let Some(LatentRgb { factors, bias }) = latent_rgb {
-            let rows: Vec<[f64; 3]> = factors.into_iter().chain([bias]).collect();
-            recommended["latent_rgb"] = json!(rows);
-        }
-        texts.insert(schedule::RECOMMENDED.into(), format!("{recommended:#}\n"));
+    if implied == spec.defaults && latent_rgb.is_none() {
+        return Ok(None);
     }
-    for (i, TextFolder { tokenizer, .. }) in text_folders(spec).iter().enumerate() {
-        let own = model.tokenizer(i).or_else(|| usual.iter().find(|(folder, _)| folder == tokenizer).map(|(_, files)| files));
-        if let Some(files) = own {
-            texts.insert(format!("{tokenizer}/vocab.json"), files.vocab_json.clone());
-            texts.insert(format!("{tokenizer}/merges.txt"), files.merges.clone());
-            if !files.added.is_empty() {
-                let added: Map<String, Value> = files.added.iter().map(|(word, id)| (word.clone(), json!(id))).collect();
-                texts.insert(format!("{tokenizer}/added_tokens.json"), format!("{:#}\n", Value::Object(added)));
-            }
-        }
+    let mut recommended = json!({ "guidance_scale": spec.defaults.guidance_scale });
+    if let Some(steps) = spec.defaults.steps {
+        recommended["steps"] = json!(steps);
     }
-    Ok(texts)
+    if let Some(LatentRgb { factors, bias }) = latent_rgb {
+        let rows: Vec<[f64; 3]> = factors.into_iter().chain([bias]).collect();
+        recommended["latent_rgb"] = json!(rows);
+    }
+    Ok(Some((schedule::RECOMMENDED.into(), format!("{recommended:#}\n"))))
 }
 
 /// Those of [`texts`] that a single file has to carry: all but CLIP's own vocabulary.
@@ -177,6 +195,12 @@ fn unet(model: &Exported<'_>, spec: &UNetSpec, sample_size: usize) -> Result<Val
     {
         config.insert("time_cond_proj_dim".into(), json!(spec.guidance_embed_dim));
     }
+    if spec.down.iter().any(|level| level.reads_text_only)
+        && let Value::Object(config) = &mut config
+    {
+        let levels: Vec<bool> = spec.down.iter().map(|level| level.reads_text_only).collect();
+        config.insert("only_cross_attention".into(), json!(levels));
+    }
     if let (Some(added), Value::Object(config)) = (&spec.text_time, &mut config) {
         config.insert("addition_embed_type".into(), json!("text_time"));
         config.insert("addition_time_embed_dim".into(), json!(added.time_embed_dim));
@@ -232,7 +256,7 @@ fn tiny_vae(spec: &AutoencoderTinySpec) -> Value {
     })
 }
 
-fn vae(spec: &VaeSpec, sample_size: usize) -> Value {
+pub(in crate::family) fn vae(spec: &VaeSpec, sample_size: usize) -> Value {
     if let Some(tiny) = &spec.tiny {
         return tiny_vae(tiny);
     }
@@ -259,7 +283,7 @@ fn vae(spec: &VaeSpec, sample_size: usize) -> Value {
     })
 }
 
-fn clip_text(spec: &ClipTextSpec) -> Value {
+pub(in crate::family) fn clip_text(spec: &ClipTextSpec) -> Value {
     json!({
         "architectures": [if spec.projection_dim.is_some() { "CLIPTextModelWithProjection" } else { "CLIPTextModel" }],
         "attention_dropout": 0.0,

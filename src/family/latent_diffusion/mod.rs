@@ -1,8 +1,8 @@
 //! What Stable Diffusion 1, 2, XL and its refiner share: a UNet, an AutoencoderKL and CLIP text encoders, in a diffusers folder or in
 //! one file in the layout of the first Stable Diffusion.
 
-mod describe;
-mod export;
+pub(super) mod describe;
+pub(super) mod export;
 mod single;
 pub(super) mod well_known;
 
@@ -25,7 +25,8 @@ const PAD_OPEN_CLIP: &str = "!";
 
 pub(super) const FORMAT: Format = Format {
     denoiser: "unet",
-    mark: "model.diffusion_model.input_blocks.0.0.weight",
+    marks_of_file: &["model.diffusion_model.input_blocks.0.0.weight"],
+    takes_encoders: false,
     describe: describe::describe,
     texts: describe::texts,
     detect: single::detect,

@@ -1,7 +1,8 @@
 //! A whole model in one file in the original layout: what it is, where its networks are, and what it is not.
 
+use super::super::config::limit;
 use super::super::detect::{self, Probe, VaeLayout};
-use super::super::files::{Description, NetworkPlan, TensorNames};
+use super::super::files::{Beside, Description, NetworkPlan, TensorNames};
 use super::super::json::Fields;
 use super::super::keys::{self, TextLayout};
 use super::super::kinds::{self, ForeignKind, SingleNetwork};
@@ -24,7 +25,7 @@ pub(super) const TEXT: [(&str, TextLayout); 5] = [
 ];
 
 /// Understands the file; `carried` is what the configuration files in it say.
-pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>) -> Result<(Description, String)> {
+pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, _: &Beside<'_>) -> Result<(Description, String)> {
     let (vae_prefix, text) = find(file)?;
     let (mut description, concluded) = match carried {
         Some(carried) => (carried, "as the configuration that it carries says".to_owned()),
@@ -47,7 +48,7 @@ pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>) -> Re
         pairs,
     };
     let mut networks = vec![
-        plan(Component::UNET, "the UNet", UNET, keys::unet(&spec.unet, UNET)),
+        plan(Component::UNET, "the UNet", UNET, keys::numbered_unet(&spec.unet, UNET, detect::numbering(Probe { file, prefix: UNET }))),
         plan(Component::VAE, "the autoencoder", vae_prefix, keys::vae(&spec.vae, vae_prefix)),
     ];
     for (i, ((prefix, layout), encoder)) in text.iter().zip(&spec.text_encoders).enumerate() {
@@ -165,23 +166,29 @@ fn concluded(file: &dyn TensorNames, vae_prefix: &'static str, text: &[FoundText
     let aesthetic_score = describe::finish_conditioning(file.name(), &unet, &mut text_encoders, xl.then_some(refiner))?;
 
     let prediction = prediction(file, facts, unet.in_channels, &mut evidence)?;
-    let scheduler = schedule::of_family(row, prediction);
+    let mut scheduler = schedule::of_family(row, prediction);
     let fields = Fields::parse(schedule::USUAL, scheduler.as_bytes())?;
-    let (defaults, _) = schedule::defaults(row, &fields)?;
+    let (mut defaults, _) = schedule::defaults(row, &fields)?;
+    if let Some((few, why)) = schedule::few_steps(file, &unet, &vae).filter(|_| !prediction.v) {
+        (scheduler, defaults) = schedule::distilled(row, &scheduler, &few)?;
+        evidence.push(why);
+    }
     let spec = ModelSpec {
         family: row.family,
         default_size: resolution(file, &mut evidence).unwrap_or(if prediction.v { facts.size_of_v } else { row.default_size }),
         evidence,
         unet,
+        mmdit: None,
         vae,
         text_encoders,
+        t5: None,
         scheduler: schedule::parse(schedule::USUAL, &scheduler)?,
         zero_missing_negative: facts.zero_missing_negative,
         aesthetic_score,
         defaults,
     };
     let tokenizers = spec.text_encoders.iter().map(|_| None).collect();
-    Ok(Description { spec, networks: Vec::new(), tokenizers, scheduler })
+    Ok(Description { spec, networks: Vec::new(), tokenizers, t5_tokenizer: None, scheduler })
 }
 
 /// The size in the metadata, where it is a sensible one.
@@ -224,8 +231,7 @@ fn prediction(file: &dyn TensorNames, facts: &Facts, in_channels: usize, evidenc
     }
     if facts.v_by_statistic && in_channels == 4 {
         // The two kinds differ in how far apart this bias's values are: about 0.04 for epsilon and 0.2 for v. ComfyUI decides so.
-        let blocks = (0..).take_while(|n| file.shape(&format!("{UNET}output_blocks.{n}.0.in_layers.0.weight")).is_some());
-        let keys = blocks.map(|n| format!("{UNET}output_blocks.{n}.1.transformer_blocks.0.norm1.bias"));
+        let keys = (0..limit::LAYERS).map(|n| format!("{UNET}output_blocks.{n}.1.transformer_blocks.0.norm1.bias"));
         let key = keys.filter(|key| file.shape(key).is_some()).last();
         if let Some(key) = key
             && let Some(bias) = file.numbers(&key)?

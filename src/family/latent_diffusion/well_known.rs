@@ -11,6 +11,7 @@ pub(crate) fn unet(levels: &[(usize, usize, usize)], mid_depth: usize, cross_att
         heads,
         depths: vec![depth; blocks],
         resample,
+        reads_text_only: false,
     };
     UNetSpec {
         in_channels: 4,

@@ -42,7 +42,9 @@ fn sd21() -> ModelSpec {
         family: super::SD2,
         evidence: vec!["Stable Diffusion 2.1 was asked for by name.".to_owned()],
         unet: unet(&[(320, 5, 1), (640, 10, 1), (1280, 20, 1), (1280, 20, 0)], 1, 1024, true),
+        mmdit: None,
         text_encoders: vec![text(open_clip_h, 0, true)],
+        t5: None,
         scheduler: scheduler("DDIMScheduler", "v_prediction"),
         default_size: 768,
         ..super::sd1::sd15()

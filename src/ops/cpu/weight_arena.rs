@@ -52,6 +52,39 @@ impl WeightArena {
     }
 }
 
+impl Drop for WeightArena {
+    /// The last part that was taken goes back to the next layer: what is packed for one product in between leaves no hole.
+    fn drop(&mut self) {
+        // Held until the part is cleared, so that nobody takes it before.
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::ptr::eq(current.0.as_ptr(), Arc::as_ptr(&self.mapping)) && current.1 == self.first + self.len {
+            current.1 = self.first;
+            // SAFETY: as in `deref_mut`; zeros are lines.
+            unsafe { std::ptr::write_bytes(self.start(), 0, self.len) };
+            return;
+        }
+        drop(current);
+        self.give_back();
+    }
+}
+
+impl WeightArena {
+    /// Gives the system the whole pages of a part that nobody will take again: a layer that is replaced leaves others in its mapping.
+    #[cfg(target_os = "linux")]
+    fn give_back(&self) {
+        const PAGE: usize = 4096;
+        let from = (self.first * size_of::<CacheLine>()).next_multiple_of(PAGE);
+        let to = (self.first + self.len) * size_of::<CacheLine>() / PAGE * PAGE;
+        if from < to {
+            // SAFETY: the pages are this part's alone, and it is being dropped. Where the system refuses, the memory is kept.
+            let _ = unsafe { self.mapping.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, to - from) };
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn give_back(&self) {}
+}
+
 fn map(lines: usize) -> Result<MmapRaw> {
     let failed = |e| Error::Msg(format!("no memory for {} MB of weights: {e}", lines * size_of::<CacheLine>() / 1_000_000));
     let mapping = MmapMut::map_anon(lines * size_of::<CacheLine>()).map_err(failed)?;
@@ -82,6 +115,25 @@ impl DerefMut for WeightArena {
 mod tests {
     use super::super::lines::elements_mut;
     use super::*;
+
+    #[test]
+    fn the_last_part_is_cleared_and_taken_again() -> Result<()> {
+        // Other tests may take parts meanwhile: then there is no last one, and nothing to see.
+        let kept = WeightArena::new(16)?;
+        for _ in 0..100 {
+            let mut part = WeightArena::new(160)?;
+            let (mapping, first) = (part.mapping.clone(), part.first);
+            elements_mut::<f32>(&mut part).fill(1.0);
+            drop(part);
+            let mut again = WeightArena::new(160)?;
+            assert!(elements_mut::<f32>(&mut again).iter().all(|word| word.to_bits() == 0));
+            if Arc::ptr_eq(&mapping, &again.mapping) && first == again.first {
+                drop(kept);
+                return Ok(());
+            }
+        }
+        candle_core::bail!("the last part was never taken again")
+    }
 
     #[test]
     fn slabs_are_cleared_and_their_own() -> Result<()> {

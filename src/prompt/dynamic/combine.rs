@@ -132,8 +132,11 @@ impl<'a> Evaluator<'a> {
     /// The ways to take `least` to `most` of the options, the fewest first. Of equal options one is taken.
     pub(super) fn orders(&mut self, choice: &Choice, take: &mut dyn FnMut(&mut Self, &[usize]) -> Continuation) -> Continuation {
         let count = choice.options.len();
+        // Options are compared once: they are whole trees, and orders are many.
+        let first_equal = |(_, option): &(f64, Vec<Piece>)| choice.options.iter().position(|(_, other)| other == option).unwrap_or(0);
+        let kinds: Vec<usize> = choice.options.iter().map(first_equal).collect();
         for length in choice.least.min(count)..=choice.most.min(count) {
-            if self.longer_orders(choice, length, &mut Vec::new(), take)?.is_break() {
+            if self.longer_orders(&kinds, length, &mut Vec::new(), take)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -142,7 +145,7 @@ impl<'a> Evaluator<'a> {
 
     fn longer_orders(
         &mut self,
-        choice: &Choice,
+        kinds: &[usize],
         length: usize,
         taken: &mut Vec<usize>,
         take: &mut dyn FnMut(&mut Self, &[usize]) -> Continuation,
@@ -150,12 +153,12 @@ impl<'a> Evaluator<'a> {
         if taken.len() == length {
             return take(self, taken);
         }
-        for option in 0..choice.options.len() {
-            if taken.iter().any(|&other| choice.options[other].1 == choice.options[option].1) {
+        for (option, kind) in kinds.iter().enumerate() {
+            if taken.iter().any(|&other| kinds[other] == *kind) {
                 continue;
             }
             taken.push(option);
-            let flow = self.opened(|all| all.longer_orders(choice, length, taken, take))?;
+            let flow = self.opened(|all| all.longer_orders(kinds, length, taken, take))?;
             taken.pop();
             if flow.is_break() {
                 return Ok(flow);

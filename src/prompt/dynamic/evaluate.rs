@@ -10,7 +10,7 @@ use std::rc::Rc;
 const DEEPEST: usize = 200;
 
 /// Pieces that are looked at before the work is given up.
-const MOST_WORK: usize = 2_000_000;
+const MOST_WORK: usize = 500_000;
 
 /// Orders that are told apart for `{@2$$a|b|c}`.
 const MOST_ORDERS: usize = 100_000;

@@ -4,6 +4,7 @@ mod schedules;
 mod spacing;
 mod table;
 
+pub(super) use schedules::beta_quantile;
 pub use spacing::TimestepSpacing;
 pub(super) use spacing::spaced;
 pub(super) use table::{BetaSchedule, NoiseTable, betas};

@@ -283,7 +283,7 @@ fn linear_quadratic(steps: usize) -> Vec<f64> {
 }
 
 /// The value below which a beta-distributed number lies with probability `p`.
-fn beta_quantile(p: f64, a: f64, b: f64) -> f64 {
+pub(in super::super) fn beta_quantile(p: f64, a: f64, b: f64) -> f64 {
     if p <= 0.0 || p >= 1.0 {
         return p.clamp(0.0, 1.0);
     }

@@ -135,10 +135,11 @@ fn solver(planner: &Planner<'_>, algorithm: Algorithm, eta: f64) -> Result<DpmSo
 
 impl Solver for DpmSolver {
     fn step(&mut self, step: &Step, latents: &Tensor, denoiser: &mut dyn Denoiser, noise: &mut dyn NoiseSource) -> Result<Tensor> {
-        let (from, to) = (step.from.sigma, step.to.sigma);
+        // Latents without alpha are those of a diffusion with these sigmas.
+        let (from, to) = (step.from.ratio(), step.to.ratio());
         let denoised = denoiser.denoise(latents, step.from)?.guided;
         let of = if self.algorithm == Algorithm::Noise { slope(latents, &denoised, from)? } else { denoised };
-        self.history.insert(0, (-from.ln(), of.clone()));
+        self.history.insert(0, (step.from.lambda(), of.clone()));
         self.history.truncate(self.order.max(1));
         let limit = if to == 0.0 { 1 } else { self.order_limits.get(step.index).copied().unwrap_or(self.order) };
         let order = self.history.len().min(limit);
@@ -149,10 +150,10 @@ impl Solver for DpmSolver {
         let mut next = match self.algorithm {
             Algorithm::Noise => blend(1.0, latents, to - from, &of)?,
             Algorithm::DataAveraged if order == 2 => return self.averaged(latents, from, to),
-            _ => blend(e, latents, 1.0 - e, &of)?,
+            _ => blend(self.kept(step, e), latents, (1.0 - e) * step.to.alpha, &of)?,
         };
         for (weight, difference) in self.weights(from, to, order).into_iter().zip(self.differences(h, order)?) {
-            next = blend(1.0, &next, weight, &difference)?;
+            next = blend(1.0, &next, weight * step.to.alpha, &difference)?;
         }
         if self.eta > 0.0 && to > 0.0 {
             let up = to * (1.0 - (to / from).powf(2.0 * self.eta)).sqrt();
@@ -168,6 +169,15 @@ impl Solver for DpmSolver {
 }
 
 impl DpmSolver {
+    /// How much of the latents is left, where `e` of them would be without alpha.
+    fn kept(&self, step: &Step, e: f64) -> f64 {
+        match (step.from.alpha, step.to.alpha) {
+            (1.0, 1.0) => e,
+            // Also where nothing of the clean latents is there yet.
+            _ => step.to.sigma / step.from.sigma * (step.to.ratio() / step.from.ratio()).powf(self.eta),
+        }
+    }
+
     /// A step of second order over the mean length of this step and of the last one.
     ///
     /// # Source

@@ -18,6 +18,8 @@ pub(in crate::sampling) struct Heun {
     churn: Churn,
     /// Bounds the denoised latents.
     clip: Option<f64>,
+    /// The step that is not corrected.
+    uncorrected: Option<usize>,
 }
 
 /// Plans a run.
@@ -28,7 +30,7 @@ pub(in crate::sampling) fn plan(planner: &Planner<'_>) -> Result<Schedule> {
 impl Heun {
     /// Without churn and bounds.
     pub(super) fn new(planner: &Planner<'_>) -> Self {
-        Self { process: Arc::clone(&planner.process), churn: Churn::default(), clip: None }
+        Self { process: Arc::clone(&planner.process), churn: Churn::default(), clip: None, uncorrected: None }
     }
 }
 
@@ -47,7 +49,7 @@ impl Solver for Heun {
         };
         let first = slope(latents, start)?;
         let predicted = blend(1.0, latents, to - from, &first)?;
-        if to == 0.0 {
+        if to == 0.0 || self.uncorrected == Some(step.index) {
             return Ok(predicted);
         }
         let second = slope(&predicted, step.to)?;
@@ -59,6 +61,11 @@ impl Solver for Heun {
     }
 
     fn evaluations(&self, step: &Step) -> usize {
-        if step.to.sigma > 0.0 { 2 } else { 1 }
+        if step.to.sigma > 0.0 && self.uncorrected != Some(step.index) { 2 } else { 1 }
+    }
+
+    fn end_within(&mut self, index: usize) -> bool {
+        self.uncorrected = Some(index);
+        true
     }
 }

@@ -51,6 +51,12 @@ pub trait Solver: CloneSolver + Send + Sync + std::fmt::Debug {
     /// Sees the steps that it will take, before the first one.
     fn prepare(&mut self, _steps: &[Step]) {}
 
+    /// Diffusers' scheduler counts this solver's two calls of a step apart, and cuts between them: from now on the step `index` is the
+    /// first call's alone, and whoever goes on takes it again. False where a step is taken whole.
+    fn end_within(&mut self, _index: usize) -> bool {
+        false
+    }
+
     /// Forgets what was planned for the first `steps` steps of the run; gives the levels of the steps that are left, where leaving some
     /// out changes them.
     fn skip(&mut self, _steps: usize) -> Option<Vec<(NoiseLevel, NoiseLevel)>> {

@@ -1,6 +1,6 @@
 //! UniPC: a multistep predictor, and a corrector that uses the same network call.
 
-use super::{Denoiser, NoiseSource, Solver, Step, solve, sum};
+use super::{Denoiser, NoiseLevel, NoiseSource, Solver, Step, solve, sum};
 use crate::Result;
 use crate::sampling::SchedulerConfig;
 use crate::sampling::plan::{Planner, Schedule};
@@ -21,7 +21,7 @@ pub(super) struct UniPc {
     /// `(lambda, estimate)`, newest first.
     history: Vec<(f64, Tensor)>,
     /// The step before: where it started, the corrected latents there, and its order.
-    last: Option<(f64, Tensor, usize)>,
+    last: Option<(NoiseLevel, Tensor, usize)>,
 }
 
 /// Judges the keys of `UniPCMultistepScheduler`.
@@ -29,7 +29,7 @@ pub(in crate::sampling) fn check(config: &SchedulerConfig) -> Result<()> {
     config.ends_at_zero()?;
     variant(config)?;
     config.choice("predict_x0", &config.file.predict_x0.map(|x| x.to_string()), (), &[("true", ())])?;
-    config.refuse_true("use_flow_sigmas", config.file.use_flow_sigmas)?;
+    config.refuse_true("use_flow_sigmas", config.file.use_flow_sigmas.filter(|_| !config.is_flow()))?;
     config.refuse_true("thresholding", config.file.thresholding)
 }
 
@@ -63,7 +63,7 @@ impl Solver for UniPc {
     }
 
     fn step(&mut self, step: &Step, latents: &Tensor, denoiser: &mut dyn Denoiser, _: &mut dyn NoiseSource) -> Result<Tensor> {
-        let (from, to) = (step.from.sigma, step.to.sigma);
+        let (from, to) = (step.from, step.to);
         let denoised = denoiser.denoise(latents, step.from)?.guided;
         let corrected = match &self.last {
             Some((start, before, order)) => self.update(*start, from, before, *order, Some(&denoised))?,
@@ -85,16 +85,17 @@ impl UniPc {
     }
 
     /// From the newest estimate to `to`; with the estimate there, the correction of what was predicted without.
-    fn update(&self, from: f64, to: f64, x: &Tensor, order: usize, there: Option<&Tensor>) -> Result<Tensor> {
+    fn update(&self, from: NoiseLevel, to: NoiseLevel, x: &Tensor, order: usize, there: Option<&Tensor>) -> Result<Tensor> {
         let Some((newest, estimate)) = self.history.first() else { return Ok(x.clone()) };
-        let h = -(from / to).ln();
-        let base = sum(to / from, x, &[(-h.exp_m1(), estimate)])?;
+        let h = -(from.ratio() / to.ratio()).ln();
+        let base = sum(to.sigma / from.sigma, x, &[(-h.exp_m1() * to.alpha, estimate)])?;
         let points: Vec<(f64, &Tensor)> =
             self.history.iter().skip(1).take(order - 1).map(|(lambda, earlier)| ((lambda - newest) / -h, earlier)).collect();
         if points.is_empty() && there.is_none() {
             return Ok(base);
         }
         let step = if self.bh2 { h.exp_m1() } else { h };
+        let scale = step * to.alpha;
         // The moments that the weights must reproduce.
         let (mut moments, mut phi, mut factorial) = (Vec::new(), h.exp_m1() / h - 1.0, 1.0);
         for i in 1..=order {
@@ -116,10 +117,10 @@ impl UniPc {
         };
         let mut terms = Vec::new();
         for (weight, (r, earlier)) in weights.iter().zip(&points) {
-            terms.extend([(-step * weight / r, *earlier), (step * weight / r, estimate)]);
+            terms.extend([(-scale * weight / r, *earlier), (scale * weight / r, estimate)]);
         }
         if let (Some(there), Some(weight)) = (there, weights.last()) {
-            terms.extend([(-step * weight, there), (step * weight, estimate)]);
+            terms.extend([(-scale * weight, there), (scale * weight, estimate)]);
         }
         sum(1.0, &base, &terms)
     }

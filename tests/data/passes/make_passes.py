@@ -18,6 +18,7 @@ SCHEDULERS = {
     "euler": d.EulerDiscreteScheduler(**BETAS),
     "euler-a": d.EulerAncestralDiscreteScheduler(**BETAS),
     "ddim": d.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False),
+    "heun": d.HeunDiscreteScheduler(**BETAS),
     "dpm++2m": d.DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True),
 }
 

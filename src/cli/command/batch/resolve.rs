@@ -285,7 +285,7 @@ impl Resolver {
                 return Ok(None);
             }
         }
-        let checkpoint = model::open_for(what, folder, dtype, self.showing)?;
+        let checkpoint = model::open_for(what, folder, dtype, self.showing, flags.beside())?;
         let opened = Opened::new(checkpoint, devices, flags);
         self.remarks.extend(opened.remark().map(str::to_owned));
         let content = opened.checkpoint.identity()?;

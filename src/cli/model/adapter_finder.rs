@@ -1,0 +1,117 @@
+//! Where the files of adapters, and of networks beside a model, are looked for by name.
+
+use super::models_folder;
+use super::pass_files::PassFiles;
+use crate::adapter::AdapterFolders;
+use crate::inputs::InputFile;
+use crate::prompt::{LoraTag, NetworkTag};
+use crate::settings::{Draft, LoadSettings, SourcePath, WeightedFile};
+use crate::weights::find_image_encoder;
+use crate::{Error, Result};
+use std::path::PathBuf;
+
+/// Where adapters are looked for by the names that people write.
+pub(in crate::cli) struct AdapterFinder {
+    loras: AdapterFolders,
+    pub(super) embeddings: AdapterFolders,
+    passes: PassFiles,
+    vaes: AdapterFolders,
+    control_nets: AdapterFolders,
+    ip_adapters: AdapterFolders,
+}
+
+impl AdapterFinder {
+    pub(in crate::cli) fn new(settings: &LoadSettings) -> Self {
+        let folder = |named: &Option<SourcePath>| named.as_ref().map(|folder| folder.0.clone());
+        let (models, _) = models_folder(folder(&settings.models_dir).as_deref());
+        Self {
+            loras: AdapterFolders::loras(folder(&settings.lora_dir).as_deref(), &models),
+            embeddings: AdapterFolders::embeddings(folder(&settings.embeddings_dir).as_deref(), &models),
+            vaes: AdapterFolders::vaes(&models),
+            control_nets: AdapterFolders::control_nets(&models),
+            ip_adapters: AdapterFolders::ip_adapters(&models),
+            passes: PassFiles::new(models, folder(&settings.models_dir)),
+        }
+    }
+
+    /// Adds the LoRAs of `<lora:name:weight>` in the prompt. One that a flag names too has the flag's weights, so that the command of an
+    /// image, which has both, generates it again.
+    fn find_tags(&self, draft: &mut Draft) -> Result<()> {
+        let syntax = draft.prompt_syntax();
+        let flags: Vec<PathBuf> = draft.adapters.lora.iter().map(|lora| lora.file.path().to_owned()).collect();
+        let tags = draft.prompts.iter().flat_map(|prompt| NetworkTag::of_prompt(prompt, syntax));
+        for tag in tags.filter_map(|tag| tag.as_lora()).collect::<Vec<_>>() {
+            let LoraTag { name, text_weight, unet_weight, rank } = tag?;
+            if rank.is_some() {
+                return Err(Error::Input(format!(
+                    "<lora:{name}:…> in the prompt: a LoRA is not cut to a rank; leave the fourth value out"
+                )));
+            }
+            let found = self.loras.named(&name)?;
+            if !flags.contains(&found) {
+                draft.adapters.lora.push(WeightedFile { file: InputFile::named(&found), weights: vec![unet_weight, text_weight] });
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the files of adapters, upscalers and a refiner that a draft names.
+    ///
+    /// # Errors
+    /// There is no file of a name, or more than one.
+    pub(in crate::cli) fn find(&self, draft: &mut Draft) -> Result<()> {
+        let one = |folders: &AdapterFolders, file: &mut InputFile| -> Result<()> {
+            let found = folders.find(&file.path().to_string_lossy())?;
+            if found != file.path() {
+                *file = file.found_at(&found);
+            }
+            Ok(())
+        };
+        draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
+        draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
+        draft.adapters.vae.iter_mut().try_for_each(|vae| one(&self.vaes, &mut vae.0))?;
+        draft.adapters.control.iter_mut().try_for_each(|control| one(&self.control_nets, &mut control.model))?;
+        for prompt in &mut draft.adapters.ip_adapter {
+            one(&self.ip_adapters, &mut prompt.model)?;
+            // Named or not, it decides the pixels.
+            let encoder = find_image_encoder(prompt.model.path(), prompt.encoder.as_ref().map(InputFile::path))?;
+            prompt.encoder = Some(InputFile::of_network(&encoder));
+        }
+        self.find_tags(draft)?;
+        self.passes.find(draft)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_in_the_prompt_are_loras_unless_a_flag_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["one", "two"] {
+            let from = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/adapters/full.safetensors");
+            std::fs::copy(from, folder.path().join(name).with_extension("safetensors")).unwrap();
+        }
+        let load = Draft::default().with(|draft| draft.load.lora_dir = Some(SourcePath(folder.path().into()))).load.decide(&());
+        let finder = AdapterFinder::new(&load);
+        let found = |change: &dyn Fn(&mut Draft)| {
+            let mut draft = Draft::new("<lora:one:0.5:0.7> a <lora:two:te=0.2>").with(change);
+            finder.find(&mut draft)?;
+            let named = |lora: &WeightedFile| (lora.file.path().file_stem().unwrap().to_owned(), lora.weight(), lora.second_weight());
+            Ok::<_, Error>(draft.adapters.lora.iter().map(named).collect::<Vec<_>>())
+        };
+        assert_eq!(found(&|_| {}).unwrap(), [("one".into(), 0.7, 0.5), ("two".into(), 0.2, 0.2)]);
+        let flag = |draft: &mut Draft| draft.set("lora", ["two:0.9"]).unwrap();
+        assert_eq!(found(&flag).unwrap(), [("two".into(), 0.9, 0.9), ("one".into(), 0.7, 0.5)]);
+        assert!(found(&|draft| draft.set("prompt-syntax", ["plain"]).unwrap()).unwrap().is_empty());
+        for (prompt, said) in [("<lora:none:1>", "no LoRA \"none\""), ("<lora:one:x>", "no weight"), ("<lora:one:1:1:8>", "rank")] {
+            let error = found(&|draft| draft.prompts = vec![prompt.into()]).unwrap_err().to_string();
+            assert!(error.contains(said), "{prompt}: {error}");
+        }
+        // A prompt names files in the folder only.
+        let path = folder.path().join("one.safetensors").display().to_string();
+        let elsewhere = AdapterFinder::new(&Draft::default().load.decide(&()));
+        assert!(elsewhere.find(&mut Draft::new(format!("<lora:{path}:1>"))).is_err());
+    }
+}

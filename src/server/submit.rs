@@ -1,0 +1,258 @@
+//! From settings to a job in the queue, the same for every language.
+
+use super::Server;
+use super::answer::ApiError;
+use super::files::{FileDesk, UploadFolder};
+use super::job::{JobStatus, Onlookers, ServedJob, now};
+use super::settings::{self, GivenSetting};
+use crate::settings::{Draft, Seed};
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Multipart, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use serde_json::{Map, Value as Json};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a request's body may take to come.
+const SLOWEST_BODY: Duration = Duration::from_secs(120);
+/// Fields of a form.
+const MOST_PARTS: usize = 64;
+
+/// A job before it is one.
+pub(super) struct NewJob {
+    /// See [`ServedJob::origin`].
+    pub(super) origin: &'static str,
+    /// The settings in JSON, by the names of the table.
+    pub(super) settings: Map<String, Json>,
+    /// Files of a form by their fields.
+    pub(super) parts: HashMap<String, Vec<u8>>,
+    /// What to say beside the result.
+    pub(super) remarks: Vec<String>,
+    /// See [`ServedJob::note`].
+    pub(super) note: Json,
+    /// An id that the client chose.
+    pub(super) id: Option<Arc<str>>,
+}
+
+impl NewJob {
+    pub(super) fn of(origin: &'static str, settings: Map<String, Json>) -> Self {
+        Self { origin, settings, parts: HashMap::new(), remarks: Vec::new(), note: Json::Null, id: None }
+    }
+}
+
+/// The body of a request, if it comes in time.
+pub(super) async fn body(request: Request) -> Result<Bytes, ApiError> {
+    let read = tokio::time::timeout(SLOWEST_BODY, Bytes::from_request(request, &()));
+    let read = read.await.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request took too long to come"))?;
+    read.map_err(|error| ApiError::new(error.status(), error.body_text()))
+}
+
+fn content_type(headers: &HeaderMap) -> String {
+    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase()
+}
+
+/// An object in JSON. A page of another site can send a form or plain text without being asked for, but not this type.
+pub(super) async fn json_body(request: Request) -> Result<Map<String, Json>, ApiError> {
+    let kind = content_type(request.headers());
+    if !kind.starts_with("application/json") {
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send JSON, and say so: Content-Type: application/json"));
+    }
+    let bytes = body(request).await?;
+    object(&bytes)
+}
+
+/// The same where no body is as good as an empty one.
+pub(super) async fn optional_json_body(request: Request) -> Result<Map<String, Json>, ApiError> {
+    let kind = content_type(request.headers());
+    let bytes = body(request).await?;
+    if bytes.is_empty() {
+        return Ok(Map::new());
+    }
+    if !kind.starts_with("application/json") {
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send JSON, and say so: Content-Type: application/json"));
+    }
+    object(&bytes)
+}
+
+fn object(bytes: &[u8]) -> Result<Map<String, Json>, ApiError> {
+    match serde_json::from_slice(bytes) {
+        Ok(Json::Object(object)) => Ok(object),
+        Ok(_) => Err(ApiError::bad("the request is JSON, and no object; give {\"prompt\": \"a red apple\"}")),
+        Err(error) => Err(ApiError::bad(format!("the request is not JSON: {error}"))),
+    }
+}
+
+/// A form's fields.
+pub(super) struct FormParts {
+    /// Fields that are text, in their order.
+    pub(super) texts: Vec<(String, String)>,
+    /// Fields that are files, in their order.
+    pub(super) files: Vec<(String, Vec<u8>)>,
+}
+
+pub(super) fn is_form(request: &Request) -> bool {
+    content_type(request.headers()).starts_with("multipart/form-data")
+}
+
+/// Reads a form.
+pub(super) async fn form(request: Request) -> Result<FormParts, ApiError> {
+    let read = async {
+        let mut form = Multipart::from_request(request, &()).await.map_err(|error| ApiError::bad(error.body_text()))?;
+        let mut parts = FormParts { texts: Vec::new(), files: Vec::new() };
+        while let Some(field) = form.next_field().await.map_err(|error| ApiError::new(error.status(), error.body_text()))? {
+            if parts.texts.len() + parts.files.len() >= MOST_PARTS {
+                return Err(ApiError::bad(format!("a form has at most {MOST_PARTS} fields")));
+            }
+            let name = field.name().unwrap_or_default().to_owned();
+            let is_file = field.file_name().is_some();
+            let bytes = field.bytes().await.map_err(|error| ApiError::new(error.status(), error.body_text()))?;
+            match is_file {
+                true => parts.files.push((name, bytes.to_vec())),
+                false => {
+                    let text =
+                        String::from_utf8(bytes.to_vec()).map_err(|_| ApiError::bad(format!("the field {name:?} is not UTF-8 text")))?;
+                    parts.texts.push((name, text));
+                }
+            }
+        }
+        Ok(parts)
+    };
+    let read = tokio::time::timeout(SLOWEST_BODY, read).await;
+    read.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request took too long to come"))?
+}
+
+/// Checks a job and puts it into the queue; gives its id, and how many are before it.
+pub(super) async fn submit(server: &Arc<Server>, new: NewJob) -> Result<(Arc<str>, usize), ApiError> {
+    server.queue.has_room(1)?;
+    let server = server.clone();
+    // Files are read and models opened, which takes its time.
+    let work = tokio::task::spawn_blocking(move || enqueue(&server, new));
+    work.await.map_err(|_| {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the request made a thread fail, which is a defect; please report it")
+    })?
+}
+
+/// The draft of settings in JSON, with the files that it needs.
+pub(super) fn draft_of(server: &Server, settings: &Map<String, Json>, desk: &mut FileDesk<'_>) -> Result<Draft, ApiError> {
+    let given: Vec<GivenSetting> = settings::given(settings, desk).map_err(ApiError::problems)?;
+    let mut problems = Vec::new();
+    for (row, values) in &given {
+        for value in values.iter().filter(|_| row.name == "model") {
+            if let Err(error) = server.studio.check_model(value) {
+                problems.push(settings::SettingProblem::new("model", super::studio::said(&error).1));
+            }
+        }
+    }
+    let names = |name: &str| given.iter().any(|(row, _)| row.name == name);
+    if !names("prompt") && !names("recreate") {
+        problems.push(settings::SettingProblem::new("prompt", "is missing; say what to generate"));
+    }
+    if names("style") && !names("styles-file") && server.studio.base().template.styles_file.is_none() {
+        problems.push(settings::SettingProblem::new("style", "the server has no styles; start it with --styles-file"));
+    }
+    if !problems.is_empty() {
+        return Err(ApiError::problems(problems));
+    }
+    settings::draft(server.studio.base(), &given).map_err(ApiError::problems)
+}
+
+fn enqueue(server: &Server, new: NewJob) -> Result<(Arc<str>, usize), ApiError> {
+    let uploads: &UploadFolder = &server.uploads;
+    let mut desk = FileDesk::new(uploads, new.parts);
+    let mut draft = draft_of(server, &new.settings, &mut desk)?;
+    // Drawn now and written down, so that a server that was killed makes the same images.
+    if !matches!(draft.seed, Some(Seed::Is(_))) {
+        draft.seed = Some(Seed::Is(u64::from(rand::random::<u32>())));
+    }
+    if draft.sampling.variation_strength.is_some() && !matches!(draft.sampling.variation_seed, Some(Seed::Is(_))) {
+        draft.sampling.variation_seed = Some(Seed::Is(u64::from(rand::random::<u32>())));
+    }
+    let (shown, written) = (settings::shown(&draft), settings::written(&draft));
+    let resolved = server.studio.resolve(draft, &|path| uploads.is_permitted(path)).map_err(|error| {
+        // Where the server keeps what was sent says nothing to who sent it.
+        let folder = format!("{}/", server.options.folder.join("uploads").display());
+        let mut error = ApiError::from(error);
+        error.message = error.message.replace(&folder, "");
+        error.problems.iter_mut().for_each(|problem| problem.what = problem.what.replace(&folder, ""));
+        error
+    })?;
+    let job = ServedJob {
+        id: new.id.unwrap_or_else(ServedJob::new_id),
+        origin: new.origin.to_owned(),
+        created: now(),
+        started: None,
+        ended: None,
+        status: JobStatus::Queued,
+        settings: shown,
+        written,
+        note: new.note,
+        images: Vec::new(),
+        remarks: new.remarks,
+        model: 0,
+        generator: None,
+        uploads: desk.uploads,
+        onlookers: Arc::new(Onlookers::default()),
+        preview: None,
+        previews: 0,
+        changed: watch::Sender::new(0),
+    };
+    Ok(server.queue.submit(job, resolved)?)
+}
+
+/// Cancels its job when it is dropped: whoever waited for it has gone.
+pub(super) struct WhileAsked {
+    server: Arc<Server>,
+    id: Arc<str>,
+    stays: bool,
+}
+
+impl WhileAsked {
+    pub(super) fn new(server: &Arc<Server>, id: &Arc<str>, stays: bool) -> Self {
+        Self { server: server.clone(), id: id.clone(), stays }
+    }
+}
+
+impl Drop for WhileAsked {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.server.queue.cancel(&self.id);
+        }
+    }
+}
+
+/// Wants previews for as long as it lives.
+pub(super) struct Onlooking(Arc<Onlookers>);
+
+impl Onlooking {
+    pub(super) fn at(server: &Server, id: &str) -> Option<Self> {
+        let onlookers = server.queue.with(id, |job, _| job.onlookers.clone())?;
+        onlookers.streams.fetch_add(1, Ordering::Relaxed);
+        Some(Self(onlookers))
+    }
+}
+
+impl Drop for Onlooking {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits until a job has ended.
+pub(super) async fn wait(server: &Arc<Server>, id: &str) -> Result<(), ApiError> {
+    let mut changed = server.queue.with(id, |job, _| job.changed.subscribe()).ok_or_else(ApiError::no_job)?;
+    loop {
+        let ended = server.queue.with(id, |job, _| job.status.has_ended()).ok_or_else(ApiError::no_job)?;
+        if ended {
+            return Ok(());
+        }
+        if server.queue.is_stopping() {
+            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping; the job goes on with its next start"));
+        }
+        if changed.changed().await.is_err() {
+            return Err(ApiError::no_job());
+        }
+    }
+}
