@@ -92,7 +92,8 @@ pub(crate) fn read(file: &str, blob: &Blob) -> Result<Header> {
         blob.read(range, &buffers)?.map(|bytes| bytes.to_vec()).ok_or_else(|| model_error(file, "is shorter than it was"))
     };
     let start = bytes(0..all.min(RECOGNISED))?;
-    if start.starts_with(gguf::MAGIC) && start.get(8) != Some(&b'{') {
+    // As a safetensors header's length this would be more than a gigabyte; a `{` at byte 8 is 123 tensors.
+    if start.starts_with(gguf::MAGIC) {
         return gguf::read(file, blob);
     }
     if let Some(what) = recognise(&start) {
@@ -170,9 +171,9 @@ fn recognise(bytes: &[u8]) -> Option<&'static str> {
         (b"PK\x03\x04", PICKLE),
         (b"\x80\x02", PICKLE),
         (b"\x80\x04", PICKLE),
-        (b"\x89HDF", "is an HDF5 file; only safetensors files are read"),
+        (b"\x89HDF", "is an HDF5 file; only safetensors and GGUF files are read"),
         (b"\x1f\x8b", "is compressed with gzip; unpack it first"),
-        (b"\x08\0\0\0TFL3", "is a TensorFlow Lite file; only safetensors files are read"),
+        (b"\x08\0\0\0TFL3", "is a TensorFlow Lite file; only safetensors and GGUF files are read"),
     ];
     if bytes.is_empty() {
         return Some("is empty: the download did not finish");

@@ -125,6 +125,9 @@ fn broken_and_hostile_headers_are_refused_in_one_sentence() {
         assert!(message.contains("file.gguf") && message.contains(words), "{message:?} does not say {words:?}");
         assert!(!message.contains('\n') && message.len() < 1000, "{message}");
     }
+    // Their number looks like the brace with which a safetensors file's header begins.
+    let infos: Vec<u8> = (0..123).flat_map(|i| info(&i.to_string(), &[0], 0, 0)).collect();
+    assert_eq!(open(header(123, 0, &[&infos, &zeros])).unwrap().entries().len(), 123);
     // Behind the last tensor there is only padding.
     let end = open(TYPES.to_vec()).unwrap().entries().iter().map(|entry| entry.range.end).max().unwrap();
     for length in 0..end {
