@@ -9,7 +9,6 @@ use crate::weights::{
     Blob, Checkpoint, Entry, PICKLE, Part, WeightFile, find_tiny_autoencoder, is_model_folder, is_pickle, model_error, quoted,
 };
 use crate::{Error, Result};
-use safetensors::Dtype;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -453,7 +452,7 @@ fn is_compact(file: &WeightFile) -> bool {
 fn summary<'a>(title: &str, entries: impl IntoIterator<Item = &'a Entry>) -> ComponentSummary {
     let mut stored: BTreeMap<String, StoredTensors> = BTreeMap::new();
     for entry in entries {
-        let dtype = dtype_name(entry.dtype);
+        let dtype = entry.type_name();
         let row = stored.entry(dtype.clone()).or_insert(StoredTensors { dtype, tensors: 0, parameters: 0, bytes: 0 });
         row.tensors += 1;
         row.parameters += entry.shape.iter().map(|&size| size as u64).product::<u64>();
@@ -462,10 +461,6 @@ fn summary<'a>(title: &str, entries: impl IntoIterator<Item = &'a Entry>) -> Com
     let mut stored: Vec<StoredTensors> = stored.into_values().collect();
     stored.sort_by_key(|row| std::cmp::Reverse(row.bytes));
     ComponentSummary { title: title.to_owned(), stored }
-}
-
-fn dtype_name(dtype: Dtype) -> String {
-    dtype.to_string()
 }
 
 /// The stored names of what a network needs and does not have.

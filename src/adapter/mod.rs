@@ -353,8 +353,8 @@ impl Adapter {
         let buffers = ReadBuffers::default();
         for entry in self.file.entries().iter().filter(|entry| decode::readable(entry.dtype)) {
             // In parts: a file may say that a tensor has more bytes than there is memory.
-            let parts = (0..entry.range.len()).step_by(PART);
-            let mut parts = parts.map(|from| self.file.part(entry, from..(from + PART).min(entry.range.len()), &buffers));
+            let length = entry.number_bytes();
+            let mut parts = (0..length).step_by(PART).map(|from| self.file.part(entry, from..(from + PART).min(length), &buffers));
             let finite = parts.try_fold(true, |finite, part| Ok::<_, Error>(finite && decode::are_finite(&part?, entry.dtype)))?;
             if !finite {
                 let what = format!(

@@ -15,7 +15,7 @@ const MOST_ENTRIES: usize = 1_000_000;
 pub enum CatalogKind {
     /// A diffusers folder.
     Folder,
-    /// A `.safetensors` file.
+    /// A `.safetensors` or `.gguf` file.
     File,
     /// A file in a form that is not opened.
     Pickle,
@@ -86,7 +86,7 @@ pub fn find_models(folder: &Path) -> Vec<Found> {
             } else if metadata.is_file()
                 && let Some((stem, ending)) = name.rsplit_once('.')
             {
-                let holds = match ending.eq_ignore_ascii_case("safetensors") {
+                let holds = match ["safetensors", "gguf"].iter().any(|known| ending.eq_ignore_ascii_case(known)) {
                     true => CatalogKind::File,
                     false if is_pickle(&name) => CatalogKind::Pickle,
                     false => continue,

@@ -58,7 +58,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a diffusers folder or a single `.safetensors` file.
+    /// Opens a diffusers folder or a single `.safetensors` or `.gguf` file.
     ///
     /// # Errors
     /// [`crate::Error::Model`] that names the file and the key or field.

@@ -199,7 +199,7 @@ impl Form {
 
     /// Which of the stored tensor's bytes are wanted; `None` where the shape does not allow it.
     fn part(self, entry: &Entry) -> Option<Range<usize>> {
-        let all = entry.range.len();
+        let all = entry.number_bytes();
         match self {
             Form::Third(part) => {
                 let third = all / 3;

@@ -54,7 +54,7 @@ impl Blob {
     }
 }
 
-/// A safetensors file with a header that was checked.
+/// A safetensors or GGUF file with a header that was checked.
 pub(crate) struct WeightFile {
     /// How people know it: a path, or a path inside the program.
     pub(crate) name: String,
@@ -102,6 +102,9 @@ impl WeightFile {
 
     /// The bytes of a tensor of this file, in memory of their own where the file is on the disk.
     pub(crate) fn bytes(&self, entry: &Entry) -> Result<Cow<'_, [u8]>> {
+        if entry.packed.is_some() {
+            return Ok(self.part(entry, 0..entry.number_bytes(), &ReadBuffers::default())?.to_vec().into());
+        }
         Ok(match &self.blob {
             Blob::Disk(file) => {
                 let mut bytes = vec![0; entry.range.len()];
@@ -113,8 +116,20 @@ impl WeightFile {
         })
     }
 
-    /// Some of the bytes of a tensor of this file, in a buffer of `buffers`.
+    /// Some of the bytes of a tensor's numbers, in a buffer of `buffers`; quantised ones are widened.
     pub(crate) fn part<'a>(&'a self, entry: &Entry, part: Range<usize>, buffers: &'a ReadBuffers) -> Result<TensorBytes<'a>> {
+        let Some(kind) = entry.packed else { return self.stored(entry, part, buffers) };
+        // Whole blocks: a part may begin inside of one where the file folded the tensor's rows.
+        let width = kind.numbers() * size_of::<f32>();
+        let (first, last) = (part.start / width, part.end.div_ceil(width));
+        let mut numbers = kind.widened(&self.stored(entry, first * kind.bytes()..last * kind.bytes(), buffers)?);
+        numbers.truncate(part.end - first * width);
+        numbers.drain(..part.start - first * width);
+        Ok(numbers.into())
+    }
+
+    /// Some of the bytes of a tensor as the file has them, in a buffer of `buffers`.
+    pub(crate) fn stored<'a>(&'a self, entry: &Entry, part: Range<usize>, buffers: &'a ReadBuffers) -> Result<TensorBytes<'a>> {
         let from = entry.range.start;
         let bytes = self.blob.read(from + part.start..from + part.end, buffers)?;
         bytes.ok_or_else(|| self.has_no_bytes(entry))

@@ -9,6 +9,7 @@
 
 use super::disk_file::ReadBuffers;
 use super::file::Blob;
+use super::gguf::{self, BlockKind};
 use super::{model_error, quoted};
 use crate::Result;
 use crate::family::lean_json::LeanBounds;
@@ -18,11 +19,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The longest header text that is read, in bytes; the format's reference implementation has the same limit.
-const MAX_HEADER: usize = 100_000_000;
+pub(super) const MAX_HEADER: usize = 100_000_000;
 /// The most dimensions of one tensor; a network's have at most four.
-const MAX_RANK: usize = 16;
+pub(super) const MAX_RANK: usize = 16;
 /// The most tensors of a file: far above any real one's, and what bounds the memory for their names.
-const MAX_TENSORS: usize = 1_000_000;
+pub(super) const MAX_TENSORS: usize = 1_000_000;
 /// Bytes by which other kinds of files are recognised.
 const RECOGNISED: usize = 512;
 
@@ -34,6 +35,20 @@ pub(crate) struct Entry {
     pub(crate) shape: Vec<usize>,
     /// Where its bytes lie, counted from the beginning of the file.
     pub(crate) range: Range<usize>,
+    /// How the bytes are quantised; the numbers are `dtype` (f32) once they are widened.
+    pub(crate) packed: Option<BlockKind>,
+}
+
+impl Entry {
+    /// Bytes of its numbers as they are served: more than the file has of them where they are quantised.
+    pub(crate) fn number_bytes(&self) -> usize {
+        self.packed.map_or(self.range.len(), |kind| self.range.len() / kind.bytes() * kind.numbers() * 4)
+    }
+
+    /// What people call the type in which it is stored.
+    pub(crate) fn type_name(&self) -> String {
+        self.packed.map_or_else(|| self.dtype.to_string(), |kind| format!("{kind:?}"))
+    }
 }
 
 /// A header whose every range lies inside the file.
@@ -47,6 +62,18 @@ pub(crate) struct Header {
 }
 
 impl Header {
+    /// # Errors
+    /// A name that occurs twice in the file called `file`.
+    pub(super) fn new(file: &str, entries: Vec<Entry>, metadata: BTreeMap<String, String>) -> Result<Header> {
+        let mut by_name: Vec<u32> = (0..).take(entries.len()).collect();
+        let name = |i: &u32| entries.get(*i as usize).map_or("", |entry| entry.name.as_str());
+        by_name.sort_unstable_by(|one, other| name(one).cmp(name(other)));
+        if let Some(twice) = by_name.iter().zip(by_name.iter().skip(1)).find(|(one, other)| name(one) == name(other)) {
+            return Err(model_error(file, format!("has the tensor {} twice", quoted(name(twice.0)))));
+        }
+        Ok(Header { entries, by_name, metadata })
+    }
+
     /// The number of the entry `name`.
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
         let named = |i: &u32| self.entries.get(*i as usize).map_or("", |entry| &entry.name);
@@ -65,6 +92,10 @@ pub(crate) fn read(file: &str, blob: &Blob) -> Result<Header> {
         blob.read(range, &buffers)?.map(|bytes| bytes.to_vec()).ok_or_else(|| model_error(file, "is shorter than it was"))
     };
     let start = bytes(0..all.min(RECOGNISED))?;
+    // As a safetensors header's length this would be more than a gigabyte; a `{` at byte 8 is 123 tensors.
+    if start.starts_with(gguf::MAGIC) {
+        return gguf::read(file, blob);
+    }
     if let Some(what) = recognise(&start) {
         return Err(model_error(file, what));
     }
@@ -123,33 +154,26 @@ fn check(file: &str, raw: RawHeader, data_len: usize, data_start: usize) -> Resu
             ));
         }
         end = to;
-        entries.push(Entry { name, dtype: info.dtype, shape, range: data_start + from..data_start + to });
+        entries.push(Entry { name, dtype: info.dtype, shape, range: data_start + from..data_start + to, packed: None });
     }
     if end != data_len {
         return Err(model_error(file, format!("has {} bytes after its last tensor: it is damaged", data_len - end)));
     }
-    let mut by_name: Vec<u32> = (0..).take(entries.len()).collect();
-    let name = |i: &u32| entries.get(*i as usize).map_or("", |entry| entry.name.as_str());
-    by_name.sort_unstable_by(|one, other| name(one).cmp(name(other)));
-    if let Some(twice) = by_name.iter().zip(by_name.iter().skip(1)).find(|(one, other)| name(one) == name(other)) {
-        return Err(model_error(file, format!("has the tensor {} twice", quoted(name(twice.0)))));
-    }
-    Ok(Header { entries, by_name, metadata: raw.metadata.unwrap_or_default() })
+    Header::new(file, entries, raw.metadata.unwrap_or_default())
 }
 
 /// Says what a file is that people take for a safetensors file, by its first bytes.
 fn recognise(bytes: &[u8]) -> Option<&'static str> {
     const PICKLE: &str = "is a pickle (PyTorch's .ckpt format), which runs code when it is read; \
                           convert it to safetensors in a sandbox, or download the .safetensors file of the same model";
-    const KNOWN: [(&[u8], &str); 8] = [
+    const KNOWN: [(&[u8], &str); 7] = [
         (b"version https://git-lfs", "is a Git LFS pointer, not the model itself; run `git lfs pull` in its repository"),
         (b"PK\x03\x04", PICKLE),
         (b"\x80\x02", PICKLE),
         (b"\x80\x04", PICKLE),
-        (b"GGUF", "is a GGUF file; only safetensors files are read"),
-        (b"\x89HDF", "is an HDF5 file; only safetensors files are read"),
+        (b"\x89HDF", "is an HDF5 file; only safetensors and GGUF files are read"),
         (b"\x1f\x8b", "is compressed with gzip; unpack it first"),
-        (b"\x08\0\0\0TFL3", "is a TensorFlow Lite file; only safetensors files are read"),
+        (b"\x08\0\0\0TFL3", "is a TensorFlow Lite file; only safetensors and GGUF files are read"),
     ];
     if bytes.is_empty() {
         return Some("is empty: the download did not finish");

@@ -38,11 +38,14 @@ impl Checkpoint {
             entries.sort_by_key(|entry| entry.range.start);
             for entry in entries {
                 hash.update(format!("\n{:?} {:?} {:?}\n", entry.name, entry.dtype, entry.shape));
+                if let Some(kind) = entry.packed {
+                    hash.update(format!("{kind:?}\n"));
+                }
                 let len = entry.range.len();
                 let parts: Vec<_> =
                     if total <= SMALL || len <= 2 * END { std::iter::once(0..len).collect() } else { vec![0..END, len - END..len] };
                 for part in parts {
-                    hash.update(&*file.part(entry, part, &buffers)?);
+                    hash.update(&*file.stored(entry, part, &buffers)?);
                 }
             }
         }

@@ -26,6 +26,7 @@ pub(crate) mod decode;
 mod disk_file;
 mod file;
 mod folder;
+mod gguf;
 mod hash;
 mod header;
 mod identity;

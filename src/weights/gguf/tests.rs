@@ -1,0 +1,136 @@
+use super::super::{Checkpoint, Layout, convert, decode};
+use super::super::{WeightFile, file::Blob};
+use super::*;
+use crate::spec::Component;
+use crate::weights::TensorSource;
+use candle_core::{DType, Device};
+use std::path::Path;
+
+const TYPES: &[u8] = include_bytes!("../../../tests/data/gguf/types.gguf");
+
+fn open(bytes: Vec<u8>) -> Result<WeightFile> {
+    WeightFile::new("file.gguf".into(), Blob::Owned(bytes))
+}
+
+/// A text as the format has it.
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// A header of so many tensors and fields, and what follows.
+fn header(tensors: u64, fields: u64, rest: &[&[u8]]) -> Vec<u8> {
+    [&b"GGUF\x03\0\0\0"[..], &tensors.to_le_bytes(), &fields.to_le_bytes(), &rest.concat()].concat()
+}
+
+fn info(name: &str, dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
+    let dims: Vec<u8> = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
+    let rank = (dims.len() as u32 / 8).to_le_bytes();
+    [&text(name)[..], &rank, &dims, &kind.to_le_bytes(), &offset.to_le_bytes()].concat()
+}
+
+#[test]
+fn every_type_has_the_numbers_that_the_python_package_makes() {
+    let file = open(TYPES.to_vec()).unwrap();
+    let expected =
+        candle_core::safetensors::load_buffer(include_bytes!("../../../tests/data/gguf/types.safetensors"), &Device::Cpu).unwrap();
+    assert_eq!(file.entries().len(), 14);
+    let buffers = ReadBuffers::default();
+    for entry in file.entries() {
+        let numbers = decode::numbers::<f32>(&file.bytes(entry).unwrap(), entry.dtype);
+        let expected = &expected[&entry.name];
+        assert_eq!(entry.shape, expected.dims(), "{}", entry.name);
+        let expected = expected.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&numbers) == bits(&expected), "{}", entry.name);
+        if entry.packed.is_some() {
+            assert_eq!(entry.number_bytes(), numbers.len() * 4);
+            // A part that begins and ends inside blocks.
+            let part = file.part(entry, 20..entry.number_bytes() - 44, &buffers).unwrap();
+            assert!(decode::numbers::<f32>(&part, Dtype::F32)[..] == numbers[5..numbers.len() - 11], "{}", entry.name);
+        }
+    }
+}
+
+#[test]
+fn a_whole_checkpoint_is_the_same_model_as_the_safetensors_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.safetensors");
+    let emoji = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji")).unwrap();
+    convert(&emoji, &path, Layout::Original, Some(DType::F32), &[]).unwrap();
+    let file = WeightFile::new("a".into(), Blob::open(&path).unwrap()).unwrap();
+    let (mut infos, mut data) = (Vec::new(), Vec::new());
+    for entry in file.entries() {
+        let dims: Vec<u64> = entry.shape.iter().rev().map(|&size| size as u64).collect();
+        infos.extend(info(&entry.name, &dims, 0, data.len() as u64));
+        data.extend_from_slice(&file.bytes(entry).unwrap());
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    let fields: Vec<u8> = file.metadata().iter().flat_map(|(key, value)| [text(key), vec![8, 0, 0, 0], text(value)].concat()).collect();
+    let mut bytes = header(file.entries().len() as u64, file.metadata().len() as u64, &[&fields, &infos]);
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    bytes.extend(data);
+    let (one, other) = (Checkpoint::open(&path).unwrap(), Checkpoint::from_bytes("a.gguf", bytes).unwrap());
+    assert_eq!(one.spec(), other.spec());
+    for component in [Component::UNET, Component::VAE, Component::text_encoder(0)] {
+        for name in one.part(component).unwrap().names() {
+            let shape = one.component(component).shape(name).unwrap();
+            let read = |model: &Checkpoint| {
+                let tensor = model.component(component).tensor(name, &shape, DType::F32, &Device::Cpu).unwrap();
+                tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            assert!(read(&one) == read(&other), "{name}");
+        }
+    }
+}
+
+#[test]
+fn broken_and_hostile_headers_are_refused_in_one_sentence() {
+    let zeros = [0; 256];
+    let field = |key: &str, rest: &[&[u8]]| [&text(key)[..], &rest.concat()].concat();
+    let (eight, nine, five) = (8u32.to_le_bytes(), 9u32.to_le_bytes(), 5u32.to_le_bytes());
+    let (many, huge, one) = ((1u64 << 40).to_le_bytes(), u64::MAX.to_le_bytes(), 1u64.to_le_bytes());
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (b"GGUF".to_vec(), "truncated"),
+        (b"GGUF\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec(), "version"),
+        (header(u64::MAX, 0, &[]), "claims 18446744073709551615 tensors"),
+        (header(0, u64::MAX, &[]), "18446744073709551615 fields"),
+        (header(1_000_000, 0, &[]), "truncated"),
+        (header(0, 1, &[&huge]), "text of 18446744073709551615 bytes"),
+        (header(0, 1, &[&field("a", &[&eight, &many])]), "text of 1099511627776 bytes"),
+        (header(0, 1, &[&field("a", &[&nine, &five, &huge])]), "truncated"),
+        (header(0, 1, &[&field("a", &[&nine, &eight, &huge])]), "truncated"),
+        (header(0, 1, &[&field("a", &[&nine, &nine, &one, &nine, &one])]), "arrays in an array"),
+        (header(0, 1, &[&field("a", &[&99u32.to_le_bytes()])]), "unknown type 99"),
+        (header(0, 2, &[&field("a", &[&eight, &text("x")]), &field("a", &[&eight, &text("x")])]), "twice"),
+        (header(0, 1, &[&field("general.alignment", &[&4u32.to_le_bytes(), &3u32.to_le_bytes()])]), "power of two"),
+        (header(0, 1, &[&field("general.alignment", &[&4u32.to_le_bytes(), &[0; 4]])]), "power of two"),
+        (header(0, 1, &[&field("comfy.gguf.orig_shape.a", &[&nine, &five, &many])]), "dimensions"),
+        (header(0, 1, &[&field("comfy.gguf.orig_shape.a", &[&nine, &five, &one, &[255; 4]])]), "negative"),
+        (header(1, 0, &[&info("a", &[1 << 32, 1 << 32], 0, 0), &zeros]), "too large"),
+        (header(1, 0, &[&info("a", &[1 << 40], 0, 0), &zeros]), "truncated"),
+        (header(1, 0, &[&info("a", &[1; 17], 0, 0), &zeros]), "dimensions"),
+        (header(1, 0, &[&info("a", &[33], 8, 0), &zeros]), "multiple"),
+        (header(1, 0, &[&info("a", &[32], 16, 0), &zeros]), "type 16"),
+        (header(1, 0, &[&info("a", &[1], 0, u64::MAX), &zeros]), "truncated"),
+        (header(1, 0, &[&info("a", &[1], 0, 4), &zeros]), "multiple of 32"),
+        (header(2, 0, &[&info("a", &[16], 0, 0), &info("b", &[1], 0, 32), &zeros]), "overlaps"),
+        (header(2, 0, &[&info("a", &[1], 0, 0), &info("a", &[1], 0, 32), &zeros]), "twice"),
+        (
+            header(1, 1, &[&field("comfy.gguf.orig_shape.a", &[&nine, &five, &one, &[9, 0, 0, 0]]), &info("a", &[8], 0, 0), &zeros]),
+            "cannot be",
+        ),
+    ];
+    for (bytes, words) in cases {
+        let message = open(bytes).unwrap_err().to_string();
+        assert!(message.contains("file.gguf") && message.contains(words), "{message:?} does not say {words:?}");
+        assert!(!message.contains('\n') && message.len() < 1000, "{message}");
+    }
+    // Their number looks like the brace with which a safetensors file's header begins.
+    let infos: Vec<u8> = (0..123).flat_map(|i| info(&i.to_string(), &[0], 0, 0)).collect();
+    assert_eq!(open(header(123, 0, &[&infos, &zeros])).unwrap().entries().len(), 123);
+    // Behind the last tensor there is only padding.
+    let end = open(TYPES.to_vec()).unwrap().entries().iter().map(|entry| entry.range.end).max().unwrap();
+    for length in 0..end {
+        assert!(open(TYPES[..length].to_vec()).is_err(), "{length}");
+    }
+}
