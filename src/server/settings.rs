@@ -47,8 +47,8 @@ pub(super) fn refusal(row: &Setting) -> Option<&'static str> {
     }
 }
 
-/// The settings of a request, read but not yet held against each other. Keys in `not_settings` pass.
-pub(super) fn given(body: &Map<String, Json>, desk: &mut FileDesk<'_>) -> Result<Vec<GivenSetting>, Vec<SettingProblem>> {
+/// The settings of a request, read but not yet held against each other, and what is wrong with the others.
+pub(super) fn given(body: &Map<String, Json>, desk: &mut FileDesk<'_>) -> (Vec<GivenSetting>, Vec<SettingProblem>) {
     let (mut given, mut problems): (Vec<GivenSetting>, Vec<SettingProblem>) = (Vec::new(), Vec::new());
     for (key, value) in body {
         let Some(row) = find(key) else {
@@ -71,7 +71,7 @@ pub(super) fn given(body: &Map<String, Json>, desk: &mut FileDesk<'_>) -> Result
             Err(wrong) => problems.extend(wrong),
         }
     }
-    if problems.is_empty() { Ok(given) } else { Err(problems) }
+    (given, problems)
 }
 
 fn unknown(key: &str) -> String {
@@ -238,8 +238,8 @@ fn value_is_text(value: &str, desk: &FileDesk<'_>) -> bool {
     !desk.is_permitted(value.as_ref())
 }
 
-/// The draft of what was given over `base`, or how it does not go together.
-pub(super) fn draft(base: &Draft, given: &[GivenSetting]) -> Result<Draft, Vec<SettingProblem>> {
+/// The draft of what was given over `base`, or how it does not go together. What is named and could not be read is not missing.
+pub(super) fn draft(base: &Draft, given: &[GivenSetting], is_named: impl Fn(&str) -> bool) -> Result<Draft, Vec<SettingProblem>> {
     let mut draft = base.clone();
     let mut problems = Vec::new();
     let is_given = |name: &str| given.iter().any(|(row, _)| row.name == name);
@@ -264,6 +264,7 @@ pub(super) fn draft(base: &Draft, given: &[GivenSetting]) -> Result<Draft, Vec<S
     }
     for (row, _) in given {
         if let Some(other) = row.requires
+            && (is_given(other) || !is_named(other))
             && find(other).is_some_and(|other| (other.access.given)(&draft).is_empty())
         {
             problems.push(SettingProblem::new(row.name, format!("needs {other}, which is missing")));

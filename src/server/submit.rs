@@ -137,8 +137,7 @@ pub(super) async fn submit(server: &Arc<Server>, new: NewJob) -> Result<(Arc<str
 
 /// The draft of settings in JSON, with the files that it needs.
 pub(super) fn draft_of(server: &Server, settings: &Map<String, Json>, desk: &mut FileDesk<'_>) -> Result<Draft, ApiError> {
-    let given: Vec<GivenSetting> = settings::given(settings, desk).map_err(ApiError::problems)?;
-    let mut problems = Vec::new();
+    let (given, mut problems): (Vec<GivenSetting>, _) = settings::given(settings, desk);
     for (row, values) in &given {
         for value in values.iter().filter(|_| row.name == "model") {
             if let Err(error) = server.studio.check_model(value) {
@@ -146,17 +145,20 @@ pub(super) fn draft_of(server: &Server, settings: &Map<String, Json>, desk: &mut
             }
         }
     }
-    let names = |name: &str| given.iter().any(|(row, _)| row.name == name);
+    let names =
+        |name: &str| settings.iter().any(|(key, value)| !value.is_null() && crate::settings::find(key).is_some_and(|row| row.name == name));
     if !names("prompt") && !names("recreate") {
         problems.push(settings::SettingProblem::new("prompt", "is missing; say what to generate"));
     }
     if names("style") && !names("styles-file") && server.studio.base().template.styles_file.is_none() {
         problems.push(settings::SettingProblem::new("style", "the server has no styles; start it with --styles-file"));
     }
-    if !problems.is_empty() {
-        return Err(ApiError::problems(problems));
+    match settings::draft(server.studio.base(), &given, names) {
+        Ok(draft) if problems.is_empty() => return Ok(draft),
+        Ok(_) => {}
+        Err(more) => problems.extend(more),
     }
-    settings::draft(server.studio.base(), &given).map_err(ApiError::problems)
+    Err(ApiError::problems(problems))
 }
 
 fn enqueue(server: &Server, new: NewJob) -> Result<(Arc<str>, usize), ApiError> {

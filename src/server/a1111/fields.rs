@@ -53,12 +53,8 @@ const HOUSEKEEPING: &[&str] = &[
     "comments",
     "include_init_images",
     "disable_extra_networks",
-    "script_args",
-    "sampler_index",
-    "firstpass_image",
     "firstphase_width",
     "firstphase_height",
-    "initial_noise_multiplier",
 ];
 
 /// Values that are the same as none.
@@ -172,7 +168,7 @@ pub(super) fn translate(mut body: Map<String, Json>, from_image: bool) -> Transl
     }
     for (key, value) in &body {
         // What is off or empty asks for nothing.
-        let usual = matches!((key.as_str(), value.as_f64()), ("resize_mode", Some(0.0)));
+        let usual = matches!((key.as_str(), value.as_f64()), ("resize_mode", Some(0.0)) | ("initial_noise_multiplier", Some(1.0)));
         if !is_nothing(value) && !usual {
             out.not_understood.push(key.clone());
         }
