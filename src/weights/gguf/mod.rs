@@ -48,7 +48,7 @@ pub(crate) fn read(file: &str, blob: &Blob) -> Result<Header> {
         let what = format!("claims {tensors} tensors and {fields} fields; at most {MAX_TENSORS} and {MAX_FIELDS} are read");
         return Err(model_error(file, what));
     }
-    let mut known = Fields { metadata: BTreeMap::new(), shapes: HashMap::new(), alignment: ALIGNMENT };
+    let mut known = HeaderFields { metadata: BTreeMap::new(), shapes: HashMap::new(), alignment: ALIGNMENT };
     for _ in 0..fields {
         known.read(&mut cursor)?;
     }
@@ -92,14 +92,14 @@ pub(crate) fn read(file: &str, blob: &Blob) -> Result<Header> {
 }
 
 /// What the fields say.
-struct Fields {
+struct HeaderFields {
     metadata: BTreeMap<String, String>,
     /// ComfyUI-GGUF's shapes by tensor.
     shapes: HashMap<String, Vec<usize>>,
     alignment: u64,
 }
 
-impl Fields {
+impl HeaderFields {
     fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<()> {
         let key = cursor.text(MAX_NAME)?;
         let wrong = |file: &str, what: String| model_error(file, format!("has a field {} {what}", quoted(&key)));
