@@ -275,7 +275,8 @@ fn inputs(take: &mut impl FnMut(&str) -> Json, out: &mut TranslatedRequest) {
 fn fitted(mask: &str, image: &str) -> Result<String, String> {
     let decode = |text: &str| crate::image::decode(&from_base64(text)?).map_err(|error| error.to_string());
     let (decoded, image) = (decode(mask)?, decode(image).map_err(|what| format!("cannot be laid over the image, which {what}"))?);
-    if decoded.rgb.dimensions() == image.rgb.dimensions() && decoded.alpha.is_none() {
+    // A mask that is the image itself is grey too here, where the setting means its transparency: it is drawn anew.
+    if decoded.rgb.dimensions() == image.rgb.dimensions() && decoded.alpha.is_none() && decoded.rgb != image.rgb {
         return Ok(mask.to_owned());
     }
     // Clients that draw on a transparent canvas mark by opacity.
