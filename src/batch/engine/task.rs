@@ -24,7 +24,7 @@ pub struct Task {
 
 /// Follows one task through the engine, whatever else is at work, and may take it back.
 pub trait TaskWatch: std::fmt::Debug + Send + Sync {
-    /// Nobody wants it any more. Where that is so of all of a batch, its work ends at the next step; the result is [`Error::Cancelled`].
+    /// Nobody wants it any more. Where that is so of all of a batch, its work ends at the next step; the result is [`Error::Cancelled`](crate::Error::Cancelled).
     fn is_withdrawn(&self) -> bool;
 
     /// Where its batch is.

@@ -32,7 +32,7 @@ pub(in crate::cli) struct ServeArgs {
     /// What clients must say, as Authorization: Bearer KEY; SD_GEN_API_KEY says the same, and no list of processes shows it
     #[arg(long, value_name = "KEY", help_heading = "The server")]
     api_key: Option<String>,
-    /// Let pages of this origin use the server, such as https://example.org, or * for all; repeat for more
+    /// Let pages of this origin use the server, such as `https://example.org`, or * for all; repeat for more
     #[arg(long, value_name = "ORIGIN", help_heading = "The server")]
     cors: Vec<String>,
     /// A folder from which requests may name files; repeat for more
