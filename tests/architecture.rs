@@ -63,7 +63,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("prompt", &["Error", "Result"]),
     ("hub", &["Error", "Result", "disk", "family", "weights"]),
     ("weights", &["Error", "Result", "disk", "error", "family", "sampling", "spec"]),
-    ("adapter", &["Error", "Result", "error", "family", "ops::Linear", "sampling::FewSteps", "spec", "text::LearnedWord", "weights"]),
+    ("adapter", &["Error", "Result", "error", "family", "ops::Weight", "sampling::FewSteps", "spec", "text::LearnedWord", "weights"]),
     ("survey", &["Error", "Result", "adapter", "family", "spec", "weights"]),
     ("family", &["Error", "Result", "error", "sampling", "spec"]),
     ("models", &["Error", "Result", "ops", "spec", "weights::TensorSource"]),

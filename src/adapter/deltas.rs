@@ -1,10 +1,11 @@
 //! Adapters, held against a model and merged into its weights on their way to the layers.
 
-use super::formula::{LowRank, add_products};
+use super::formula::{LowRank, are_finite, largest, one_product};
 use super::{Adapter, AdapterFit, Bound};
 use crate::error::{model_error, quoted};
+use crate::ops::Weight;
 use crate::spec::{Component, ModelSpec};
-use crate::weights::{Checkpoint, InPlace, ModelSource, TensorChanges, TensorSource, TokenizerFiles, decode};
+use crate::weights::{Checkpoint, InPlace, ModelSource, TensorChanges, TensorSource, TokenizerFiles};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -117,29 +118,48 @@ impl Deltas {
         self.steps.get(&component)?.get(name).map(Vec::as_slice)
     }
 
-    /// The tensor `name` of `shape`, changed.
-    fn merge(&self, steps: &[DeltaStep], mut values: Vec<f32>, shape: &[usize], name: &str) -> Result<Vec<f32>> {
-        // Plain products commute with each other, and are added together; what reads the weight reads it as it is by then.
-        let mut products: Vec<LowRank> = Vec::new();
+    /// What `steps` add, where it is one product of matrices and finite whatever they are added to; `None` where it is not.
+    fn product(steps: &[DeltaStep]) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+        let mut products = Vec::with_capacity(steps.len());
         for step in steps {
-            let Some(target) = step.adapter.target(step.target) else { continue };
-            let tensors = step.adapter.tensors(target);
-            match step.leaf {
-                LayerPart::Bias => tensors.change_bias(&mut values, step.strength)?,
-                LayerPart::Weight => match tensors.low_rank(step.strength)? {
-                    Some(product) => products.push(match step.third {
-                        Some(third) => product.third(third)?,
-                        None => product,
-                    }),
-                    None => {
-                        add_products(&mut values, &std::mem::take(&mut products))?;
-                        tensors.change_weight(&mut values, shape, step.strength)?;
-                    }
-                },
+            match step.low_rank()? {
+                Some(product) => products.push(product),
+                None => return Ok(None),
             }
         }
-        add_products(&mut values, &products)?;
-        if values.iter().all(|x| x.is_finite()) {
+        Ok(one_product(&products)?.filter(|(a, b)| is_small(a, b)))
+    }
+
+    /// The tensor `name`, changed, in f32.
+    fn merge(&self, steps: &[DeltaStep], weight: &Weight<'_>, name: &str) -> Result<Vec<f32>> {
+        let shape = weight.dims().to_vec();
+        // Plain products commute with each other, and are added together; what reads the weight reads it as it is by then.
+        let mut products: Vec<LowRank> = Vec::new();
+        let mut values: Option<Vec<f32>> = None;
+        let with_products = |values: Option<Vec<f32>>, products: &[LowRank]| -> Result<Vec<f32>> {
+            Ok(match (values, one_product(products)?) {
+                (Some(values), None) => values,
+                (Some(values), Some((a, b))) => Weight::computed(&values, &shape, DType::F32).plus_product(a, &b)?.numbers()?,
+                (None, None) => weight.numbers()?,
+                (None, Some((a, b))) => weight.clone().plus_product(a, &b)?.numbers()?,
+            })
+        };
+        for step in steps {
+            if let Some(product) = step.low_rank()? {
+                products.push(product);
+                continue;
+            }
+            let Some(target) = step.adapter.target(step.target) else { continue };
+            let tensors = step.adapter.tensors(target);
+            let mut now = with_products(values.take(), &std::mem::take(&mut products))?;
+            match step.leaf {
+                LayerPart::Bias => tensors.change_bias(&mut now, step.strength)?,
+                LayerPart::Weight => tensors.change_weight(&mut now, &shape, step.strength)?,
+            }
+            values = Some(now);
+        }
+        let values = with_products(values, &products)?;
+        if are_finite(&values) {
             return Ok(values);
         }
         let names: Vec<&str> = steps.iter().map(|step| step.adapter.file_name()).collect();
@@ -148,6 +168,25 @@ impl Deltas {
             format!("makes values of {} that are not numbers (NaN or infinity); give a smaller weight", quoted(name)),
         ))
     }
+}
+
+impl DeltaStep {
+    /// The step as a product of two matrices, where it is one.
+    fn low_rank(&self) -> Result<Option<LowRank>> {
+        let Some(target) = self.adapter.target(self.target).filter(|_| self.leaf == LayerPart::Weight) else { return Ok(None) };
+        let product = self.adapter.tensors(target).low_rank(self.strength)?;
+        Ok(product.map(|product| match self.third {
+            Some(third) => product.third(third),
+            None => product,
+        }))
+    }
+}
+
+/// No number of the product of two matrices can be near the largest that there is.
+fn is_small(a: &[f32], b: &[f32]) -> bool {
+    const FAR_FROM_THE_LARGEST: f64 = 1e30;
+    let rank = a.len().min(b.len()) as f64;
+    f64::from(largest(a)) * f64::from(largest(b)) * rank < FAR_FROM_THE_LARGEST
 }
 
 /// Why an adapter is not applied.
@@ -184,7 +223,7 @@ impl TensorChanges for Deltas {
 
     fn changed(&self, component: Component, name: &str, shape: &[usize], values: Vec<f32>) -> Result<Vec<f32>> {
         match self.of(component, name) {
-            Some(steps) => self.merge(steps, values, shape, name),
+            Some(steps) => self.merge(steps, &Weight::computed(&values, shape, DType::F32), name),
             None => Ok(values),
         }
     }
@@ -202,35 +241,45 @@ struct WithDeltas<'a> {
 }
 
 impl WithDeltas<'_> {
-    /// The tensor `name` as it is, in f32.
-    fn numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    /// The tensor `name`, changed, in f32.
+    fn merged(&self, steps: &[DeltaStep], name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        if self.adds(name) && self.base.shape(name).is_none() {
+            // A layer without a bias gains one.
+            let zeros = vec![0f32; shape.iter().product()];
+            return self.deltas.merge(steps, &Weight::computed(&zeros, shape, DType::F32), name);
+        }
         // Straight from the file, where it can be.
         if let Some(stored) = self.base.in_place(name, shape)?
-            && let Some(dtype) = decode::stored_as(stored.dtype())
+            && let Some(weight) = Weight::in_place(stored.bytes(), stored.dtype(), shape, DType::F32, &Device::Cpu)
         {
-            return Ok(decode::numbers(stored.bytes(), dtype));
+            return self.deltas.merge(steps, &weight, name);
         }
-        Ok(self.base.tensor(name, shape, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+        self.deltas.merge(steps, &self.base.tensor(name, shape, DType::F32, &Device::Cpu)?.into(), name)
     }
 }
 
 impl TensorSource for WithDeltas<'_> {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        let Some(steps) = self.deltas.of(self.component, name) else { return self.base.tensor(name, shape, dtype, device) };
-        let values = match self.adds(name) && self.base.shape(name).is_none() {
-            // A layer without a bias gains one.
-            true => vec![0f32; shape.iter().product()],
-            false => self.numbers(name, shape)?,
-        };
-        let merged = self.deltas.merge(steps, values, shape, name)?;
-        Ok(Tensor::from_vec(merged, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+        match self.deltas.of(self.component, name) {
+            Some(steps) => {
+                let merged = self.merged(steps, name, shape)?;
+                Ok(Weight::computed(&merged, shape, dtype).into_tensor()?.to_device(device)?)
+            }
+            None => self.base.tensor(name, shape, dtype, device),
+        }
     }
 
     fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
-        match self.deltas.of(self.component, name) {
-            Some(_) => Ok(None),
-            None => self.base.in_place(name, shape),
-        }
+        let Some(steps) = self.deltas.of(self.component, name) else { return self.base.in_place(name, shape) };
+        // A bias that is gained is nowhere in place.
+        let stored = if self.base.shape(name).is_some() { self.base.in_place(name, shape)? } else { None };
+        Ok(Some(match stored {
+            Some(stored) => match Deltas::product(steps)? {
+                Some((a, b)) => stored.plus_product(a, b),
+                None => InPlace::computed(self.merged(steps, name, shape)?),
+            },
+            None => InPlace::computed(self.merged(steps, name, shape)?),
+        }))
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {

@@ -9,9 +9,8 @@
 
 use super::names::{Change, Role};
 use super::{Target, one_number};
-use crate::Result;
-use crate::ops::Linear;
 use crate::weights::{WeightFile, decode, model_error};
+use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -52,17 +51,20 @@ pub(crate) struct Tensors<'a> {
 
 /// Two matrices whose product is added.
 pub(super) struct LowRank {
-    /// `(out, r)`, with the scale in it.
-    up: Tensor,
-    /// `(r, in × kernel)`.
-    down: Tensor,
+    rank: usize,
+    scale: f32,
+    /// `(out, r)`
+    up: Vec<f32>,
+    /// `(r, in × kernel)`
+    down: Vec<f32>,
 }
 
 impl LowRank {
     /// One third of the outputs.
-    pub(super) fn third(self, third: usize) -> Result<Self> {
-        let rows = self.up.dim(0)? / 3;
-        Ok(Self { up: self.up.narrow(0, third * rows, rows)?.contiguous()?, ..self })
+    pub(super) fn third(mut self, third: usize) -> Self {
+        let numbers = self.up.len() / (3 * self.rank).max(1) * self.rank;
+        self.up = self.up.get(third * numbers..(third + 1) * numbers).unwrap_or_default().to_vec();
+        self
     }
 }
 
@@ -284,16 +286,17 @@ impl<'a> Tensors<'a> {
 
     /// The tensor as a matrix in f32: its first dimension, and all others together.
     fn matrix(self, role: Role) -> Result<Tensor> {
-        let entry = self.target.tensors.get(&role).and_then(|i| self.file.entries().get(*i));
-        let entry = entry.ok_or_else(|| model_error(&self.file.name, format!("lacks a part of the change of {}", self.target.path)))?;
-        let numbers = decode::numbers::<f32>(&self.file.bytes(entry)?, entry.dtype);
-        let rows = entry.shape.first().copied().unwrap_or(1).max(1);
+        let numbers = self.values(role)?;
+        let rows = self.shape(role).and_then(|shape| shape.first().copied()).unwrap_or(1).max(1);
         let columns = numbers.len() / rows;
         Ok(Tensor::from_vec(numbers, (rows, columns), &Device::Cpu)?)
     }
 
-    fn numbers(self, role: Role) -> Result<Vec<f32>> {
-        Ok(self.matrix(role)?.flatten_all()?.to_vec1()?)
+    /// The tensor's numbers in f32.
+    fn values(self, role: Role) -> Result<Vec<f32>> {
+        let entry = self.target.tensors.get(&role).and_then(|i| self.file.entries().get(*i));
+        let entry = entry.ok_or_else(|| model_error(&self.file.name, format!("lacks a part of the change of {}", self.target.path)))?;
+        Ok(decode::numbers(&self.file.bytes(entry)?, entry.dtype))
     }
 
     /// What the product is scaled by: alpha over the rank, or what stands in the place of it.
@@ -311,16 +314,15 @@ impl<'a> Tensors<'a> {
 
     /// The two matrices of a plain LoRA of strength `s`; `None` for every other change.
     pub(super) fn low_rank(self, s: f64) -> Result<Option<LowRank>> {
-        if !self.is_low_rank() {
-            return Ok(None);
-        }
-        Ok(Some(LowRank { up: self.matrix(Role::Up)?.affine(self.scale() * s, 0.0)?, down: self.matrix(Role::Down)? }))
+        let Some(rank) = self.rank().filter(|_| self.is_low_rank()) else { return Ok(None) };
+        let scale = (self.scale() * s) as f32;
+        Ok(Some(LowRank { rank, scale, up: self.values(Role::Up)?, down: self.values(Role::Down)? }))
     }
 
     /// Changes a weight of `shape` with strength `s`.
     pub(super) fn change_weight(self, weight: &mut [f32], shape: &[usize], s: f64) -> Result<()> {
         if self.has(Role::Diff) {
-            add(weight, &self.numbers(Role::Diff)?, s);
+            add(weight, &self.values(Role::Diff)?, s);
             if self.target.change == Change::Full {
                 return Ok(());
             }
@@ -337,7 +339,7 @@ impl<'a> Tensors<'a> {
             if self.has(Role::DoraScale) { Some(Role::DoraScale) } else { self.has(Role::Magnitude).then_some(Role::Magnitude) };
         if let Some(role) = magnitudes {
             let columns = role == Role::DoraScale && self.shape(role).is_some_and(by_columns);
-            decomposed(weight, &mut more, &self.numbers(role)?, sizes, columns);
+            decomposed(weight, &mut more, &self.values(role)?, sizes, columns);
         }
         add(weight, &more, s);
         Ok(())
@@ -345,7 +347,7 @@ impl<'a> Tensors<'a> {
 
     /// Changes a bias with strength `s`.
     pub(super) fn change_bias(self, bias: &mut [f32], s: f64) -> Result<()> {
-        add(bias, &self.numbers(Role::DiffBias)?, s);
+        add(bias, &self.values(Role::DiffBias)?, s);
         Ok(())
     }
 
@@ -405,7 +407,7 @@ impl<'a> Tensors<'a> {
                 flat((turned + product(b1, b2)?)?)
             }
             Change::Ia3 => {
-                let factors = self.numbers(Role::Factors)?;
+                let factors = self.values(Role::Factors)?;
                 let on_input = self.on_input();
                 let mut more = weight.to_vec();
                 for (i, values) in more.chunks_mut(kernel.max(1)).enumerate() {
@@ -428,7 +430,7 @@ impl<'a> Tensors<'a> {
         let (out, flat) = (sizes.out, sizes.flat());
         let shape = self.shape(Role::OftBlocks).unwrap_or_default().to_vec();
         let block = shape.last().copied().unwrap_or(1);
-        let mut skew: Vec<f64> = self.numbers(Role::OftBlocks)?.into_iter().map(f64::from).collect();
+        let mut skew: Vec<f64> = self.values(Role::OftBlocks)?.into_iter().map(f64::from).collect();
         for values in skew.chunks_mut(block * block) {
             for i in 0..block {
                 for j in 0..=i {
@@ -468,7 +470,7 @@ impl<'a> Tensors<'a> {
         .flatten_all()?
         .to_vec1::<f32>()?;
         if self.has(Role::Rescale) {
-            let factors = self.numbers(Role::Rescale)?;
+            let factors = self.values(Role::Rescale)?;
             for (row, factor) in turned.chunks_mut(flat.max(1)).zip(factors) {
                 row.iter_mut().for_each(|x| *x *= factor);
             }
@@ -477,26 +479,45 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// Adds the products of several changes at once, by the kernels of linear layers, which are several times as fast as plain products; some
-/// rows at a time, so that the largest layer is not in memory twice.
-pub(super) fn add_products(weight: &mut [f32], products: &[LowRank]) -> Result<()> {
-    const ROWS: usize = 1024;
-    let (up, down) = match products {
-        [] => return Ok(()),
-        [only] => (only.up.clone(), only.down.clone()),
-        several => {
-            let ups: Vec<&Tensor> = several.iter().map(|product| &product.up).collect();
-            let downs: Vec<&Tensor> = several.iter().map(|product| &product.down).collect();
-            (Tensor::cat(&ups, 1)?.contiguous()?, Tensor::cat(&downs, 0)?)
-        }
-    };
-    let (rows, columns) = (up.dim(0)?, down.dim(1)?);
-    let down = Linear::new(down.t()?.contiguous()?, None)?;
-    for (part, from) in weight.chunks_mut(columns * ROWS).zip((0..rows).step_by(ROWS)) {
-        let up = up.narrow(0, from, ROWS.min(rows - from))?.contiguous()?;
-        add(part, &down.forward(&up)?.flatten_all()?.to_vec1::<f32>()?, 1.0);
+/// The products of several changes of a layer as one: of the matrices beside each other, `(out, r)` with the scales and `(in × kernel, r)`.
+pub(super) fn one_product(products: &[LowRank]) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+    /// Columns that are turned at once: a cache line or more of a row.
+    const TURNED: usize = 64;
+    let Some(first) = products.first() else { return Ok(None) };
+    let rank: usize = products.iter().map(|product| product.rank).sum();
+    let (rows, columns) = (first.up.len() / first.rank.max(1), first.down.len() / first.rank.max(1));
+    let fits = |product: &LowRank| product.up.len() == rows * product.rank && product.down.len() == columns * product.rank;
+    if rank == 0 || columns == 0 || !products.iter().all(fits) {
+        return Err(Error::Model("the changes of a layer have other shapes than each other".into()));
     }
-    Ok(())
+    let (mut up, mut down) = (vec![0f32; rows * rank], vec![0f32; columns * rank]);
+    up.par_chunks_mut(rank).with_min_len((SHARE / rank).max(1)).enumerate().for_each(|(row, mut to)| {
+        for product in products {
+            let (here, rest) = to.split_at_mut(product.rank);
+            here.iter_mut().zip(&product.up[row * product.rank..]).for_each(|(to, from)| *to = from * product.scale);
+            to = rest;
+        }
+    });
+    down.par_chunks_mut(TURNED * rank).enumerate().for_each(|(block, to)| {
+        let (from, count) = (block * TURNED, to.len() / rank);
+        let all = products.iter().flat_map(|product| product.down.chunks_exact(columns));
+        for (i, row) in all.enumerate() {
+            to.iter_mut().skip(i).step_by(rank).zip(&row[from..from + count]).for_each(|(to, from)| *to = *from);
+        }
+    });
+    Ok(Some((up, down)))
+}
+
+/// None of the numbers is NaN or an infinity.
+pub(super) fn are_finite(values: &[f32]) -> bool {
+    // Without a branch, which the processor does many at once.
+    values.par_chunks(SHARE).all(|values| values.iter().fold(true, |all, x| all & x.is_finite()))
+}
+
+/// The largest of the numbers without their signs, or a NaN among them.
+pub(super) fn largest(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a >= b || a.is_nan() { a } else { b };
+    values.par_chunks(SHARE).map(|values| values.iter().fold(0f32, |a, b| larger(a, b.abs()))).reduce(|| 0.0, larger)
 }
 
 fn add(to: &mut [f32], more: &[f32], s: f64) {

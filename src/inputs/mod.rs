@@ -283,8 +283,7 @@ fn content_of(path: &Path, limit: u64) -> Result<InputContent, String> {
         if length > limit {
             return Err(too_large(path, limit));
         }
-        hash.update(read);
-        tensors.update(read);
+        rayon::join(|| hash.update(read), || tensors.update(read));
         if !again {
             kept.extend_from_slice(read);
         }

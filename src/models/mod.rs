@@ -110,10 +110,15 @@ impl<'a> Scope<'a> {
     fn weight<T>(&self, name: &str, shape: &[usize], make: impl FnOnce(Weight<'_>) -> Result<T>) -> Result<T> {
         let name = format!("{}{name}", self.prefix);
         if Weight::reads_in_place(self.dtype, self.device)
-            && let Some(stored) = self.source.in_place(&name, shape)?
-            && let Some(weight) = Weight::in_place(stored.bytes(), stored.dtype(), shape, self.dtype, self.device)
+            && let Some(mut stored) = self.source.in_place(&name, shape)?
         {
-            return make(weight);
+            let product = stored.take_product();
+            if let Some(weight) = Weight::in_place(stored.bytes(), stored.dtype(), shape, self.dtype, self.device) {
+                return make(match product {
+                    Some((a, b)) => weight.plus_product(a, &b)?,
+                    None => weight,
+                });
+            }
         }
         make(self.source.tensor(&name, shape, self.dtype, self.device)?.into())
     }

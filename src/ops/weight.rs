@@ -1,7 +1,8 @@
 //! Weights on their way into a layer.
 
-use super::cpu::{self, Numbers};
+use super::cpu::{self, AddedProduct, Numbers};
 use candle_core::{DType, Device, Result, Tensor};
+use std::sync::Arc;
 
 /// The weights that a layer is made of: a tensor, or numbers that are read where a file has them.
 ///
@@ -14,7 +15,7 @@ pub struct Weight<'a> {
 #[derive(Debug, Clone)]
 enum Inner<'a> {
     Tensor(Tensor),
-    InPlace { numbers: Numbers<'a>, shape: Vec<usize>, dtype: DType },
+    InPlace { numbers: Numbers<'a>, shape: Vec<usize>, dtype: DType, product: Option<Arc<AddedProduct>> },
 }
 
 impl<'a> Weight<'a> {
@@ -24,7 +25,8 @@ impl<'a> Weight<'a> {
     pub fn in_place(bytes: &'a [u8], stored: DType, shape: &[usize], dtype: DType, device: &Device) -> Option<Self> {
         let numbers = Numbers::new(bytes, stored)?;
         let fits = numbers.len() == shape.iter().product::<usize>();
-        (fits && Self::reads_in_place(dtype, device)).then(|| Self { inner: Inner::InPlace { numbers, shape: shape.to_vec(), dtype } })
+        (fits && Self::reads_in_place(dtype, device))
+            .then(|| Self { inner: Inner::InPlace { numbers, shape: shape.to_vec(), dtype, product: None } })
     }
 
     /// Whether weights of type `dtype` on `device` are made of numbers in place.
@@ -33,8 +35,30 @@ impl<'a> Weight<'a> {
     }
 
     /// Numbers that were computed on the CPU, as many as `shape` says, to be used there as `dtype`.
-    pub(super) fn computed(values: &'a [f32], shape: &[usize], dtype: DType) -> Self {
-        Self { inner: Inner::InPlace { numbers: values.into(), shape: shape.to_vec(), dtype } }
+    pub fn computed(values: &'a [f32], shape: &[usize], dtype: DType) -> Self {
+        Self { inner: Inner::InPlace { numbers: values.into(), shape: shape.to_vec(), dtype, product: None } }
+    }
+
+    /// The same and the product A B, which is computed and added in f32 while a layer is packed.
+    ///
+    /// # Shapes
+    /// Weights `(out, …)`, `a` `(out, r)`, `b` `(…, r)`, whose rows are in the order of a row of the weights.
+    ///
+    /// # Errors
+    /// The shapes do not fit or are empty, or the weights are a tensor of another type than f32, f16 and bf16.
+    pub fn plus_product(self, a: Vec<f32>, b: &[f32]) -> Result<Self> {
+        let sum = Arc::new(AddedProduct::new(a, b, self.dims())?);
+        let inner = match self.inner {
+            Inner::InPlace { numbers, shape, dtype, product: None } => Inner::InPlace { numbers, shape, dtype, product: Some(sum) },
+            // What is no file's is added to at once.
+            inner => {
+                let weight = Weight { inner };
+                let values = weight.with_numbers(|numbers| sum.plus(numbers))??;
+                let tensor = cpu::tensor(&values.as_slice().into(), weight.dims(), weight.dtype())?;
+                Inner::Tensor(tensor)
+            }
+        };
+        Ok(Self { inner })
     }
 
     /// The same numbers in another shape.
@@ -44,8 +68,11 @@ impl<'a> Weight<'a> {
     pub fn reshape(self, to: &[usize]) -> Result<Self> {
         let inner = match self.inner {
             Inner::Tensor(tensor) => Inner::Tensor(tensor.reshape(to)?),
-            Inner::InPlace { numbers, dtype, .. } if numbers.len() == to.iter().product::<usize>() => {
-                Inner::InPlace { numbers, shape: to.to_vec(), dtype }
+            // A product is of rows as they were.
+            Inner::InPlace { numbers, dtype, product, shape }
+                if numbers.len() == to.iter().product::<usize>() && (product.is_none() || shape.first() == to.first()) =>
+            {
+                Inner::InPlace { numbers, shape: to.to_vec(), dtype, product }
             }
             Inner::InPlace { shape, .. } => candle_core::bail!("weights of shape {shape:?} cannot become {to:?}"),
         };
@@ -59,15 +86,27 @@ impl<'a> Weight<'a> {
     pub fn into_tensor(self) -> Result<Tensor> {
         match self.inner {
             Inner::Tensor(tensor) => Ok(tensor),
-            Inner::InPlace { numbers, shape, dtype } => cpu::tensor(&numbers, &shape, dtype),
+            Inner::InPlace { numbers, shape, dtype, product: None } => cpu::tensor(&numbers, &shape, dtype),
+            Inner::InPlace { numbers, shape, dtype, product: Some(product) } => {
+                cpu::tensor(&product.plus(&numbers)?.as_slice().into(), &shape, dtype)
+            }
         }
     }
 
-    pub(super) fn dims(&self) -> &[usize] {
+    /// The shape.
+    pub fn dims(&self) -> &[usize] {
         match &self.inner {
             Inner::Tensor(tensor) => tensor.dims(),
             Inner::InPlace { shape, .. } => shape,
         }
+    }
+
+    /// The numbers in f32.
+    ///
+    /// # Errors
+    /// They are no f32, f16 or bf16.
+    pub fn numbers(&self) -> Result<Vec<f32>> {
+        self.with_numbers(|numbers| numbers.all())?
     }
 
     /// The type to compute in.
@@ -90,7 +129,16 @@ impl<'a> Weight<'a> {
     pub(super) fn with_numbers<T>(&self, read: impl FnOnce(&Numbers<'_>) -> T) -> Result<T> {
         match &self.inner {
             Inner::Tensor(tensor) => cpu::with_numbers(tensor, read),
-            Inner::InPlace { numbers, .. } => Ok(read(numbers)),
+            Inner::InPlace { numbers, product: None, .. } => Ok(read(numbers)),
+            Inner::InPlace { numbers, product: Some(product), .. } => Ok(read(&product.plus(numbers)?.as_slice().into())),
+        }
+    }
+
+    /// Gives `read` the numbers as they are stored, and the product that is to be added to them.
+    pub(super) fn with_parts<T>(&self, read: impl FnOnce(&Numbers<'_>, Option<&AddedProduct>) -> T) -> Result<T> {
+        match &self.inner {
+            Inner::Tensor(tensor) => cpu::with_numbers(tensor, |numbers| read(numbers, None)),
+            Inner::InPlace { numbers, product, .. } => Ok(read(numbers, product.as_deref())),
         }
     }
 }

@@ -325,7 +325,7 @@ impl TensorSource for ComponentTensors<'_> {
             return Ok(None);
         }
         let raw = self.part.raw(name, &self.buffers)?;
-        Ok(decode::computed_as(raw.dtype).map(|dtype| InPlace { bytes: raw.bytes, dtype }))
+        Ok(decode::computed_as(raw.dtype).map(|dtype| InPlace { bytes: raw.bytes, dtype, product: None }))
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
@@ -333,14 +333,28 @@ impl TensorSource for ComponentTensors<'_> {
     }
 }
 
-/// A tensor's numbers as the file has them: little-endian, at any alignment, in the order of the shape.
+/// Two matrices, `(out, r)` and `(…, r)`.
+type Matrices = (Vec<f32>, Vec<f32>);
+
+/// A tensor's numbers as the file has them: little-endian, at any alignment, in the order of the shape; and what is to be added to them.
 #[derive(Debug)]
 pub struct InPlace<'a> {
     bytes: TensorBytes<'a>,
     dtype: DType,
+    product: Option<Matrices>,
 }
 
 impl InPlace<'_> {
+    /// Numbers that were computed.
+    pub(crate) fn computed(numbers: Vec<f32>) -> Self {
+        Self { bytes: numbers.into(), dtype: DType::F32, product: None }
+    }
+
+    /// The same and the product of two matrices, `(out, r)` and `(…, r)`.
+    pub(crate) fn plus_product(self, a: Vec<f32>, b: Vec<f32>) -> Self {
+        Self { product: Some((a, b)), ..self }
+    }
+
     /// The numbers.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -349,5 +363,10 @@ impl InPlace<'_> {
     /// Their type.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// The two matrices whose product is added to the numbers, if any: who uses the numbers takes them.
+    pub fn take_product(&mut self) -> Option<(Vec<f32>, Vec<f32>)> {
+        self.product.take()
     }
 }

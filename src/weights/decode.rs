@@ -21,8 +21,17 @@ pub(crate) fn readable(dtype: Dtype) -> bool {
 
 /// Whether all numbers in `bytes` are finite.
 pub(crate) fn are_finite(bytes: &[u8], stored: Dtype) -> bool {
+    // All bits of an exponent are set in what is not finite.
+    fn bits<const N: usize>(bytes: &[u8], exponent: u32, of: impl Fn(&[u8; N]) -> u32) -> bool {
+        bytes.as_chunks().0.iter().fold(true, |all, number| all & (of(number) & exponent != exponent))
+    }
     let share = SHARE * stored.bitsize().div_ceil(8);
-    bytes.par_chunks(share.max(1)).all(|bytes| numbers::<f32>(bytes, stored).iter().all(|x| x.is_finite()))
+    bytes.par_chunks(share.max(1)).all(|bytes| match stored {
+        Dtype::F32 => bits::<4>(bytes, 0x7f80_0000, |x| u32::from_le_bytes(*x)),
+        Dtype::F16 => bits::<2>(bytes, 0x7c00, |x| u16::from_le_bytes(*x).into()),
+        Dtype::BF16 => bits::<2>(bytes, 0x7f80, |x| u16::from_le_bytes(*x).into()),
+        _ => numbers::<f32>(bytes, stored).iter().all(|x| x.is_finite()),
+    })
 }
 
 /// Types of numbers that are computed with, and the stored types that are the same.

@@ -122,6 +122,7 @@ pub(crate) struct TensorBytes<'a>(ReadSource<'a>);
 enum ReadSource<'a> {
     Lent(&'a [u8]),
     Owned(Vec<u8>),
+    Numbers(Vec<f32>),
     /// The buffer goes back to where it is from.
     Read {
         buffer: Vec<u8>,
@@ -137,6 +138,7 @@ impl Deref for TensorBytes<'_> {
         match &self.0 {
             ReadSource::Lent(bytes) => bytes,
             ReadSource::Owned(bytes) => bytes,
+            ReadSource::Numbers(numbers) => bytemuck::cast_slice(numbers),
             ReadSource::Read { buffer, len, .. } => buffer.get(..*len).unwrap_or_default(),
         }
     }
@@ -153,6 +155,14 @@ impl Drop for TensorBytes<'_> {
 impl<'a> From<&'a [u8]> for TensorBytes<'a> {
     fn from(bytes: &'a [u8]) -> Self {
         Self(ReadSource::Lent(bytes))
+    }
+}
+
+/// The bytes of numbers as they are in memory, which are little-endian.
+impl From<Vec<f32>> for TensorBytes<'_> {
+    fn from(numbers: Vec<f32>) -> Self {
+        const { assert!(cfg!(target_endian = "little"), "numbers in memory are read as little-endian") };
+        Self(ReadSource::Numbers(numbers))
     }
 }
 

@@ -4,6 +4,7 @@
 //! when the program runs (`isa`). See `NOTES.md` beside `ops` for what was measured.
 
 mod activation;
+mod added_product;
 #[cfg(any(test, target_arch = "x86_64"))]
 mod amx;
 mod attention;
@@ -31,6 +32,7 @@ mod bench;
 mod tests;
 
 pub(super) use activation::{geglu, gelu, leaky_relu, prelu, quick_gelu, silu};
+pub(super) use added_product::AddedProduct;
 pub(super) use attention::attention;
 pub(super) use conv2d::CpuConv2d;
 pub(super) use linear::CpuLinear;

@@ -45,6 +45,25 @@ impl<'a> Numbers<'a> {
     }
 }
 
+impl Numbers<'_> {
+    /// All numbers.
+    pub(in super::super) fn all(&self) -> Result<Vec<f32>> {
+        let mut values = vec![0f32; self.len()];
+        self.widen_all(Isa::current()?, 0, &mut values);
+        Ok(values)
+    }
+
+    /// [`Numbers::widen`] by all threads.
+    pub(super) fn widen_all(&self, isa: Isa, from: usize, to: &mut [f32]) {
+        to.par_chunks_mut(16 * BLOCK).enumerate().for_each(|(share, to)| {
+            isa.vectorize(
+                #[inline(always)]
+                |_| self.widen(from + share * 16 * BLOCK, to),
+            );
+        });
+    }
+}
+
 #[inline(always)]
 fn halves(bytes: &[u8], to: &mut [f32], widen: impl Fn(u16) -> f32) {
     to.iter_mut().zip(bytes.as_chunks().0).for_each(|(to, bytes)| *to = widen(u16::from_le_bytes(*bytes)));

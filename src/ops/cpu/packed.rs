@@ -64,6 +64,15 @@ pub(super) struct Packed {
 impl Packed {
     /// Packs weights `(outputs, inputs, taps)`.
     pub(super) fn new(isa: Isa, weight: &Weight<'_>, bias: Option<&Tensor>, taps: usize) -> Result<Self> {
+        Self::pack(isa, weight, bias, taps, false)
+    }
+
+    /// Packs `(outputs, inputs)` for one product, after which it is dropped.
+    pub(super) fn passing(isa: Isa, weight: &Weight<'_>) -> Result<Self> {
+        Self::pack(isa, weight, None, 1, true)
+    }
+
+    fn pack(isa: Isa, weight: &Weight<'_>, bias: Option<&Tensor>, taps: usize, passing: bool) -> Result<Self> {
         let shape = weight.dims();
         let outputs = shape.first().copied().unwrap_or(1);
         let inputs = shape.iter().product::<usize>() / (outputs * taps).max(1);
@@ -77,8 +86,8 @@ impl Packed {
         let kernels = form.kernels(isa);
         let steps = if form == PackedForm::Bf16Pairs { inputs.div_ceil(2).next_multiple_of(kernels.depth) } else { inputs };
         let columns = kernels.columns();
-        let packing = Packing { isa, form, outputs, inputs, taps, steps, columns, lanes: kernels.lanes };
-        let panels = weight.with_numbers(|numbers| packing.pack(numbers))??;
+        let packing = Packing { isa, form, outputs, inputs, taps, steps, columns, lanes: kernels.lanes, passing };
+        let panels = weight.with_parts(|numbers, product| packing.pack(numbers, product))??;
         let mut padded = match bias {
             Some(bias) if bias.elem_count() == outputs => to_f32(bias)?,
             Some(bias) => candle_core::bail!("a bias of shape {:?} for {outputs} outputs", bias.shape()),

@@ -4,6 +4,7 @@
 //! at its full rate, and then turned, so that the sixteen weights that a word's column needs are written as one vector.
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "a tile is turned by instructions"))]
 
+use super::added_product::AddedProduct;
 use super::element::Element;
 use super::isa::Isa;
 use super::lines::elements_mut;
@@ -20,6 +21,12 @@ const STRIP: usize = 16;
 /// Weights of an output that are read in a row: 16 KiB of f32 for a strip, and as much where they go.
 const RUN: usize = 256;
 
+/// Numbers of a product that are added to weights at once: 1 MiB.
+const PRODUCT: usize = 1 << 18;
+
+/// Panels whose rows fill the tiles of a product.
+const MOST_PANELS: usize = 7;
+
 /// Weights and where they go.
 pub(super) struct Packing {
     pub(super) isa: Isa,
@@ -30,23 +37,27 @@ pub(super) struct Packing {
     pub(super) steps: usize,
     pub(super) columns: usize,
     pub(super) lanes: usize,
+    /// It is for one product.
+    pub(super) passing: bool,
 }
 
 impl Packing {
-    /// The panels of `weights`, `(outputs, inputs, taps)`.
-    pub(super) fn pack(&self, weights: &Numbers<'_>) -> Result<WeightArena> {
+    /// The panels of `weights`, `(outputs, inputs, taps)`, and of what is added to them.
+    pub(super) fn pack(&self, weights: &Numbers<'_>, product: Option<&AddedProduct>) -> Result<WeightArena> {
         // The last panel may be one vector wide.
         let words = self.outputs.next_multiple_of(self.lanes) * self.taps * self.steps;
         match self.form {
             PackedForm::F32 => self.panels(
                 words,
                 weights,
+                product,
                 #[inline(always)]
                 |to: &mut f32, _, x| *to = x,
             ),
             PackedForm::Bf16Pairs => self.panels(
                 words,
                 weights,
+                product,
                 // The first of a pair comes first, and clears the place of the second.
                 #[inline(always)]
                 |to: &mut f32, input, x| {
@@ -57,12 +68,14 @@ impl Packing {
             PackedForm::Bf16 => self.panels(
                 words.div_ceil(2),
                 weights,
+                product,
                 #[inline(always)]
                 |to: &mut bf16, _, x| *to = Element::narrow(x),
             ),
             PackedForm::F16 => self.panels(
                 words.div_ceil(2),
                 weights,
+                product,
                 #[inline(always)]
                 |to: &mut f16, _, x| *to = Element::narrow(x),
             ),
@@ -74,28 +87,46 @@ impl Packing {
         &self,
         words: usize,
         weights: &Numbers<'_>,
+        product: Option<&AddedProduct>,
         put: impl Fn(&mut T, usize, f32) + Copy + Sync,
     ) -> Result<WeightArena> {
-        let mut weight_arena = WeightArena::new(words)?;
+        let mut weight_arena = if self.passing { WeightArena::passing(words)? } else { WeightArena::new(words)? };
         let panel = (self.columns * self.taps * self.steps).max(1);
-        elements_mut::<T>(&mut weight_arena).par_chunks_mut(panel).enumerate().for_each(|(index, panel)| {
-            let first = index * self.columns;
-            let count = self.columns.min(self.outputs.saturating_sub(first));
-            for column in (0..count).step_by(STRIP) {
-                self.isa.vectorize(
-                    #[inline(always)]
-                    |_| self.strip(weights, first, column..count.min(column + STRIP), count.next_multiple_of(self.lanes), panel, put),
-                );
+        // Rows of a product are computed some panels at a time, and packed from the caches.
+        let row = self.inputs * self.taps;
+        let group = product.map_or(1, |_| (PRODUCT / (self.columns * row).max(1)).clamp(1, MOST_PANELS));
+        let pack = |added: &mut Vec<f32>, (index, panels): (usize, &mut [T])| {
+            let first = index * group * self.columns;
+            let rows = (group * self.columns).min(self.outputs.saturating_sub(first));
+            if let Some(product) = product {
+                added.resize(rows * row, 0.0);
+                product.rows(first, added);
             }
-        });
+            for (index, panel) in panels.chunks_mut(panel).enumerate() {
+                let offset = index * self.columns;
+                let count = self.columns.min(rows.saturating_sub(offset));
+                let added = product.map(|_| &added[(offset * row).min(added.len())..]);
+                for column in (0..count).step_by(STRIP) {
+                    let columns = column..count.min(column + STRIP);
+                    self.isa.vectorize(
+                        #[inline(always)]
+                        |_| self.strip(weights, added, first + offset, columns, count.next_multiple_of(self.lanes), panel, put),
+                    );
+                }
+            }
+        };
+        let panels = elements_mut::<T>(&mut weight_arena).par_chunks_mut(panel * group).enumerate();
+        panels.for_each_init(Vec::new, pack);
         Ok(weight_arena)
     }
 
-    /// Some columns of the panel whose first output is `first`, and which is `width` columns wide.
+    /// Some columns of the panel whose first output is `first`, and which is `width` columns wide; rows of `added` are added to theirs.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "the body of a parallel loop")]
     fn strip<T: Element>(
         &self,
         weights: &Numbers<'_>,
+        added: Option<&[f32]>,
         first: usize,
         columns: std::ops::Range<usize>,
         width: usize,
@@ -111,6 +142,9 @@ impl Packing {
             let len = RUN.min(row - from);
             for (run, column) in run.iter_mut().zip(columns.clone()) {
                 weights.widen((first + column) * row + from, &mut run[..len]);
+                if let Some(added) = added {
+                    run[..len].iter_mut().zip(&added[column * row + from..]).for_each(|(x, more)| *x += more);
+                }
             }
             for at in (0..len).step_by(STRIP) {
                 self.turn(&run, at, &mut tile);

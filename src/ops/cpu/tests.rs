@@ -159,6 +159,37 @@ fn weights_in_place_make_the_same_layer_as_a_tensor_of_them() -> Result<()> {
 }
 
 #[test]
+fn a_product_that_is_added_while_packing_makes_the_layer_of_the_sum() -> Result<()> {
+    let mut random = Random(14);
+    for isa in Isa::available() {
+        for dtype in DTYPES {
+            // More rows than are computed at once, and rows of more numbers than fit.
+            for (outputs, inputs, rank) in [(37, 51, 3), (300, 40, 200), (70, 5000, 1), (1, 300, 4)] {
+                let what = format!("{isa:?} {dtype:?} {outputs}×{inputs}×{rank}");
+                let own = values(&random.tensor(&[outputs, inputs, 3, 3], DType::F32)?)?;
+                let (a, b) = (random.tensor(&[outputs, rank], DType::F32)?, random.tensor(&[inputs * 9, rank], DType::F32)?);
+                let shape = [outputs, inputs, 3, 3];
+                let with_product = Weight::computed(&own, &shape, dtype).plus_product(values(&a)?, &values(&b)?)?;
+                let sum = with_product.numbers()?;
+                let exact = (Tensor::new(own.as_slice(), &Device::Cpu)?.reshape((outputs, ()))? + a.matmul(&b.t()?)?)?;
+                let wrong = values(&(Tensor::new(sum.as_slice(), &Device::Cpu)?.reshape((outputs, ()))? - exact)?.abs()?)?;
+                assert!(wrong.into_iter().fold(0.0, f32::max) < 1e-5 * (rank as f32 + 4.0), "{what}");
+                let x = random.tensor(&[1, 2, 3, inputs], DType::F32)?.to_dtype(dtype)?;
+                let generate = |weight: Weight<'_>| {
+                    CpuConv2d::with(isa, weight, None, 1, Padding::same(1))?.forward(&x, Epilogue::default()).and_then(|y| values(&y))
+                };
+                assert_eq!(generate(with_product.clone())?, generate(Weight::computed(&sum, &shape, dtype))?, "{what}");
+                assert_eq!(values(&with_product.clone().into_tensor()?)?, values(&Weight::computed(&sum, &shape, dtype).into_tensor()?)?);
+                let doubled = with_product.plus_product(values(&a)?, &values(&b)?)?;
+                assert_eq!(doubled.dims(), shape, "{what}");
+                assert!(Weight::computed(&own, &shape, dtype).plus_product(values(&a)?, &[1.0]).is_err(), "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn conv2d_is_the_reference() -> Result<()> {
     let mut random = Random(3);
     each_isa_and_dtype(|isa, dtype| {

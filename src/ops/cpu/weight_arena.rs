@@ -16,12 +16,17 @@ const LINES: usize = (256 << 20) / size_of::<CacheLine>();
 /// The mapping that the next layer has a part of, and its first free line.
 static CURRENT: Mutex<(Weak<MmapRaw>, usize)> = Mutex::new((Weak::new(), 0));
 
+/// The mapping of what was packed for one product last.
+static PASSING: Mutex<Option<Arc<MmapRaw>>> = Mutex::new(None);
+
 /// A part of a mapping that nobody else has.
 #[derive(Debug)]
 pub(super) struct WeightArena {
     mapping: Arc<MmapRaw>,
     first: usize,
     len: usize,
+    /// The mapping is kept for the next that passes.
+    passing: bool,
 }
 
 impl WeightArena {
@@ -43,7 +48,23 @@ impl WeightArena {
             }
         };
         current.1 = first + len;
-        Ok(Self { mapping, first, len })
+        Ok(Self { mapping, first, len, passing: false })
+    }
+
+    /// The same for what is dropped before the next is wanted, in memory that was entered before; what it holds is of no meaning.
+    ///
+    /// # Errors
+    /// As [`WeightArena::new`].
+    pub(super) fn passing(words: usize) -> Result<Self> {
+        let len = words.div_ceil(size_of::<CacheLine>() / size_of::<u32>());
+        let mut kept = PASSING.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = kept.take().filter(|kept| Arc::strong_count(kept) == 1 && kept.len() / size_of::<CacheLine>() >= len);
+        let mapping = match free {
+            Some(mapping) => mapping,
+            None => Arc::new(map(len)?),
+        };
+        *kept = Some(mapping.clone());
+        Ok(Self { mapping, first: 0, len, passing: true })
     }
 
     fn start(&self) -> *mut CacheLine {
@@ -55,6 +76,9 @@ impl WeightArena {
 impl Drop for WeightArena {
     /// The last part that was taken goes back to the next layer: what is packed for one product in between leaves no hole.
     fn drop(&mut self) {
+        if self.passing {
+            return;
+        }
         // Held until the part is cleared, so that nobody takes it before.
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         if std::ptr::eq(current.0.as_ptr(), Arc::as_ptr(&self.mapping)) && current.1 == self.first + self.len {
