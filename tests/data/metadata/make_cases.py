@@ -334,7 +334,16 @@ CASES = {
     "no-sampler.png": (prompt({"1": node("LoadImage", image="a.png"), "2": node("SaveImage", images=["1", 0])}), {"tool": "ComfyUI", "prompt": None, "command": False, "says": ["not understood"]}),
     "custom-sampling.png": (prompt(graph(n3=node("SamplerCustom", add_noise=True, noise_seed=5, cfg=7.0, model=["4", 0], positive=["6", 0], negative=["7", 0], sampler=["30", 0], sigmas=["31", 0], latent_image=["5", 0]),
                                          n30=node("SamplerEulerAncestral", eta=1.0), n31=node("SplitSigmas", step=3, sigmas=["32", 0]), n32=node("KarrasScheduler", steps=20, rho=7))),
-                            {**COMFY, "sampler": "euler_ancestral"}),
+                            {**COMFY, "sampler": "euler_ancestral", "eta": 1, "silent": ["rho"]}),
+    "custom-sampling-heun.png": (prompt(graph(n3=node("SamplerCustom", add_noise=True, noise_seed=5, cfg=7.0, model=["4", 0], positive=["6", 0], negative=["7", 0], sampler=["30", 0], sigmas=["32", 0], latent_image=["5", 0]),
+                                              n30=node("SamplerDPMPP_2M_SDE", solver_type="heun", eta=0.5, s_noise=1.1), n32=node("KarrasScheduler", steps=20, rho=5))),
+                                 {**COMFY, "sampler": "dpmpp_2m_sde_heun", "eta": 0.5, "flags": {"--sampler": "dpm++2m-sde-heun", "--eta": "0.5"}, "says": ["s_noise of SamplerDPMPP_2M_SDE: 1.1", "rho of KarrasScheduler: 5"]}),
+    "comfy-ddim.png": (prompt(graph(n3=sampler(sampler_name="ddim"))), {**COMFY, "sampler": "ddim", "flags": {"--sampler": "euler", "--schedule": "karras", "--timestep-spacing": "linspace"}, "says": ["ddim of ComfyUI is euler here"]}),
+    "a1111-eta-ddim.png": (png(("parameters", INFOTEXT.replace("Euler a", "DDIM") + ", Eta DDIM: 0.3, Version: v1.10.1")), {"eta": 0.3, "flags": {"--sampler": "ddim", "--eta": "0.3"}}),
+    "stable-diffusion-cpp-default.png": (png(("parameters", CPP.replace("euler discrete", "euler_a default"))), {"sampler": "euler_a", "flags": {"--sampler": "euler-a"}}),
+    "zeroed-behind-a-control-net.png": (prompt(graph(n3=sampler(positive=["30", 0], negative=["30", 1]), n30=node("ControlNetApplyAdvanced", positive=["6", 0], negative=["33", 0], control_net=["31", 0]),
+                                                     n31=node("ControlNetLoader", control_net_name="canny"), n33=node("ConditioningZeroOut", conditioning=["6", 0]), n7=None)),
+                                        {**without(COMFY, "negative_prompt"), "negative_prompt": None, "says": ["canny"]}),
     "camera.jpg": (jpeg(tiff([(0x010F, 2, b"Orchard Cameras\0"), (0x0110, 2, b"Prompt: one\0"), (0x010E, 2, b"OLYMPUS DIGITAL CAMERA\0")])), {"recipe": None}),
 }
 
@@ -428,6 +437,11 @@ ABOUT = {
     "regions.png": "several texts on one side",
     "no-sampler.png": "a graph without a sampler is said not to be understood",
     "custom-sampling.png": "sampler, noise levels and noise in nodes of their own",
+    "custom-sampling-heun.png": "a node's solver is a part of the sampler's name, its eta is carried over, and what has no flag is said",
+    "comfy-ddim.png": "ComfyUI's ddim is Euler's method, with any schedule",
+    "a1111-eta-ddim.png": "A1111's eta of DDIM has a key of its own",
+    "stable-diffusion-cpp-default.png": "a scheduler by the word for the usual one",
+    "zeroed-behind-a-control-net.png": "zeros stand in for the negative prompt behind a node of both sides",
     "camera.jpg": "a camera's EXIF is no recipe",
 }
 
