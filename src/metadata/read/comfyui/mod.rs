@@ -169,7 +169,11 @@ fn settings<'a>(graph: &'a Graph, sampler: &'a str, recipe: &mut Recipe, used: &
         if input == "sigmas" {
             // Sigmas may be cut or changed on their way.
             let from = graph.search(sampler, &["sigmas"], &["model"], |node| graph.inputs(node)?.contains_key("steps").then_some(()));
-            nodes.extend(from.map(|(node, ())| node));
+            if let Some((node, ())) = from
+                && !nodes.contains(&node)
+            {
+                nodes.push(node);
+            }
         }
     }
     for node in nodes {
