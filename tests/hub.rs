@@ -210,6 +210,24 @@ fn half_precision_takes_the_variant_of_half_the_size_where_there_is_one() {
 }
 
 #[test]
+fn a_tokenizer_of_one_file_is_fetched() {
+    // transformers 5 saves tokenizer.json alone, and what a training added beside it.
+    let mut files = TEXTS.map(|(name, of)| (name.to_owned(), std::fs::read(emoji().join(of)).expect(of))).to_vec();
+    files.retain(|(name, _)| !name.ends_with("vocab.json") && !name.ends_with("merges.txt"));
+    for name in ["tokenizer/tokenizer.json", "tokenizer/added_tokens.json"] {
+        files.push((name.to_owned(), b"{}".to_vec()));
+    }
+    for name in ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"] {
+        files.push((format!("{name}.safetensors"), bytes(100, 1)));
+    }
+    let hub = Hub::new(files);
+    Trial::new(&hub).fetch("org/model").expect("fetched");
+    for name in ["tokenizer/tokenizer.json", "tokenizer/added_tokens.json"] {
+        assert!(hub.fetched().iter().any(|file| file == name), "{name}: {:?}", hub.fetched());
+    }
+}
+
+#[test]
 fn shards_are_fetched_as_their_index_says() {
     let index = br#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
     let files = TEXTS.iter().map(|(name, of)| ((*name).to_owned(), std::fs::read(emoji().join(of)).expect(of)));

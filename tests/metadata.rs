@@ -78,10 +78,11 @@ fn what_real_files_of_other_tools_do_is_answered_case_by_case() {
     let mut wrong = Vec::new();
     for case in &cases {
         let file = case["file"].as_str().expect("a name");
+        let about = case["about"].as_str().expect("what it is about");
         let image = read(&case_file(case)).expect(file).expect("an image");
         let Some(recipe) = image.recipe else {
             if case.get("recipe") != Some(&Value::Null) {
-                wrong.push(format!("{file}: no recipe in {:?}", image.texts));
+                wrong.push(format!("{file} ({about}): no recipe in {:?}", image.texts));
             }
             continue;
         };
@@ -91,7 +92,7 @@ fn what_real_files_of_other_tools_do_is_answered_case_by_case() {
         for (key, wanted) in case.as_object().expect("an object") {
             let words = || wanted.as_array().into_iter().flatten().filter_map(Value::as_str);
             let holds = match key.as_str() {
-                "file" => true,
+                "file" | "about" => true,
                 "recipe" => false,
                 "flags" => wanted
                     .as_object()
@@ -108,7 +109,8 @@ fn what_real_files_of_other_tools_do_is_answered_case_by_case() {
                 field => same(&found[field], wanted),
             };
             if !holds {
-                wrong.push(format!("{file}: {key} is not {wanted} in {found:#} with {:?} and {:?}", command.arguments, command.notes));
+                let (arguments, notes) = (&command.arguments, &command.notes);
+                wrong.push(format!("{file} ({about}): {key} is not {wanted} in {found:#} with {arguments:?} and {notes:?}"));
             }
         }
     }

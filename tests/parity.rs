@@ -215,6 +215,28 @@ fn levels_off(golden: &Tensor, generated: &GeneratedImage) -> (f64, f64) {
     (off.iter().copied().fold(0.0, f64::max), off.iter().sum::<f64>() / off.len() as f64)
 }
 
+/// A text encoder that looked for a text's end under a wrong token would give one pooled vector to every text.
+#[test]
+fn two_texts_are_never_told_as_one() {
+    let texts = ["", "a", "a red apple", "a red apples", "red a apple", "an apple", "a red apple.", "a red apple a", "東京", "京東"];
+    let repeated = ["a ".repeat(74), "a ".repeat(75)];
+    let texts: Vec<&str> = texts.into_iter().chain(repeated.iter().map(String::as_str)).collect();
+    for model in Model::all() {
+        for i in 0..model.checkpoint.spec().text_encoders.len() {
+            let encoder = model.text_encoder(i, DType::F32);
+            let rows: Vec<Vec<u32>> = texts.iter().map(|text| encoder.tokenize(text).expect("tokens").ids).collect();
+            let embeds = encoder.encode(&rows, 0).expect("embeddings");
+            for states in [Some(embeds.hidden), embeds.pooled].into_iter().flatten() {
+                let states = states.flatten_from(1).and_then(|states| states.to_vec2::<f32>()).expect("numbers");
+                for (at, state) in states.iter().enumerate() {
+                    let alike = states[..at].iter().position(|other| other == state).map(|other| texts[other]);
+                    assert_eq!(alike, None, "{}, text encoder {i}: the state of {:?}", model.name, texts[at]);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn tokens() {
     for model in Model::all() {

@@ -5,7 +5,8 @@
 mod weights_models;
 
 use candle_core::{DType, Device};
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use sd_gen::family::{SD1, SD2, SDXL, SDXL_REFINER};
 use sd_gen::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, ClipTextModel, Scope, UNet2DCondition};
 use sd_gen::spec::{Activation, Family, ModelSpec};
@@ -619,6 +620,91 @@ fn refused(names: &Shapes) -> String {
 /// The tensors of a plan, with every name put through `rename`.
 fn renamed(plan: &Plan, rename: impl Fn(&str) -> String) -> Shapes {
     original(plan).into_iter().map(|(name, shape)| (rename(&name), shape)).collect()
+}
+
+/// The file of a plan, with every tensor put through `edit`: its name, dtype, shape and bytes.
+fn edited(plan: &Plan, edit: impl Fn(&str, &mut Dtype, &mut Vec<usize>, &mut Vec<u8>) -> String) -> Vec<u8> {
+    let bytes = file(&original(plan), &[]);
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (name, tensor) in tensors.iter() {
+        let (mut dtype, mut shape, mut data) = (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
+        let name = edit(name, &mut dtype, &mut shape, &mut data);
+        all.push((name, dtype, shape, data));
+    }
+    let views = all.iter().map(|(name, dtype, shape, data)| (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()
+}
+
+/// The tensors of a file as a folder has them.
+fn as_folder(bytes: Vec<u8>) -> Stored {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("folder");
+    convert(&Checkpoint::from_bytes("x.safetensors", bytes).unwrap(), &folder, Layout::Diffusers, None, &[]).unwrap();
+    stored_in(&folder)
+}
+
+#[test]
+fn other_writings_of_a_file_are_the_same_bits() {
+    const PROJECTION: &str = "conditioner.embedders.1.model.text_projection";
+    // diffusers' converter writes the projection as a layer, whose matrix lies the other way.
+    let transposed = edited(&sdxl(), |name, _, shape, data| {
+        if name != PROJECTION {
+            return name.to_owned();
+        }
+        let (rows, columns) = (shape[0], shape[1]);
+        let at = |row: usize, column: usize| data[2 * (row * columns + column)..][..2].to_vec();
+        *data = (0..columns).flat_map(|column| (0..rows).flat_map(|row| at(row, column)).collect::<Vec<_>>()).collect();
+        *shape = vec![columns, rows];
+        format!("{PROJECTION}.weight")
+    });
+    assert!(as_folder(transposed) == as_folder(file(&original(&sdxl()), &[])));
+    // Trainers write the autoencoder's attention under diffusers' names, as convolutions or as layers.
+    let plain = as_folder(file(&original(&sd1()), &[]));
+    for flat in [false, true] {
+        let renamed = edited(&sd1(), |name, _, shape, _| {
+            if flat && name.contains("mid.attn_1.") && shape.len() == 4 {
+                shape.truncate(2);
+            }
+            let pairs = [("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")];
+            pairs
+                .iter()
+                .fold(name.to_owned(), |name, (from, to)| name.replace(&format!("mid.attn_1.{from}."), &format!("mid.attn_1.{to}.")))
+        });
+        assert!(as_folder(renamed) == plain, "flat: {flat}");
+    }
+}
+
+#[test]
+fn a_weight_of_eight_bits_is_multiplied_by_its_scale() {
+    const LAYER: &str = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k";
+    let read = |bytes: Vec<u8>| {
+        let model = Checkpoint::from_bytes("x.safetensors", bytes).unwrap();
+        let name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+        let tensor = model.component(Component::UNET).tensor(name, &[32, 768], DType::F32, &Device::Cpu).unwrap();
+        tensor.to_vec2::<f32>().unwrap().concat()
+    };
+    let eight = |ending: Option<&str>| {
+        let mut bytes = edited(&sd1(), |name, dtype, shape, data| {
+            if name == format!("{LAYER}.weight") {
+                // 0x38 is 1 in E4M3.
+                (*dtype, *data) = (Dtype::F8_E4M3, vec![0x38; shape.iter().product()]);
+            }
+            name.to_owned()
+        });
+        if let Some(ending) = ending {
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            let half = 0.5f32.to_le_bytes();
+            let mut views: Vec<(String, TensorView<'_>)> = tensors.tensors();
+            views.push((format!("{LAYER}.{ending}"), TensorView::new(Dtype::F32, vec![], &half).unwrap()));
+            bytes = safetensors::serialize(views, None).unwrap();
+        }
+        read(bytes)
+    };
+    assert!(eight(None).iter().all(|x| *x == 1.0));
+    for ending in ["weight_scale", "scale_weight"] {
+        assert!(eight(Some(ending)).iter().all(|x| *x == 0.5), "{ending}");
+    }
 }
 
 #[test]

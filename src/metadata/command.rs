@@ -5,7 +5,7 @@ use super::tool::Engine;
 use crate::Result;
 use crate::noise::Rng;
 use crate::prompt::{NetworkTag, PromptSyntax};
-use crate::sampling::{PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing, plan};
+use crate::sampling::{Like, PredictionType, Sampler, SchedulerConfig, SigmaSchedule, TimestepSpacing, plan};
 use crate::settings::{HiresUpscaler, Value, ValueKind};
 
 /// A command, and what it leaves out.
@@ -47,8 +47,11 @@ impl PrintedCommand {
 }
 
 /// Words for noise levels that are one schedule and one spacing here, folded.
-const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] =
-    &[("trailing", SigmaSchedule::Discrete, Some(TimestepSpacing::Trailing)), ("native", SigmaSchedule::Discrete, None)];
+const SCHEDULES: &[(&str, SigmaSchedule, Option<TimestepSpacing>)] = &[
+    ("trailing", SigmaSchedule::Discrete, Some(TimestepSpacing::Trailing)),
+    ("native", SigmaSchedule::Discrete, None),
+    ("default", SigmaSchedule::Discrete, None),
+];
 
 /// What other tools write beside their settings and what changes no image.
 const HARMLESS: &[&str] = &[
@@ -266,7 +269,14 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
     // A schedule may stand behind the name: "euler_a karras". ComfyUI once had a prefix before it.
     let known = name.and_then(|name| Sampler::from_name(name.strip_prefix("sample_").unwrap_or(name)).ok());
     let (mut schedule, mut spacing) = (known.and_then(|(_, fused)| fused), None);
-    let sampler = known.map(|(sampler, _)| sampler);
+    let sampler = known.map(|(sampler, _)| match recipe.engine() {
+        // ComfyUI's samplers of these names step through sigmas, by any schedule.
+        Some(Engine::Comfy) if matches!(sampler.name(), "ddim" | "ddpm") => Like::ComfyUi.sampler(sampler).0,
+        _ => sampler,
+    });
+    if let Some((named, sampler)) = known.map(|(named, _)| named).zip(sampler).filter(|(named, sampler)| named != sampler) {
+        command.note(format!("{} of {} is {} here", named.name(), recipe.tool, sampler.name()));
+    }
     let said = recipe.get(Field::TimestepSpacing).and_then(|name| TimestepSpacing::from_name(name).ok());
     if let Some(name) = recipe.get(Field::Schedule) {
         let folded: String = name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
@@ -298,6 +308,9 @@ fn sampling(recipe: &Recipe, own: bool, command: &mut PrintedCommand) {
     while let Err(why) = levels.plan(sampler, steps) {
         // Whatever is wrong with it, a name alone is always taken.
         let Some(lost) = levels.give_up() else { break };
+        // Without the list of those that it goes with.
+        let why = why.to_string();
+        let why = why.split("; ").next().unwrap_or_default();
         command.note(format!("{lost} does not go with {} here ({why})", sampler.name()));
     }
     command.flag("--sampler", sampler.name());

@@ -116,3 +116,17 @@ fn as_json(machine: &Machine, kernels: &candle_core::Result<ops::CpuKernels>, gp
     };
     std::iter::once(cpu).chain(gpus.iter().map(gpu)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::memory_text;
+
+    #[test]
+    fn the_memory_that_is_said_is_the_memory_that_may_be_had() {
+        assert_eq!(memory_text(25_000_000_000, None), "25.00 GB");
+        assert_eq!(
+            memory_text(25_000_000_000, Some(4_000_000_000)),
+            "4.00 GB, the limit of this container or job; the machine has 25.00 GB"
+        );
+    }
+}

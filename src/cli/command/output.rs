@@ -123,8 +123,13 @@ impl Output {
     /// The path of an image; `None` is standard output.
     pub(in crate::cli) fn place(&self, image: &ImageName<'_>) -> Option<PathBuf> {
         let name: String = self.template.as_ref()?.iter().map(|piece| fill(piece, image)).collect();
-        let name = if self.exact { name } else { name.split('/').map(usable).collect::<Vec<_>>().join("/") };
-        Some(shortened(self.folder.join(name)))
+        if self.exact {
+            return Some(shortened(self.folder.join(name)));
+        }
+        // The file's own name is shortened before its ending.
+        let (folders, file) = name.split_at(name.rfind('/').map_or(0, |at| at + 1));
+        let folders: String = folders.split_terminator('/').map(|part| format!("{}/", short(&usable(part)))).collect();
+        Some(shortened(self.folder.join(folders).join(usable(file))))
     }
 
     /// As [`place`](Self::place), for an image that must be confined.
@@ -192,20 +197,21 @@ pub(in crate::cli) fn make_folder(folder: &Path) -> Result<()> {
 /// Bytes of a name; common file systems take 255, and a count may be added.
 const LONGEST_NAME: usize = 240;
 
-/// A part of a path that every system opens: not longer than a name may be, and not one of those that Windows keeps for devices,
-/// whatever stands behind their first dot (learn.microsoft.com/windows/win32/fileio/naming-a-file).
+/// A part of a path under a name that Windows does not keep for devices, whatever stands behind its first dot
+/// (learn.microsoft.com/windows/win32/fileio/naming-a-file).
 fn usable(part: &str) -> String {
-    const DEVICES: [&str; 4] = ["con", "prn", "aux", "nul"];
+    const DEVICES: [&str; 6] = ["con", "prn", "aux", "nul", "conin$", "conout$"];
     let (stem, rest) = part.find('.').map_or((part, ""), |dot| part.split_at(dot));
     let lower = stem.trim_end().to_lowercase();
     let numbered =
         |kind: &str| lower.strip_prefix(kind).is_some_and(|rest| rest.chars().count() == 1 && rest.chars().all(char::is_numeric));
-    if DEVICES.contains(&lower.as_str()) || numbered("com") || numbered("lpt") {
-        return format!("{stem}-{rest}");
-    }
-    // The file's own name is shortened before its ending.
-    let is_file = part.to_lowercase().ends_with(".png");
-    if part.len() <= LONGEST_NAME || is_file { part.to_owned() } else { part[..part.floor_char_boundary(LONGEST_NAME)].to_owned() }
+    let is_device = DEVICES.contains(&lower.as_str()) || numbered("com") || numbered("lpt");
+    if is_device { format!("{stem}-{rest}") } else { part.to_owned() }
+}
+
+/// The beginning of a folder's name, as long as a name may be.
+fn short(part: &str) -> &str {
+    &part[..part.floor_char_boundary(LONGEST_NAME)]
 }
 
 /// With a file name of at most as many bytes as common file systems take, room for a count included.
@@ -335,11 +341,38 @@ mod tests {
             ("lpt1.a.png", "lpt1-.a.png"),
             ("console.png", "console.png"),
             ("com.png", "com.png"),
+            ("COM².png", "COM²-.png"),
+            ("conin$", "conin$-"),
         ] {
             assert_eq!(usable(part), wanted);
         }
-        assert!(usable(&"赤".repeat(120)).len() <= LONGEST_NAME);
-        assert_eq!(usable(&"赤".repeat(10)), "赤".repeat(10));
+    }
+
+    #[test]
+    fn every_part_of_a_path_is_short_enough_to_be_written() {
+        let (red, green) = ("赤".repeat(60), "青".repeat(60));
+        let spec = crate::family::well_known("sd15").unwrap();
+        let request =
+            crate::settings::Draft::new(red.as_str()).with(|draft| draft.text.negative_prompt = Some(green)).resolve(&spec).unwrap();
+        let image = ImageName { request: &request, model: "m", seed: 5, index: 0 };
+        for template in [
+            "{prompt}{negative}/x.png",
+            "{prompt}{negative}.png/{seed}.png",
+            "{prompt}{negative}{prompt}.png",
+            "a/{prompt}{negative}/{seed}.png",
+        ] {
+            let path = Output::new(Some(template), None, false).unwrap().place(&image).unwrap();
+            let longest = path.components().map(|part| part.as_os_str().len()).max().unwrap();
+            assert!(longest <= LONGEST_NAME + ".png".len(), "{template}: {longest}");
+            assert_eq!(path.components().count(), template.split('/').count(), "{template}");
+            assert!(path.extension().is_some_and(|ending| ending == "png"), "{template}");
+        }
+        // Folders that a prompt makes are none of Windows' devices either.
+        let request = crate::settings::Draft::new("aux").resolve(&spec).unwrap();
+        let image = ImageName { request: &request, model: "m", seed: 5, index: 0 };
+        let place = |template: &str| Output::new(Some(template), Some(Path::new("out")), false).unwrap().place(&image).unwrap();
+        assert_eq!(place("{prompt}/{seed}.png"), Path::new("out/aux-/5.png"));
+        assert_eq!(place("{prompt}.png"), Path::new("out/aux-.png"));
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub(super) const KEYS: &[(&str, Field)] = &[
     ("Clip skip", Field::ClipSkip),
     ("Denoising strength", Field::Strength),
     ("Eta", Field::Eta),
+    ("Eta DDIM", Field::Eta),
     ("RNG", Field::Rng),
     ("Prediction", Field::Prediction),
     ("Zero SNR", Field::ZeroSnr),

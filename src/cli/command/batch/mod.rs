@@ -84,7 +84,7 @@ pub(in crate::cli) struct BatchArgs {
     /// How the file is written [default: by its name, else by its first line]
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = "The batch")]
     format: Option<LineFormat>,
-    /// The columns of a CSV or TSV file that are settings; others pass
+    /// The columns of a CSV or TSV file that are settings, such as seed or prompt=Caption; others pass
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "The batch")]
     columns: Vec<String>,
     #[command(flatten)]

@@ -16,8 +16,8 @@ pub(super) struct TableRows {
     delimiter: u8,
     /// `None` until the header was read.
     header: Option<Vec<String>>,
-    /// The columns that count, folded; all do where there are none.
-    columns: Vec<String>,
+    /// The columns that count, folded, and the settings that they are; all count by their own names where there are none.
+    columns: Vec<(String, String)>,
     wrong: VecDeque<LineError>,
 }
 
@@ -27,7 +27,9 @@ pub(super) fn rows(mut source: LineSource, delimiter: Option<u8>, columns: &[Str
         Some(header) if header.contains(';') && !header.contains(',') => b';',
         _ => b',',
     });
-    let columns = columns.iter().map(|name| fold(name)).collect();
+    // "prompt", or "prompt=Caption" where the header has another name.
+    let named = |text: &String| text.split_once('=').map_or((fold(text), text.clone()), |(setting, name)| (fold(name), setting.to_owned()));
+    let columns = columns.iter().map(named).collect();
     TableRows { source, delimiter, header: None, columns, wrong: VecDeque::new() }
 }
 
@@ -85,8 +87,12 @@ impl Cells {
 }
 
 impl TableRows {
-    fn counts(&self, name: &str) -> bool {
-        self.columns.is_empty() || self.columns.contains(&fold(name))
+    /// The setting that a column is, where it counts.
+    fn setting<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        if self.columns.is_empty() {
+            return Some(name);
+        }
+        self.columns.iter().find(|(column, _)| *column == fold(name)).map(|(_, setting)| setting.as_str())
     }
 
     /// The next record that is not empty.
@@ -131,20 +137,21 @@ impl TableRows {
             if self.wrong.len() >= SHOWN {
                 break;
             }
-            if !self.counts(name) {
+            let Some(setting) = self.setting(name) else {
                 names.insert(fold(name));
                 continue;
-            }
+            };
             let wrong = if !names.insert(fold(name)) {
                 Err(format!("the column {name:?} is there twice; leave one out"))
             } else {
-                super::known(name).map_err(|what| format!("{what} (--columns names the columns that count)"))
+                super::known(setting)
+                    .map_err(|what| format!("{what} (--columns names the columns that count, as in --columns prompt=Caption)"))
             };
             if let Err(what) = wrong {
                 self.wrong.push_back(record.error(part.clone(), format!("the header names a flag for each column: {what}")));
             }
         }
-        if let Some(absent) = self.columns.iter().find(|name| !names.contains(*name)) {
+        if let Some((absent, _)) = self.columns.iter().find(|(name, _)| !names.contains(name)) {
             self.wrong.push_back(record.error(0..record.text.len(), format!("--columns: the table has no column {absent:?}")));
         }
         if !self.wrong.is_empty() {
@@ -178,10 +185,10 @@ impl Iterator for TableRows {
                 format!("the row has {} cells and the header {}; put a cell that holds a comma into quotes", cells.len(), header.len());
             return Some(Err(record.error(extra.start..record.text.len(), what)));
         }
-        let given = header.iter().zip(cells).filter(|(name, (cell, _))| !cell.is_empty() && self.counts(name));
+        let given = header.iter().zip(cells).filter(|(_, (cell, _))| !cell.is_empty());
         let pair =
-            |name: &String, cell, part: Range<usize>| FlagPair { name: name.clone(), part: part.clone(), values: Some(vec![(cell, part)]) };
-        let pairs = given.map(|(name, (cell, part))| pair(name, cell, part)).collect();
+            |name: &str, cell, part: Range<usize>| FlagPair { name: name.to_owned(), part: part.clone(), values: Some(vec![(cell, part)]) };
+        let pairs = given.filter_map(|(name, (cell, part))| Some(pair(self.setting(name)?, cell, part))).collect();
         Some(Ok(RecordRow { record, pairs }))
     }
 }

@@ -36,6 +36,11 @@ fn a_table_may_have_columns_that_pass() {
     assert_eq!(seeded.seed, Some(crate::settings::Seed::Is(5)));
     let all = read(&[]).remove(0).err().unwrap().to_string();
     assert!(all.contains("Category") && all.contains("--columns"), "{all}");
+    // A column by another name than its setting's.
+    let renamed: Vec<Draft> = read(&["prompt=category", "seed"]).into_iter().filter_map(|line| line.ok().map(|line| line.draft)).collect();
+    assert_eq!(renamed, [Draft::new("animals").with(|draft| draft.seed = Some(crate::settings::Seed::Is(5)))]);
+    let unknown = read(&["prompts=Prompt"]).remove(0).err().unwrap().to_string();
+    assert!(unknown.contains("did you mean \"prompt\"?"), "{unknown}");
     let absent = read(&["prompt", "steps"]).remove(0).err().unwrap().to_string();
     assert!(absent.contains("has no column \"steps\""), "{absent}");
 }
@@ -83,8 +88,46 @@ fn flags_on_a_line_are_read_as_a1111_reads_them() {
     assert_eq!((args.prompts[0].as_str(), args.text.negative_prompt.as_deref()), ("a red apple", Some("low quality, blurry")));
     assert_eq!((args.canvas.width, args.canvas.height, args.sampling.steps), (Some(768), Some(512), Some(28)));
     assert_eq!((args.seed, args.guidance.scale), (Some(crate::settings::Seed::Is(1)), Some(7.5)));
+    let args = one(LineFormat::Text, "a red apple --W 768 --D 7 --ss euler_a");
+    assert_eq!((args.canvas.width, args.seed), (Some(768), Some(crate::settings::Seed::Is(7))));
+    assert_eq!(args.scheduler.sampler.as_deref(), Some("euler_a"));
     let args = one(LineFormat::Text, "--prompt a --batch_size 4.0 --n_iter 3");
     assert_eq!((args.output.images, args.output.batch_size), (Some(12), Some(BatchSize(Some(4)))));
+}
+
+#[test]
+fn invokeais_letters_are_never_a_part_of_the_prompt() {
+    for (line, said) in [
+        ("a pear -s50 -W512", "-s, which is --steps here"),
+        ("a pear -W512 -H768", "-W, which is --width"),
+        ("a pear -A k_euler_a", "-A, which is --sampler"),
+        ("a pear -Addim", "-A, which is --sampler"),
+        ("a pear -A k_dpm_fancy", "-A, which is --sampler"),
+        ("a pear -S -1", "-S, which is --seed"),
+        ("\"a pear\" -s 50 -C 7.5", "-C, which is --guidance-scale"),
+        ("'90s pear -S3", "-S, which is --seed"),
+        ("a pear -n 4", "--images 4"),
+        ("a pear -n4", "-n, which is --images"),
+        ("a pear -f 0.75", "-f, which is --strength"),
+        ("a pear -I ./a.png", "-I, which is --init-image"),
+        ("a pear -U 2 0.75", "-U"),
+        ("--prompt \"a pear\" -S 5", "-S, which is --seed"),
+        // The letters that are flags here say so at the end of a line too.
+        ("a pear -g", "--guidance-scale needs a value"),
+        ("a pear -q", "--quiet is for the whole run"),
+    ] {
+        let all = errors(LineFormat::Text, line.as_bytes());
+        assert!(all.len() == 1 && all[0].contains(said), "{line}: {all:?}");
+    }
+    assert_eq!(one(LineFormat::Text, "a hand -n 6 fingers").text.negative_prompt.as_deref(), Some("6 fingers"));
+    let started = std::time::Instant::now();
+    assert_eq!(one(LineFormat::Text, &"'a -S \"b ".repeat(100_000)).prompts.len(), 1);
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    for prompt in ["a lens, -f1.8", "a Canon -5D", "vitamin -C and -A shaped", "an -S shape", "-U", "x -n-"] {
+        assert_eq!(one(LineFormat::Text, prompt).prompts, [prompt]);
+    }
+    assert_eq!(one(LineFormat::Text, "--prompt \"a plum -S 5 -s50\" --seed 3").prompts, ["a plum -S 5 -s50"]);
+    assert_eq!(one(LineFormat::Text, "--prompt='a -C 5' -n \"4\"").text.negative_prompt.as_deref(), Some("4"));
 }
 
 #[test]
@@ -193,7 +236,7 @@ fn every_error_has_its_place_and_its_caret() {
         (
             LineFormat::Text,
             "banana sushi -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms",
-            "lines:1:20: this is InvokeAI's, where -s is the steps and -S the seed; write --steps, --seed, --width, --height, --guidance-scale and --sampler\n  1 | banana sushi -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms\n    |                    ^^",
+            "lines:1:20: this is InvokeAI's -S, which is --seed here, as its -s is the steps and -S the seed; write the names: --steps, --seed, --width, --height, --guidance-scale, --sampler (a prompt that has such a word: --prompt \"…\")\n  1 | banana sushi -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms\n    |                    ^^",
         ),
         (
             LineFormat::Text,
@@ -222,7 +265,7 @@ fn every_error_has_its_place_and_its_caret() {
         (
             LineFormat::Csv,
             "prompt,stps,prompt\na,1,b\n",
-            "lines:1:8: the header names a flag for each column: there is no setting \"stps\"; did you mean \"steps\"? (--columns names the columns that count)\n  1 | prompt,stps,prompt\n    |        ^^^^\n\
+            "lines:1:8: the header names a flag for each column: there is no setting \"stps\"; did you mean \"steps\"? (--columns names the columns that count, as in --columns prompt=Caption)\n  1 | prompt,stps,prompt\n    |        ^^^^\n\
              lines:1:13: the header names a flag for each column: the column \"prompt\" is there twice; leave one out\n  1 | prompt,stps,prompt\n    |             ^^^^^^",
         ),
         (

@@ -5,6 +5,7 @@ use super::source::LineSource;
 use super::{FlagPair, RecordRow};
 use crate::Error;
 use crate::settings::table;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::Path;
 
@@ -61,7 +62,8 @@ struct Word {
 
 type TextError = (Range<usize>, String);
 
-/// kohya-ss/sd-scripts' letters, which it writes with two dashes: `gen_img.py`. None of them means anything else here.
+/// kohya-ss/sd-scripts' letters, in either case, which it writes with two dashes: `gen_img.py`, and `line_to_prompt_dict` of
+/// `library/train_util.py`. None of them means anything else here.
 const KOHYA: &[(&str, &str)] = &[
     ("--n", "--negative-prompt"),
     ("--w", "--width"),
@@ -69,21 +71,95 @@ const KOHYA: &[(&str, &str)] = &[
     ("--d", "--seed"),
     ("--l", "--guidance-scale"),
     ("--s", "--steps"),
+    ("--t", "--strength"),
+    ("--ss", "--sampler"),
 ];
 
-/// InvokeAI's flags, of which some are letters of others here: the place of one that shows that a line is InvokeAI's.
-fn of_invoke(line: &str) -> Option<Range<usize>> {
-    [" -S", " -C"].iter().find_map(|flag| {
-        let (at, _) = line.match_indices(flag).find(|(at, _)| line[at + 3..].trim_start().starts_with(|c: char| c.is_ascii_digit()))?;
-        Some(at + 1..at + 3)
+/// What a letter of InvokeAI's is here (InvokeAI@v2.3:ldm/invoke/args.py).
+const INVOKE: &[(char, &str)] = &[
+    ('s', "--steps"),
+    ('S', "--seed"),
+    ('W', "--width"),
+    ('H', "--height"),
+    ('C', "--guidance-scale"),
+    ('A', "--sampler"),
+    ('n', "--images"),
+    ('f', "--strength"),
+    ('I', "--init-image"),
+    ('U', "no setting of a line"),
+    ('G', "no setting of a line"),
+];
+
+/// A flag as InvokeAI writes it, which is a mistake here: some of its letters are those of other flags, and the rest would become a part
+/// of the prompt. Nothing is guessed: it is said.
+fn of_invoke(line: &str) -> Option<TextError> {
+    let words: Vec<(usize, &str)> = unquoted(line).collect();
+    for (i, (at, word)) in words.iter().copied().enumerate() {
+        let Some(rest) = word.strip_prefix('-') else { continue };
+        let Some((letter, flag)) = rest.chars().next().and_then(|first| INVOKE.iter().find(|(letter, _)| *letter == first)) else {
+            continue;
+        };
+        let glued = &rest[1..];
+        let behind = |count: usize| words.get(i + count).map_or("", |(_, word)| word);
+        let value = if glued.is_empty() { behind(1) } else { glued.trim_start_matches('=') };
+        let number = value.parse::<f64>().ok().filter(|number| number.is_finite());
+        let fits = match letter {
+            'A' => value.starts_with("k_") || ["ddim", "plms"].contains(&value),
+            'I' => [".png", ".jpg", ".jpeg", ".webp"].iter().any(|ending| value.to_lowercase().ends_with(ending)),
+            // A lens says -f1.8, and that is none.
+            'f' | 'G' => number.is_some_and(|share| (0.0..=1.0).contains(&share)),
+            // Letters of the same flags, and of the seed: what is glued to them may be either's.
+            's' | 'W' | 'H' => !glued.is_empty() && number.is_some(),
+            // Four fingers may be what is not wanted.
+            'n' => number.is_some() && (!glued.is_empty() || behind(2).is_empty() || behind(2).starts_with('-')),
+            _ => number.is_some(),
+        };
+        if fits && *letter == 'n' && glued.is_empty() {
+            let what = format!(
+                "-n is the negative prompt here, and InvokeAI's -n the number of images; write --images {value}, or --negative-prompt {value}"
+            );
+            return Some((at..at + word.len(), what));
+        }
+        if fits {
+            let what = format!(
+                "this is InvokeAI's -{letter}, which is {flag} here, as its -s is the steps and -S the seed; write the names: --steps, --seed, \
+                 --width, --height, --guidance-scale, --sampler (a prompt that has such a word: --prompt \"…\")"
+            );
+            return Some((at..at + 2, what));
+        }
+    }
+    None
+}
+
+/// The words of a line that stand outside of quotes, and where they begin. A quote that is never closed is an apostrophe.
+fn unquoted(line: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut words = line.split_whitespace().map(|word| (word.as_ptr() as usize - line.as_ptr() as usize, word)).collect::<VecDeque<_>>();
+    // A mark that is closed nowhere behind a word is closed nowhere behind a later one.
+    let mut never_closed = Vec::new();
+    std::iter::from_fn(move || {
+        loop {
+            let (at, word) = words.pop_front()?;
+            let value = word.split_once('=').filter(|_| word.starts_with('-')).map_or(word, |(_, value)| value);
+            let mark = value.chars().next().filter(|first| matches!(first, '"' | '\'') && !never_closed.contains(first));
+            let Some(mark) = mark else { return Some((at, word)) };
+            let closes = |word: &str| word.ends_with(mark) && !word.ends_with(&format!("\\{mark}"));
+            if value.len() > 1 && closes(value) {
+                continue;
+            }
+            match words.iter().position(|(_, word)| closes(word)) {
+                Some(end) => words.drain(..=end).for_each(drop),
+                None => {
+                    never_closed.push(mark);
+                    return Some((at, word));
+                }
+            }
+        }
     })
 }
 
 fn pairs(line: &str) -> Result<Vec<FlagPair>, TextError> {
-    if let Some(part) = of_invoke(line) {
-        let what = "this is InvokeAI's, where -s is the steps and -S the seed; write --steps, --seed, --width, --height, --guidance-scale and \
-                    --sampler";
-        return Err((part, what.into()));
+    if let Some(wrong) = of_invoke(line) {
+        return Err(wrong);
     }
     let start = line.len() - line.trim_start().len();
     let flags = if names_a_flag(&line[start..]) {
@@ -117,13 +193,13 @@ fn pairs(line: &str) -> Result<Vec<FlagPair>, TextError> {
     Ok(pairs)
 }
 
-/// The text begins with `--name`, or with the letter of a flag, such as `-p`, and a space.
+/// The text begins with `--name`, or with the letter of a flag, such as `-p`, and a space or its end.
 fn names_a_flag(text: &str) -> bool {
     let mut characters = text.chars();
     let mut next = || characters.next();
     match (next(), next(), next()) {
         (Some('-'), Some('-'), Some(letter)) => letter.is_alphabetic(),
-        (Some('-'), Some(letter), Some(space)) => space.is_whitespace() && table().iter().any(|row| row.short == Some(letter)),
+        (Some('-'), Some(letter), space) => space.is_none_or(char::is_whitespace) && table().iter().any(|row| row.short == Some(letter)),
         _ => false,
     }
 }
@@ -168,7 +244,7 @@ fn words(line: &str, from: usize) -> Result<Vec<Word>, TextError> {
         }
         let flag = (!quoted && names_a_flag(&format!("{text} "))).then(|| {
             let (name, value) = text.split_once('=').map_or((text.as_str(), None), |(name, value)| (name, Some(value.to_owned())));
-            let name = KOHYA.iter().find(|(theirs, _)| *theirs == name).map_or(name, |(_, ours)| ours);
+            let name = KOHYA.iter().find(|(theirs, _)| theirs.eq_ignore_ascii_case(name)).map_or(name, |(_, ours)| ours);
             (name.to_owned(), value)
         });
         words.push(Word { text, part: start..end, flag });

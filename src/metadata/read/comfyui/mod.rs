@@ -24,7 +24,10 @@ const NUMBERS: &[(&str, Field)] = &[
     ("seed", Field::Seed),
     ("noise_seed", Field::Seed),
     ("denoise", Field::Strength),
+    ("eta", Field::Eta),
 ];
+/// Inputs of custom sampling's nodes that have no flag, and the number that changes nothing.
+const WITHOUT_FLAG: &[(&str, f64)] = &[("s_noise", 1.0), ("rho", 7.0)];
 /// Inputs of a sampler's node that hold a name.
 const NAMES: &[(&str, Field)] = &[("sampler_name", Field::Sampler), ("scheduler", Field::Schedule)];
 /// Nodes of custom sampling whose class says what other nodes have an input for.
@@ -166,7 +169,11 @@ fn settings<'a>(graph: &'a Graph, sampler: &'a str, recipe: &mut Recipe, used: &
         if input == "sigmas" {
             // Sigmas may be cut or changed on their way.
             let from = graph.search(sampler, &["sigmas"], &["model"], |node| graph.inputs(node)?.contains_key("steps").then_some(()));
-            nodes.extend(from.map(|(node, ())| node));
+            if let Some((node, ())) = from
+                && !nodes.contains(&node)
+            {
+                nodes.push(node);
+            }
         }
     }
     for node in nodes {
@@ -186,8 +193,15 @@ fn settings<'a>(graph: &'a Graph, sampler: &'a str, recipe: &mut Recipe, used: &
             }
         }
         if let Some((_, field, value)) = BY_CLASS.iter().find(|(class, ..)| *class == graph.class(node)) {
-            recipe.set(*field, *value);
+            let is_heun = *field == Field::Sampler && inputs.get("solver_type").is_some_and(|solver| solver == "heun");
+            recipe.set(*field, if is_heun { format!("{value}_heun") } else { (*value).to_owned() });
             used.insert(node);
+        }
+        for (key, usual) in WITHOUT_FLAG {
+            let number = inputs.get(*key).and_then(|value| graph.number(value, key, used));
+            if let Some(number) = number.filter(|number| number.parse() != Ok(*usual)) {
+                recipe.other.push((format!("{key} of {}", graph.class(node)), number));
+            }
         }
     }
 }
