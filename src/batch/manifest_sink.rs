@@ -2,19 +2,16 @@
 
 use super::engine::{EventSender, Finished, ImageEvent, Sink};
 use super::feed::JobTable;
+use super::image_file::{ImageNames, StagedImage, generated_png};
 use super::ledger::Ledger;
 use super::manifest::{Record, Status};
 use super::plan::Job;
-use crate::disk::{Staged, counted, folder_of, seen_from, stage, sync_folder};
-use crate::image::write_png;
-use crate::metadata::{KEYWORD, parameters};
+use crate::disk::{folder_of, seen_from, sync_folder};
 use crate::pipeline::GeneratedImage;
 use crate::{Error, Result};
 use ::image::RgbImage;
-use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a run came to.
@@ -40,16 +37,15 @@ pub struct ManifestSink {
     pub ledger: Arc<Mutex<Ledger>>,
     /// What it comes to.
     pub tally: Arc<Mutex<BatchSummary>>,
-    /// Whether a path is meant for an image of this run, so that no other may have it.
-    pub is_planned: Box<dyn Fn(&Path) -> bool + Send>,
+    /// The names of the run's images.
+    pub names: ImageNames,
 }
 
 /// An image whose bytes are on the disk.
 struct Ready {
     job: Job,
-    staged: Staged,
+    file: StagedImage,
     record: Record,
-    path: PathBuf,
     image: RgbImage,
 }
 
@@ -63,9 +59,9 @@ impl Sink for ManifestSink {
             done.push(job.key);
             let mut record = record_of(&job, seconds);
             match result.and_then(|generated| Ok((self.stage(&job, &generated)?, generated.image))) {
-                Ok(((staged, path), image)) => {
-                    record.generated(&self.seen(&path), staged.size, &staged.sha256);
-                    ready.push(Ready { job, staged, record, path, image });
+                Ok((file, image)) => {
+                    self.note(&mut record, &file);
+                    ready.push(Ready { job, file, record, image });
                 }
                 // The model may be there the next time; its lines are not at fault.
                 Err(Error::Model(reason)) => {
@@ -97,7 +93,7 @@ impl Sink for ManifestSink {
         for (prompt, reason) in reasons.chain(beyond) {
             events.tell(ImageEvent::Failed { prompt, reason });
         }
-        let folders: BTreeSet<PathBuf> = ready.iter().map(|r| folder_of(&r.path).to_owned()).collect();
+        let folders: BTreeSet<PathBuf> = ready.iter().map(|r| folder_of(r.file.path()).to_owned()).collect();
         for image in ready {
             self.publish(image, events)?;
         }
@@ -129,65 +125,39 @@ impl ManifestSink {
         is_new
     }
 
-    /// A path as the manifest records it.
-    fn seen(&self, path: &Path) -> PathBuf {
-        seen_from(folder_of(self.ledger().manifest().path()), path)
+    /// Records an image's file, its path as it is from the manifest.
+    fn note(&self, record: &mut Record, file: &StagedImage) {
+        let seen = seen_from(folder_of(self.ledger().manifest().path()), file.path());
+        record.generated(&seen, file.size(), file.sha256());
     }
 
-    /// Writes the bytes, and finds a name that is free.
-    fn stage(&self, job: &Job, generated: &GeneratedImage) -> Result<(Staged, PathBuf)> {
-        let texts = [(KEYWORD, Cow::from(parameters(&job.request, job.seed, &job.generator)?))];
-        let staged = stage(folder_of(&job.path), |to| write_png(&generated.image, &texts, to)).map_err(Error::io(&job.path))?;
-        let path = self.free_name(job, &job.path)?;
-        Ok((staged, path))
-    }
-
-    /// The job's own name, or where a file has it that is not of this run, the next one that is free.
-    fn free_name(&self, job: &Job, taken: &Path) -> Result<PathBuf> {
-        let is_free = |path: &Path| job.overwrite || path.symlink_metadata().is_err();
-        if taken == job.path && is_free(&job.path) {
-            return Ok(job.path.clone());
-        }
-        if job.exact {
-            return Err(Error::Image(format!("{} exists; give another `output`, or `overwrite`", job.path.display())));
-        }
-        let candidates = (2usize..).map(|count| counted(&job.path, count));
-        let mut free = candidates.filter(|path| path != taken && !(self.is_planned)(path) && path.symlink_metadata().is_err());
-        free.next().ok_or_else(|| Error::Image(format!("{}: no name is free", job.path.display())))
+    fn stage(&self, job: &Job, generated: &GeneratedImage) -> Result<StagedImage> {
+        self.names.stage(job.target.clone(), generated_png(generated, &job.request, &job.generator)?)
     }
 
     /// Gives the file its name, which is in the record already.
     fn publish(&self, ready: Ready, events: &EventSender) -> Result<()> {
-        let Ready { job, mut staged, mut record, mut path, image } = ready;
+        let Ready { job, mut file, mut record, image } = ready;
         loop {
-            let error = match staged.publish(&path, job.overwrite) {
-                Ok(()) => {
+            let path = file.path().to_owned();
+            match file.publish() {
+                Ok(None) => {
                     self.tally().kept += 1;
                     events.tell(ImageEvent::Kept { id: job.id, seed: job.seed, path: Some(path), image });
                     return Ok(());
                 }
-                Err((error, back)) => {
-                    staged = back;
-                    error
+                Ok(Some(renamed)) => {
+                    file = renamed;
+                    self.note(&mut record, &file);
+                    self.ledger().record(std::slice::from_ref(&record))?;
                 }
-            };
-            let failed = match error.kind() {
-                // Somebody took the name a moment ago.
-                ErrorKind::AlreadyExists => self.free_name(&job, &path).map(|free| path = free),
-                _ => Err(Error::io(&path)(error)),
-            };
-            match failed {
-                Ok(()) => record.generated(&self.seen(&path), staged.size, &staged.sha256),
                 Err(error) if error.is_of_machine() => return Err(error),
                 Err(error) => {
-                    record = Record { reason: Some(error.to_string()), ..record_of(&job, record.seconds) };
+                    let record = Record { reason: Some(error.to_string()), ..record_of(&job, record.seconds) };
                     self.tally().failed += 1;
                     events.tell(ImageEvent::Failed { prompt: job.request.prompt.clone(), reason: error.to_string() });
+                    return self.ledger().record(&[record]);
                 }
-            }
-            self.ledger().record(std::slice::from_ref(&record))?;
-            if record.status == Status::Failed {
-                return Ok(());
             }
         }
     }
@@ -229,14 +199,14 @@ mod tests {
             book: JobTable::default(),
             ledger: Arc::new(Mutex::new(Ledger::open(&folder.join("m.jsonl"), LedgerOptions::default()).unwrap())),
             tally: Arc::default(),
-            is_planned: Box::new(|_| false),
+            names: ImageNames::default(),
         }
     }
 
     /// A job whose file is in a folder, on its way to a sink.
     fn added(sink: &ManifestSink, folder: &Path, id: usize) -> (Job, Task) {
         let mut job = job(id, 0, |draft| draft.seed = Some(crate::settings::Seed::Is(id as u64)));
-        job.path = folder.join(format!("{id}.png"));
+        job.target.path = folder.join(format!("{id}.png"));
         sink.book.add(job.clone());
         let task = Task { id, model: 0, request: job.request.clone(), seed: job.seed, watch: None };
         (job, task)
@@ -259,12 +229,12 @@ mod tests {
         let mut other = Ledger::open(&folder.path().join("m.jsonl"), LedgerOptions::default()).unwrap();
         let writer = std::thread::spawn(move || sink.take(tasks.into_iter().map(generated).collect(), &events));
         // It waits now for the news of the first to be heard, and the second has no name.
-        while !jobs[0].path.exists() {
+        while !jobs[0].target.path.exists() {
             assert!(!writer.is_finished(), "it ended without a file");
             std::thread::yield_now();
         }
-        assert!(!jobs[1].path.exists());
-        let there = |at: usize| JobState::Generated(jobs[at].path.clone());
+        assert!(!jobs[1].target.path.exists());
+        let there = |at: usize| JobState::Generated(jobs[at].target.path.clone());
         assert_eq!(other.claim(&keys).unwrap(), [there(0), JobState::ClaimedElsewhere]);
         assert_eq!(heard.count(), 2);
         writer.join().unwrap().unwrap();
@@ -285,7 +255,7 @@ mod tests {
             Error::Image("not numbers".into()),
             Error::Tensor(candle_core::Error::Cuda("the device is gone".into())),
             // Too many open files.
-            Error::io(&jobs[3].path)(std::io::Error::from_raw_os_error(24)),
+            Error::io(&jobs[3].target.path)(std::io::Error::from_raw_os_error(24)),
         ];
         let finished = tasks.into_iter().zip(failures).map(|(task, error)| Finished { task, result: Err(error), seconds: 0.0 });
         let stopped = sink.take(finished.collect(), &events).unwrap_err();

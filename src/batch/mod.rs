@@ -9,6 +9,7 @@
 mod claims;
 mod engine;
 mod feed;
+mod image_file;
 mod key;
 mod ledger;
 mod manifest;
@@ -20,6 +21,7 @@ mod texts;
 
 pub use engine::{Batch, EventSender, Finished, ImageEvent, Load, RunObserver, Sink, Task, TaskWatch, run};
 pub use feed::{JobFeed, JobTable};
+pub use image_file::{ImageNames, ImageTarget, StagedImage, generated_png};
 pub use key::{Key, seed_of};
 pub use ledger::{JobState, Ledger, LedgerOptions};
 pub use manifest::{History, Manifest, Record, State, Status};

@@ -3,13 +3,13 @@
 //! Models come in the order in which the file first names them, within a model the adapters, and within those the images that can be
 //! generated at once, so that a model is loaded once, adapters are swapped as seldom as can be, and batches are full. Within such a group equal prompts follow each other, so that they are encoded once.
 
+use super::image_file::ImageTarget;
 use super::key::Key;
 use crate::adapter::AdapterChoice;
 use crate::metadata::GeneratedBy;
 use crate::settings::{Request, Shape};
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -31,11 +31,7 @@ pub struct Job {
     /// The seed.
     pub seed: u64,
     /// Its file.
-    pub path: PathBuf,
-    /// The user named this very file, so that a taken name is an error and not a reason to count on.
-    pub exact: bool,
-    /// A file that is no image of this run may be replaced.
-    pub overwrite: bool,
+    pub target: ImageTarget,
 }
 
 /// Jobs in the order in which they are generated, those together that can be generated at once.
@@ -122,8 +118,8 @@ pub(super) mod tests {
         let generator = GeneratedBy { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32 };
         let key = Key::of(&model.to_string(), &generator, &request, request.seed).unwrap();
         let seed = request.seed;
-        let path = format!("{id}.png").into();
-        Job { id, key, line: id, model, generator, request: Arc::new(request), seed, path, exact: false, overwrite: false }
+        let target = ImageTarget::new(format!("{id}.png"), false, false);
+        Job { id, key, line: id, model, generator, request: Arc::new(request), seed, target }
     }
 
     #[test]

@@ -3,13 +3,10 @@
 use super::job::{ImageStatus, ServedJob};
 use super::queue::JobQueue;
 use super::studio::Studio;
-use crate::batch::{Batch, EventSender, Finished, ImageEvent, RunObserver, Sink, run};
-use crate::disk::{folder_of, stage, sync_folder};
-use crate::image::write_png;
-use crate::metadata::{KEYWORD, parameters};
+use crate::batch::{Batch, EventSender, Finished, ImageEvent, ImageNames, ImageTarget, RunObserver, Sink, generated_png, run};
+use crate::disk::{folder_of, sync_folder};
 use crate::pipeline::{GeneratedImage, Observer, Stage};
 use crate::{Error, Result};
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{error, info, warn};
@@ -83,10 +80,9 @@ impl QueueSink {
     fn keep(&self, task: usize, request: &crate::settings::Request, generated: &GeneratedImage) -> Result<()> {
         let Some(((id, at), generator)) = self.queue.place_of(task) else { return Err(Error::Cancelled) };
         let path = ServedJob::image_path(self.queue.folder(), &id, at);
-        let texts = [(KEYWORD, Cow::from(parameters(request, generated.seed, &generator)?))];
-        let staged = stage(folder_of(&path), |to| write_png(&generated.image, &texts, to)).map_err(Error::io(&path))?;
         // An image of this very job that a killed server left is the same.
-        staged.publish(&path, true).map_err(|(error, _)| Error::io(&path)(error))?;
+        let target = ImageTarget::new(&path, true, true);
+        ImageNames::default().stage(target, generated_png(generated, request, &generator)?)?.publish_somewhere()?;
         sync_folder(folder_of(&path)).map_err(Error::io(&path))
     }
 }

@@ -1,6 +1,6 @@
 //! `sd-gen --prompt …`: from flags to images on the disk.
 
-use crate::batch::{Batch, EventSender, Finished, ImageEvent, Sink, Sizes, Task, sizes};
+use crate::batch::{Batch, EventSender, Finished, ImageEvent, ImageNames, Sink, Sizes, Task, generated_png, sizes};
 use crate::cli::command::output::{ImageName, Output};
 use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{self, AdapterFinder, Opened};
@@ -11,18 +11,16 @@ use crate::cli::terminal::listen_for_cancellation;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::watch::Watch;
 use crate::device::open_all;
-use crate::disk::{counted, folder_of, stage, write_whole};
-use crate::image::write_png;
+use crate::disk::{folder_of, write_whole};
 use crate::inputs::{InputFile, InputReader, STANDARD_INPUT};
-use crate::metadata::{GeneratedBy, KEYWORD, parameters};
+use crate::metadata::GeneratedBy;
 use crate::pipeline::{GeneratedImage, Observer};
 use crate::settings::{Draft, PreviewStyle, PromptExpander, Request, Seed};
 use crate::weights::TinyAutoencoder;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
-use std::io::{ErrorKind, Write};
+use std::collections::HashMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::info;
@@ -73,22 +71,20 @@ pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
     let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing, load.beside())?;
     let model = Opened::new(checkpoint, devices, &load);
-    let resolve = |mut draft: Draft| {
-        model.find_words(&mut draft);
-        draft.read_files(&mut files)?;
-        draft.resolve(model.checkpoint.spec()).map(Arc::new)
-    };
-    let requests: Vec<Arc<Request>> = drafts.into_iter().map(resolve).collect::<Result<_>>()?;
-    let mut applied: Vec<String> = Vec::new();
-    for line in requests.iter().map(|request| model.check_files(request)).collect::<Result<Vec<_>>>()?.into_iter().flatten() {
-        if !applied.contains(&line) {
-            applied.push(line);
+    let (mut requests, mut applied) = (Vec::new(), Vec::new());
+    for draft in drafts {
+        let (request, lines) = model.request(draft, &mut files)?;
+        requests.push(request);
+        for line in lines {
+            if !applied.contains(&line) {
+                applied.push(line);
+            }
         }
     }
     let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.output.images));
     let generator = model.generator();
     for (index, request) in requests.iter().enumerate() {
-        output.checked_place(&ImageName { request, model: &generator.label, seed: request.seed, index })?;
+        output.checked_target(&ImageName { request, model: &generator.label, seed: request.seed, index })?;
     }
     output.check(images)?;
     if let (Some(latents), Some(image)) = (&run.save_latents, &run.output)
@@ -130,7 +126,8 @@ pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<
     }
 
     let kept = Arc::new(Mutex::new(RunResult::default()));
-    let writer = Writer { output, generator, latents: run.save_latents.is_some(), index: 0, written: HashSet::new(), kept: kept.clone() };
+    let writer =
+        Writer { output, generator, latents: run.save_latents.is_some(), index: 0, names: ImageNames::default(), kept: kept.clone() };
     // One model, and flags that all prompts share: any images go together.
     let Some(first) = requests.first() else { return Err(Error::Input("--prompt: give one".into())) };
     let sizes = sizes(&model.footprint(first), images.div_ceil(model.devices()), first.output.batch_size.0);
@@ -181,8 +178,7 @@ struct Writer {
     generator: GeneratedBy,
     latents: bool,
     index: usize,
-    /// What this run wrote: it is never overwritten by the run itself.
-    written: HashSet<PathBuf>,
+    names: ImageNames,
     kept: Arc<Mutex<RunResult>>,
 }
 
@@ -213,34 +209,17 @@ impl Sink for Writer {
 impl Writer {
     /// The file; `None` is standard output.
     fn write(&mut self, generated: &GeneratedImage, request: &Request) -> Result<Option<PathBuf>> {
-        let texts = [(KEYWORD, Cow::from(parameters(request, generated.seed, &self.generator)?))];
+        let png = generated_png(generated, request, &self.generator)?;
         let name = ImageName { request, model: &self.generator.label, seed: generated.seed, index: self.index };
         self.index += 1;
-        let Some(path) = self.output.path(&name)? else {
+        let Some(target) = self.output.ready_target(&name)? else {
             let mut bytes = Vec::new();
-            write_png(&generated.image, &texts, &mut bytes).map_err(Error::io("the PNG"))?;
+            png(&mut bytes).map_err(Error::io("the PNG"))?;
             let mut stdout = std::io::stdout().lock();
             stdout.write_all(&bytes).and_then(|()| stdout.flush()).map_err(Error::io("standard output"))?;
             return Ok(None);
         };
-        self.write_file(path, |to| write_png(&generated.image, &texts, to)).map(Some)
-    }
-
-    /// Writes under the first name that is free, if names may be counted.
-    fn write_file(&mut self, path: PathBuf, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<PathBuf> {
-        let mut staged = stage(folder_of(&path), write).map_err(Error::io(&path))?;
-        let mut name = path.clone();
-        for count in 2.. {
-            let ours = self.written.contains(&name);
-            match staged.publish(&name, self.output.overwrites() && !ours) {
-                Ok(()) => break,
-                Err((e, back)) if e.kind() == ErrorKind::AlreadyExists && (ours || self.output.may_count()) => staged = back,
-                Err((e, _)) => return Err(Error::io(name)(e)),
-            }
-            name = counted(&path, count);
-        }
-        self.written.insert(name.clone());
-        Ok(name)
+        self.names.stage(target, png)?.publish_somewhere().map(Some)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where an image goes: file names from templates, and never over an existing file.
 
+use crate::batch::ImageTarget;
 use crate::cli::terminal::show::steers;
 use crate::disk::{folder_of, stays_inside};
 use crate::settings::Request;
@@ -115,55 +116,39 @@ impl Output {
         self.template.is_none()
     }
 
-    /// The user named one very file.
-    pub(in crate::cli) fn is_exact(&self) -> bool {
-        self.exact
-    }
-
-    /// The path of an image; `None` is standard output.
-    pub(in crate::cli) fn place(&self, image: &ImageName<'_>) -> Option<PathBuf> {
+    /// The file of an image; `None` is standard output.
+    pub(in crate::cli) fn target(&self, image: &ImageName<'_>) -> Option<ImageTarget> {
         let name: String = self.template.as_ref()?.iter().map(|piece| fill(piece, image)).collect();
         if self.exact {
-            return Some(shortened(self.folder.join(name)));
+            return Some(ImageTarget::new(shortened(self.folder.join(name)), true, self.overwrite));
         }
         // The file's own name is shortened before its ending.
         let (folders, file) = name.split_at(name.rfind('/').map_or(0, |at| at + 1));
         let folders: String = folders.split_terminator('/').map(|part| format!("{}/", short(&usable(part)))).collect();
-        Some(shortened(self.folder.join(folders).join(usable(file))))
+        Some(ImageTarget::new(shortened(self.folder.join(folders).join(usable(file))), false, self.overwrite))
     }
 
-    /// As [`place`](Self::place), for an image that must be confined.
+    /// As [`target`](Self::target), for an image that must be confined.
     ///
     /// # Errors
     /// The finished path leaves the folder.
-    pub(in crate::cli) fn checked_place(&self, image: &ImageName<'_>) -> Result<Option<PathBuf>> {
-        let place = self.place(image);
-        if let (Some(folder), Some(path)) = (&self.confined_to, &place) {
-            check_confined(folder, path)?;
+    pub(in crate::cli) fn checked_target(&self, image: &ImageName<'_>) -> Result<Option<ImageTarget>> {
+        let target = self.target(image);
+        if let (Some(folder), Some(target)) = (&self.confined_to, &target) {
+            check_confined(folder, &target.path)?;
         }
-        Ok(place)
+        Ok(target)
     }
 
-    /// The path of an image, whose folder is made; `None` is standard output.
+    /// The file of an image, whose folder is made; `None` is standard output.
     ///
     /// # Errors
     /// Its folder cannot be made.
-    pub(in crate::cli) fn path(&self, image: &ImageName<'_>) -> Result<Option<PathBuf>> {
-        let Some(path) = self.checked_place(image)? else { return Ok(None) };
-        if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        }
-        Ok(Some(path))
-    }
-
-    /// A taken name may be counted on.
-    pub(in crate::cli) fn may_count(&self) -> bool {
-        !self.exact && !self.overwrite
-    }
-
-    /// Existing files are replaced.
-    pub(in crate::cli) fn overwrites(&self) -> bool {
-        self.overwrite
+    pub(in crate::cli) fn ready_target(&self, image: &ImageName<'_>) -> Result<Option<ImageTarget>> {
+        let Some(target) = self.checked_target(image)? else { return Ok(None) };
+        let folder = folder_of(&target.path);
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        Ok(Some(target))
     }
 }
 

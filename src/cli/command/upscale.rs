@@ -1,5 +1,6 @@
 //! `sd-gen upscale FILES… --upscaler FILE`: images enlarged by a network, one after the other, and what is there already left alone.
 
+use crate::batch::{ImageNames, ImageTarget};
 use crate::cli::command::output::make_folder;
 use crate::cli::model::{models_folder, upscaler_named};
 use crate::cli::process::{cancelled, set_threads};
@@ -9,7 +10,7 @@ use crate::cli::terminal::screen;
 use crate::cli::terminal::show::{harmless, several};
 use crate::cli::terminal::{answer, listen_for_cancellation};
 use crate::device::{DTypeChoice, DeviceChoice, open};
-use crate::disk::{counted, folder_of, read_bounded, stage};
+use crate::disk::{counted, folder_of, read_bounded};
 use crate::image::{decode, write_png};
 use crate::metadata::{Text, texts};
 use crate::pipeline::UpscalePipeline;
@@ -21,7 +22,6 @@ use candle_core::DType;
 use clap::Args;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Bytes of an image file.
@@ -207,17 +207,8 @@ fn upscale(file: &Path, folder: Option<&Path>, upscaler: &NamedUpscaler, scale: 
     kept.retain(|text| text.place.starts_with("PNG") && text.keyword != KEYWORD && png_keyword(&text.keyword) && !text.text.contains('\0'));
     let mut lines: Vec<(&str, Cow<'_, str>)> = kept.iter().map(|Text { keyword, text, .. }| (keyword.as_str(), Cow::from(text))).collect();
     lines.push((KEYWORD, Cow::from(note)));
-    let mut staged = stage(folder_of(&path), |to| write_png(&enlarged, &lines, to)).map_err(Error::io(&path))?;
-    loop {
-        match staged.publish(&path, false) {
-            Ok(()) => return Ok(Some(path)),
-            // Somebody was faster.
-            Err((e, back)) if e.kind() == ErrorKind::AlreadyExists => staged = back,
-            Err((e, _)) => return Err(Error::io(path)(e)),
-        }
-        path = counted(&name, count);
-        count += 1;
-    }
+    let target = ImageTarget::new(name, false, false);
+    ImageNames::default().stage(target, |to| write_png(&enlarged, &lines, to))?.publish_somewhere().map(Some)
 }
 
 /// What is said in an image of how it was enlarged: by what, how much, and of which file.

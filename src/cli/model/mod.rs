@@ -11,7 +11,7 @@ use crate::adapter::{AdapterCache, AdapterChoice, AdapterSet, EmbeddingFile};
 use crate::batch::{Footprint, Load};
 use crate::device::{DTypeChoice, free_memory, memory, release};
 use crate::hub::{Missing, name_in_cache};
-use crate::inputs::InputFile;
+use crate::inputs::{InputFile, InputReader};
 use crate::metadata::GeneratedBy;
 use crate::ops::cpu_instructions;
 use crate::pipeline::{NetworkCache, Observer, Pipeline, batch_bytes, fits};
@@ -96,6 +96,18 @@ impl Opened {
         Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters, first, networks }
     }
 
+    /// A draft as a request to this model, its files read and held against the model; and what is said of its adapters.
+    ///
+    /// # Errors
+    /// A setting or a file does not fit the model.
+    pub(in crate::cli) fn request(&self, mut draft: Draft, files: &mut InputReader) -> Result<(Arc<Request>, Vec<String>)> {
+        self.find_words(&mut draft);
+        draft.read_files(files)?;
+        let request = Arc::new(draft.resolve(self.checkpoint.spec())?);
+        let applied = self.check_files(&request)?;
+        Ok((request, applied))
+    }
+
     /// Adds the textual inversions of the embeddings folder whose words stand in a draft's prompts, and that are this model's.
     pub(in crate::cli) fn find_words(&self, draft: &mut Draft) {
         let texts = draft.prompts.iter().chain(&draft.text.negative_prompt);
@@ -114,7 +126,7 @@ impl Opened {
     ///
     /// # Errors
     /// One cannot be read or does not fit.
-    pub(in crate::cli) fn check_files(&self, request: &Request) -> Result<Vec<String>> {
+    fn check_files(&self, request: &Request) -> Result<Vec<String>> {
         let passes = &request.passes;
         if let Some(refiner) = &passes.refiner {
             self.networks.passes.refiner(refiner, self.checkpoint.spec())?;

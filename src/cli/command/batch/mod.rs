@@ -5,7 +5,8 @@ mod resolve;
 mod sheets;
 
 use crate::batch::{
-    BatchSummary, EventSender, ImageEvent, Job, JobFeed, JobState, JobTable, Ledger, LedgerOptions, ManifestSink, Shard, Sizes, sizes,
+    BatchSummary, EventSender, ImageEvent, ImageNames, Job, JobFeed, JobState, JobTable, Ledger, LedgerOptions, ManifestSink, Shard, Sizes,
+    sizes,
 };
 use crate::cli::command::output::make_folder;
 use crate::cli::model::Models;
@@ -25,7 +26,7 @@ use crate::settings::{Draft, PreviewStyle};
 use crate::weights::TinyAutoencoder;
 use crate::{Error, Result};
 use clap::Args;
-use resolve::{MOST_IMAGES, PlannedNames, Resolver};
+use resolve::{MOST_IMAGES, Resolver};
 use sheets::Sheets;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -231,8 +232,8 @@ fn check(args: &BatchArgs, sweep: Sweep, resolver: &mut Resolver, sheets: &mut S
 fn check_names(jobs: &[Job], file: &Path) -> Result<()> {
     let mut errors = LineErrors::default();
     let file: Arc<str> = file.display().to_string().into();
-    for job in jobs.iter().filter(|job| job.exact && !job.overwrite && job.path.symlink_metadata().is_ok()) {
-        let what = format!("--output {}: the file exists and is not of this run; give another name, or --overwrite", job.path.display());
+    for (job, target) in jobs.iter().map(|job| (job, &job.target)).filter(|(_, target)| target.exact && !target.is_free()) {
+        let what = format!("--output {}: the file exists and is not of this run; give another name, or --overwrite", target.path.display());
         errors.push(LineError::of_line(&file, job.line, what));
     }
     errors.finish()
@@ -408,7 +409,7 @@ impl Run {
         &self,
         windows: impl FnMut(&EventSender) -> Option<Vec<Job>> + Send + 'static,
         models: &Models,
-        names: &PlannedNames,
+        names: &ImageNames,
         images: Option<usize>,
         progress: &mut Progress,
     ) -> (Result<()>, usize, usize) {
@@ -416,13 +417,8 @@ impl Run {
             return (Ok(()), 0, 0);
         }
         let book = JobTable::default();
-        let (planned, opened) = (names.clone(), models.clone());
-        let keeper = ManifestSink {
-            book: book.clone(),
-            ledger: self.ledger.clone(),
-            tally: self.tally.clone(),
-            is_planned: Box::new(move |path| planned.has(path)),
-        };
+        let opened = models.clone();
+        let keeper = ManifestSink { book: book.clone(), ledger: self.ledger.clone(), tally: self.tally.clone(), names: names.clone() };
         let sizes_of = move |job: &Job, count: usize| {
             let most = job.request.output.batch_size.0;
             opened.get(job.model).map_or(Sizes { batch: 1, at_once: 1 }, |model| {

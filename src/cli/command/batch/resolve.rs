@@ -1,13 +1,13 @@
 //! From lines to jobs: every model opened, every request resolved, every name given, before a weight is read.
 
-use crate::batch::{Job, Key, Shard, seed_of};
+use crate::batch::{ImageNames, Job, Key, Shard, seed_of};
 use crate::cli::command::output::{ImageName, Output, check_confined};
 use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{self, Models, Opened};
 use crate::cli::settings::lines::Line;
 use crate::cli::settings::recreate::recreated;
 use crate::device::{DeviceChoice, open_all};
-use crate::disk::{counted, folder_of, stays_inside};
+use crate::disk::{folder_of, stays_inside};
 use crate::hub::Missing;
 use crate::inputs::{InputReader, STANDARD_INPUT};
 use crate::settings::{Draft, LoadSettings, PromptExpander, Seed};
@@ -15,41 +15,9 @@ use crate::{Error, Result};
 use candle_core::Device;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Images of one file: more than anybody looks at, and what a list of them takes in memory is bounded.
 pub(super) const MOST_IMAGES: usize = 1_000_000;
-
-/// The paths that are given to images, and how many wanted each.
-#[derive(Clone, Default)]
-pub(super) struct PlannedNames(Arc<Mutex<HashMap<PathBuf, usize>>>);
-
-impl PlannedNames {
-    pub(super) fn has(&self, path: &Path) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(path)
-    }
-
-    /// The path, or the first with a count that no image has. In the order of the file, so that every run gives the same.
-    fn give(&self, path: PathBuf, exact: bool) -> Result<PathBuf> {
-        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(wanted) = names.get(&path).copied() else {
-            names.insert(path.clone(), 1);
-            return Ok(path);
-        };
-        if exact {
-            return Err(Error::Input(format!("--output {}: is the file of an earlier image too; give another name", path.display())));
-        }
-        let mut count = wanted + 1;
-        let mut name = counted(&path, count);
-        while names.contains_key(&name) {
-            count += 1;
-            name = counted(&path, count);
-        }
-        names.insert(path, count);
-        names.insert(name.clone(), 1);
-        Ok(name)
-    }
-}
 
 /// Turns lines into jobs, one after the other.
 pub(super) struct Resolver {
@@ -64,7 +32,7 @@ pub(super) struct Resolver {
     prompts: HashMap<String, (usize, u32)>,
     /// How often each image was asked for.
     keys: HashMap<Key, u32>,
-    pub(super) names: PlannedNames,
+    pub(super) names: ImageNames,
     /// The folders of the images of this shard.
     pub(super) folders: BTreeSet<PathBuf>,
     /// Images so far, those of other shards included.
@@ -108,7 +76,7 @@ impl Resolver {
             expander: PromptExpander::default(),
             prompts: HashMap::new(),
             keys: HashMap::new(),
-            names: PlannedNames::default(),
+            names: ImageNames::default(),
             folders: BTreeSet::new(),
             images: 0,
             is_full: false,
@@ -183,10 +151,8 @@ impl Resolver {
         let mut jobs = Vec::new();
         for mut draft in made {
             opened.finder.find(&mut draft)?;
-            opened.find_words(&mut draft);
-            draft.read_files(&mut self.files)?;
-            let request = Arc::new(draft.resolve(opened.checkpoint.spec())?);
-            for line in opened.check_files(&request)? {
+            let (request, applied) = opened.request(draft, &mut self.files)?;
+            for line in applied {
                 if self.applied.insert(line.clone()) {
                     self.remarks.push(line);
                 }
@@ -199,28 +165,16 @@ impl Resolver {
                 let key = key.again(*count);
                 *count += 1;
                 let name = ImageName { request: &request, model: &opened.label, seed, index: this };
-                let path = output.place(&name).unwrap_or_default();
-                // PlannedNames are given to the images of all shards, so that no two of them have the same.
-                let path = self.names.give(path, output.is_exact())?;
+                // The images of all shards are planned, so that no two of them have the same name.
+                let Some(target) = output.target(&name).map(|target| self.names.plan(target)).transpose()? else { continue };
                 if self.shard.is_some_and(|shard| !shard.has(this)) {
                     continue;
                 }
-                if !self.folders.contains(folder_of(&path)) {
-                    self.check_inside(line, &path)?;
-                    self.folders.insert(folder_of(&path).to_owned());
+                if !self.folders.contains(folder_of(&target.path)) {
+                    self.check_inside(line, &target.path)?;
+                    self.folders.insert(folder_of(&target.path).to_owned());
                 }
-                jobs.push(Job {
-                    id: this,
-                    key,
-                    line: line.number,
-                    model: number,
-                    generator: opened.generator(),
-                    request,
-                    seed,
-                    path,
-                    exact: output.is_exact(),
-                    overwrite: run.overwrite,
-                });
+                jobs.push(Job { id: this, key, line: line.number, model: number, generator: opened.generator(), request, seed, target });
             }
         }
         Ok(Some(jobs))

@@ -218,9 +218,8 @@ impl Studio for ModelStudio {
                 finder.find(&mut made)?;
                 opened.find_words(&mut made);
                 self.check_files(&mut made, permitted)?;
-                made.read_files(&mut files)?;
-                let request = Arc::new(made.resolve(opened.checkpoint.spec())?);
-                remarks.extend(opened.check_files(&request)?);
+                let (request, applied) = opened.request(made, &mut files)?;
+                remarks.extend(applied);
                 if let Some(excess) = opened.excess(&request) {
                     return Err(Error::setting("size", format!(": {excess}")));
                 }
