@@ -173,6 +173,13 @@ pub struct UNetSpec {
     pub freq_shift: f64,
 }
 
+impl UNetSpec {
+    /// Its middle attends to the image itself.
+    pub fn attends_in_the_middle(&self) -> bool {
+        self.mid.as_ref().is_some_and(|mid| mid.depth > 0)
+    }
+}
+
 /// One resolution of the UNet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UNetLevel {

@@ -1,9 +1,11 @@
 //! What a network's call gives back of its inside, and what it takes from an earlier call in the place of computing it.
 
-use crate::Result;
-use crate::ops::NamedTensors;
+use super::call::AttentionSite;
+use crate::ops::{NamedTensors, attention_received};
+use crate::{Error, Result};
 use candle_core::Tensor;
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 
 /// What of a UNet's inside one call keeps for later ones, and what it takes from an earlier one.
 #[derive(Debug, Clone, Default)]
@@ -14,7 +16,12 @@ pub struct Reuse {
     pub self_attention: AttentionReuse,
     /// The outputs of the attentions to the text, in their order.
     pub cross_attention: AttentionReuse,
+    /// The rows for which it is given back how much each place of the middle is attended to.
+    pub attended: Option<Range<usize>>,
 }
+
+/// The middle's first transformer block, whose attention [`Reuse::attended`] asks about.
+const MIDDLE: &str = "mid_block.attentions.0.transformer_blocks.0";
 
 /// Whether the inner part of a UNet is computed: all but the last layers of its way up, and the layers of its way down that they read.
 ///
@@ -52,6 +59,9 @@ pub struct Kept {
     pub self_attention: Vec<Tensor>,
     /// Of [`AttentionReuse::Keep`], to the text.
     pub cross_attention: Vec<Tensor>,
+    /// Of [`Reuse::attended`]: in the attention to the image itself of the middle's first transformer block, summed over the queries, the
+    /// mean of the heads, `(rows, height, width)` in f32.
+    pub attended: Option<Tensor>,
 }
 
 impl Reuse {
@@ -76,6 +86,9 @@ impl Reuse {
                 key += name;
             }
         }
+        if let Some(rows) = &self.attended {
+            key += &format!(" tells what the rows {rows:?} attend to");
+        }
         key
     }
 
@@ -92,7 +105,8 @@ impl Reuse {
     }
 
     /// What follows the prediction in a call's outputs.
-    pub(super) fn split(&self, outputs: Vec<Tensor>) -> Kept {
+    pub(super) fn split(&self, mut outputs: Vec<Tensor>) -> Kept {
+        let attended = if self.attended.is_some() { outputs.pop() } else { None };
         let mut outputs = outputs.into_iter();
         let deep = if matches!(self.deep, DeepReuse::Keep(_)) { outputs.next() } else { None };
         let rest: Vec<Tensor> = outputs.collect();
@@ -104,7 +118,7 @@ impl Reuse {
             (false, _) => (vec![], rest.into_iter().enumerate().collect()),
         };
         let tensors = |list: Vec<(usize, Tensor)>| list.into_iter().map(|(_, tensor)| tensor).collect();
-        Kept { deep, self_attention: tensors(own), cross_attention: tensors(text) }
+        Kept { deep, self_attention: tensors(own), cross_attention: tensors(text), attended }
     }
 }
 
@@ -120,12 +134,34 @@ pub(super) enum Attends {
 pub(super) struct AttentionRecord<'a> {
     reuse: &'a Reuse,
     reached: [Cell<usize>; 2],
-    pub(super) kept: RefCell<Vec<Tensor>>,
+    kept: RefCell<Vec<Tensor>>,
+    attended: RefCell<Option<Tensor>>,
 }
 
 impl<'a> AttentionRecord<'a> {
     pub(super) fn of(reuse: &'a Reuse) -> Self {
-        Self { reuse, reached: Default::default(), kept: RefCell::default() }
+        Self { reuse, reached: Default::default(), kept: RefCell::default(), attended: RefCell::default() }
+    }
+
+    /// Takes note of what an attention to the image itself looks at, where that is asked for; `query` and `key` are its projections.
+    pub(super) fn note(&self, site: &AttentionSite<'_>, query: &Tensor, key: &Tensor) -> Result<()> {
+        let Some(rows) = self.reuse.attended.as_ref().filter(|_| site.name == MIDDLE) else { return Ok(()) };
+        let of = |x: &Tensor| x.narrow(0, rows.start, rows.len());
+        let received = attention_received(&of(query)?, &of(key)?, site.heads)?;
+        *self.attended.borrow_mut() = Some(received.reshape((rows.len(), site.grid.0, site.grid.1))?);
+        Ok(())
+    }
+
+    /// Everything that is given back, as [`Reuse::split`] finds it.
+    ///
+    /// # Errors
+    /// The middle has no attention to the image itself, and is asked about it.
+    pub(super) fn given_back(self) -> Result<Vec<Tensor>> {
+        let attended = self.attended.into_inner();
+        if self.reuse.attended.is_some() && attended.is_none() {
+            return Err(Error::Model("the UNet's middle has no attention to the image itself".into()));
+        }
+        Ok(self.kept.into_inner().into_iter().chain(attended).collect())
     }
 
     /// `residual` and the attention's output, which `compute` gives with the tensor that it is given added.

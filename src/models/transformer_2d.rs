@@ -42,6 +42,7 @@ impl Attention {
     /// `residual + attention(x, x)`, shaped like `x`; without a residual the attention alone.
     fn to_itself(&self, x: &Tensor, residual: Option<&Tensor>, site: &AttentionSite<'_>, inputs: LayerInputs<'_>) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(x)?, self.to_v.forward(x)?);
+        inputs.attentions.note(site, &q, &k)?;
         for patch in inputs.patches {
             if let Some(mixed) = patch.self_attention(site, &q, &k, &v, inputs.named)? {
                 return self.output(&mixed, residual);

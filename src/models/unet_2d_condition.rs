@@ -150,7 +150,7 @@ impl UNet2DCondition {
         let x = self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?;
         let mut outputs = vec![x.permute((0, 3, 1, 2))?.contiguous()?];
         outputs.append(&mut kept);
-        outputs.append(&mut attentions.kept.borrow_mut());
+        outputs.append(&mut attentions.given_back()?);
         Ok(outputs)
     }
 }

@@ -23,7 +23,7 @@ pub use graph_cache::GraphCache;
 pub use named_tensors::NamedTensors;
 pub use pixels::{PRelu, leaky_relu, pixel_shuffle, pixel_unshuffle, upsample_nearest, window_attention};
 pub use profile::{OpTime, profiled};
-pub use tokens::{RmsNorm, biased_attention, gelu_tanh};
+pub use tokens::{RmsNorm, attention_received, biased_attention, gelu_tanh};
 pub use weight::Weight;
 pub use wrap::{Wrap, wrap_around, wrapped};
 

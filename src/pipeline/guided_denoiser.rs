@@ -3,19 +3,22 @@
 use super::BatchItem;
 use super::finite::Checks;
 use super::prompt::BatchConditioning;
+use super::self_attention::SelfAttention;
 use crate::extension::{Extension, RunContext};
 use crate::guidance::{AdaptiveProjected, ClassifierFree, Conjunction, GuidanceScales, Guider, InstructionEdit, LeftOut, Projection};
-use crate::models::Backbone;
+use crate::models::{Backbone, Kept, ModelOutput};
 use crate::ops::Wrap;
-use crate::sampling::{Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
+use crate::sampling::{Branch, Branches, CallPoint, Denoised, Denoiser, NoiseLevel, Schedule, Step};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
 
 pub(super) struct GuidedDenoiser<'a> {
     backbone: &'a dyn Backbone,
     dtype: DType,
     schedule: &'a Schedule,
     guider: Box<dyn Guider>,
+    self_attention: Option<SelfAttention>,
     conditioning: BatchConditioning<'a>,
     /// The guidance scale less 1 of each image, where the network is told it.
     embedded: Option<Vec<f64>>,
@@ -59,6 +62,7 @@ impl<'a> GuidedDenoiser<'a> {
             dtype: run.dtype,
             schedule: run.schedule,
             guider: guider(batch, calls, run.latents.device())?,
+            self_attention: SelfAttention::of(&batch.iter().map(|item| item.request).collect::<Vec<_>>(), run.latents.device())?,
             embedded: (batch.first().is_some_and(|item| item.request.guidance_is_embedded))
                 .then(|| batch.iter().map(|item| item.request.guidance.scale - 1.0).collect()),
             conditioning: BatchConditioning::new(batch.iter().map(|item| item.prompt).collect()),
@@ -75,6 +79,73 @@ impl<'a> GuidedDenoiser<'a> {
     /// Takes over from another network: texts and guidance that change in the course of a run go on.
     pub(super) fn after(self, before: StepsBefore) -> Self {
         Self { before, ..self }
+    }
+}
+
+impl GuidedDenoiser<'_> {
+    /// The network's outputs for some branches of all images, and what it keeps; `at` is the call in this network's share of the run and
+    /// in the whole of it. `attended` are the rows of which it tells what they attend to.
+    fn call(
+        &mut self,
+        latents: &Tensor,
+        branches: Vec<Branch>,
+        (at, in_run): (&CallPoint, &CallPoint),
+        attended: Option<Range<usize>>,
+    ) -> Result<(Branches, Kept)> {
+        let level = at.level;
+        let scaled = latents.affine(self.schedule.process.input_scale(level.sigma), 0.0)?.to_dtype(self.dtype)?;
+        let rows = if branches.len() == 1 { scaled } else { Tensor::cat(&vec![&scaled; branches.len()], 0)? };
+        let mut call = self.conditioning.call(rows, &branches, in_run)?;
+        call.wrap = self.wrap;
+        call.reuse.attended = attended;
+        if let Some(scales) = &self.embedded {
+            call.guidance = scales.repeat(branches.len());
+        }
+        for extension in &mut self.extensions {
+            extension.before_call(at, &branches, &mut call)?;
+        }
+        let ModelOutput { prediction, kept } = self.backbone.call(&call)?;
+        let output = prediction.to_dtype(DType::F32)?;
+        self.checks.check(&output, || {
+            let (timestep, dtype) = (level.timestep, self.dtype.as_str());
+            format!("the UNet at timestep {timestep:.0} in {dtype}; try `dtype` f32, another sampler or a lower `guidance-scale`")
+        })?;
+        let images = latents.dim(0)?;
+        let part = |(i, branch)| Ok((branch, output.narrow(0, i * images, images)?));
+        Ok((Branches::new(branches.into_iter().enumerate().map(part).collect::<Result<_>>()?), kept))
+    }
+
+    /// The estimate with self-attention guidance: the network is asked once more, about latents that are blurred where it attends to.
+    /// `guided` is an estimate where the guider makes one, else an output.
+    fn pushed(
+        &mut self,
+        latents: &Tensor,
+        at: (&CallPoint, &CallPoint),
+        guided: Tensor,
+        outputs: &Branches,
+        attended: &Tensor,
+    ) -> Result<Tensor> {
+        let missing = || Error::Image("the network was not asked about the row that is blurred".into());
+        let branches: Vec<Branch> = outputs.iter().map(|(branch, _)| branch).collect();
+        let branch = SelfAttention::branch(&branches);
+        let plain = outputs.get(branch).ok_or_else(missing)?;
+        let (process, sigma) = (&self.schedule.process, at.0.level.sigma);
+        let alpha = process.alpha(sigma);
+        let clean = process.denoised(latents, plain, sigma)?;
+        let guidance = self.self_attention.as_ref().ok_or_else(missing)?;
+        let blurred = guidance.blurred(&clean, attended)?;
+        // The same noise, on what is blurred.
+        let noisy = (latents + (&blurred - &clean)?.affine(alpha, 0.0)?)?;
+        let (again, _) = self.call(&noisy, vec![branch], at, None)?;
+        let again = again.get(branch).ok_or_else(missing)?;
+        let guidance = self.self_attention.as_ref().ok_or_else(missing)?;
+        let process = &self.schedule.process;
+        let is_estimate = self.guider.reads_estimates();
+        if !is_estimate && !guidance.is_of_estimates() {
+            return process.denoised(latents, &guidance.push(&guided, plain, again)?, sigma);
+        }
+        let guided = if is_estimate { guided } else { process.denoised(latents, &guided, sigma)? };
+        guidance.push(&guided, &blurred, &process.denoised(&noisy, again, sigma)?)
     }
 }
 
@@ -135,33 +206,24 @@ impl Denoiser for GuidedDenoiser<'_> {
         for extension in &mut self.extensions {
             latents = extension.before_denoise(&at, latents)?;
         }
-        let process = &self.schedule.process;
-        let scaled = latents.affine(process.input_scale(level.sigma), 0.0)?.to_dtype(self.dtype)?;
         let branches = self.guider.branches(&in_run);
-        let rows = if branches.len() == 1 { scaled } else { Tensor::cat(&vec![&scaled; branches.len()], 0)? };
-        let mut call = self.conditioning.call(rows, &branches, &in_run)?;
-        call.wrap = self.wrap;
-        if let Some(scales) = &self.embedded {
-            call.guidance = scales.repeat(branches.len());
-        }
-        for extension in &mut self.extensions {
-            extension.before_call(&at, &branches, &mut call)?;
-        }
-        let output = self.backbone.call(&call)?.prediction.to_dtype(DType::F32)?;
-        self.checks.check(&output, || {
-            let (timestep, dtype) = (level.timestep, self.dtype.as_str());
-            format!("the UNet at timestep {timestep:.0} in {dtype}; try `dtype` f32, another sampler or a lower `guidance-scale`")
-        })?;
         let images = latents.dim(0)?;
-        let part = |(i, branch)| Ok((branch, output.narrow(0, i * images, images)?));
-        let outputs = Branches::new(branches.into_iter().enumerate().map(part).collect::<Result<_>>()?);
+        let attended = self.self_attention.as_ref().map(|_| SelfAttention::rows(&branches, images));
+        let (outputs, kept) = self.call(&latents, branches, (&at, &in_run), attended)?;
+        let process = &self.schedule.process;
         let denoised = |output: &Tensor| process.denoised(&latents, output, level.sigma);
-        let guided = match self.guider.reads_estimates() {
+        let reads_estimates = self.guider.reads_estimates();
+        let guided = match reads_estimates {
             true => {
                 let rows = outputs.iter().map(|(branch, output)| Ok((branch, denoised(output)?)));
                 self.guider.combine(&in_run, &Branches::new(rows.collect::<Result<_>>()?))?
             }
-            false => denoised(&self.guider.combine(&in_run, &outputs)?)?,
+            false => self.guider.combine(&in_run, &outputs)?,
+        };
+        let guided = match &kept.attended {
+            Some(attended) => self.pushed(&latents, (&at, &in_run), guided, &outputs, attended)?,
+            None if reads_estimates => guided,
+            None => denoised(&guided)?,
         };
         let mut estimates = Denoised::plain(guided);
         if self.keeps_branches {
@@ -190,9 +252,9 @@ impl Denoiser for GuidedDenoiser<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::models::{ModelCall, ModelOutput};
+    use crate::models::ModelCall;
     use crate::pipeline::prompt::{Conditioning, ConditioningRow, Timeline};
-    use crate::sampling::{Branch, NoiseSource, plan, sample};
+    use crate::sampling::{Like, NoiseSource, plan, sample};
     use crate::settings::{Draft, Request};
     use std::sync::{Arc, Mutex};
 
@@ -288,6 +350,50 @@ mod tests {
         fn after_step(&mut self, step: &Step, latents: Tensor) -> Result<Tensor> {
             Ok(if step.to.sigma == 0.0 { (latents + 1.0)? } else { latents })
         }
+    }
+
+    /// Predicts half of what it sees, and says that it attends to the left half.
+    #[derive(Debug)]
+    struct LooksLeft;
+
+    impl Backbone for LooksLeft {
+        fn call(&self, call: &ModelCall) -> Result<ModelOutput> {
+            let rows = call.reuse.attended.as_ref().map_or(0, Range::len);
+            let attended = (rows > 0).then(|| Tensor::new(&[[[1.5f32, 0.5]]], &Device::Cpu)?.repeat((rows, 1, 1))).transpose()?;
+            let prediction = call.latents.sqr()?.affine(0.1, 0.3)?;
+            Ok(ModelOutput { prediction, kept: Kept { attended, ..Kept::default() } })
+        }
+
+        fn weights_changed(&self) {}
+    }
+
+    #[test]
+    fn tools_agree_about_self_attention_where_noise_is_predicted() {
+        let prompt = Conditioning::new(vec![(Branch::Negative, timeline(&[(9, 1.0)])), (Branch::Prompt, timeline(&[(9, 2.0)]))]);
+        let latents: Vec<f32> = (0..36).map(|i| ((i * 7919) % 1009) as f32 / 100.0 - 5.0).collect();
+        let latents = Tensor::from_vec(latents, (1, 1, 6, 6), &Device::Cpu).unwrap();
+        let made = |model: &str, like: Like, sag: f64| {
+            let draft = Draft::new("").with(|draft| {
+                draft.sampling.like = Some(like);
+                draft.scheduler.sampler = Some("euler".into());
+                (draft.guidance.sag_scale, draft.guidance.sag_blur) = (Some(sag), Some(1.5));
+            });
+            let request = draft.resolve(&crate::family::well_known(model).unwrap()).unwrap();
+            let (schedule, checks) = (plan(&request.scheduler, 4).unwrap(), Checks::on(&Device::Cpu));
+            let run = RunContext { schedule: &schedule, latents: &latents, dtype: DType::F32 };
+            let batch = [BatchItem { request: &request, prompt: &prompt, seed: 0 }];
+            let mut denoiser = GuidedDenoiser::new(&LooksLeft, &run, &batch, 4, vec![], &checks).unwrap();
+            let level = schedule.process.level(2.0);
+            denoiser.begin_step(&Step { index: 0, from: level, to: level }).unwrap();
+            denoiser.denoise(&latents, level).unwrap().guided.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let (diffusers, comfyui) = (made("sd15", Like::Diffusers, 0.7), made("sd15", Like::ComfyUi, 0.7));
+        assert!(apart(&diffusers, &comfyui) < 1e-4 && apart(&diffusers, &made("sd15", Like::Diffusers, 0.0)) > 0.1);
+        // Where velocity is predicted, ComfyUI adds σ² / (σ² + 1) of what the blur takes away: here 0.8, and nothing on the right.
+        let (diffusers, comfyui) = (made("sd21", Like::Diffusers, 0.7), made("sd21", Like::ComfyUi, 0.7));
+        let right = |x: &[f32]| x.chunks(6).flat_map(|row| row[3..].to_vec()).collect::<Vec<_>>();
+        assert!(apart(&right(&diffusers), &right(&comfyui)) < 1e-4 && apart(&diffusers, &comfyui) > 0.1);
     }
 
     #[test]

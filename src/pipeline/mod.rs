@@ -21,6 +21,7 @@ mod open;
 mod pass_networks;
 mod passes;
 mod prompt;
+mod self_attention;
 mod start;
 mod steering;
 mod step_cache;

@@ -72,6 +72,13 @@ impl Pipeline {
         }
         let model = self.networks.passes.refiner(file, &self.spec)?;
         let spec = model.spec().clone();
+        if request.guidance.sag_scale != 0.0 && !spec.unet.attends_in_the_middle() {
+            let refiner = file.path.display();
+            return Err(Error::setting(
+                "sag-scale",
+                format!(": the refiner {refiner} has no attention in its middle; leave one of them out"),
+            ));
+        }
         let texts = spec.text_components();
         let numbers: u64 = texts.chain([Component::UNET]).map(|component| model.parameters(component)).sum();
         let bytes = numbers * self.dtype.size_in_bytes() as u64;

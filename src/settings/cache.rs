@@ -99,6 +99,9 @@ pub(super) fn check(request: &Request, spec: &ModelSpec) -> Result<()> {
     if matches!(cache, StepCache::UCache { .. }) && request.inputs.edit {
         return refuse("does not go with a model that edits; take spectrum or deepcache");
     }
+    if request.guidance.sag_scale != 0.0 && !matches!(cache, StepCache::Spectrum { .. }) {
+        return refuse("does not go with `sag-scale`, which calls the network twice; take spectrum, or leave one of them out");
+    }
     if !matches!(cache, StepCache::TGate { step } if step > 0) {
         return Ok(());
     }

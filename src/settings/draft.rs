@@ -185,6 +185,7 @@ impl Draft {
         crate::sampling::plan(&request.scheduler, request.sampling.steps).map_err(blame)?;
         check_clip_skip(&request, spec)?;
         super::passes::check(&mut request, spec)?;
+        super::guidance::settle_self_attention(&mut request, spec)?;
         super::cache::check(&request, spec)?;
         if request.guidance.apg.is_some() {
             let guidance = &request.guidance;

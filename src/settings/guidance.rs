@@ -1,6 +1,9 @@
 //! How strongly the texts steer the image.
 
 use super::{By, Heading, NumberList, Parts, Request, Setting, Together, Value, ValueKind};
+use crate::sampling::Like;
+use crate::spec::ModelSpec;
+use crate::{Error, Result};
 
 settings! {
     /// Classifier-free guidance.
@@ -79,6 +82,19 @@ settings! {
         ..Setting::IMAGE
     };
 
+    /// Self-attention guidance: how strongly the image leaves what it is where it looks at itself most, blurred there
+    sag_scale: one f64 = |_| 0.0 => Setting {
+        name: "sag-scale", hidden_aliases: &["sag"], value: "X", default: "0", heading: Heading::Sampling, range: Some((-2.0, 100.0)),
+        infotext: Some("SAG scale"), off: Some("0"), together: Together::Class(|request| request.guidance.sag_scale != 0.0),
+        ..Setting::IMAGE
+    };
+
+    /// How far it is blurred there, in latent pixels
+    sag_blur: maybe f64 => Setting {
+        name: "sag-blur", hidden_aliases: &["sag-blur-sigma"], value: "SIGMA", default: "1; 2 with `like` comfyui", heading: Heading::Sampling,
+        range: Some((0.0, 10.0)), infotext: Some("SAG blur sigma"), ..Setting::IMAGE
+    };
+
     /// Skip-layer guidance (Stable Diffusion 3.5 medium): blocks without which the image is predicted once more, such as 7,8,9
     skip_layers: maybe NumberList => Setting {
         name: "skip-layers", value: "LIST", example: "7,8,9", heading: Heading::Sampling, infotext: Some("Skip layers"), ..Setting::IMAGE
@@ -113,6 +129,36 @@ impl GuidanceSettings {
     pub fn skipped_layers(&self) -> Option<Vec<usize>> {
         self.skip_layers.as_ref().map(|list| list.0.iter().map(|layer| *layer as usize).collect())
     }
+}
+
+/// Latents along a side that the blur of self-attention guidance needs: it mirrors four of them.
+const BLURRED_SIDE: usize = 5;
+
+/// Settles self-attention guidance, and refuses it where there is nothing to guide by.
+pub(super) fn settle_self_attention(request: &mut Request, spec: &ModelSpec) -> Result<()> {
+    let comfyui = request.sampling.like == Some(Like::ComfyUi);
+    let guidance = &mut request.guidance;
+    if guidance.sag_scale == 0.0 {
+        // What changes nothing is not there, so that an image has one key.
+        guidance.sag_blur = None;
+        return Ok(());
+    }
+    guidance.sag_blur = Some(guidance.sag_blur.unwrap_or(if comfyui { 2.0 } else { 1.0 }));
+    let refuse = |what: String| Err(Error::setting("sag-scale", format!(": {what}")));
+    if !spec.unet.attends_in_the_middle() {
+        return refuse("needs a UNet with attention in its middle, and this model has none; leave it out".into());
+    }
+    if request.inputs.edit {
+        return refuse("does not go with a model that edits by instruction; leave it out".into());
+    }
+    if request.passes.hires_window.is_some() {
+        return refuse("needs an image that is seen whole; leave it or `hires-window` out".into());
+    }
+    let least = BLURRED_SIDE * spec.vae.factor();
+    if request.canvas.width.min(request.canvas.height) < least {
+        return refuse(format!("needs at least {least} pixels a side; take a larger size, or leave it out"));
+    }
+    Ok(())
 }
 
 /// The numbers of adaptive projected guidance.

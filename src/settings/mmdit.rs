@@ -24,6 +24,7 @@ pub(super) fn settle(request: &mut Request, spec: &ModelSpec) -> Result<()> {
     };
     for (name, given) in [
         ("pag-scale", request.guidance.pag_scale != 0.0),
+        ("sag-scale", request.guidance.sag_scale != 0.0),
         ("freeu", request.guidance.freeu.is_some()),
         ("tiling", request.canvas.tiling.is_some()),
         ("control", !request.adapters.control.is_empty()),
