@@ -1,6 +1,8 @@
-//! What follows the first pass: a refiner against diffusers, and a second pass at a larger size.
+//! What follows the first pass: a refiner against diffusers, and a second pass at a larger size; and self-attention guidance, which asks
+//! the network twice a step.
 //!
-//! `tests/data/passes/make_passes.py` made what the ensembles ought to compute.
+//! `tests/data/passes/make_passes.py` made what the ensembles ought to compute, `tests/data/guidance/make_guidance.py` what the guidance
+//! ought to.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot read its models has failed")]
 
@@ -14,7 +16,11 @@ fn data(name: &str) -> PathBuf {
 }
 
 fn pipeline(low_memory: bool) -> Pipeline {
-    let builder = Pipeline::open(data("parity/sdxl")).expect("the model opens");
+    pipeline_of("sdxl", low_memory)
+}
+
+fn pipeline_of(model: &str, low_memory: bool) -> Pipeline {
+    let builder = Pipeline::open(data("parity").join(model)).expect("the model opens");
     let builder = builder.device("cpu".parse().expect("a device")).dtype("f32".parse().expect("a dtype")).low_memory(low_memory);
     builder.build().expect("the model loads")
 }
@@ -42,6 +48,14 @@ fn apart(made: &Tensor, wanted: &Tensor) -> f64 {
     f64::from(made.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / deviation)
 }
 
+/// A file of a scheduler's configuration.
+fn scheduler(folder: &Path, class: &str, more: &str) -> String {
+    let path = folder.join("scheduler_config.json");
+    let betas = r#""beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1"#;
+    std::fs::write(&path, format!(r#"{{"_class_name": "{class}", {betas}{more}}}"#)).expect("written");
+    path.display().to_string()
+}
+
 #[test]
 fn a_refiner_takes_over_as_in_diffusers() {
     let golden = safetensors::load(data("passes/ensemble.safetensors"), &Device::Cpu).expect("the golden latents");
@@ -50,12 +64,7 @@ fn a_refiner_takes_over_as_in_diffusers() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, wanted) in &golden {
         let (sampler, switch) = name.split_once('/').unwrap_or(("euler", "0.6"));
-        let config = |class: &str, more: &str| {
-            let path = folder.path().join("scheduler_config.json");
-            let betas = r#""beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1"#;
-            std::fs::write(&path, format!(r#"{{"_class_name": "{class}", {betas}{more}}}"#)).expect("written");
-            path.display().to_string()
-        };
+        let config = |class: &str, more: &str| scheduler(folder.path(), class, more);
         let config = match sampler {
             "euler" => config("EulerDiscreteScheduler", ""),
             "euler-a" => config("EulerAncestralDiscreteScheduler", ""),
@@ -151,4 +160,54 @@ fn a_second_pass_is_larger_and_its_size_is_what_the_network_is_told() {
     assert!(apart(&windowed("96"), &whole) < 1e-6);
     let small = windowed("64");
     assert!(apart(&small, &whole) > 1e-4 && small.dims() == whole.dims());
+}
+
+#[test]
+fn self_attention_guides_as_in_diffusers() {
+    let golden = safetensors::load(data("guidance/self_attention.safetensors"), &Device::Cpu).expect("the golden latents");
+    let folder = tempfile::tempdir().expect("a folder");
+    assert_eq!(golden.len(), 7);
+    for model in ["sd15", "sd21-v", "sdxl"] {
+        let pipelines = [pipeline_of(model, false), pipeline_of(model, true)];
+        for (name, wanted) in golden.iter().filter(|(name, _)| name.starts_with(&format!("{model}/"))) {
+            let [_, sampler, guidance, scale] = name.split('/').collect::<Vec<_>>()[..] else { panic!("{name}") };
+            let config = match sampler {
+                "ddim" => Some(scheduler(folder.path(), "DDIMScheduler", r#", "clip_sample": false, "set_alpha_to_one": false"#)),
+                "dpm++2m" => Some(scheduler(folder.path(), "DPMSolverMultistepScheduler", "")),
+                _ => None,
+            };
+            let mut settings = vec![("steps", "5"), ("guidance-scale", guidance), ("sag-scale", scale)];
+            settings.extend(config.as_deref().map(|config| ("scheduler-config", config)));
+            let made: Vec<f64> = pipelines.iter().map(|pipeline| apart(&latents(pipeline, &draft(&settings)), wanted)).collect();
+            println!("{name}: {made:?}");
+            assert!(made.iter().all(|apart| *apart < 2e-4), "{name}: {made:?}");
+        }
+    }
+}
+
+#[test]
+fn self_attention_guidance_goes_with_batches_and_passes() {
+    let pipeline = pipeline(false);
+    let bits = |latents: &Tensor| -> Vec<u32> {
+        let numbers: Vec<f32> = latents.flatten_all().and_then(|x| x.to_vec1()).expect("numbers");
+        numbers.into_iter().map(f32::to_bits).collect()
+    };
+    let sag = [("sag-scale", "1"), ("steps", "3"), ("pag-scale", "2")];
+    let both = pipeline.generate(&draft(&[&sag[..], &[("images", "2")]].concat())).expect("two images");
+    assert_eq!(bits(&both[0].latents), bits(&latents(&pipeline, &draft(&sag))), "an image does not depend on its batch");
+    assert_ne!(bits(&both[0].latents), bits(&latents(&pipeline, &draft(&sag[1..]))));
+    let second = draft(&sag).with(|draft| draft.seed = Some(Seed::Is(8)));
+    assert_eq!(bits(&both[1].latents), bits(&latents(&pipeline, &second)));
+    // The refiner is guided so too, and the pass after the first.
+    let refiner = data("parity/sdxl-refiner").display().to_string();
+    let passes = [("hires", "1.5"), ("refiner", refiner.as_str()), ("steps", "4"), ("refiner-switch", "0.4")];
+    let with = latents(&pipeline, &draft(&[&passes[..], &[("sag-scale", "1"), ("tiling", "x")]].concat()));
+    assert!(apart(&with, &latents(&pipeline, &draft(&[&passes[..], &[("tiling", "x")]].concat()))) > 1e-3);
+    // Guidance by estimates, and with parts that add up.
+    let apg = latents(&pipeline, &draft(&[("sag-scale", "1"), ("steps", "3"), ("apg", "eta=1,norm=0,momentum=0")]));
+    let plain = latents(&pipeline, &draft(&[("sag-scale", "1"), ("steps", "3")]));
+    assert!(apart(&apg, &plain) < 2e-4, "where noise is predicted, both are the same");
+    let parts =
+        draft(&[("sag-scale", "1"), ("steps", "3"), ("prompt-syntax", "a1111")]).with(|draft| draft.prompts = vec!["a AND b".into()]);
+    assert_eq!(latents(&pipeline, &parts).dims(), plain.dims());
 }

@@ -254,7 +254,7 @@ mod tests {
     use super::*;
     use crate::models::ModelCall;
     use crate::pipeline::prompt::{Conditioning, ConditioningRow, Timeline};
-    use crate::sampling::{NoiseSource, plan, sample};
+    use crate::sampling::{Like, NoiseSource, plan, sample};
     use crate::settings::{Draft, Request};
     use std::sync::{Arc, Mutex};
 
@@ -350,6 +350,50 @@ mod tests {
         fn after_step(&mut self, step: &Step, latents: Tensor) -> Result<Tensor> {
             Ok(if step.to.sigma == 0.0 { (latents + 1.0)? } else { latents })
         }
+    }
+
+    /// Predicts half of what it sees, and says that it attends to the left half.
+    #[derive(Debug)]
+    struct LooksLeft;
+
+    impl Backbone for LooksLeft {
+        fn call(&self, call: &ModelCall) -> Result<ModelOutput> {
+            let rows = call.reuse.attended.as_ref().map_or(0, Range::len);
+            let attended = (rows > 0).then(|| Tensor::new(&[[[1.5f32, 0.5]]], &Device::Cpu)?.repeat((rows, 1, 1))).transpose()?;
+            let prediction = call.latents.sqr()?.affine(0.1, 0.3)?;
+            Ok(ModelOutput { prediction, kept: Kept { attended, ..Kept::default() } })
+        }
+
+        fn weights_changed(&self) {}
+    }
+
+    #[test]
+    fn tools_agree_about_self_attention_where_noise_is_predicted() {
+        let prompt = Conditioning::new(vec![(Branch::Negative, timeline(&[(9, 1.0)])), (Branch::Prompt, timeline(&[(9, 2.0)]))]);
+        let latents: Vec<f32> = (0..36).map(|i| ((i * 7919) % 1009) as f32 / 100.0 - 5.0).collect();
+        let latents = Tensor::from_vec(latents, (1, 1, 6, 6), &Device::Cpu).unwrap();
+        let made = |model: &str, like: Like, sag: f64| {
+            let draft = Draft::new("").with(|draft| {
+                draft.sampling.like = Some(like);
+                draft.scheduler.sampler = Some("euler".into());
+                (draft.guidance.sag_scale, draft.guidance.sag_blur) = (Some(sag), Some(1.5));
+            });
+            let request = draft.resolve(&crate::family::well_known(model).unwrap()).unwrap();
+            let (schedule, checks) = (plan(&request.scheduler, 4).unwrap(), Checks::on(&Device::Cpu));
+            let run = RunContext { schedule: &schedule, latents: &latents, dtype: DType::F32 };
+            let batch = [BatchItem { request: &request, prompt: &prompt, seed: 0 }];
+            let mut denoiser = GuidedDenoiser::new(&LooksLeft, &run, &batch, 4, vec![], &checks).unwrap();
+            let level = schedule.process.level(2.0);
+            denoiser.begin_step(&Step { index: 0, from: level, to: level }).unwrap();
+            denoiser.denoise(&latents, level).unwrap().guided.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let (diffusers, comfyui) = (made("sd15", Like::Diffusers, 0.7), made("sd15", Like::ComfyUi, 0.7));
+        assert!(apart(&diffusers, &comfyui) < 1e-4 && apart(&diffusers, &made("sd15", Like::Diffusers, 0.0)) > 0.1);
+        // Where velocity is predicted, ComfyUI adds σ² / (σ² + 1) of what the blur takes away: here 0.8, and nothing on the right.
+        let (diffusers, comfyui) = (made("sd21", Like::Diffusers, 0.7), made("sd21", Like::ComfyUi, 0.7));
+        let right = |x: &[f32]| x.chunks(6).flat_map(|row| row[3..].to_vec()).collect::<Vec<_>>();
+        assert!(apart(&right(&diffusers), &right(&comfyui)) < 1e-4 && apart(&diffusers, &comfyui) > 0.1);
     }
 
     #[test]

@@ -45,3 +45,33 @@ fn what_does_not_go_with_apg_is_named_itself() {
     let said = refused(0.0, "a AND b");
     assert!(said.contains("a prompt with AND does not go"), "{said}");
 }
+
+#[test]
+fn self_attention_guidance_is_refused_where_it_cannot_guide() {
+    let spec = |name| crate::family::well_known(name).unwrap();
+    let with = |settings: &[(&str, &str)]| {
+        let mut draft = super::Draft::new("a cat");
+        for (name, value) in [("sag-scale", "0.75")].iter().chain(settings) {
+            draft.set(name, [*value]).unwrap();
+        }
+        draft
+    };
+    let said = |settings: &[(&str, &str)], spec: &crate::spec::ModelSpec| with(settings).resolve(spec).unwrap_err().to_string();
+    let mut hollow = spec("sd15");
+    hollow.unet.mid = None;
+    assert!(said(&[], &hollow).contains("sag-scale: needs a UNet with attention in its middle"), "{}", said(&[], &hollow));
+    assert!(said(&[], &spec("sd3-medium")).contains("sag-scale"));
+    let sd15 = spec("sd15");
+    for cache in ["deepcache", "ucache", "tgate"] {
+        assert!(said(&[("cache", cache)], &sd15).contains("sag-scale"));
+    }
+    assert!(said(&[("size", "32x512")], &sd15).contains("at least 40 pixels"));
+    assert!(said(&[("hires", "2"), ("hires-window", "512")], &sd15).contains("hires-window"));
+    let blur = |settings: &[(&str, &str)]| with(settings).resolve(&sd15).unwrap().guidance.sag_blur;
+    assert_eq!(
+        [&[][..], &[("like", "comfyui")], &[("sag-blur", "3")], &[("cache", "spectrum")]].map(blur),
+        [Some(1.0), Some(2.0), Some(3.0), Some(1.0)]
+    );
+    // Without its scale it says nothing.
+    assert_eq!(blur(&[("sag-scale", "0"), ("sag-blur", "3")]), None);
+}
