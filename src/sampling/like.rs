@@ -104,6 +104,7 @@ impl Like {
             (Like::ComfyUi, "ddim") => ("euler", &[]),
             (Like::ComfyUi, "unipc") => ("uni-pc-bh1", &[]),
             (Like::ComfyUi, "lms") => ("lms", ENDS_DENOISED),
+            (Like::SdCpp, "lms") => ("lms", &[("shift", 1.0)]),
             (Like::ComfyUi | Like::SdCpp, "lcm") => ("lcm", NO_BOUNDARY),
             (Like::ComfyUi, "sa-solver") => ("sa-solver-sigma", &[]),
             (_, name) => (name, &[]),

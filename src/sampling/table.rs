@@ -133,7 +133,7 @@ const TABLE: &[SamplerRow] = &[
         class: "KDPM2AncestralDiscreteScheduler", steps: 25, options: NOISE, automatic: Some(SigmaSchedule::Karras), discards: true,
         rounds_karras: true, betas: OWN_BETAS, plan: dpm2::plan_ancestral, ..BASE },
     SamplerRow { name: "lms", a1111: "LMS", aliases: &["klms"], class: "LMSDiscreteScheduler",
-        options: &[("order", 4.0), ("ends_denoised", 0.0)], plan: lms::plan, ..BASE },
+        options: &[("order", 4.0), ("ends_denoised", 0.0), ("shift", 0.0)], plan: lms::plan, ..BASE },
     SamplerRow { name: "dpm-fast", a1111: "DPM fast", aliases: &["kdpmfast"], options: &[("eta", 0.0), ("s_noise", 1.0)],
         plan: dpm_single::plan_fast, ..BASE },
     SamplerRow { name: "dpm-adaptive", a1111: "DPM adaptive", aliases: &["kdpmad", "kdpmadaptive"],
