@@ -8,7 +8,7 @@
 
 use sd_gen::candle_core::{DType, Device, Tensor, safetensors};
 use sd_gen::models::Scope;
-use sd_gen::prompt::{Emphasis, PromptSyntax};
+use sd_gen::prompt::{Emphasis, Prompt, PromptReading, PromptScheduling, PromptSyntax};
 use sd_gen::text::{Chunk, ClipTokenizer, TextEncoder, TimelineText, a1111_chunks, comfyui_chunks};
 use sd_gen::weights::{Checkpoint, Component};
 use serde_json::Value;
@@ -173,4 +173,50 @@ fn embeddings_are_the_tools_own() {
     for (got, name) in batch.iter().zip(record["batch"]["tensors"].as_array().expect("names")) {
         assert_near(got, &tensor(name), "the batch");
     }
+}
+
+/// Where `SD_GEN_PROMPT_LIST` names a file of prompts, one a line (or JSON's strings, one a line, where a prompt has several), each is read
+/// in every language, chunked, and told with `--nocapture` where it is an error or looks like a slip.
+#[test]
+fn every_prompt_of_a_list_is_understood() {
+    let Some(list) = std::env::var_os("SD_GEN_PROMPT_LIST") else { return };
+    let list = std::fs::read_to_string(list).expect("a list of prompts");
+    let (_, tokenizer) = text_encoder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/parity/sd15"));
+    let prompts: Vec<String> = list.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| line.to_owned())).collect();
+    let mut errors = Vec::new();
+    for syntax in [PromptSyntax::A1111, PromptSyntax::ComfyUi, PromptSyntax::Plain] {
+        let (mut slips, mut weighted, mut timed, mut chunks) = (0, 0, 0, 0);
+        for (prompt, negative) in prompts.iter().flat_map(|prompt| [(prompt, false), (prompt, true)]) {
+            let (emphasis, scheduling) = (Emphasis::Original, PromptScheduling::default());
+            let read = Prompt::parse(prompt, PromptReading { syntax, emphasis, scheduling, steps: 20, hires_steps: None, negative });
+            let read = match read {
+                Ok(read) => read,
+                Err(error) => {
+                    errors.push(format!("{}: {error}: {prompt:?}", syntax.name()));
+                    continue;
+                }
+            };
+            let texts: Vec<_> = read.parts.iter().flat_map(|part| &part.timeline).collect();
+            weighted += usize::from(texts.iter().any(|text| text.words.iter().any(|word| word.weight != 1.0)));
+            timed += usize::from(!read.is_constant());
+            slips += read.slips.len();
+            if !negative {
+                read.slips.iter().for_each(|slip| println!("{}: {}", syntax.name(), slip.show(prompt)));
+            }
+            for text in texts {
+                let cut = if syntax == PromptSyntax::ComfyUi { comfyui_chunks } else { a1111_chunks };
+                match cut(&tokenizer, &text.words) {
+                    Ok(cut) => chunks = chunks.max(cut.len()),
+                    Err(error) => errors.push(format!("{}: {error}: {prompt:?}", syntax.name())),
+                }
+            }
+        }
+        println!(
+            "{}: {} prompts, both as the prompt and as the negative one: {weighted} with weights, {timed} with parts or changes, {slips} \
+             slips, at most {chunks} chunks",
+            syntax.name(),
+            prompts.len()
+        );
+    }
+    assert!(!prompts.is_empty() && errors.is_empty(), "{} of {}:\n{}", errors.len(), prompts.len(), errors.join("\n"));
 }
