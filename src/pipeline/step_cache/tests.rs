@@ -21,7 +21,7 @@ impl Backbone for Remembering {
         let kept = |reuse: &AttentionReuse| if matches!(reuse, AttentionReuse::Keep) { vec![tensor()] } else { vec![] };
         let deep = matches!(call.reuse.deep, DeepReuse::Keep(_)).then(tensor);
         let (self_attention, cross_attention) = (kept(&call.reuse.self_attention), kept(&call.reuse.cross_attention));
-        Ok(ModelOutput { prediction: (&call.latents * 0.5)?, kept: Kept { deep, self_attention, cross_attention } })
+        Ok(ModelOutput { prediction: (&call.latents * 0.5)?, kept: Kept { deep, self_attention, cross_attention, attended: None } })
     }
 
     fn weights_changed(&self) {}
