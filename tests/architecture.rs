@@ -110,6 +110,30 @@ const CLI_MAY_USE: &[(&str, &[&str])] = &[
     ("process", &[]),
 ];
 
+/// What the library's documentation shows: at most twelve modules.
+const PUBLIC: [&str; 12] =
+    ["adapter", "device", "family", "hub", "metadata", "pipeline", "prompt", "sampling", "settings", "spec", "survey", "weights"];
+
+/// Public for the program, for the tests that compare single stages, for the benchmarks and the fuzzers; the documentation hides them, and
+/// nobody is promised anything. Let none be added.
+const HIDDEN: [&str; 15] = [
+    "allocator",
+    "batch",
+    "bench",
+    "cli",
+    "disk",
+    "extension",
+    "guidance",
+    "image",
+    "inputs",
+    "models",
+    "noise",
+    "ops",
+    "server",
+    "sheet",
+    "text",
+];
+
 /// Lines of a file, its tests apart.
 const LONGEST_FILE: usize = 600;
 
@@ -448,4 +472,18 @@ fn every_type_has_a_name_of_its_own() {
     places.sort();
     let twice: Vec<_> = places.windows(2).filter(|pair| pair[0].0 == pair[1].0).collect();
     assert!(twice.is_empty(), "declared twice: {twice:?}");
+}
+
+/// The modules that `lib.rs` makes public: those that the documentation shows, and those that it hides.
+#[test]
+fn the_library_shows_twelve_modules() {
+    let (mut shown, mut hidden) = (Vec::new(), Vec::new());
+    let mut is_hidden = false;
+    for line in include_str!("../src/lib.rs").lines() {
+        if let Some(name) = line.strip_prefix("pub mod ").and_then(|rest| rest.strip_suffix(';')) {
+            if is_hidden { hidden.push(name) } else { shown.push(name) }
+        }
+        is_hidden = line == "#[doc(hidden)]" || (is_hidden && line.starts_with("#["));
+    }
+    assert_eq!((shown, hidden), (PUBLIC.to_vec(), HIDDEN.to_vec()));
 }

@@ -193,6 +193,7 @@ mod tests {
     use super::super::plan::tests::job;
     use super::*;
     use candle_core::{DType, Device, Tensor};
+    use std::path::Path;
 
     fn sink(folder: &Path) -> ManifestSink {
         ManifestSink {
