@@ -179,7 +179,6 @@ fn self_attention_guides_as_in_diffusers() {
             let mut settings = vec![("steps", "5"), ("guidance-scale", guidance), ("sag-scale", scale)];
             settings.extend(config.as_deref().map(|config| ("scheduler-config", config)));
             let made: Vec<f64> = pipelines.iter().map(|pipeline| apart(&latents(pipeline, &draft(&settings)), wanted)).collect();
-            println!("{name}: {made:?}");
             assert!(made.iter().all(|apart| *apart < 2e-4), "{name}: {made:?}");
         }
     }

@@ -346,7 +346,7 @@ mod tests {
             "{prompt}{negative}{prompt}.png",
             "a/{prompt}{negative}/{seed}.png",
         ] {
-            let path = Output::new(Some(template), None, false).unwrap().place(&image).unwrap();
+            let path = Output::new(Some(template), None, false).unwrap().target(&image).unwrap().path;
             let longest = path.components().map(|part| part.as_os_str().len()).max().unwrap();
             assert!(longest <= LONGEST_NAME + ".png".len(), "{template}: {longest}");
             assert_eq!(path.components().count(), template.split('/').count(), "{template}");
@@ -355,7 +355,7 @@ mod tests {
         // Folders that a prompt makes are none of Windows' devices either.
         let request = crate::settings::Draft::new("aux").resolve(&spec).unwrap();
         let image = ImageName { request: &request, model: "m", seed: 5, index: 0 };
-        let place = |template: &str| Output::new(Some(template), Some(Path::new("out")), false).unwrap().place(&image).unwrap();
+        let place = |template: &str| Output::new(Some(template), Some(Path::new("out")), false).unwrap().target(&image).unwrap().path;
         assert_eq!(place("{prompt}/{seed}.png"), Path::new("out/aux-/5.png"));
         assert_eq!(place("{prompt}.png"), Path::new("out/aux-.png"));
     }
