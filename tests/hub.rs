@@ -214,9 +214,15 @@ fn a_tokenizer_of_one_file_is_fetched() {
     // transformers 5 saves tokenizer.json alone, and what a training added beside it.
     let mut files = TEXTS.map(|(name, of)| (name.to_owned(), std::fs::read(emoji().join(of)).expect(of))).to_vec();
     files.retain(|(name, _)| !name.ends_with("vocab.json") && !name.ends_with("merges.txt"));
-    for name in ["tokenizer/tokenizer.json", "tokenizer/added_tokens.json"] {
-        files.push((name.to_owned(), b"{}".to_vec()));
-    }
+    let text = |ending: &str| {
+        let (_, of) = TEXTS.iter().find(|(name, _)| name.ends_with(ending)).expect(ending);
+        std::fs::read_to_string(emoji().join(of)).expect(ending)
+    };
+    let vocabulary: serde_json::Value = serde_json::from_str(&text("vocab.json")).expect("JSON");
+    let merges: Vec<String> = text("merges.txt").lines().skip(1).map(str::to_owned).collect();
+    let tokenizer = serde_json::json!({ "model": { "type": "BPE", "vocab": vocabulary, "merges": merges } });
+    files.push(("tokenizer/tokenizer.json".into(), tokenizer.to_string().into_bytes()));
+    files.push(("tokenizer/added_tokens.json".into(), b"{}".to_vec()));
     for name in ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"] {
         files.push((format!("{name}.safetensors"), bytes(100, 1)));
     }
