@@ -3,9 +3,11 @@
 //! A spec is plain data. It is read from a folder's configuration files or concluded from a single file's
 //! tensors (`family`), and obeyed by `models`, `text` and `pipeline`. Nobody else asks for the family.
 
+mod depth_anything;
 mod latent_rgb;
 mod mmdit;
 
+pub use depth_anything::DepthAnythingSpec;
 pub use latent_rgb::LatentRgb;
 pub use mmdit::{MmditSpec, T5Spec};
 

@@ -99,6 +99,8 @@ fn parts_and_add_ons_and_other_families_are_named() {
         (shapes(&[("control_model.input_hint_block.0.weight", &[1])]), Kind::ControlNet, "a ControlNet"),
         (shapes(&[("controlnet_mid_block.weight", &[1]), ("control_add_embedding.x", &[1])]), Kind::AddOn, "a ControlNet Union"),
         (shapes(&[("adapter.body.0.block1.weight", &[1])]), Kind::AddOn, "a T2I-Adapter"),
+        (shapes(&[("depth_head.scratch.layer1_rn.weight", &[1])]), Kind::AddOn, "a depth network (Depth Anything)"),
+        (shapes(&[("neck.reassemble_stage.layers.0.x", &[1])]), Kind::AddOn, "a depth network (Depth Anything)"),
         (shapes(&[("down_blocks.0.motion_modules.0.x", &[1])]), Kind::AddOn, "AnimateDiff's motion module"),
         (shapes(&[("body.0.rdb1.conv1.weight", &[1])]), Kind::Upscaler, "an ESRGAN upscaler"),
         (shapes(&[("body.0.weight", &[8, 3, 3, 3]), ("body.1.weight", &[8])]), Kind::Upscaler, "a Compact upscaler"),

@@ -50,19 +50,26 @@ impl AdapterFolders {
         Self::new("IP-Adapter", "give its path", true, None, models, &["ip-adapter", "ipadapter", "ip_adapter"])
     }
 
+    /// The same of networks that estimate depth.
+    pub fn depth_networks(models: &Path) -> Self {
+        const USUAL: &[&str] = &["depth", "depthanything", "depth_anything", "depth_anything_v2", "DepthAnything"];
+        Self::new("depth network", "give its path or its hub id", true, None, models, USUAL)
+    }
+
     /// The same of networks that enlarge images.
     pub fn upscalers(models: &Path) -> Self {
         Self::new("upscaler", "give its path", false, None, models, UPSCALER_FOLDERS)
     }
 
     /// Those of every kind in their usual places.
-    pub fn of_every_kind(models: &Path) -> [Self; 6] {
+    pub fn of_every_kind(models: &Path) -> [Self; 7] {
         [
             Self::loras(None, models),
             Self::embeddings(None, models),
             Self::vaes(models),
             Self::control_nets(models),
             Self::ip_adapters(models),
+            Self::depth_networks(models),
             Self::upscalers(models),
         ]
     }

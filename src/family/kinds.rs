@@ -68,6 +68,8 @@ const FOREIGN_KINDS: &[ForeignKind] = &[
     model("clip_txt_pooled_mapper.", "Stable Cascade", NOT_YET),
     add_on("control_add_embedding", "a ControlNet Union"),
     add_on("lllite_", "a ControlNet-LLLite"),
+    add_on("depth_head.scratch.", "a depth network (Depth Anything)"),
+    add_on("neck.reassemble_stage.", "a depth network (Depth Anything)"),
     as_add_on("control_model.", "a ControlNet", AddOn::ControlNet),
     as_add_on("controlnet_", "a ControlNet", AddOn::ControlNet),
     as_add_on("input_hint_block.", "a ControlNet", AddOn::ControlNet),

@@ -7,6 +7,7 @@
 //! Nothing here opens a file: names, shapes and texts come through `TensorNames` and `ConfigFiles`, which `weights` implements.
 
 pub(crate) mod config;
+pub(crate) mod depth_anything;
 pub(crate) mod detect;
 mod files;
 pub(crate) mod json;

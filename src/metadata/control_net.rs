@@ -15,12 +15,13 @@ use crate::settings::{ControlChoice, Parts, Value};
 pub(super) const KEY: &str = "ControlNet ";
 const MODEL_FILE: &str = "Model file";
 const IMAGE_FILE: &str = "Image file";
+const DEPTH_FILE: &str = "Depth model file";
 
 /// A1111's text for one network.
 pub(super) fn written(choice: &ControlChoice) -> String {
     let hash = choice.model.sha256().and_then(|hash| Some(format!(" [{}]", hash.get(..8)?))).unwrap_or_default();
     let stem = choice.model.path().file_stem().unwrap_or_default().to_string_lossy();
-    let pairs = [
+    let mut pairs = vec![
         ("Module", choice.preprocess.map_or("none", Preprocessor::a1111_name).to_owned()),
         ("Model", format!("{stem}{hash}")),
         ("Weight", choice.weight.to_string()),
@@ -32,6 +33,7 @@ pub(super) fn written(choice: &ControlChoice) -> String {
         (MODEL_FILE, InputFile::public(&choice.model)),
         (IMAGE_FILE, InputFile::public(&choice.image)),
     ];
+    pairs.extend(choice.depth_model.as_ref().map(|file| (DEPTH_FILE, InputFile::public(file))));
     pairs.iter().map(|(key, value)| format!("{key}: {}", quoted(value))).collect::<Vec<_>>().join(", ")
 }
 
@@ -45,6 +47,8 @@ pub(super) fn read(text: &str) -> Option<String> {
     }
     let module = get("Module").and_then(|name| Preprocessor::from_name(&name).ok());
     parts.pairs.extend(module.map(|how| ("preprocess".to_owned(), how.name().to_owned())));
+    let is_depth = parts.pairs.iter().any(|(name, value)| name == "preprocess" && value == Preprocessor::Depth.name());
+    parts.pairs.extend(get(DEPTH_FILE).filter(|_| is_depth).map(|file| ("depth-model".to_owned(), file)));
     // As it would be typed.
     ControlChoice::parse(&parts.write()).ok().map(|choice| choice.typed())
 }

@@ -8,6 +8,7 @@
 //! going on and may stop it.
 
 mod components;
+mod depth;
 mod encode;
 mod estimate;
 mod finite;
@@ -34,6 +35,7 @@ mod vae_tiling;
 mod windows;
 
 pub use components::SharedModel;
+pub use depth::depth_map;
 pub use encode::{EncodedText, PromptText, TextKey};
 pub use memory::{batch_bytes, denoising_bytes, fits};
 pub use networks::NetworkCache;
@@ -86,6 +88,7 @@ pub struct Pipeline {
     adapters: Arc<AdapterCache>,
     networks: Arc<NetworkCache>,
     known_keys: steering::KnownKeys,
+    known_depth_maps: steering::KnownDepthMaps,
     refiner: LoadedRefiner,
 }
 
@@ -214,6 +217,7 @@ impl Pipeline {
             adapters: Arc::default(),
             networks: Arc::default(),
             known_keys: steering::KnownKeys::default(),
+            known_depth_maps: steering::KnownDepthMaps::default(),
             refiner: LoadedRefiner::default(),
         }
     }

@@ -1,11 +1,12 @@
 //! Networks in files of their own, beside the model's or in the place of one: each is opened once.
 
 use super::PassNetworks;
-use crate::Result;
+use crate::image::Preprocessor;
 use crate::inputs::InputFile;
-use crate::settings::{ImagePrompt, Request};
+use crate::settings::{ControlChoice, ImagePrompt, Request};
 use crate::spec::ModelSpec;
-use crate::weights::{ControlNetFile, ImageEncoderFile, IpAdapterFile, VaeFile, find_image_encoder};
+use crate::weights::{ControlNetFile, DepthFile, ImageEncoderFile, IpAdapterFile, VaeFile, find_image_encoder};
+use crate::{Error, Result};
 use candle_core::DType;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub struct NetworkCache {
     control_nets: OpenedFiles<ControlNetFile>,
     ip_adapters: OpenedFiles<IpAdapterFile>,
     image_encoders: OpenedFiles<ImageEncoderFile>,
+    depths: OpenedFiles<DepthFile>,
 }
 
 /// Files of one kind.
@@ -84,8 +86,19 @@ impl NetworkCache {
         self.image_encoders.get(&path, || ImageEncoderFile::open(&path))
     }
 
+    /// The depth network that a control names.
+    ///
+    /// # Errors
+    /// It names none, or it cannot be read.
+    pub fn depth(&self, control: &ControlChoice) -> Result<Arc<DepthFile>> {
+        let none = || Error::setting("control", format!(": {}", DepthFile::missing()));
+        let path = control.depth_model.as_ref().ok_or_else(none)?.path();
+        self.depths.get(path, || DepthFile::open(path))
+    }
+
     /// Bytes of the networks that steer a request's images in `dtype`, without those that `is_there` says are on the device by their
-    /// files' names. ControlNets stay while the image is denoised; of IP-Adapters and their encoders one is there at a time.
+    /// files' names. ControlNets stay while the image is denoised; of IP-Adapters, their
+    /// encoders and depth networks one is there at a time.
     pub fn bytes(&self, request: &Request, model: &ModelSpec, dtype: DType, is_there: &dyn Fn(&str) -> bool) -> u64 {
         let mut seen = HashSet::new();
         let controls = request.adapters.control.iter().filter(|control| control.weight != 0.0);
@@ -96,7 +109,11 @@ impl NetworkCache {
             let adapter = self.ip_adapter(prompt.model.path(), model).ok().filter(|file| !is_there(file.name()))?;
             Some(adapter.parameters().max(self.image_encoder(prompt).ok()?.parameters()))
         });
-        (stay + passing.max().unwrap_or(0)) * dtype.size_in_bytes() as u64
+        let depths = request.adapters.control.iter().filter(|control| control.weight != 0.0 && control.depth_model.is_some());
+        let depths =
+            depths.filter_map(|control| self.depth(control).ok()).map(|file| file.parameters() * DType::F32.size_in_bytes() as u64);
+        let width = dtype.size_in_bytes() as u64;
+        stay * width + (passing.max().unwrap_or(0) * width).max(depths.max().unwrap_or(0))
     }
 
     /// Opens everything that a request names, and reads its images, so that what is wrong with them is known before any work.
@@ -110,6 +127,9 @@ impl NetworkCache {
         }
         for control in &adapters.control {
             self.control_net(control.model.path(), model)?;
+            if control.preprocess == Some(Preprocessor::Depth) {
+                self.depth(control)?;
+            }
             control.read_image()?;
         }
         for prompt in &adapters.ip_adapter {

@@ -1,6 +1,7 @@
 //! Networks that steer a run by an image: their files, what they see, and what works beside the loop.
 
 use super::Pipeline;
+use super::depth::depth_map;
 use super::finite::check_finite;
 use super::loading::read_from;
 use super::observer::Observer;
@@ -43,6 +44,13 @@ impl KnownKeys {
 /// Keys that are kept.
 const KEPT_KEYS: usize = 8;
 
+/// Maps of depth that were made last: the network's file, the image, and its map. Most images of a batch share them.
+#[derive(Debug, Default)]
+pub(super) struct KnownDepthMaps(Mutex<Vec<(String, RgbImage, RgbImage)>>);
+
+/// Maps that are kept.
+const KEPT_MAPS: usize = 4;
+
 /// A ControlNet that is wanted, and what it is shown.
 struct WantedControl<'a> {
     choice: &'a ControlChoice,
@@ -75,13 +83,31 @@ impl Pipeline {
             // Where a part of the start image is made anew, the network sees that part.
             let part = start.and_then(|start| start.part(&given, size));
             let image = part.unwrap_or_else(|| resize(&given, size.0, size.1, ResizeFilter::Lanczos));
-            let image = choice.preprocess.map_or_else(|| image.clone(), |how| how.of(&image));
+            let image = match choice.preprocess {
+                Some(how) => how.of(&image, |image| self.known_depth_map(choice, image, observer))?,
+                None => image,
+            };
             steering.controls.push(WantedControl { choice, file, image });
         }
         for choice in request.adapters.ip_adapter.iter().filter(|choice| choice.weight != 0.0) {
             steering.prompts.push((choice, self.prompt_keys(choice, observer)?));
         }
         Ok(steering)
+    }
+
+    /// The map of an image's depth.
+    fn known_depth_map(&self, choice: &ControlChoice, image: &RgbImage, observer: &mut dyn Observer) -> Result<RgbImage> {
+        let file = self.networks.depth(choice)?;
+        let mut all = self.known_depth_maps.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((.., map)) = all.iter().find(|(name, known, _)| name == file.name() && known == image) {
+            return Ok(map.clone());
+        }
+        let map = depth_map(&file, image, &self.device, observer)?;
+        if all.len() >= KEPT_MAPS {
+            all.remove(0);
+        }
+        all.push((file.name().to_owned(), image.clone(), map.clone()));
+        Ok(map)
     }
 
     /// What the UNet attends to of an image. The encoder is there only as long as it works.

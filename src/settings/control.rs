@@ -23,10 +23,12 @@ pub struct ControlChoice {
     pub range: (f64, f64),
     /// What is made of the image first.
     pub preprocess: Option<Preprocessor>,
+    /// The network that does it, where one is needed: its file or folder.
+    pub depth_model: Option<InputFile>,
 }
 
 impl ControlChoice {
-    const KEYS: &str = "image, weight, start, end and preprocess";
+    const KEYS: &str = "image, weight, start, end, preprocess and depth-model";
 
     /// The image that the network is shown, before anything is made of it.
     ///
@@ -39,6 +41,7 @@ impl ControlChoice {
     fn parts(&self, name: impl Fn(&InputFile) -> String) -> Parts {
         let mut parts = steering(name(&self.model), name(&self.image), self.weight, self.range);
         parts.pairs.extend(self.preprocess.map(|how| ("preprocess".to_owned(), how.name().to_owned())));
+        parts.pairs.extend(self.depth_model.as_ref().map(|file| ("depth-model".to_owned(), name(file))));
         parts
     }
 }
@@ -113,8 +116,13 @@ impl Value for ControlChoice {
         let (model, image, weight, range) = steered(&mut parts)?;
         let preprocess = parts.take("preprocess").filter(|name| name != "none");
         let preprocess = preprocess.map(|name| Preprocessor::from_name(&name)).transpose()?;
+        let depth_model = parts.take("depth-model").filter(|path| !path.is_empty());
+        if depth_model.is_some() && preprocess != Some(Preprocessor::Depth) {
+            return Err("depth-model belongs to preprocess=depth; add that, or leave it out".into());
+        }
+        let depth_model = depth_model.map(|path| InputFile::of_network(Path::new(&path)));
         parts.finish(Self::KEYS)?;
-        Ok(Self { model, image, weight, range, preprocess })
+        Ok(Self { model, image, weight, range, preprocess, depth_model })
     }
 
     fn typed(&self) -> String {
@@ -126,17 +134,22 @@ impl Value for ControlChoice {
     }
 
     fn json(&self) -> Json {
-        json!({
+        let mut json = json!({
             "model": self.model.json(),
             "image": self.image.json(),
             "weight": self.weight,
             "range": [self.range.0, self.range.1],
             "preprocess": self.preprocess.map(Preprocessor::name),
-        })
+        });
+        if let (Some(file), Some(fields)) = (&self.depth_model, json.as_object_mut()) {
+            fields.insert("depth-model".into(), file.json());
+        }
+        json
     }
 
     fn files(&mut self) -> Vec<&mut InputFile> {
-        vec![&mut self.model, &mut self.image]
+        let Self { model, image, depth_model, .. } = self;
+        [model, image].into_iter().chain(depth_model).collect()
     }
 }
 
@@ -186,6 +199,8 @@ mod tests {
             "canny.safetensors,image=edges.png",
             "nets/canny,image=a\\,b.png,weight=0.5,start=0.25,end=0.75,preprocess=canny",
             "m,image=x.png,weight=-1",
+            "m,image=x.png,preprocess=depth,depth-model=org/depth",
+            "m,image=x.png,preprocess=depth",
         ] {
             assert_eq!(ControlChoice::parse(text).unwrap().typed(), text);
         }
@@ -197,7 +212,8 @@ mod tests {
             ("image=x.png", "give a model and an image"),
             ("m,image=x,weight=many", "weight=many"),
             ("m,image=x,start=0.5,end=0.2", "after end"),
-            ("m,image=x,preprocess=depth", "needs a network"),
+            ("m,image=x,preprocess=openpose", "needs a network"),
+            ("m,image=x,preprocess=canny,depth-model=d", "belongs to preprocess=depth"),
             ("m,image=x,preprocess=cany", "canny, invert"),
             ("m,image=x,mode=1", "there is no mode"),
         ] {

@@ -55,7 +55,9 @@ pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<
         // 32 bits, so that it can be typed again and is a seed for every other tool too.
         Some(Seed::Random) | None => u64::from(rand::random::<u32>()),
     };
-    let (finder, mut files, mut expander) = (AdapterFinder::new(&load), InputReader::default(), PromptExpander::default());
+    let showing = DownloadStyle::of(&draft);
+    let (finder, mut files, mut expander) =
+        (AdapterFinder::new(&load).downloading(showing), InputReader::default(), PromptExpander::default());
     let mut drafts = Vec::new();
     for prompt in &draft.prompts {
         for draft in expander.expand(&draft, prompt, seed)? {
@@ -67,7 +69,6 @@ pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<
         }
     }
     let (devices, remarks) = open_all(load.devices())?;
-    let showing = DownloadStyle::of(&draft);
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
     let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing, load.beside())?;
     let model = Opened::new(checkpoint, devices, &load);

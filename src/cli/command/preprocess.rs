@@ -1,9 +1,17 @@
 //! `sd-gen preprocess canny in.png out.png`: what `--control …,preprocess=canny` shows its network, as a file.
 
+use crate::cli::model::download::DownloadStyle;
+use crate::cli::model::{DepthFinder, models_folder};
+use crate::cli::settings::args::NamedValues;
 use crate::cli::terminal::answer;
+use crate::cli::terminal::screen;
+use crate::device::{DeviceChoice, open};
 use crate::disk::{folder_of, read_bounded, stage};
 use crate::image::{Preprocessor, decode, write_png};
+use crate::pipeline::{Silent, depth_map};
+use crate::weights::DepthFile;
 use crate::{Error, Result};
+use ::image::RgbImage;
 use clap::Args;
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -17,11 +25,12 @@ Examples:
   sd-gen preprocess canny photo.png edges.png
   sd-gen -p \"a castle\" --control control_v11p_sd15_canny,image=edges.png
   sd-gen -p \"a castle\" --control control_v11p_sd15_canny,image=photo.png,preprocess=canny
+  sd-gen preprocess depth photo.png depth.png --depth-model depth-anything/Depth-Anything-V2-Small-hf
 
 canny finds edges as OpenCV does with thresholds 100 and 200; lineart and scribble are A1111's lineart_standard and scribble_xdog; invert
-turns a drawing in black on white around; tile leaves the image as it is. An existing file is not overwritten without --overwrite.")]
+turns a drawing in black on white around; tile leaves the image as it is; depth is what Depth Anything V2 says of it. An existing file is not overwritten without --overwrite.")]
 pub(in crate::cli) struct PreprocessArgs {
-    /// canny, invert, tile, lineart or scribble
+    /// canny, invert, tile, lineart, scribble or depth
     #[arg(value_name = "NAME", value_parser = Preprocessor::from_name)]
     how: Preprocessor,
     /// The image: PNG, JPEG, WebP, BMP, TIFF or GIF
@@ -30,16 +39,29 @@ pub(in crate::cli) struct PreprocessArgs {
     /// The PNG that is written
     #[arg(value_name = "OUTPUT")]
     output: PathBuf,
+    /// The network that depth needs: a file, a folder or a hub id, or its name in the folder depth beside or inside the models folder
+    #[arg(long, value_name = "FILE")]
+    depth_model: Option<PathBuf>,
+    /// Where the network is looked for by name [default: $SD_GEN_MODELS, else ./models]
+    #[arg(long, value_name = "DIR")]
+    models_dir: Option<PathBuf>,
+    /// Where the network computes: auto, cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto", hide_possible_values = true,
+          value_parser = NamedValues { names: vec!["auto", "cpu", "cuda", "metal"], parser: str::parse::<DeviceChoice> })]
+    device: DeviceChoice,
     /// Replace an existing file
     #[arg(long)]
     overwrite: bool,
 }
 
 pub(in crate::cli) fn run(args: &PreprocessArgs) -> Result<()> {
-    let PreprocessArgs { how, file, output, overwrite } = args;
+    let PreprocessArgs { how, file, output, depth_model, overwrite, .. } = args;
+    if depth_model.is_some() && *how != Preprocessor::Depth {
+        return Err(Error::Input(format!("--depth-model: {} needs no network; leave it out", how.name())));
+    }
     let wrong = |what: &dyn std::fmt::Display| Error::Input(format!("{}: {what}", file.display()));
     let bytes = read_bounded(file, LONGEST).map_err(|e| wrong(&format!("cannot be read: {e}")))?;
-    let made = how.of(&decode(&bytes).map_err(|e| wrong(&e))?.rgb);
+    let made = how.of(&decode(&bytes).map_err(|e| wrong(&e))?.rgb, |image| depth_of(args, image))?;
     let staged = stage(folder_of(output), |to| write_png(&made, &[], to)).map_err(Error::io(output))?;
     match staged.publish(output, *overwrite) {
         Ok(()) => answer(&output.display().to_string()),
@@ -48,4 +70,15 @@ pub(in crate::cli) fn run(args: &PreprocessArgs) -> Result<()> {
         }
         Err((e, _)) => Err(Error::io(output)(e)),
     }
+}
+
+/// What the network that is named says of an image.
+fn depth_of(args: &PreprocessArgs, image: &RgbImage) -> Result<RgbImage> {
+    let (models, _) = models_folder(args.models_dir.as_deref());
+    let path = DepthFinder::new(&models).downloading(DownloadStyle::default()).find(args.depth_model.as_deref())?;
+    let (device, remark) = open(args.device)?;
+    if let Some(remark) = remark {
+        screen::say(&format!("warning: {remark}"));
+    }
+    depth_map(&DepthFile::open(&path)?, image, &device, &mut Silent)
 }

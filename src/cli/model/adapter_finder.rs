@@ -1,14 +1,19 @@
 //! Where the files of adapters, and of networks beside a model, are looked for by name.
 
+use super::download::{self, DownloadStyle};
 use super::models_folder;
 use super::pass_files::PassFiles;
 use crate::adapter::AdapterFolders;
+use crate::hub::HubId;
+use crate::image::Preprocessor;
 use crate::inputs::InputFile;
 use crate::prompt::{LoraTag, NetworkTag};
 use crate::settings::{Draft, LoadSettings, SourcePath, WeightedFile};
-use crate::weights::find_image_encoder;
+use crate::weights::{DepthFile, find_image_encoder};
 use crate::{Error, Result};
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Where adapters are looked for by the names that people write.
 pub(in crate::cli) struct AdapterFinder {
@@ -18,6 +23,7 @@ pub(in crate::cli) struct AdapterFinder {
     vaes: AdapterFolders,
     control_nets: AdapterFolders,
     ip_adapters: AdapterFolders,
+    depths: DepthFinder,
 }
 
 impl AdapterFinder {
@@ -30,8 +36,14 @@ impl AdapterFinder {
             vaes: AdapterFolders::vaes(&models),
             control_nets: AdapterFolders::control_nets(&models),
             ip_adapters: AdapterFolders::ip_adapters(&models),
+            depths: DepthFinder::new(&models),
             passes: PassFiles::new(models, folder(&settings.models_dir)),
         }
+    }
+
+    /// A depth network that is named by its hub id is fetched, where it is not here. Not for what comes from elsewhere.
+    pub(in crate::cli) fn downloading(self, showing: DownloadStyle) -> Self {
+        Self { depths: self.depths.downloading(showing), ..self }
     }
 
     /// Adds the LoRAs of `<lora:name:weight>` in the prompt. One that a flag names too has the flag's weights, so that the command of an
@@ -71,6 +83,10 @@ impl AdapterFinder {
         draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
         draft.adapters.vae.iter_mut().try_for_each(|vae| one(&self.vaes, &mut vae.0))?;
         draft.adapters.control.iter_mut().try_for_each(|control| one(&self.control_nets, &mut control.model))?;
+        for control in draft.adapters.control.iter_mut().filter(|control| control.preprocess == Some(Preprocessor::Depth)) {
+            let found = self.depths.find(control.depth_model.as_ref().map(InputFile::path))?;
+            control.depth_model = Some(InputFile::of_network(&found));
+        }
         for prompt in &mut draft.adapters.ip_adapter {
             one(&self.ip_adapters, &mut prompt.model)?;
             // Named or not, it decides the pixels.
@@ -80,6 +96,63 @@ impl AdapterFinder {
         self.find_tags(draft)?;
         self.passes.find(draft)
     }
+}
+
+/// Where depth networks are.
+pub(in crate::cli) struct DepthFinder {
+    folders: AdapterFolders,
+    downloads: Option<DownloadStyle>,
+    /// Those that the hub was asked for, by their ids.
+    fetched: Mutex<HashMap<String, PathBuf>>,
+}
+
+impl DepthFinder {
+    /// In folders in and beside that of the models.
+    pub(in crate::cli) fn new(models: &Path) -> Self {
+        Self { folders: AdapterFolders::depth_networks(models), downloads: None, fetched: Mutex::default() }
+    }
+
+    /// What is not here is fetched from the hub.
+    pub(in crate::cli) fn downloading(self, showing: DownloadStyle) -> Self {
+        Self { downloads: Some(showing), ..self }
+    }
+
+    /// The file or folder of the network of this name, or of the only one.
+    ///
+    /// # Errors
+    /// There is none, or several are as good.
+    pub(in crate::cli) fn find(&self, named: Option<&Path>) -> Result<PathBuf> {
+        let Some(named) = named else {
+            return match self.folders.all() {
+                [only] => Ok(whole(&only.path)),
+                [] => Err(Error::setting("control", format!(": {}", DepthFile::missing()))),
+                several => {
+                    let names: Vec<&str> = several.iter().map(|found| found.name.as_str()).collect();
+                    let what = format!(": there are several depth networks; say which with depth-model=: {}", names.join(", "));
+                    Err(Error::setting("control", what))
+                }
+            };
+        };
+        let name = named.to_string_lossy();
+        let absent = match self.folders.find(&name) {
+            Ok(found) => return Ok(whole(&found)),
+            Err(absent) => absent,
+        };
+        let (Some(showing), Some(id)) = (self.downloads, HubId::parse(&name)?) else { return Err(absent) };
+        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(path) = fetched.get(&*name) {
+            return Ok(path.clone());
+        }
+        let path = whole(&download::network(&id, showing)?);
+        fetched.insert(name.into_owned(), path.clone());
+        Ok(path)
+    }
+}
+
+/// The folder of a network's only file, where its configuration is beside it.
+fn whole(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| path.ends_with("model.safetensors") && folder.join("config.json").is_file());
+    folder.unwrap_or(path).to_owned()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::settings::{Draft, ProgressStyle};
 use crate::weights::{Checkpoint, OpenOptions};
 use crate::{Error, Result};
 use candle_core::DType;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 /// Bytes of a file that somebody waits for.
@@ -101,4 +102,13 @@ impl DownloadView {
         }
         self.progress.download(path, done, size);
     }
+}
+
+/// Fetches a network that stands alone in its repository, in full precision, and gives the path to open.
+///
+/// # Errors
+/// It cannot be fetched, or the hub has none of that name.
+pub(in crate::cli) fn network(id: &HubId, showing: DownloadStyle) -> Result<PathBuf> {
+    let mut shown = DownloadView::new(showing);
+    fetch(&settings()?, id, None, &mut |event| shown.event(event))
 }

@@ -18,7 +18,7 @@ use crate::pipeline::{NetworkCache, Observer, Pipeline, batch_bytes, fits};
 use crate::settings::{Draft, HiresUpscaler, LoadSettings, ModelParts, Request, VaeTiling};
 use crate::weights::{Checkpoint, OpenOptions, TinyAutoencoder};
 use crate::{Error, Result};
-pub(in crate::cli) use adapter_finder::AdapterFinder;
+pub(in crate::cli) use adapter_finder::{AdapterFinder, DepthFinder};
 use candle_core::{DType, Device};
 use download::DownloadStyle;
 pub(in crate::cli) use named::{Named, ambiguity, models_folder, resolve};
@@ -106,6 +106,11 @@ impl Opened {
         let request = Arc::new(draft.resolve(self.checkpoint.spec())?);
         let applied = self.check_files(&request)?;
         Ok((request, applied))
+    }
+
+    /// Networks beside the model that are named by their hub ids are fetched.
+    pub(in crate::cli) fn downloading(self, showing: DownloadStyle) -> Self {
+        Self { finder: self.finder.downloading(showing), ..self }
     }
 
     /// Adds the textual inversions of the embeddings folder whose words stand in a draft's prompts, and that are this model's.

@@ -1,8 +1,9 @@
-//! What a ControlNet is shown of an image: its edges, its lines, its inverse. Only what needs no weights.
+//! What a ControlNet is shown of an image: its edges, its lines, its inverse. What needs a network is left to who has it.
 
 mod canny;
 mod lines;
 
+use crate::Result;
 use ::image::RgbImage;
 
 /// Makes one image of another.
@@ -18,6 +19,8 @@ pub enum Preprocessor {
     Lineart,
     /// Thick edges, white on black.
     Scribble,
+    /// How near everything is, white on black: what a network says.
+    Depth,
 }
 
 /// Of [`Preprocessor::Canny`]: where an edge goes on, and where one begins.
@@ -25,11 +28,17 @@ const CANNY: (i32, i32) = (100, 200);
 
 impl Preprocessor {
     /// As they are typed.
-    pub const NAMES: [&str; 5] = ["canny", "invert", "tile", "lineart", "scribble"];
-    const ALL: [Self; 5] = [Self::Canny, Self::Invert, Self::Tile, Self::Lineart, Self::Scribble];
+    pub const NAMES: [&str; 6] = ["canny", "invert", "tile", "lineart", "scribble", "depth"];
+    const ALL: [Self; 6] = [Self::Canny, Self::Invert, Self::Tile, Self::Lineart, Self::Scribble, Self::Depth];
     /// As A1111's ControlNet extension calls them.
-    const A1111: [&str; 5] =
-        ["canny", "invert (from white bg & black line)", "tile_resample", "lineart_standard (from white bg & black line)", "scribble_xdog"];
+    const A1111: [&str; 6] = [
+        "canny",
+        "invert (from white bg & black line)",
+        "tile_resample",
+        "lineart_standard (from white bg & black line)",
+        "scribble_xdog",
+        "depth_anything_v2",
+    ];
 
     /// Reads a name, ours or A1111's.
     ///
@@ -57,9 +66,12 @@ impl Preprocessor {
         Self::A1111[self as usize]
     }
 
-    /// The image that the network is shown, as large as the one that is given.
-    pub fn of(self, image: &RgbImage) -> RgbImage {
-        match self {
+    /// The image that the ControlNet is shown, as large as the one that is given; `depth` makes the one that needs a network.
+    ///
+    /// # Errors
+    /// As `depth`.
+    pub fn of(self, image: &RgbImage, depth: impl FnOnce(&RgbImage) -> Result<RgbImage>) -> Result<RgbImage> {
+        Ok(match self {
             Self::Canny => canny::canny(image, CANNY.0, CANNY.1),
             Self::Invert => {
                 let mut inverse = image.clone();
@@ -69,7 +81,8 @@ impl Preprocessor {
             Self::Tile => image.clone(),
             Self::Lineart => lines::lineart(image),
             Self::Scribble => lines::scribble(image),
-        }
+            Self::Depth => depth(image)?,
+        })
     }
 }
 

@@ -240,7 +240,7 @@ impl Resolver {
             }
         }
         let checkpoint = model::open_for(what, folder, dtype, self.showing, flags.beside())?;
-        let opened = Opened::new(checkpoint, devices, flags);
+        let opened = Opened::new(checkpoint, devices, flags).downloading(self.showing);
         self.remarks.extend(opened.remark().map(str::to_owned));
         let content = opened.checkpoint.identity()?;
         let known = (self.models.add(opened), content);
