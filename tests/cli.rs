@@ -245,7 +245,8 @@ fn a_model_is_found_by_its_name() {
 
 #[test]
 fn help_names_every_flag_of_the_readme() {
-    let helps = [&["--help"][..], &["bench", "--help"], &["batch", "--help"]].map(|arguments| sd_gen(Path::new("."), arguments).stdout);
+    let helps = [&["--help"][..], &["bench", "--help"], &["batch", "--help"], &["preprocess", "--help"]]
+        .map(|arguments| sd_gen(Path::new("."), arguments).stdout);
     let help = String::from_utf8_lossy(&helps.concat()).into_owned();
     let readme = include_str!("../README.md");
     let flags: std::collections::BTreeSet<&str> = readme

@@ -85,7 +85,7 @@ pub(crate) fn layers(file: &dyn TensorNames) -> usize {
 
 /// What `config.json` says and tensors do not.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Configured {
+pub(crate) struct ConfiguredDepth {
     heads: Option<usize>,
     taken: Option<[usize; 4]>,
     layer_norm_eps: Option<f64>,
@@ -101,13 +101,13 @@ const BACKBONE_DEMANDS: &[(&str, Allowed)] = &[
 ];
 
 /// Reads transformers' `config.json`.
-pub(crate) fn configured(fields: &Fields) -> Result<Configured> {
+pub(crate) fn configured(fields: &Fields) -> Result<ConfiguredDepth> {
     if fields.word("depth_estimation_type")?.is_some_and(|kind| kind != "relative") {
         let what = "the network measures metres, and a ControlNet wants what is near to be white: take one without Metric in its name";
         return Err(fields.wrong("depth_estimation_type", what));
     }
     fields.demand(DEMANDS)?;
-    let Some(backbone) = fields.object("backbone_config") else { return Ok(Configured::default()) };
+    let Some(backbone) = fields.object("backbone_config") else { return Ok(ConfiguredDepth::default()) };
     backbone.demand(BACKBONE_DEMANDS)?;
     let taken = match backbone.get("out_indices") {
         None => None,
@@ -120,11 +120,16 @@ pub(crate) fn configured(fields: &Fields) -> Result<Configured> {
         }
     };
     let heads = backbone.get("num_attention_heads").map(|_| backbone.count("num_attention_heads", None, limit::CHANNELS));
-    Ok(Configured { heads: heads.transpose()?, taken, layer_norm_eps: Some(backbone.number("layer_norm_eps", 1e-6)?) })
+    Ok(ConfiguredDepth { heads: heads.transpose()?, taken, layer_norm_eps: Some(backbone.number("layer_norm_eps", 1e-6)?) })
 }
 
 /// The network's sizes, of the shapes of its tensors under transformers' names.
-pub(crate) fn sized(file: &str, shape: &dyn Fn(&str) -> Option<Vec<usize>>, layers: usize, said: Configured) -> Result<DepthAnythingSpec> {
+pub(crate) fn sized(
+    file: &str,
+    shape: &dyn Fn(&str) -> Option<Vec<usize>>,
+    layers: usize,
+    said: ConfiguredDepth,
+) -> Result<DepthAnythingSpec> {
     let need = |name: &str, sides: usize| -> Result<Vec<usize>> {
         let found = shape(name).ok_or_else(|| model_error(file, format!("lacks the tensor {} of a depth network", quoted(name))))?;
         match found.len() == sides && found.iter().all(|side| (1..=limit::CHANNELS).contains(side)) {

@@ -6,7 +6,7 @@ use super::folder::{Folder, PICKLE, is_pickle};
 use super::{TensorSource, model_error, quoted};
 use crate::Result;
 use crate::family::ConfigFiles;
-use crate::family::depth_anything::{self, Configured};
+use crate::family::depth_anything::{self, ConfiguredDepth};
 use crate::spec::DepthAnythingSpec;
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
@@ -43,7 +43,7 @@ impl DepthFile {
             let what = "measures metres by its name, and a ControlNet wants what is near to be white: take one that is not called metric";
             return Err(model_error(&shown, what));
         }
-        Self::read(shown.clone(), vec![Arc::new(WeightFile::new(shown, Blob::open(path)?)?)], Configured::default())
+        Self::read(shown.clone(), vec![Arc::new(WeightFile::new(shown, Blob::open(path)?)?)], ConfiguredDepth::default())
     }
 
     /// Opens a file's bytes, as [`DepthFile::open`] does a file.
@@ -52,10 +52,10 @@ impl DepthFile {
     /// As [`DepthFile::open`].
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Self> {
         let file = WeightFile::new(name.to_owned(), Blob::Owned(bytes))?;
-        Self::read(name.to_owned(), vec![Arc::new(file)], Configured::default())
+        Self::read(name.to_owned(), vec![Arc::new(file)], ConfiguredDepth::default())
     }
 
-    fn read(name: String, files: Vec<Arc<WeightFile>>, said: Configured) -> Result<Self> {
+    fn read(name: String, files: Vec<Arc<WeightFile>>, said: ConfiguredDepth) -> Result<Self> {
         let [file] = files.as_slice() else {
             return Err(model_error(&name, format!("has its weights in {} files; a depth network is read from one", files.len())));
         };
