@@ -1,13 +1,14 @@
 //! Adapters, held against a model and merged into its weights on their way to the layers.
 
-use super::formula::{LowRank, are_finite, largest, one_product};
+use super::formula::{LowRank, largest, one_product};
 use super::{Adapter, AdapterFit, Bound};
 use crate::error::{model_error, quoted};
 use crate::ops::Weight;
 use crate::spec::{Component, ModelSpec};
-use crate::weights::{Checkpoint, InPlace, ModelSource, TensorChanges, TensorSource, TokenizerFiles};
+use crate::weights::{Checkpoint, InPlace, ModelSource, TensorChanges, TensorSource, TokenizerFiles, decode};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -120,13 +121,11 @@ impl Deltas {
 
     /// What `steps` add, where it is one product of matrices and finite whatever they are added to; `None` where it is not.
     fn product(steps: &[DeltaStep]) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
-        let mut products = Vec::with_capacity(steps.len());
-        for step in steps {
-            match step.low_rank()? {
-                Some(product) => products.push(product),
-                None => return Ok(None),
-            }
+        if !steps.iter().all(DeltaStep::is_low_rank) {
+            return Ok(None);
         }
+        let products = steps.iter().map(DeltaStep::low_rank).collect::<Result<Vec<_>>>()?;
+        let products: Vec<LowRank> = products.into_iter().flatten().collect();
         Ok(one_product(&products)?.filter(|(a, b)| is_small(a, b)))
     }
 
@@ -159,7 +158,7 @@ impl Deltas {
             values = Some(now);
         }
         let values = with_products(values, &products)?;
-        if are_finite(&values) {
+        if decode::are_finite(bytemuck::cast_slice(&values), Dtype::F32) {
             return Ok(values);
         }
         let names: Vec<&str> = steps.iter().map(|step| step.adapter.file_name()).collect();
@@ -171,6 +170,11 @@ impl Deltas {
 }
 
 impl DeltaStep {
+    fn is_low_rank(&self) -> bool {
+        let target = self.adapter.target(self.target).filter(|_| self.leaf == LayerPart::Weight);
+        target.is_some_and(|target| self.adapter.tensors(target).is_low_rank())
+    }
+
     /// The step as a product of two matrices, where it is one.
     fn low_rank(&self) -> Result<Option<LowRank>> {
         let Some(target) = self.adapter.target(self.target).filter(|_| self.leaf == LayerPart::Weight) else { return Ok(None) };
@@ -241,20 +245,29 @@ struct WithDeltas<'a> {
 }
 
 impl WithDeltas<'_> {
-    /// The tensor `name`, changed, in f32.
-    fn merged(&self, steps: &[DeltaStep], name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        if self.adds(name) && self.base.shape(name).is_none() {
-            // A layer without a bias gains one.
-            let zeros = vec![0f32; shape.iter().product()];
-            return self.deltas.merge(steps, &Weight::computed(&zeros, shape, DType::F32), name);
-        }
+    /// The tensor `name` where it is stored, if it is there and can be lent.
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
+        if self.is_gained(name) { Ok(None) } else { self.base.in_place(name, shape) }
+    }
+
+    /// A layer without a bias gains one.
+    fn is_gained(&self, name: &str) -> bool {
+        self.adds(name) && self.base.shape(name).is_none()
+    }
+
+    /// The tensor `name`, changed, in f32; `stored` is where it is.
+    fn merged(&self, steps: &[DeltaStep], name: &str, shape: &[usize], stored: Option<InPlace<'_>>) -> Result<Vec<f32>> {
         // Straight from the file, where it can be.
-        if let Some(stored) = self.base.in_place(name, shape)?
+        if let Some(stored) = &stored
             && let Some(weight) = Weight::in_place(stored.bytes(), stored.dtype(), shape, DType::F32, &Device::Cpu)
         {
             return self.deltas.merge(steps, &weight, name);
         }
-        self.deltas.merge(steps, &self.base.tensor(name, shape, DType::F32, &Device::Cpu)?.into(), name)
+        let values = match self.is_gained(name) {
+            true => vec![0f32; shape.iter().product()],
+            false => self.base.tensor(name, shape, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?,
+        };
+        self.deltas.merge(steps, &Weight::computed(&values, shape, DType::F32), name)
     }
 }
 
@@ -262,7 +275,7 @@ impl TensorSource for WithDeltas<'_> {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         match self.deltas.of(self.component, name) {
             Some(steps) => {
-                let merged = self.merged(steps, name, shape)?;
+                let merged = self.merged(steps, name, shape, self.stored(name, shape)?)?;
                 Ok(Weight::computed(&merged, shape, dtype).into_tensor()?.to_device(device)?)
             }
             None => self.base.tensor(name, shape, dtype, device),
@@ -271,15 +284,14 @@ impl TensorSource for WithDeltas<'_> {
 
     fn in_place(&self, name: &str, shape: &[usize]) -> Result<Option<InPlace<'_>>> {
         let Some(steps) = self.deltas.of(self.component, name) else { return self.base.in_place(name, shape) };
-        // A bias that is gained is nowhere in place.
-        let stored = if self.base.shape(name).is_some() { self.base.in_place(name, shape)? } else { None };
-        Ok(Some(match stored {
-            Some(stored) => match Deltas::product(steps)? {
+        let stored = self.stored(name, shape)?;
+        if let Some(stored) = stored {
+            return Ok(Some(match Deltas::product(steps)? {
                 Some((a, b)) => stored.plus_product(a, b),
-                None => InPlace::computed(self.merged(steps, name, shape)?),
-            },
-            None => InPlace::computed(self.merged(steps, name, shape)?),
-        }))
+                None => InPlace::computed(self.merged(steps, name, shape, Some(stored))?),
+            }));
+        }
+        Ok(Some(InPlace::computed(self.merged(steps, name, shape, None)?)))
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {

@@ -508,12 +508,6 @@ pub(super) fn one_product(products: &[LowRank]) -> Result<Option<(Vec<f32>, Vec<
     Ok(Some((up, down)))
 }
 
-/// None of the numbers is NaN or an infinity.
-pub(super) fn are_finite(values: &[f32]) -> bool {
-    // Without a branch, which the processor does many at once.
-    values.par_chunks(SHARE).all(|values| values.iter().fold(true, |all, x| all & x.is_finite()))
-}
-
 /// The largest of the numbers without their signs, or a NaN among them.
 pub(super) fn largest(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a >= b || a.is_nan() { a } else { b };

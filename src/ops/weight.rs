@@ -45,20 +45,15 @@ impl<'a> Weight<'a> {
     /// Weights `(out, …)`, `a` `(out, r)`, `b` `(…, r)`, whose rows are in the order of a row of the weights.
     ///
     /// # Errors
-    /// The shapes do not fit or are empty, or the weights are a tensor of another type than f32, f16 and bf16.
+    /// The shapes do not fit or are empty, or the weights are a tensor or have a product already.
     pub fn plus_product(self, a: Vec<f32>, b: &[f32]) -> Result<Self> {
-        let sum = Arc::new(AddedProduct::new(a, b, self.dims())?);
-        let inner = match self.inner {
-            Inner::InPlace { numbers, shape, dtype, product: None } => Inner::InPlace { numbers, shape, dtype, product: Some(sum) },
-            // What is no file's is added to at once.
-            inner => {
-                let weight = Weight { inner };
-                let values = weight.with_numbers(|numbers| sum.plus(numbers))??;
-                let tensor = cpu::tensor(&values.as_slice().into(), weight.dims(), weight.dtype())?;
-                Inner::Tensor(tensor)
+        let sum = AddedProduct::new(a, b, self.dims())?;
+        match self.inner {
+            Inner::InPlace { numbers, shape, dtype, product: None } => {
+                Ok(Self { inner: Inner::InPlace { numbers, shape, dtype, product: Some(Arc::new(sum)) } })
             }
-        };
-        Ok(Self { inner })
+            _ => candle_core::bail!("a product is added to numbers in place, and once"),
+        }
     }
 
     /// The same numbers in another shape.

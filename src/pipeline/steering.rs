@@ -12,7 +12,7 @@ use crate::models::{ClipVisionModel, ImageKeys, IpAdapter, Scope};
 use crate::ops::Wrap;
 use crate::settings::{ControlChoice, ImagePrompt, Request};
 use crate::spec::ClipVisionSpec;
-use crate::weights::{ControlNetFile, TensorSource};
+use crate::weights::{ControlNetFile, ImageEncoderFile, IpAdapterFile, TensorSource};
 use crate::{Error, Result};
 use ::image::{RgbImage, imageops};
 use candle_core::{Device, Tensor};
@@ -24,14 +24,42 @@ const CLIP_DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// An image's keys at every site of the UNet, and those of none.
 #[derive(Debug)]
-struct PromptKeys {
+pub(super) struct PromptKeys {
     image: Vec<ImageKeys>,
     nothing: Vec<ImageKeys>,
 }
 
-/// Keys that were computed last, by what they were computed of: most images of a batch share them.
-#[derive(Debug, Default)]
-pub(super) struct KnownKeys(Mutex<Vec<(String, Arc<PromptKeys>)>>);
+/// What was made last, by what it was made of, at most `MOST`: most images of a batch share it.
+#[derive(Debug)]
+pub(super) struct LastMade<K, V, const MOST: usize>(Mutex<Vec<(K, V)>>);
+
+/// Keys by the names of adapter and encoder and the image's hash.
+pub(super) type KnownKeys = LastMade<String, Arc<PromptKeys>, 8>;
+
+/// Maps of depth by the network's name and the image.
+pub(super) type KnownDepthMaps = LastMade<(String, RgbImage), RgbImage, 4>;
+
+impl<K, V, const MOST: usize> Default for LastMade<K, V, MOST> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: PartialEq, V: Clone, const MOST: usize> LastMade<K, V, MOST> {
+    /// What is known of `key`, or what `make` makes.
+    fn get(&self, key: K, make: impl FnOnce(&K) -> Result<V>) -> Result<V> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = all.iter().find(|(other, _)| *other == key) {
+            return Ok(known.clone());
+        }
+        let made = make(&key)?;
+        if all.len() >= MOST {
+            all.remove(0);
+        }
+        all.push((key, made.clone()));
+        Ok(made)
+    }
+}
 
 impl KnownKeys {
     /// Keys were computed by an adapter of this name.
@@ -40,16 +68,6 @@ impl KnownKeys {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(name, _)| name.starts_with(&begins))
     }
 }
-
-/// Keys that are kept.
-const KEPT_KEYS: usize = 8;
-
-/// Maps of depth that were made last: the network's file, the image, and its map. Most images of a batch share them.
-#[derive(Debug, Default)]
-pub(super) struct KnownDepthMaps(Mutex<Vec<(String, RgbImage, RgbImage)>>);
-
-/// Maps that are kept.
-const KEPT_MAPS: usize = 4;
 
 /// A ControlNet that is wanted, and what it is shown.
 struct WantedControl<'a> {
@@ -98,16 +116,8 @@ impl Pipeline {
     /// The map of an image's depth.
     fn known_depth_map(&self, choice: &ControlChoice, image: &RgbImage, observer: &mut dyn Observer) -> Result<RgbImage> {
         let file = self.networks.depth(choice)?;
-        let mut all = self.known_depth_maps.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((.., map)) = all.iter().find(|(name, known, _)| name == file.name() && known == image) {
-            return Ok(map.clone());
-        }
-        let map = depth_map(&file, image, &self.device, observer)?;
-        if all.len() >= KEPT_MAPS {
-            all.remove(0);
-        }
-        all.push((file.name().to_owned(), image.clone(), map.clone()));
-        Ok(map)
+        let make = |(_, image): &(String, RgbImage)| depth_map(&file, image, &self.device, observer);
+        self.known_depth_maps.get((file.name().to_owned(), image.clone()), make)
     }
 
     /// What the UNet attends to of an image. The encoder is there only as long as it works.
@@ -115,26 +125,27 @@ impl Pipeline {
         let adapter = self.networks.ip_adapter(choice.model.path(), &self.spec)?;
         let file = self.networks.image_encoder(choice)?;
         let known = format!("{} {} {}", adapter.name(), file.name(), choice.image.sha256().unwrap_or_default());
-        let mut all = self.known_keys.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, keys)) = all.iter().find(|(name, _)| *name == known) {
-            return Ok(keys.clone());
-        }
+        self.known_keys.get(known, |_| Ok(Arc::new(self.computed_keys(choice, &file, &adapter, observer)?)))
+    }
+
+    fn computed_keys(
+        &self,
+        choice: &ImagePrompt,
+        file: &ImageEncoderFile,
+        adapter: &IpAdapterFile,
+        observer: &mut dyn Observer,
+    ) -> Result<PromptKeys> {
         let image = pixels(&choice.read_image()?.rgb, file.spec())?.to_device(&self.device)?.to_dtype(self.dtype)?;
         let load = |source: &dyn TensorSource| ClipVisionModel::load(&Scope::root(source, self.dtype, &self.device), file.spec());
-        let encoder = read_from("image encoder", &*file, Some(file.parameters()), self.dtype, observer, load)?;
+        let encoder = read_from("image encoder", file, Some(file.parameters()), self.dtype, observer, load)?;
         let (seen, zeros) = (encoder.forward(&image)?, encoder.forward(&image.zeros_like()?)?);
         drop(encoder);
         let load = |source: &dyn TensorSource| IpAdapter::load(&Scope::root(source, self.dtype, &self.device), adapter.spec());
-        let network = read_from("IP-Adapter", &*adapter, Some(adapter.parameters()), self.dtype, observer, load)?;
+        let network = read_from("IP-Adapter", adapter, Some(adapter.parameters()), self.dtype, observer, load)?;
         let keys = PromptKeys { image: network.keys(&seen)?, nothing: network.keys(&network.nothing(&zeros)?)? };
         if let Some(first) = keys.image.first() {
             check_finite(&first.key, || format!("the IP-Adapter in {}; try `dtype` f32", self.dtype.as_str()))?;
         }
-        let keys = Arc::new(keys);
-        if all.len() >= KEPT_KEYS {
-            all.remove(0);
-        }
-        all.push((known, keys.clone()));
         Ok(keys)
     }
 

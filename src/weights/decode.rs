@@ -205,6 +205,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_finite_is_found_in_every_type_at_every_place() {
+        let n = SHARE + 5;
+        for stored in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let values: Vec<f32> = (0..n).map(|i| i as f32 % 100.0 - 50.0).collect();
+            let bytes = |values: &[f32]| bytes_of(values, stored).unwrap();
+            assert!(are_finite(&bytes(&values), stored), "{stored}");
+            assert!(are_finite(&bytes(&[0.0, -0.0, 6e4, -6e4, 1e-7]), stored), "{stored}");
+            for wrong in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for at in [0, 1, SHARE - 1, SHARE, n - 1] {
+                    let mut values = values.clone();
+                    values[at] = wrong;
+                    assert!(!are_finite(&bytes(&values), stored), "{stored}: {wrong} at {at}");
+                }
+            }
+        }
+        assert!(are_finite(&[0x7e, 0xfe], Dtype::F8_E4M3) && !are_finite(&[0, 0x7f], Dtype::F8_E4M3));
+    }
+
+    #[test]
     fn every_type_converts_to_every_other_across_block_and_share_ends() {
         let n = SHARE + BLOCK + 3;
         let values: Vec<f32> = (0..n).map(|i| (i % 256) as f32 / 8.0 - 16.0).collect();

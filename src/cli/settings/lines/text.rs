@@ -271,3 +271,44 @@ fn unquote(rest: &mut impl Iterator<Item = (usize, char)>, text: &mut String, qu
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::LineFormat;
+    use super::super::tests::{errors, one};
+
+    #[test]
+    fn invokeais_letters_are_never_a_part_of_the_prompt() {
+        for (line, said) in [
+            ("a pear -s50 -W512", "-s, which is --steps here"),
+            ("a pear -W512 -H768", "-W, which is --width"),
+            ("a pear -A k_euler_a", "-A, which is --sampler"),
+            ("a pear -Addim", "-A, which is --sampler"),
+            ("a pear -A k_dpm_fancy", "-A, which is --sampler"),
+            ("a pear -S -1", "-S, which is --seed"),
+            ("\"a pear\" -s 50 -C 7.5", "-C, which is --guidance-scale"),
+            ("'90s pear -S3", "-S, which is --seed"),
+            ("a pear -n 4", "--images 4"),
+            ("a pear -n4", "-n, which is --images"),
+            ("a pear -f 0.75", "-f, which is --strength"),
+            ("a pear -I ./a.png", "-I, which is --init-image"),
+            ("a pear -U 2 0.75", "-U"),
+            ("--prompt \"a pear\" -S 5", "-S, which is --seed"),
+            // The letters that are flags here say so at the end of a line too.
+            ("a pear -g", "--guidance-scale needs a value"),
+            ("a pear -q", "--quiet is for the whole run"),
+        ] {
+            let all = errors(LineFormat::Text, line.as_bytes());
+            assert!(all.len() == 1 && all[0].contains(said), "{line}: {all:?}");
+        }
+        assert_eq!(one(LineFormat::Text, "a hand -n 6 fingers").text.negative_prompt.as_deref(), Some("6 fingers"));
+        let started = std::time::Instant::now();
+        assert_eq!(one(LineFormat::Text, &"'a -S \"b ".repeat(100_000)).prompts.len(), 1);
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+        for prompt in ["a lens, -f1.8", "a Canon -5D", "vitamin -C and -A shaped", "an -S shape", "-U", "x -n-"] {
+            assert_eq!(one(LineFormat::Text, prompt).prompts, [prompt]);
+        }
+        assert_eq!(one(LineFormat::Text, "--prompt \"a plum -S 5 -s50\" --seed 3").prompts, ["a plum -S 5 -s50"]);
+        assert_eq!(one(LineFormat::Text, "--prompt='a -C 5' -n \"4\"").text.negative_prompt.as_deref(), Some("4"));
+    }
+}
