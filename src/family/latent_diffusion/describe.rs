@@ -50,13 +50,14 @@ pub(super) fn describe(folder: &dyn ConfigFiles, _: &Beside<'_>) -> Result<Descr
     }
     for (component, what) in FOREIGN_KINDS {
         if present(folder, index.as_ref(), component) {
-            return Err(model_error(folder.shown(""), format!("has a component `{component}`: {what}")));
+            return Err(model_error(folder.shown(""), format!("has a component {}: {what}", quoted(component))));
         }
     }
     for component in ["unet", "vae"] {
         if !present(folder, index.as_ref(), component) {
             let said = evidence.first().map(|sentence| format!(" ({sentence})")).unwrap_or_default();
-            let what = format!("lacks the component `{component}`{said}; sd-gen generates with Stable Diffusion 1.x, 2.x, XL and 3");
+            let component = quoted(component);
+            let what = format!("lacks the component {component}{said}; sd-gen generates with Stable Diffusion 1.x, 2.x, XL and 3");
             return Err(model_error(folder.shown(""), what));
         }
     }
