@@ -11,7 +11,8 @@ use crate::text::{TextEncoder, TimelineText};
 use crate::{Error, Result};
 use candle_core::{D, Tensor};
 use std::collections::HashMap;
-use tracing::info;
+use std::time::Instant;
+use tracing::{debug, info};
 
 /// Texts that an image needs encoded together: those of the timeline of a prompt, of one of its parts, or of the negative prompt.
 #[derive(Debug, Clone)]
@@ -155,6 +156,7 @@ fn calls_of(steps: usize, schedule: &Schedule) -> usize {
 
 /// Encodes texts with all text encoders.
 pub(super) fn encode(pipeline: &Pipeline, text: &PromptText, adapters: &AdapterSet, observer: &mut dyn Observer) -> Result<EncodedText> {
+    let started = Instant::now();
     if let Some(view) = &text.view {
         info!("{view}");
     }
@@ -194,10 +196,12 @@ pub(super) fn encode(pipeline: &Pipeline, text: &PromptText, adapters: &AdapterS
         };
         Ok(EncodedText { entries: (0..count).map(join).collect::<Result<_>>()? })
     })?;
-    match pipeline.spec.mmdit.as_ref().map(|mmdit| mmdit.context_width) {
-        Some(width) => with_t5(pipeline, text, clip, width, observer),
-        None => Ok(clip),
-    }
+    let encoded = match pipeline.spec.mmdit.as_ref().map(|mmdit| mmdit.context_width) {
+        Some(width) => with_t5(pipeline, text, clip, width, observer)?,
+        None => clip,
+    };
+    debug!(seconds = started.elapsed().as_secs_f64(), "the {} is encoded", text.which);
+    Ok(encoded)
 }
 
 /// With zeros up to the width of T5 beside what CLIP says of the texts, and what T5 says below it.
@@ -270,7 +274,6 @@ fn excerpt(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::settings::Draft;

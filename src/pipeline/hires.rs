@@ -2,7 +2,7 @@
 
 use super::encode::PassNumber;
 use super::observer::Observer;
-use super::passes::{Pass, told};
+use super::passes::{Pass, conditioned};
 use super::start::{BesideLoop, Start, values_of};
 use super::{BatchItem, Pipeline, image_noise};
 use crate::image::{ResizeFilter, resize, to_rgb};
@@ -35,7 +35,7 @@ impl Pipeline {
         let drawn = noise.first(&clean)?;
         let first = schedule.steps.first().map_or(0.0, |step| step.from.sigma);
         let latents = schedule.process.mix(&clean, &drawn, first)?;
-        let batch = told(batch, |prompt| prompt.second.as_deref())?;
+        let batch = conditioned(batch, |prompt| prompt.second.as_deref())?;
         let start = Start { latents, schedule, beside: BesideLoop::default() };
         self.run_pass(&Pass { batch, number: PassNumber::Second, start, image: None, shown }, &mut noise, observer)
     }
@@ -60,7 +60,7 @@ impl Pipeline {
         let encoder = vae.as_deref().filter(|file| file.encodes());
         let spec = encoder.map_or(&self.spec.vae, VaeFile::spec);
         let row = |i: usize, observer: &mut dyn Observer| {
-            let mut image = to_rgb(&self.decode_and_tell(&latents.narrow(0, i, 1)?, vae.as_deref(), request.wrap(), observer)?)?;
+            let mut image = to_rgb(&self.decode_observed(&latents.narrow(0, i, 1)?, vae.as_deref(), request.wrap(), observer)?)?;
             if let Some(network) = &network {
                 let scale = network.scale() as f64;
                 image = network.run_wrapped(&image, scale, request.wrap(), &mut |_, _| {
@@ -140,7 +140,6 @@ fn taps(old: usize, new: usize, kernel: &Kernel) -> Vec<Vec<(usize, f64)>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

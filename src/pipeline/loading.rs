@@ -6,7 +6,7 @@ use crate::weights::{Component, InPlace, ModelSource, TensorSource};
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 use std::time::Instant;
-use tracing::info;
+use tracing::debug;
 
 /// A tensor source whose reading can be followed, and stopped between two tensors.
 pub(super) struct WithProgress<'a> {
@@ -91,6 +91,6 @@ pub(super) fn read_from<T>(
     let started = Instant::now();
     let followed = WithProgress::new(name, source, parameters, dtype, observer)?;
     let network = load(&followed)?;
-    info!(bytes = followed.bytes(), seconds = started.elapsed().as_secs_f64(), "the {name} is loaded");
+    debug!(bytes = followed.bytes(), seconds = started.elapsed().as_secs_f64(), "the {name} is loaded");
     Ok(network)
 }

@@ -28,7 +28,6 @@ mod steering;
 mod step_cache;
 mod strips;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 mod upscale;
 mod vae_tiling;
@@ -66,7 +65,8 @@ use memory::MemoryPromise;
 use passes::{LoadedRefiner, Pass};
 use start::{BesideLoop, Start, StartImage};
 use std::sync::Arc;
-use tracing::debug_span;
+use std::time::Instant;
+use tracing::{debug, debug_span};
 
 /// Counts the changes of this program after which a request gives other pixels.
 ///
@@ -272,23 +272,24 @@ impl Pipeline {
         encode: &mut TextEncoding<'_>,
     ) -> Result<Conditioning> {
         let adapters = self.adapters(request)?;
-        let mut told = self.told(request, PassNumber::First, &adapters, observer, encode)?;
+        let mut conditioning = self.condition_pass(request, PassNumber::First, &adapters, observer, encode)?;
         if request.passes.hires.is_some() {
-            told.second = Some(Box::new(self.told(request, PassNumber::Second, &adapters, observer, encode)?));
+            conditioning.second = Some(Box::new(self.condition_pass(request, PassNumber::Second, &adapters, observer, encode)?));
         }
         if let Some(refiner) = self.refiner(request, observer)? {
             let none = AdapterSet::default();
-            let mut refined = |pass, observer: &mut dyn Observer| refiner.told(request, pass, &none, observer, encode).map(Box::new);
-            match &mut told.second {
+            let mut refined =
+                |pass, observer: &mut dyn Observer| refiner.condition_pass(request, pass, &none, observer, encode).map(Box::new);
+            match &mut conditioning.second {
                 Some(second) => second.refiner = Some(refined(PassNumber::Second, observer)?),
-                None => told.refiner = Some(refined(PassNumber::First, observer)?),
+                None => conditioning.refiner = Some(refined(PassNumber::First, observer)?),
             }
         }
-        Ok(told)
+        Ok(conditioning)
     }
 
     /// What this pipeline's network is told in one pass.
-    fn told(
+    fn condition_pass(
         &self,
         request: &Request,
         pass: PassNumber,
@@ -349,18 +350,18 @@ impl Pipeline {
         let latents = self.denoise_from(start.as_ref(), batch, observer)?;
         let vae = batch.first().map(|item| self.vae(item.request)).transpose()?.flatten();
         let mut generated = Vec::new();
-        for (i, sketch) in batch.iter().enumerate() {
+        for (i, item) in batch.iter().enumerate() {
             observer.stage(Stage::Decode { done: i, all: batch.len() })?;
             // One image at a time: the decoder's working memory is the largest of all.
             let latents = latents.narrow(0, i, 1)?;
-            let decoded = self.decode_and_tell(&latents, vae.as_deref(), sketch.request.wrap(), observer)?;
-            let image = match sketch.request.canvas.rounding {
+            let decoded = self.decode_observed(&latents, vae.as_deref(), item.request.wrap(), observer)?;
+            let image = match item.request.canvas.rounding {
                 PixelRounding::Nearest => to_rgb(&decoded)?,
                 PixelRounding::Down => to_rgb_cut_off(&decoded)?,
             };
             let image = start.as_ref().map_or(Ok(image.clone()), |start| start.finish(image))?;
-            let image = self.upscaled(image, sketch.request, (i, batch.len()), observer)?;
-            generated.push(GeneratedImage { seed: sketch.seed, image, latents: latents.to_device(&Device::Cpu)? });
+            let image = self.upscaled(image, item.request, (i, batch.len()), observer)?;
+            generated.push(GeneratedImage { seed: item.seed, image, latents: latents.to_device(&Device::Cpu)? });
         }
         Ok(generated)
     }
@@ -388,6 +389,7 @@ impl Pipeline {
             return Ok(Tensor::cat(&batch.iter().map(alone).collect::<Result<Vec<_>>>()?, 0)?);
         }
         let _span = debug_span!("denoise", images = batch.len(), width = request.canvas.width, height = request.canvas.height).entered();
+        let started = Instant::now();
         let schedule = plan(&request.scheduler, request.sampling.steps)?;
         let hires = request.hires_pass()?;
         let factor = self.spec.vae.factor();
@@ -407,10 +409,12 @@ impl Pipeline {
         let second = hires.as_ref().and_then(|hires| hires.schedule.as_ref()).map_or(0, |schedule| schedule.steps.len());
         let pass = Pass { batch: batch.to_vec(), number: PassNumber::First, start, image, shown: (0, first + second) };
         let latents = self.run_pass(&pass, &mut noise, observer)?;
-        match hires {
-            None => Ok(latents),
-            Some(hires) => self.run_second_pass(&latents, batch, hires, (first, first + second), observer),
-        }
+        let latents = match hires {
+            None => latents,
+            Some(hires) => self.run_second_pass(&latents, batch, hires, (first, first + second), observer)?,
+        };
+        debug!(seconds = started.elapsed().as_secs_f64(), "the latents are denoised");
+        Ok(latents)
     }
 
     /// The autoencoder that takes the place of the model's own.
@@ -426,11 +430,12 @@ impl Pipeline {
     /// # Errors
     /// A value is not finite.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decode_and_tell(latents, None, Wrap::default(), &mut Silent)
+        self.decode_observed(latents, None, Wrap::default(), &mut Silent)
     }
 
-    fn decode_and_tell(&self, latents: &Tensor, file: Option<&VaeFile>, wrap: Wrap, observer: &mut dyn Observer) -> Result<Tensor> {
+    fn decode_observed(&self, latents: &Tensor, file: Option<&VaeFile>, wrap: Wrap, observer: &mut dyn Observer) -> Result<Tensor> {
         let _span = debug_span!("decode").entered();
+        let started = Instant::now();
         let latents = latents.to_dtype(self.vae_dtype)?;
         let spec = file.map_or(&self.spec.vae, VaeFile::spec);
         let decoded = self.components.with_vae(file, observer, |vae, observer| {
@@ -439,6 +444,7 @@ impl Pipeline {
         })?;
         let decoded = decoded.to_dtype(DType::F32)?;
         check_finite(&decoded, || format!("the VAE's image in {}; try `vae-dtype` f32", self.vae_dtype.as_str()))?;
+        debug!(seconds = started.elapsed().as_secs_f64(), "the latents are decoded");
         Ok(decoded)
     }
 }

@@ -124,7 +124,7 @@ impl Pipeline {
             before.steps = schedule.steps.len().saturating_sub(second.steps.len());
             before.calls = first.steps.iter().map(|step| first.evaluations(step)).sum();
         }
-        let batch = told(&pass.batch, |prompt| prompt.refiner.as_deref())?;
+        let batch = conditioned(&pass.batch, |prompt| prompt.refiner.as_deref())?;
         let share = || Share { pipeline: &refiner, adapters: Arc::default(), batch: &batch, schedule: second, whole: second, before };
         let again = noise.clone();
         match self.take_steps(pass, &share(), &latents, noise, observer) {
@@ -205,7 +205,10 @@ impl Pipeline {
 ///
 /// # Errors
 /// The prompt was encoded for another request.
-pub(super) fn told<'a>(batch: &[BatchItem<'a>], of: impl Fn(&'a Conditioning) -> Option<&'a Conditioning>) -> Result<Vec<BatchItem<'a>>> {
+pub(super) fn conditioned<'a>(
+    batch: &[BatchItem<'a>],
+    of: impl Fn(&'a Conditioning) -> Option<&'a Conditioning>,
+) -> Result<Vec<BatchItem<'a>>> {
     let missing = || Error::Image("the prompt was not encoded for all passes of this request".into());
     batch.iter().map(|item| Ok(BatchItem { prompt: of(item.prompt).ok_or_else(missing)?, ..*item })).collect()
 }

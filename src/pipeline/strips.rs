@@ -54,8 +54,8 @@ impl Pipeline {
             request.canvas.width = (width as usize).next_multiple_of(multiple);
             request.canvas.height = (height as usize).next_multiple_of(multiple);
             request.passes.upscale = item.request.passes.upscale.clone().filter(|_| i + 1 == strips.len());
-            let told: Conditioning = item.prompt.of_size(&self.spec, refiner.as_ref().map(|refiner| refiner.spec()), &request);
-            let batch = [BatchItem { request: &request, prompt: &told, seed: item.seed }];
+            let conditioning: Conditioning = item.prompt.of_size(&self.spec, refiner.as_ref().map(|refiner| refiner.spec()), &request);
+            let batch = [BatchItem { request: &request, prompt: &conditioning, seed: item.seed }];
             grown = self.make_batch(&batch, observer)?.pop();
         }
         grown.ok_or_else(|| Error::Image("there is nothing to grow".into()))

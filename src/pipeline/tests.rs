@@ -44,7 +44,7 @@ fn an_image_that_repeats_may_be_cut_anywhere() {
         };
         let whole = predict(&noisy);
         assert!(apart(&predict(&rolled(&noisy, rows, columns)), &rolled(&whole, rows, columns)) < 1e-4, "{wrap:?}");
-        let decode = |latents: &Tensor, wrap| pipeline.decode_and_tell(latents, None, wrap, &mut Silent).unwrap();
+        let decode = |latents: &Tensor, wrap| pipeline.decode_observed(latents, None, wrap, &mut Silent).unwrap();
         let image = decode(&noisy, wrap);
         assert!(apart(&decode(&rolled(&noisy, rows, columns), wrap), &rolled(&image, 8 * rows, 8 * columns)) < 1e-3, "{wrap:?}");
         assert!(apart(&image, &decode(&noisy, Wrap::default())) > 1e-2, "{wrap:?}: the edges are not those of an image that ends there");
@@ -88,7 +88,7 @@ fn tiles_leave_no_border() {
     }
     // What repeats still does, in tiles.
     let wrap = Wrap { x: true, y: true };
-    let decode = |pipeline: &Pipeline, latents: &Tensor| pipeline.decode_and_tell(latents, None, wrap, &mut Silent).unwrap();
+    let decode = |pipeline: &Pipeline, latents: &Tensor| pipeline.decode_observed(latents, None, wrap, &mut Silent).unwrap();
     let shifted = decode(&pipeline, &rolled(&latents, 36, 60));
     let exact = decode(&plain, &latents);
     let off = [apart(&decode(&pipeline, &latents), &exact), apart(&rolled(&shifted, 36 * 8, 60 * 8), &exact)];

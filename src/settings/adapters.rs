@@ -38,7 +38,7 @@ settings! {
 
     /// An image as a prompt: an IP-Adapter, image=FILE, and weight=X, start=X, end=X (shares of the steps) and encoder=FOLDER (the image encoder, where it is not beside the adapter); repeat for more
     ip_adapter: many ImagePrompt => Setting {
-        name: "ip-adapter", value: "MODEL,image=FILE,…", example: "ip-adapter.safetensors,image=picture.png,weight=0.5",
+        name: "ip-adapter", value: "MODEL,image=FILE,…", example: "ip-adapter.safetensors,image=portrait.png,weight=0.5",
         heading: Heading::Adapters, infotext: Some("IP-Adapter"), limit: 64 << 30, ..Setting::IMAGE
     };
 }
@@ -85,7 +85,7 @@ impl Draft {
             draft.sampling.steps = Some(few.steps);
         }
         draft.guidance.scale = draft.guidance.scale.or(few.guidance_scale);
-        tracing::info!("{why} Flags that say otherwise win.");
+        tracing::info!("{why} Settings that say otherwise win.");
         draft
     }
 }

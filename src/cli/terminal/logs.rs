@@ -14,7 +14,8 @@ use tracing_subscriber::{EnvFilter, Layer};
 /// Directives as tracing's `EnvFilter` reads them, such as `debug` or `sd_gen::weights=trace`.
 const VARIABLE: &str = "SD_GEN_LOG";
 
-/// Starts to log: `--verbose` once is info, twice debug, thrice every step; the variable's directives go before.
+/// Starts to log: `--verbose` once shows decisions (info), twice files and timings too (debug), three times every step (trace); the
+/// directives of the variable come before it.
 ///
 /// # Errors
 /// The variable cannot be read.
