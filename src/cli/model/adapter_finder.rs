@@ -1,7 +1,7 @@
 //! Where the files of adapters, and of networks beside a model, are looked for by name.
 
 use super::download::{self, DownloadStyle};
-use super::models_folder;
+use super::named::models_folder;
 use super::pass_files::PassFiles;
 use crate::adapter::AdapterFolders;
 use crate::hub::HubId;

@@ -21,14 +21,11 @@ use crate::{Error, Result};
 pub(in crate::cli) use adapter_finder::{AdapterFinder, DepthFinder};
 use candle_core::{DType, Device};
 use download::DownloadStyle;
-pub(in crate::cli) use named::{Named, ambiguity, models_folder, resolve};
+pub(in crate::cli) use named::{BUILTIN, Named, ambiguity, models_folder, resolve};
 pub(in crate::cli) use pass_files::upscaler_named;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tracing::info;
-
-/// The name of the model that is compiled in.
-pub(in crate::cli) const BUILTIN: &str = "emoji";
 
 #[cfg(feature = "builtin-model")]
 macro_rules! builtin_files {

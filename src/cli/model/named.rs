@@ -1,11 +1,13 @@
 //! Which model a name means: a path, a name in the models folder, a hub id, or the one that is compiled in.
 
-use super::BUILTIN;
 use crate::hub::HubId;
 use crate::survey::{Kind, Survey};
 use crate::weights::{CatalogKind, Found, find_models, is_model_folder};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
+
+/// The name of the model that is compiled in.
+pub(in crate::cli) const BUILTIN: &str = "emoji";
 
 /// What `--model` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,11 +114,14 @@ pub(in crate::cli) fn ambiguity(what: &str, models_dir: Option<&Path>) -> Option
     (found.len() > 1).then(|| which_of(&found))
 }
 
+/// Whether a model's name, or the last part of it, is what was meant.
+type NameTest<'a> = &'a dyn Fn(&str, &str) -> bool;
+
 /// The models that a name may mean: a whole name comes before the last part of one, and both before a beginning.
 fn candidates(what: &str, folder: &Path) -> Vec<Found> {
     let found = find_models(folder);
     let wanted = what.to_lowercase();
-    let fits: [&dyn Fn(&str, &str) -> bool; 4] =
+    let fits: [NameTest<'_>; 4] =
         [&|name, _| name == what, &|name, _| name.to_lowercase() == wanted, &|_, last| last.to_lowercase() == wanted, &|name, last| {
             name.to_lowercase().starts_with(&wanted) || last.to_lowercase().starts_with(&wanted)
         }];

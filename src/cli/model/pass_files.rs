@@ -1,6 +1,6 @@
 //! Which files the passes after the first one want: upscalers by their names, and a refiner as a model is named.
 
-use super::{Named, resolve};
+use super::named::{Named, resolve};
 use crate::adapter::UPSCALER_FOLDERS;
 use crate::disk::folder_of;
 use crate::inputs::InputFile;

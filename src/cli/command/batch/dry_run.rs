@@ -1,12 +1,11 @@
 //! `--dry-run`: what would be generated, in which order, and what it will take.
 
-use super::images;
 use super::resolve::UncachedModel;
 use crate::batch::{Job, Ledger, groups, sizes};
 use crate::bench::{generating_speed, image_flop};
 use crate::cli::model::Models;
 use crate::cli::terminal::answer;
-use crate::cli::terminal::show::bytes;
+use crate::cli::terminal::show::{bytes, images};
 use crate::device::place;
 use crate::settings::{HiresPass, Request, Value};
 use crate::{Error, Result};

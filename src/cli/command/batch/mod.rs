@@ -20,6 +20,7 @@ use crate::cli::terminal::listen_for_cancellation;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::screen;
 use crate::cli::terminal::sentence;
+use crate::cli::terminal::show::images;
 use crate::cli::terminal::watch::Watch;
 use crate::disk::{Locks, folder_of, sweep};
 use crate::settings::{Draft, PreviewStyle};
@@ -373,7 +374,7 @@ impl BatchArgs {
 /// A run under way.
 struct Run {
     ledger: Arc<Mutex<Ledger>>,
-    tally: Arc<Mutex<BatchSummary>>,
+    summary: Arc<Mutex<BatchSummary>>,
     manifest: PathBuf,
 }
 
@@ -393,11 +394,11 @@ impl Run {
             )),
             Locks::Missing => screen::say("warning: this file system has no locks; do not run two processes on this folder"),
         }
-        if ledger.manifest().strange_lines() > 0 {
-            let (lines, path) = (ledger.manifest().strange_lines(), manifest.display());
+        if ledger.manifest().unreadable_lines() > 0 {
+            let (lines, path) = (ledger.manifest().unreadable_lines(), manifest.display());
             screen::say(&format!("warning: {lines} lines of {path} are no records, and are passed over"));
         }
-        Ok(Self { ledger: Arc::new(Mutex::new(ledger)), tally: Arc::default(), manifest: manifest.to_owned() })
+        Ok(Self { ledger: Arc::new(Mutex::new(ledger)), summary: Arc::default(), manifest: manifest.to_owned() })
     }
 
     fn look(&self, job: &Job) -> Result<JobState> {
@@ -416,20 +417,20 @@ impl Run {
         if images == Some(0) {
             return (Ok(()), 0, 0);
         }
-        let book = JobTable::default();
+        let table = JobTable::default();
         let opened = models.clone();
-        let keeper = ManifestSink { book: book.clone(), ledger: self.ledger.clone(), tally: self.tally.clone(), names: names.clone() };
+        let sink = ManifestSink { table: table.clone(), ledger: self.ledger.clone(), summary: self.summary.clone(), names: names.clone() };
         let sizes_of = move |job: &Job, count: usize| {
             let most = job.request.output.batch_size.0;
             opened.get(job.model).map_or(Sizes { batch: 1, at_once: 1 }, |model| {
                 sizes(&model.footprint(&job.request), count.div_ceil(model.devices()), most)
             })
         };
-        let (ledger, fed) = (self.ledger.clone(), book.clone());
-        let prompt_of = |id: usize| book.prompt(id).unwrap_or_default();
+        let (ledger, fed) = (self.ledger.clone(), table.clone());
+        let prompt_of = |id: usize| table.prompt(id).unwrap_or_default();
         let mut watch = Watch::new(progress, images, &prompt_of);
         let feed = move |events: EventSender| JobFeed::new(windows, sizes_of, ledger, fed, events);
-        let ended = crate::batch::run(feed, models.clone(), keeper, &mut watch);
+        let ended = crate::batch::run(feed, models.clone(), sink, &mut watch);
         (ended, watch.known, watch.known_failed)
     }
 
@@ -454,30 +455,26 @@ impl Run {
     ) -> Result<()> {
         // Threads that were stopped in a step may still hold it.
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner).close();
-        let tally = std::mem::take(&mut *self.tally.lock().unwrap_or_else(PoisonError::into_inner));
-        let (there, failed) = (there + known - known_failed, tally.failed + failed_before + known_failed);
-        let mut parts = vec![format!("{} generated", images(tally.kept))];
+        let summary = std::mem::take(&mut *self.summary.lock().unwrap_or_else(PoisonError::into_inner));
+        let (there, failed) = (there + known - known_failed, summary.failed + failed_before + known_failed);
+        let mut parts = vec![format!("{} generated", images(summary.kept))];
         parts.extend((there > 0).then(|| format!("{there} were there already")));
-        parts.extend((tally.unloaded > 0).then(|| format!("{} were not tried for want of their model", tally.unloaded)));
+        parts.extend((summary.unloaded > 0).then(|| format!("{} were not tried for want of their model", summary.unloaded)));
         progress.say(&parts.join(", "));
-        ended.map_err(|error| stopped(error, tally.kept))?;
-        if let Some(reason) = tally.model {
+        ended.map_err(|error| stopped(error, summary.kept))?;
+        if let Some(reason) = summary.model {
             return Err(Error::Model(reason));
         }
         let mut wrongs = Vec::new();
         wrongs.extend((wrong > 0).then(|| format!("{wrong} lines were wrong")));
         let manifest = self.manifest.display();
         wrongs.extend(
-            (tally.beyond > 0)
-                .then(|| format!("{} failed for want of what this machine has now; the same command tries again", images(tally.beyond))),
+            (summary.beyond > 0)
+                .then(|| format!("{} failed for want of what this machine has now; the same command tries again", images(summary.beyond))),
         );
         wrongs.extend((failed > 0).then(|| format!("{} failed, as {manifest} records; --retry-failed tries again", images(failed))));
         if wrongs.is_empty() { Ok(()) } else { Err(Error::Image(wrongs.join("; "))) }
     }
-}
-
-fn images(count: usize) -> String {
-    if count == 1 { "1 image".into() } else { format!("{count} images") }
 }
 
 /// Why no further image can be kept, and what to do.

@@ -1,8 +1,8 @@
 //! JSON Lines: an object a line, its keys the flags' names; a string alone is a prompt.
 
 use super::error::{LineError, LineRecord};
+use super::row::{FlagPair, RecordRow};
 use super::source::LineSource;
-use super::{FlagPair, RecordRow};
 use serde::de::IgnoredAny;
 use std::ops::Range;
 

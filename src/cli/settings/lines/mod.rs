@@ -5,6 +5,7 @@
 
 mod error;
 mod json;
+mod row;
 mod source;
 mod table;
 #[cfg(test)]
@@ -17,10 +18,11 @@ pub(in crate::cli) use error::{LineError, LineErrors, LineRecord};
 pub(in crate::cli) use table::cells_of;
 pub(in crate::cli) use text::values_of;
 
-use crate::cli::settings::flags::{Flags, GENERATION, Wrong, varies};
+use crate::cli::settings::flags::{Flags, GENERATION, Wrong};
 use crate::settings::{Draft, fold};
 use crate::{Error, Result};
 use clap::ValueEnum;
+use row::{FlagPair, PlacedValue, REPEATS, RecordRow, flag_of, known, without_effect};
 use source::LineSource;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -95,22 +97,6 @@ impl Line {
 fn part_of(record: &LineRecord, parts: &[(usize, Range<usize>)], flag: Option<usize>) -> Range<usize> {
     let part = flag.and_then(|flag| parts.iter().find(|(at, _)| *at == flag));
     part.map_or(0..record.text.len(), |(_, part)| part.clone())
-}
-
-/// A record of any format, as names and values.
-struct RecordRow {
-    record: LineRecord,
-    pairs: Vec<FlagPair>,
-}
-
-/// A value and where it stands.
-type PlacedValue = (String, Range<usize>);
-
-/// A name and what it was given; no values where the name stands alone, as a switch does.
-struct FlagPair {
-    name: String,
-    part: Range<usize>,
-    values: Option<Vec<PlacedValue>>,
 }
 
 /// The lines of a file, with everything that is wrong in it in their place.
@@ -195,44 +181,6 @@ fn sniffed(source: &mut LineSource) -> LineFormat {
         () if is_header(b',') || is_header(b';') => LineFormat::Csv,
         () => LineFormat::Text,
     }
-}
-
-/// What A1111's names mean that are no settings here: the values that change nothing, or none for a name that never does.
-const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
-    ("outpath-grids", &[]),
-    ("do-not-save-grid", &[]),
-    ("prompt-for-display", &[]),
-    ("do-not-save-samples", &["false"]),
-    ("restore-faces", &["false"]),
-    ("tiling", &["false"]),
-    ("styles", &[""]),
-    ("seed-resize-from-h", &["0", "-1"]),
-    ("seed-resize-from-w", &["0", "-1"]),
-];
-
-/// A1111's images of a line are this many times its batch size.
-const REPEATS: &str = "n-iter";
-
-fn without_effect(name: &str) -> Option<&'static [&'static str]> {
-    let folded = fold(name.trim_start_matches('-'));
-    WITHOUT_EFFECT.iter().find(|(known, _)| *known == folded).map(|(_, values)| *values)
-}
-
-/// The flag of a name, where a line may set it.
-fn flag_of(name: &str) -> Result<usize, String> {
-    if fold(name.trim_start_matches('-')) == "sampler-index" {
-        return Err("sampler_index is a number in A1111's own list of samplers; write the name, such as --sampler_name \"Euler a\"".into());
-    }
-    let flag = GENERATION.find(name)?;
-    varies(flag).map(|()| flag)
-}
-
-/// Whether a line may have a value of that name.
-fn known(name: &str) -> Result<(), String> {
-    if without_effect(name).is_some() {
-        return Ok(());
-    }
-    flag_of(name).map(drop)
 }
 
 /// What a row set, flag by flag, and where.

@@ -1,8 +1,9 @@
 //! CSV and TSV: the header names flags, an empty cell leaves its flag unset, a cell in quotes may have several lines.
 
 use super::error::{LineError, LineRecord, SHOWN};
+use super::row::{FlagPair, RecordRow, known};
 use super::source::{LONGEST, LineSource};
-use super::{FlagPair, RecordRow, fold};
+use crate::settings::fold;
 use csv_core::{ReadFieldResult, Reader, ReaderBuilder};
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
@@ -144,8 +145,7 @@ impl TableRows {
             let wrong = if !names.insert(fold(name)) {
                 Err(format!("the column {name:?} is there twice; leave one out"))
             } else {
-                super::known(setting)
-                    .map_err(|what| format!("{what} (--columns names the columns that count, as in --columns prompt=Caption)"))
+                known(setting).map_err(|what| format!("{what} (--columns names the columns that count, as in --columns prompt=Caption)"))
             };
             if let Err(what) = wrong {
                 self.wrong.push_back(record.error(part.clone(), format!("the header names a flag for each column: {what}")));

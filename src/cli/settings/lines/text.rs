@@ -1,8 +1,8 @@
 //! A prompt a line, and flags on a line as A1111's "Prompts from file" reads them.
 
 use super::error::{LineError, LineErrors, LineRecord};
+use super::row::{FlagPair, RecordRow};
 use super::source::LineSource;
-use super::{FlagPair, RecordRow};
 use crate::Error;
 use crate::settings::table;
 use std::collections::VecDeque;

@@ -2,8 +2,9 @@
 //! aliases take more memory than one line may have.
 
 use super::error::{LineError, LineRecord};
+use super::row::{FlagPair, RecordRow};
 use super::source::{LONGEST, LineSource};
-use super::{FlagPair, RecordRow};
+use crate::settings::fold;
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -382,7 +383,7 @@ fn pairs(record: &LineRecord, item: &YamlNode) -> Result<Vec<FlagPair>, YamlErro
     for entry in inherited {
         // What the map says itself, or a map named earlier, wins.
         if let Some(pair) = pair(entry, &value)?
-            && !pairs.iter().any(|known| super::fold(&known.name) == super::fold(&pair.name))
+            && !pairs.iter().any(|known| fold(&known.name) == fold(&pair.name))
         {
             pairs.push(pair);
         }
