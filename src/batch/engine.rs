@@ -17,8 +17,8 @@ mod task;
 mod tests;
 
 use events::EngineEvent;
-pub use events::{EventSender, ImageEvent, RunObserver};
-pub use task::{Batch, Finished, Load, Sink, Task, TaskWatch};
+pub(crate) use events::{EventSender, ImageEvent, RunObserver};
+pub(crate) use task::{Batch, Finished, Load, Sink, Task, TaskWatch};
 
 use super::texts::Texts;
 use crate::pipeline::{BatchItem, Conditioning, Estimate, GeneratedImage, Observer, Pipeline, Stage};
@@ -32,30 +32,30 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Batches that are ever on one device at once.
-const PAINTERS: usize = 2;
+const BATCHES_A_DEVICE: usize = 2;
 
-/// Events that wait to be told. An audience that stands still, such as a pager's reader, holds the run up instead of filling the memory.
-const UNTOLD: usize = 64;
+/// Events that wait to be told. An observer that stands still, such as a pager's reader, holds the run up instead of filling the memory.
+const WAITING_EVENTS: usize = 64;
 
 /// Generates batches until there are no more.
 ///
 /// The iterator that `batches` makes is driven by a thread of the engine, at the pace of the generating.
 ///
 /// # Errors
-/// The sink's, `audience`'s, or that of `batches`. What was generated until then has been kept.
-pub fn run<I: Iterator<Item = Result<Batch>>>(
+/// The sink's, `observer`'s, or that of `batches`. What was generated until then has been kept.
+pub(crate) fn run<I: Iterator<Item = Result<Batch>>>(
     batches: impl FnOnce(EventSender) -> I + Send + 'static,
     models: impl Load + 'static,
     sink: impl Sink + 'static,
-    audience: &mut dyn RunObserver,
+    observer: &mut dyn RunObserver,
 ) -> Result<()> {
-    let (events, heard) = sync_channel(UNTOLD);
+    let (events, heard) = sync_channel(WAITING_EVENTS);
     let stop = Arc::new(AtomicBool::new(false));
     let look = Arc::new(AtomicBool::new(false));
     let events = EventSender { events, stop: stop.clone(), look: look.clone() };
     // One prepared batch waits, and one generated batch for each generator.
     let (prepared, to_generate) = sync_channel(1);
-    let generators = PAINTERS * models.most_devices().max(1);
+    let generators = BATCHES_A_DEVICE * models.most_devices().max(1);
     let (generated, to_write) = sync_channel(generators);
     let to_generate = Arc::new(Mutex::new(to_generate));
     let most = Arc::new(AtomicUsize::new(usize::MAX));
@@ -73,11 +73,11 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
         prepared,
         generated: generated.clone(),
         sequence: 0,
-        rooms: Vec::new(),
+        slots: Vec::new(),
         turn: 0,
     };
-    let told = events.clone();
-    workers.push(spawn("prepare", Box::new(move || preparer.work(batches(told))))?);
+    let sender = events.clone();
+    workers.push(spawn("prepare", Box::new(move || preparer.work(batches(sender))))?);
     for _ in 0..generators {
         let (to_generate, generated, events, most) = (to_generate.clone(), generated.clone(), events.clone(), most.clone());
         workers.push(spawn("generate", Box::new(move || GenerateStage { to_generate, generated, events, most }.work()))?);
@@ -85,7 +85,7 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
     drop((generated, to_generate));
     let writer = spawn("write", Box::new(move || write(&to_write, sink, &events)))?;
 
-    let heard = listen(heard, &stop, &look, &writer, audience);
+    let heard = listen(heard, &stop, &look, &writer, observer);
     let kept = end_of(writer);
     if heard.is_err() || kept.is_err() {
         stop.store(true, Ordering::Relaxed);
@@ -95,27 +95,27 @@ pub fn run<I: Iterator<Item = Result<Batch>>>(
     workers.into_iter().try_for_each(end_of)
 }
 
-/// Tells the audience until everything is written. From the moment that it wants no more, the threads are told to stop. What they say
+/// Tells the observer until everything is written. From the moment that it wants no more, the threads are told to stop. What they say
 /// when it has returned goes nowhere, and keeps none of them waiting.
 fn listen(
     events: Receiver<EngineEvent>,
     stop: &AtomicBool,
     look: &AtomicBool,
     writer: &JoinHandle<Result<()>>,
-    audience: &mut dyn RunObserver,
+    observer: &mut dyn RunObserver,
 ) -> Result<()> {
     let mut ended = Ok(());
     loop {
         // Asked first: what it said before its end is then in the channel.
         let written = writer.is_finished();
-        if audience.would_look() {
+        if observer.would_look() {
             look.store(true, Ordering::Relaxed);
         }
         match (events.recv_timeout(Duration::from_millis(20)), &ended) {
-            (Ok(event), Ok(())) => ended = event.tell(audience),
-            // Images are still being kept; that the audience has had enough is known.
-            (Ok(event @ EngineEvent::ImageEvent(_)), Err(_)) => drop(event.tell(audience)),
-            (Err(RecvTimeoutError::Timeout), Ok(())) => ended = audience.heartbeat(),
+            (Ok(event), Ok(())) => ended = event.tell(observer),
+            // Images are still being kept; that the observer has had enough is known.
+            (Ok(event @ EngineEvent::ImageEvent(_)), Err(_)) => drop(event.tell(observer)),
+            (Err(RecvTimeoutError::Timeout), Ok(())) => ended = observer.heartbeat(),
             (Err(RecvTimeoutError::Disconnected), _) => return ended,
             _ => {}
         }
@@ -126,7 +126,7 @@ fn listen(
             // Threads that were stopped may go on talking.
             while let Ok(event) = events.try_recv() {
                 if ended.is_ok() || matches!(event, EngineEvent::ImageEvent(_)) {
-                    ended = ended.and(event.tell(audience));
+                    ended = ended.and(event.tell(observer));
                 }
             }
             return ended;
@@ -145,7 +145,7 @@ struct PreparedBatch {
     tasks: Vec<(Task, Conditioning)>,
     at_once: usize,
     /// The pipeline's device.
-    room: Arc<DeviceSlots>,
+    slots: Arc<DeviceSlots>,
 }
 
 /// Batches leave in the order of this number, which counts without gaps.
@@ -165,7 +165,7 @@ struct Preparer<M> {
     generated: SyncSender<SequencedImages>,
     sequence: u64,
     /// Each device.
-    rooms: Vec<Arc<DeviceSlots>>,
+    slots: Vec<Arc<DeviceSlots>>,
     /// Counts batches, to deal them out.
     turn: usize,
 }
@@ -203,8 +203,8 @@ impl<M: Load> Preparer<M> {
         self.turn += 1;
         let Some((pipeline, texts)) = everywhere.get_mut(device) else { return Ok(()) };
         let pipeline = pipeline.clone();
-        self.rooms.resize_with(self.rooms.len().max(device + 1), Arc::default);
-        let room = self.rooms[device].clone();
+        self.slots.resize_with(self.slots.len().max(device + 1), Arc::default);
+        let slots = self.slots[device].clone();
         let mut encoded: Vec<(Task, Conditioning)> = Vec::new();
         let mut failed = Vec::new();
         for task in tasks {
@@ -222,7 +222,7 @@ impl<M: Load> Preparer<M> {
             let tasks;
             (tasks, encoded) = encoded.into_iter().partition(|(_, conditioning)| conditioning.lengths() == lengths);
             let sequence = self.next();
-            let prepared = PreparedBatch { sequence, pipeline: pipeline.clone(), tasks, at_once, room: room.clone() };
+            let prepared = PreparedBatch { sequence, pipeline: pipeline.clone(), tasks, at_once, slots: slots.clone() };
             self.prepared.send(prepared).map_err(|_| Error::Cancelled)?;
         }
         Ok(())
@@ -301,7 +301,7 @@ struct DeviceSlots {
 
 /// A batch's place on a device, given back however the generating ends.
 struct SlotGuard<'a> {
-    room: &'a DeviceSlots,
+    slots: &'a DeviceSlots,
     at_once: usize,
     /// Batches that were on the device when this one came, itself included.
     beside: usize,
@@ -314,7 +314,7 @@ impl DeviceSlots {
         let is_full = |taken: &mut Vec<usize>| !admits(taken, at_once);
         let mut taken = self.fewer.wait_while(taken, is_full).unwrap_or_else(PoisonError::into_inner);
         taken.push(at_once);
-        SlotGuard { room: self, at_once, beside: taken.len() }
+        SlotGuard { slots: self, at_once, beside: taken.len() }
     }
 }
 
@@ -325,11 +325,11 @@ fn admits(taken: &[usize], at_once: usize) -> bool {
 
 impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
-        let mut taken = self.room.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = taken.iter().position(|other| *other == self.at_once) {
             taken.swap_remove(at);
         }
-        self.room.fewer.notify_all();
+        self.slots.fewer.notify_all();
     }
 }
 
@@ -346,8 +346,8 @@ impl GenerateStage {
     fn work(&mut self) -> Result<()> {
         loop {
             let next = self.to_generate.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(PreparedBatch { sequence, pipeline, tasks, at_once, room }) = next else { return Ok(()) };
-            let place = room.enter(at_once);
+            let Ok(PreparedBatch { sequence, pipeline, tasks, at_once, slots }) = next else { return Ok(()) };
+            let place = slots.enter(at_once);
             self.events.tell(ImageEvent::Begun { ids: tasks.iter().map(|(task, _)| task.id).collect() });
             let mut finished = Vec::with_capacity(tasks.len());
             let mut rest = tasks.as_slice();

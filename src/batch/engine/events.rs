@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// What the caller hears of beside [`Stage`]s.
 #[derive(Debug, Clone, PartialEq)]
-pub enum ImageEvent {
+pub(crate) enum ImageEvent {
     /// A batch comes to the device.
     Begun {
         /// The tasks' ids.
@@ -44,7 +44,7 @@ pub enum ImageEvent {
 }
 
 /// Hears of stages, as an observer, and of images.
-pub trait RunObserver: Observer {
+pub(crate) trait RunObserver: Observer {
     /// There is something new.
     ///
     /// # Errors
@@ -78,28 +78,28 @@ pub(super) enum EngineEvent {
 }
 
 impl EngineEvent {
-    pub(super) fn tell(self, audience: &mut dyn RunObserver) -> Result<()> {
+    pub(super) fn tell(self, observer: &mut dyn RunObserver) -> Result<()> {
         match self {
-            EngineEvent::Load { component, done, all } => audience.stage(Stage::Load { component, done, all }),
-            EngineEvent::EncodePrompt => audience.stage(Stage::EncodePrompt),
-            EngineEvent::Denoise { step, steps, seeds } => audience.stage(Stage::Denoise { step, steps, images: &seeds }),
-            EngineEvent::Decode { done, all } => audience.stage(Stage::Decode { done, all }),
+            EngineEvent::Load { component, done, all } => observer.stage(Stage::Load { component, done, all }),
+            EngineEvent::EncodePrompt => observer.stage(Stage::EncodePrompt),
+            EngineEvent::Denoise { step, steps, seeds } => observer.stage(Stage::Denoise { step, steps, images: &seeds }),
+            EngineEvent::Decode { done, all } => observer.stage(Stage::Decode { done, all }),
             EngineEvent::Forming(images, cost) => {
-                audience.formed(images, cost);
+                observer.formed(images, cost);
                 Ok(())
             }
             EngineEvent::Warn(message) => {
-                audience.warn(&message);
+                observer.warn(&message);
                 Ok(())
             }
-            EngineEvent::ImageEvent(news) => audience.news(news),
+            EngineEvent::ImageEvent(news) => observer.news(news),
         }
     }
 }
 
 /// A thread's way to tell the caller.
 #[derive(Clone)]
-pub struct EventSender {
+pub(crate) struct EventSender {
     pub(super) events: SyncSender<EngineEvent>,
     pub(super) stop: Arc<AtomicBool>,
     /// The caller waits for a look at what is forming.
@@ -123,12 +123,12 @@ impl EventSender {
     }
 
     /// The run is to end.
-    pub fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
     /// Tells the caller, who may have stopped listening.
-    pub fn tell(&self, news: ImageEvent) {
+    pub(crate) fn tell(&self, news: ImageEvent) {
         // What is written after the run was stopped is worth saying too, and nobody may be there to events it.
         let _ = self.events.send(EngineEvent::ImageEvent(news));
     }

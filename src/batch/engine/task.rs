@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// One image to generate.
 #[derive(Debug, Clone)]
-pub struct Task {
+pub(crate) struct Task {
     /// Whatever the caller knows it by.
     pub id: usize,
     /// Which model, as the caller's [`Load`] counts them.
@@ -23,7 +23,7 @@ pub struct Task {
 }
 
 /// Follows one task through the engine, whatever else is at work, and may take it back.
-pub trait TaskWatch: std::fmt::Debug + Send + Sync {
+pub(crate) trait TaskWatch: std::fmt::Debug + Send + Sync {
     /// Nobody wants it any more. Where that is so of all of a batch, its work ends at the next step; the result is [`Error::Cancelled`](crate::Error::Cancelled).
     fn is_withdrawn(&self) -> bool;
 
@@ -45,7 +45,7 @@ impl Task {
 
 /// How a task ended.
 #[derive(Debug)]
-pub struct Finished {
+pub(crate) struct Finished {
     /// The task.
     pub task: Task,
     /// The image, or why there is none.
@@ -56,7 +56,7 @@ pub struct Finished {
 
 /// Tasks that go through the device at once.
 #[derive(Debug, Clone)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// They agree in model and [`Request::shape`]. A batch of none unloads all models.
     pub tasks: Vec<Task>,
     /// Batches that may be on the device while this one is, itself included. Where one waits for a serial part of its step, another
@@ -65,7 +65,7 @@ pub struct Batch {
 }
 
 /// Loads a model by its number.
-pub trait Load: Send {
+pub(crate) trait Load: Send {
     /// The model, loaded on one of its devices. Called once on each for each run of batches of that model.
     ///
     /// # Errors
@@ -114,7 +114,12 @@ impl Load for Box<dyn Load> {
 }
 
 /// Takes what was generated, in the order of the batches.
-pub trait Sink: Send {
+///
+/// Names and files are made in one place, `image_file.rs`. There are three sinks because what an image owes to others when its file is
+/// there differs in kind, and so does the order: a run of the flags has standard output and latents, and ends at the first error that every
+/// other image would meet; a batch records an image between its bytes and its name, so that other processes and a later run know of it;
+/// the server tells its queue, and goes on whatever happened.
+pub(crate) trait Sink: Send {
     /// Keeps the images of a batch, and tells of each.
     ///
     /// # Errors
