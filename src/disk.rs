@@ -6,8 +6,8 @@
 mod locks;
 mod owner;
 
-pub use locks::{Locks, reach};
-pub use owner::{Owner, owner_of, tag as owner_tag};
+pub(crate) use locks::{Locks, reach};
+pub(crate) use owner::{Owner, owner_of, tag as owner_tag};
 
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -25,7 +25,7 @@ const LONG_AGO: Duration = Duration::from_secs(3600);
 
 /// The bytes of a file, safe on the disk under a temporary name.
 #[derive(Debug)]
-pub struct Staged {
+pub(crate) struct Staged {
     file: NamedTempFile,
     /// Bytes.
     pub size: u64,
@@ -37,7 +37,7 @@ pub struct Staged {
 ///
 /// # Errors
 /// The folder cannot be written, or the disk is full.
-pub fn stage(folder: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> std::io::Result<Staged> {
+pub(crate) fn stage(folder: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> std::io::Result<Staged> {
     let file = temporary(folder)?;
     let (size, sha256) = {
         let mut hashing = Hashing { to: std::io::BufWriter::new(file.as_file()), hash: Sha256::new(), size: 0 };
@@ -53,7 +53,7 @@ pub fn stage(folder: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Resul
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
+pub(crate) fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
     let prefix = format!("{PREFIX}{}", owner::tag());
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(SUFFIX);
@@ -69,7 +69,7 @@ pub fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn temporary_folder(folder: &Path) -> std::io::Result<TempDir> {
+pub(crate) fn temporary_folder(folder: &Path) -> std::io::Result<TempDir> {
     tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempdir_in(folder)
 }
 
@@ -78,7 +78,7 @@ impl Staged {
     ///
     /// # Errors
     /// The name is taken ([`ErrorKind::AlreadyExists`]) or cannot be given; the staged file comes back.
-    pub fn publish(self, path: &Path, overwrite: bool) -> Result<(), (std::io::Error, Self)> {
+    pub(crate) fn publish(self, path: &Path, overwrite: bool) -> Result<(), (std::io::Error, Self)> {
         let Self { file, size, sha256 } = self;
         let named = if overwrite { file.persist(path) } else { file.persist_noclobber(path) };
         named.map(drop).map_err(|e| (e.error, Self { file: e.file, size, sha256 }))
@@ -91,24 +91,24 @@ impl Staged {
 ///
 /// # Errors
 /// The folder cannot be written, the disk is full, or the file exists.
-pub fn write_whole(path: &Path, overwrite: bool, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, overwrite: bool, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let failed = |e: std::io::Error| Error::Io { path: path.to_owned(), source: e };
     stage(folder_of(path), write).map_err(failed)?.publish(path, overwrite).map_err(|(e, _)| failed(e))
 }
 
 /// The folder that a path is in; `.` where it is a mere name.
-pub fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The same name with a count, for a name that is taken: `apple.png`, `apple-2.png`, ….
-pub fn counted(path: &Path, count: usize) -> PathBuf {
+pub(crate) fn counted(path: &Path, count: usize) -> PathBuf {
     let part = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
     path.with_file_name(format!("{}-{count}.{}", part(path.file_stem()), part(path.extension())))
 }
 
 /// From here on a write beyond the size that the system allows (`ulimit -f`) is an error, which can be said; it would end the process.
-pub fn survive_size_limit() {
+pub(crate) fn survive_size_limit() {
     #[cfg(unix)]
     #[expect(unsafe_code, reason = "signals are the C library's")]
     // SAFETY: no function is called when the signal comes: it is ignored.
@@ -121,7 +121,7 @@ pub fn survive_size_limit() {
 ///
 /// # Errors
 /// It cannot be opened, or is no regular file.
-pub fn open_regular(path: &Path) -> std::io::Result<File> {
+pub(crate) fn open_regular(path: &Path) -> std::io::Result<File> {
     open_checked(path, File::options().read(true), std::fs::metadata(path))
 }
 
@@ -129,7 +129,7 @@ pub fn open_regular(path: &Path) -> std::io::Result<File> {
 ///
 /// # Errors
 /// As [`open_regular`], or the path is a link.
-pub fn open_own(path: &Path, options: &mut OpenOptions) -> std::io::Result<File> {
+pub(crate) fn open_own(path: &Path, options: &mut OpenOptions) -> std::io::Result<File> {
     // Where the path is changed in between, the system refuses the link.
     #[cfg(unix)]
     let options = {
@@ -160,7 +160,7 @@ fn open_checked(path: &Path, options: &OpenOptions, before: std::io::Result<std:
 ///
 /// # Errors
 /// The folder is not there any more.
-pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
     if cfg!(unix) {
         let opened = File::open(folder)?;
         // A file system that cannot do this for folders does it by itself, or never.
@@ -170,7 +170,7 @@ pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
 }
 
 /// Removes the temporary files that dead processes left in `folder`; gives their number.
-pub fn sweep(folder: &Path) -> usize {
+pub(crate) fn sweep(folder: &Path) -> usize {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let is_abandoned = |entry: &std::fs::DirEntry| {
         let name = entry.file_name();
@@ -195,7 +195,7 @@ fn is_abandoned(path: &Path, owner: Owner) -> bool {
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn sha256_of(path: &Path, stop: &dyn Fn() -> bool) -> std::io::Result<Option<(u64, [u8; 32])>> {
+pub(crate) fn sha256_of(path: &Path, stop: &dyn Fn() -> bool) -> std::io::Result<Option<(u64, [u8; 32])>> {
     let mut file = open_regular(path)?;
     let mut hashing = Hashing { to: std::io::sink(), hash: Sha256::new(), size: 0 };
     while std::io::copy(&mut (&mut file).take(1 << 24), &mut hashing)? > 0 {
@@ -207,7 +207,7 @@ pub fn sha256_of(path: &Path, stop: &dyn Fn() -> bool) -> std::io::Result<Option
 }
 
 /// A path as it is from `folder`, where it is below it; otherwise absolute.
-pub fn seen_from(folder: &Path, path: &Path) -> PathBuf {
+pub(crate) fn seen_from(folder: &Path, path: &Path) -> PathBuf {
     if let Ok(below) = path.strip_prefix(folder) {
         return below.to_owned();
     }
@@ -220,7 +220,7 @@ pub fn seen_from(folder: &Path, path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// It cannot be read, has more bytes, or is something else: a device may have no end.
-pub fn read_bounded(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     // Before opening: a device may do something then.
     if !is_file_or_pipe(std::fs::metadata(path)?.file_type()) {
         return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is neither a file nor a pipe"));
@@ -234,7 +234,7 @@ pub fn read_bounded(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
 }
 
 /// Whether it is a regular file, or a pipe, which somebody made on purpose: `<(…)` of a shell is one.
-pub fn is_file_or_pipe(kind: FileType) -> bool {
+pub(crate) fn is_file_or_pipe(kind: FileType) -> bool {
     #[cfg(unix)]
     return kind.is_file() || std::os::unix::fs::FileTypeExt::is_fifo(&kind);
     #[cfg(not(unix))]
@@ -242,7 +242,7 @@ pub fn is_file_or_pipe(kind: FileType) -> bool {
 }
 
 /// Whether a path leads to a place below a folder, links included; what is not there yet will be made below what is.
-pub fn stays_inside(folder: &Path, path: &Path) -> bool {
+pub(crate) fn stays_inside(folder: &Path, path: &Path) -> bool {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     resolved(folder).zip(resolved(path)).is_some_and(|(folder, path)| path.starts_with(folder))
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 /// What went wrong; the kind decides the exit code.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// Bad usage or bad input, found before any work. Exit code 2.
     #[error("{0}")]

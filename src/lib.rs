@@ -18,45 +18,43 @@
 pub mod adapter;
 #[doc(hidden)]
 pub mod allocator;
-#[doc(hidden)]
-pub mod batch;
 #[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod bench;
+mod batch;
+#[cfg(feature = "cli")]
+mod bench;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
 pub mod device;
-#[doc(hidden)]
-pub mod disk;
+mod disk;
 mod error;
 #[doc(hidden)]
 pub mod extension;
 pub mod family;
-#[doc(hidden)]
-pub mod guidance;
+mod guidance;
 pub mod hub;
-#[doc(hidden)]
-pub mod image;
-#[doc(hidden)]
-pub mod inputs;
+mod image;
+mod inputs;
 pub mod metadata;
 #[doc(hidden)]
 pub mod models;
-#[doc(hidden)]
-pub mod noise;
+mod noise;
 #[doc(hidden)]
 pub mod ops;
 pub mod pipeline;
 pub mod prompt;
 pub mod sampling;
 #[cfg(feature = "serve")]
-#[doc(hidden)]
-pub mod server;
+#[allow(
+    unreachable_pub,
+    unfulfilled_lint_expectations,
+    clippy::type_complexity,
+    reason = "its items are still written as those of a public module"
+)]
+mod server;
 pub mod settings;
 #[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod sheet;
+mod sheet;
 pub mod spec;
 pub mod survey;
 #[doc(hidden)]

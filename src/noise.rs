@@ -49,7 +49,7 @@ impl Rng {
 
 /// What an image's noise is drawn by.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ImageNoise {
+pub(crate) struct ImageNoise {
     /// The seed.
     pub seed: u64,
     /// A second seed, and how much of its noise is blended into the first noise.
@@ -64,14 +64,15 @@ pub struct ImageNoise {
 
 impl ImageNoise {
     /// Of a seed, and nothing else.
-    pub fn of(seed: u64) -> Self {
+    #[cfg(test)]
+    pub(crate) fn of(seed: u64) -> Self {
         Self { seed, variation: None, resized_from: None, steps_seed: None, place: (0, 1) }
     }
 }
 
 /// The noise of a batch: one generator an image.
 #[derive(Debug, Clone)]
-pub struct SeededNoise {
+pub(crate) struct SeededNoise {
     rng: Rng,
     images: Vec<ImageNoise>,
     generators: Vec<Generator>,
@@ -86,13 +87,14 @@ enum Generator {
 }
 
 impl SeededNoise {
-    /// A generator for each seed, in the order of the batch.
-    pub fn new(rng: Rng, seeds: &[u64]) -> Self {
+    /// A generator for each seed.
+    #[cfg(test)]
+    pub(crate) fn new(rng: Rng, seeds: &[u64]) -> Self {
         Self::of_images(rng, seeds.iter().copied().map(ImageNoise::of).collect())
     }
 
-    /// The same for images whose noise is more than that of a seed.
-    pub fn of_images(rng: Rng, images: Vec<ImageNoise>) -> Self {
+    /// A generator for each image, in the order of the batch.
+    pub(crate) fn of_images(rng: Rng, images: Vec<ImageNoise>) -> Self {
         let generators = images.iter().map(|image| Generator::new(rng, image.seed)).collect();
         Self { rng, images, generators, brownian: None }
     }
@@ -101,7 +103,7 @@ impl SeededNoise {
     ///
     /// # Errors
     /// As [`SeededNoise::randn`].
-    pub fn first(&mut self, latents: &Tensor) -> Result<Tensor> {
+    pub(crate) fn first(&mut self, latents: &Tensor) -> Result<Tensor> {
         let (images, channels, height, width) = latents.dims4()?;
         let mut values = self.randn(latents.shape(), &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
         let size = channels * height * width;
@@ -120,12 +122,12 @@ impl SeededNoise {
     ///
     /// # Source
     /// k-diffusion `sampling.py`, `BrownianTreeNoiseSampler`, as A1111 seeds it.
-    pub fn with_brownian(self, ends: Option<(f64, f64)>) -> Self {
+    pub(crate) fn with_brownian(self, ends: Option<(f64, f64)>) -> Self {
         Self { brownian: ends.map(|ends| (ends, vec![])), ..self }
     }
 
     /// The same for a run that turns out to be another one; before its first step.
-    pub fn set_brownian(&mut self, ends: Option<(f64, f64)>) {
+    pub(crate) fn set_brownian(&mut self, ends: Option<(f64, f64)>) {
         self.brownian = ends.map(|ends| (ends, vec![]));
     }
 
@@ -136,7 +138,7 @@ impl SeededNoise {
     ///
     /// # Errors
     /// [`Error::Tensor`] where the batch is not as large as the list of seeds.
-    pub fn randn(&mut self, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    pub(crate) fn randn(&mut self, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
         let shape = shape.into();
         let batch = shape.dims().first().copied().unwrap_or(0);
         if batch != self.generators.len() || batch == 0 {
@@ -195,7 +197,7 @@ const SHIFT: usize = 397;
 /// Matsumoto & Nishimura 1998, "Mersenne Twister", MT19937; the normal numbers as ATen `native/cpu/DistributionTemplates.h` of
 /// torch 2.x on machines with AVX2 (which its AVX-512 builds use too). On a machine without AVX2 torch's own last bits differ.
 #[derive(Debug, Clone)]
-pub struct TorchCpuGenerator {
+pub(crate) struct TorchCpuGenerator {
     state: [u32; STATE],
     next: usize,
     /// The second value of the last Box-Muller pair of a short draw.
@@ -204,7 +206,7 @@ pub struct TorchCpuGenerator {
 
 impl TorchCpuGenerator {
     /// As `manual_seed(seed)`: MT19937 takes the low 32 bits.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut state = [0u32; STATE];
         let mut last = seed as u32;
         for (i, word) in state.iter_mut().enumerate() {
@@ -217,7 +219,7 @@ impl TorchCpuGenerator {
     }
 
     /// `torch.randn(n)` in f32.
-    pub fn randn(&mut self, n: usize) -> Vec<f32> {
+    pub(crate) fn randn(&mut self, n: usize) -> Vec<f32> {
         if n < 16 {
             return (0..n).map(|_| self.normal() as f32).collect();
         }
@@ -356,7 +358,7 @@ fn sin_cos(x: f32) -> (f32, f32) {
 /// Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", Philox4x32-10; counter and use as curand in torch, which
 /// A1111's `modules/rng_philox.py` describes.
 #[derive(Debug, Clone)]
-pub struct TorchCudaGenerator {
+pub(crate) struct TorchCudaGenerator {
     key: [u32; 2],
     /// Draws made so far.
     offset: u32,
@@ -364,12 +366,12 @@ pub struct TorchCudaGenerator {
 
 impl TorchCudaGenerator {
     /// As `manual_seed(seed)`.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { key: [seed as u32, (seed >> 32) as u32], offset: 0 }
     }
 
     /// `torch.randn(n, device="cuda")` in f32.
-    pub fn randn(&mut self, n: usize) -> Vec<f32> {
+    pub(crate) fn randn(&mut self, n: usize) -> Vec<f32> {
         let offset = self.offset;
         self.offset = self.offset.wrapping_add(1);
         (0..n).map(|i| cuda_normal(philox([offset, 0, i as u32, (i as u64 >> 32) as u32], self.key))).collect()
@@ -397,7 +399,7 @@ fn cuda_normal([x, y, ..]: [u32; 4]) -> f32 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::excessive_precision)]
+#[expect(clippy::excessive_precision, reason = "the numbers as the other program wrote them")]
 mod tests {
     use super::*;
 

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 /// Pixels of a page's side: what viewers open without trouble.
 const LONGEST_SIDE: u32 = 8000;
 /// Pixels of an image's longer side on a sheet, for images that are larger.
-const LARGEST_PICTURE: u32 = 512;
+const LARGEST_IMAGE: u32 = 512;
 /// Below this nothing can be told from an image any more, and the sheet goes on on another page.
-const SMALLEST_PICTURE: u32 = 64;
+const SMALLEST_IMAGE: u32 = 64;
 /// Pixels between images.
 const GAP: u32 = 8;
 /// Letters of a label beside a row.
@@ -33,7 +33,7 @@ const MARK: Rgb<u8> = Rgb([170, 170, 182]);
 
 /// What was varied, and its values as they are to be read.
 #[derive(Debug, Clone)]
-pub struct Axis {
+pub(crate) struct Axis {
     /// The name of the setting.
     pub name: String,
     /// One label a value.
@@ -42,7 +42,7 @@ pub struct Axis {
 
 /// One image's row in the table of what made which.
 #[derive(Debug, Clone)]
-pub struct ContactSheet {
+pub(crate) struct ContactSheet {
     /// The value of each axis.
     pub labels: Vec<String>,
     /// What was asked for.
@@ -57,7 +57,7 @@ pub struct ContactSheet {
 ///
 /// # Errors
 /// It cannot be written.
-pub fn write_table(axes: &[Axis], images: impl IntoIterator<Item = ContactSheet>, to: &mut dyn Write) -> std::io::Result<()> {
+pub(crate) fn write_table(axes: &[Axis], images: impl IntoIterator<Item = ContactSheet>, to: &mut dyn Write) -> std::io::Result<()> {
     let mut table = csv::Writer::from_writer(to);
     // A sweep over prompts or seeds has its column already.
     let varied = |name: &str| axes.iter().any(|axis| axis.name == name);
@@ -109,7 +109,7 @@ struct Page {
 
 /// The sheets of a sweep.
 #[derive(Debug)]
-pub struct Sheet {
+pub(crate) struct Sheet {
     axes: Vec<Axis>,
     /// Pixels of an image on it.
     cell: (u32, u32),
@@ -121,19 +121,19 @@ impl Sheet {
     ///
     /// # Errors
     /// An axis has no values.
-    pub fn new(axes: Vec<Axis>, size: (u32, u32)) -> Result<Self> {
+    pub(crate) fn new(axes: Vec<Axis>, size: (u32, u32)) -> Result<Self> {
         if axes.is_empty() || axes.iter().any(|axis| axis.labels.is_empty()) {
             return Err(Error::Input("a contact sheet needs something that was varied; give `sweep`".into()));
         }
         let counts: Vec<usize> = axes.iter().map(|axis| axis.labels.len()).collect();
-        let most = (LONGEST_SIDE / (SMALLEST_PICTURE + GAP)) as usize - 8;
+        let most = (LONGEST_SIDE / (SMALLEST_IMAGE + GAP)) as usize - 8;
         let down = counts[0];
         // One axis alone is wrapped into about a square, or a column of pages.
         let across = counts.get(1).copied().unwrap_or_else(|| (1..most).find(|n| n * n >= down).unwrap_or(most));
         let down = if counts.len() == 1 { down.div_ceil(across) } else { down };
         let room = LONGEST_SIDE - LETTER * (LONGEST_LABEL as u32 + 2);
         let side = room / down.max(across).min(most) as u32 - GAP - if counts.len() == 1 { LINE * 2 } else { 0 };
-        let side = side.clamp(SMALLEST_PICTURE, LARGEST_PICTURE);
+        let side = side.clamp(SMALLEST_IMAGE, LARGEST_IMAGE);
         let mut pages = Vec::new();
         let others: Vec<usize> = counts.iter().skip(2).copied().collect();
         for other in 0..others.iter().product() {
@@ -151,12 +151,12 @@ impl Sheet {
     }
 
     /// How many pages there are.
-    pub fn pages(&self) -> usize {
+    pub(crate) fn pages(&self) -> usize {
         self.pages.len()
     }
 
     /// Draws a page. `image` gives the file for a value of each axis; one that is not there or cannot be read is marked as missing.
-    pub fn draw(&self, page: usize, mut image: impl FnMut(&[usize]) -> Option<PathBuf>) -> RgbImage {
+    pub(crate) fn draw(&self, page: usize, mut image: impl FnMut(&[usize]) -> Option<PathBuf>) -> RgbImage {
         let Some(page) = self.pages.get(page) else { return RgbImage::new(1, 1) };
         let alone = self.axes.len() == 1;
         let (width, height) = self.cell;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 /// The sort of thing that a file or folder is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// A whole model that this program generates with.
     Model,

@@ -114,23 +114,19 @@ const CLI_MAY_USE: &[(&str, &[&str])] = &[
 const PUBLIC: [&str; 12] =
     ["adapter", "device", "family", "hub", "metadata", "pipeline", "prompt", "sampling", "settings", "spec", "survey", "weights"];
 
-/// Public for the program, for the tests that compare single stages, for the benchmarks and the fuzzers; the documentation hides them, and
-/// nobody is promised anything. Let none be added.
-const HIDDEN: [&str; 15] = [
+/// Public, for one reason each; the documentation hides them, and nobody is promised anything. Let none be added.
+const HIDDEN: [&str; 6] = [
+    // The program's allocator is set where its `main` is.
     "allocator",
-    "batch",
-    "bench",
+    // The program is another crate than the library, and this is what it runs; so is `cli::fuzz`, the fuzzers' way in.
     "cli",
-    "disk",
+    // `tests/steering.rs` holds image prompts, whose names `models` and `weights` give, against diffusers call by call.
     "extension",
-    "guidance",
-    "image",
-    "inputs",
+    // The tests that compare networks with those of diffusers, transformers and spandrel, one network at a time.
     "models",
-    "noise",
+    // `benches/ops.rs` times single operations. The kernels behind them are private.
     "ops",
-    "server",
-    "sheet",
+    // The tests that compare tokens and prompt embeddings with transformers, ComfyUI and A1111.
     "text",
 ];
 
@@ -372,6 +368,61 @@ fn the_sources_keep_the_rules() {
     assert!(sources.len() > 40, "only {} files were found", sources.len());
     let found = violations(&sources);
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// The files below `src/cli` that name each other in a circle, and those on the way from one circle to another.
+fn circles(sources: &[Source]) -> Vec<String> {
+    let code: Vec<Source> = sources.iter().map(|(path, text)| (path.clone(), without_comments(text))).collect();
+    let tests: HashSet<String> = code.iter().flat_map(|(path, code)| test_files(path, code)).collect();
+    let files: Vec<(String, String)> = code
+        .iter()
+        .filter(|(path, _)| path.starts_with("cli/") && !tests.contains(path))
+        .map(|(path, code)| (module_of(path).join("::"), without_tests(code)))
+        .collect();
+    let is_file = |module: &str| files.iter().any(|(file, _)| file == module);
+    let named = |(module, code): &(String, String)| -> (String, HashSet<String>) {
+        let path: Vec<String> = module.split("::").map(String::from).collect();
+        // A path's longest beginning that is a file; `pub(in crate::cli)` names none.
+        let file_of = |used: &String| {
+            let mut used = used.as_str();
+            while !is_file(used) {
+                used = used.rsplit_once("::")?.0;
+            }
+            Some(used.to_owned()).filter(|file| file != "cli")
+        };
+        // Those below it, which need no `self`.
+        let name = |file: &String| file.strip_prefix(&format!("{module}::")).filter(|name| !name.contains("::")).map(String::from);
+        let below =
+            files.iter().filter(|(file, _)| name(file).is_some_and(|name| has_word(code, &format!("{name}::")))).map(|(file, _)| file);
+        let files: HashSet<String> = uses(code, &path).iter().filter_map(file_of).chain(below.cloned()).collect();
+        (module.clone(), files.into_iter().filter(|file| file != module).collect())
+    };
+    let mut left: Vec<(String, HashSet<String>)> = files.iter().map(named).collect();
+    loop {
+        let before = left.len();
+        let there: HashSet<String> = left.iter().map(|(file, _)| file.clone()).collect();
+        let used: HashSet<String> = left.iter().flat_map(|(_, files)| files.clone()).collect();
+        left.retain(|(file, files)| used.contains(file) && !files.is_disjoint(&there));
+        if left.len() == before {
+            return left.into_iter().map(|(file, _)| file).collect();
+        }
+    }
+}
+
+#[test]
+fn no_files_of_the_command_line_name_each_other_in_a_circle() {
+    assert_eq!(circles(&sources()), Vec::<String>::new());
+    let sources = [
+        ("cli/mod.rs", "mod a;\nmod b;\nmod c;\nfn f() { a::g() }"),
+        ("cli/a.rs", "use super::b::f;\npub(in crate::cli) fn g() {}"),
+        ("cli/b.rs", "use super::c::{f, h};"),
+        ("cli/c/mod.rs", "mod d;\nfn h() { d::f() }\nfn f() { crate::cli::a::g() }"),
+        ("cli/c/d.rs", "use super::super::e::f;"),
+        ("cli/e.rs", "fn f() {}\n\n#[cfg(test)]\nmod tests {\n    use crate::cli::c::f;\n}\n"),
+    ];
+    let mut found = circles(&sources.map(|(path, text)| (path.into(), text.into())));
+    found.sort();
+    assert_eq!(found, ["cli::a", "cli::b", "cli::c"]);
 }
 
 #[test]

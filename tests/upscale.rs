@@ -239,9 +239,12 @@ fn files_are_enlarged_once_and_keep_what_they_say() {
     std::fs::create_dir_all(folder.path().join("models/upscalers")).expect("folder");
     std::fs::write(folder.path().join("models/upscalers/4x_Small-Compact.safetensors"), case.file("params.")).expect("write");
     let input = png(&data().join("compact-x4-input.png"));
-    let texts = [("parameters", "a cat\nSteps: 20, Seed: 5".into()), ("note", "größer ≥ 2".into())];
     let mut bytes = Vec::new();
-    sd_gen::image::write_png(&input, &texts, &mut bytes).expect("a PNG");
+    let mut encoder = png::Encoder::new(&mut bytes, input.width(), input.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.add_text_chunk("parameters".into(), "a cat\nSteps: 20, Seed: 5".into()).expect("a text");
+    encoder.add_itxt_chunk("note".into(), "größer ≥ 2".into()).expect("a text");
+    encoder.write_header().and_then(|mut writer| writer.write_image_data(&input)).expect("a PNG");
     std::fs::write(folder.path().join("cat.png"), &bytes).expect("write");
     std::fs::write(folder.path().join("broken.png"), &bytes[..60]).expect("write");
 

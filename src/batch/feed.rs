@@ -15,11 +15,11 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The jobs that were handed to the engine, by their ids.
 #[derive(Debug, Clone, Default)]
-pub struct JobTable(Arc<Mutex<HashMap<usize, Job>>>);
+pub(crate) struct JobTable(Arc<Mutex<HashMap<usize, Job>>>);
 
 impl JobTable {
     /// The prompt of a job that is being generated.
-    pub fn prompt(&self, id: usize) -> Option<String> {
+    pub(crate) fn prompt(&self, id: usize) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).map(|job| job.request.prompt.clone())
     }
 
@@ -34,7 +34,7 @@ impl JobTable {
 }
 
 /// The batches of jobs that come window by window.
-pub struct JobFeed<W, S> {
+pub(crate) struct JobFeed<W, S> {
     /// Gives the next jobs that can be planned together; may wait for them. `None` is the end.
     windows: W,
     /// How a group of so many images like this one is generated.
@@ -42,7 +42,7 @@ pub struct JobFeed<W, S> {
     /// Who has generated what.
     ledger: Arc<Mutex<Ledger>>,
     /// Where the engine's jobs are noted.
-    book: JobTable,
+    table: JobTable,
     /// Tells the user.
     events: EventSender,
     /// What is planned.
@@ -55,8 +55,8 @@ pub struct JobFeed<W, S> {
 
 impl<W: FnMut(&EventSender) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> JobFeed<W, S> {
     /// Nothing is planned yet.
-    pub fn new(windows: W, sizes: S, ledger: Arc<Mutex<Ledger>>, book: JobTable, events: EventSender) -> Self {
-        Self { windows, sizes, ledger, book, events, planned: VecDeque::new(), elsewhere: Vec::new(), waiting: false }
+    pub(crate) fn new(windows: W, sizes: S, ledger: Arc<Mutex<Ledger>>, table: JobTable, events: EventSender) -> Self {
+        Self { windows, sizes, ledger, table, events, planned: VecDeque::new(), elsewhere: Vec::new(), waiting: false }
     }
 
     fn plan(&mut self, jobs: Vec<Job>) {
@@ -73,14 +73,14 @@ impl<W: FnMut(&EventSender) -> Option<Vec<Job>>, S: Fn(&Job, usize) -> Sizes> Jo
     /// Of a planned batch, what is for this process.
     fn claim(&mut self, jobs: Vec<Job>, at_once: usize) -> Result<Option<Batch>> {
         let keys: Vec<Key> = jobs.iter().map(|job| job.key).collect();
-        let standings = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).claim(&keys)?;
+        let states = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).claim(&keys)?;
         let (mut tasks, mut elsewhere) = (Vec::new(), Vec::new());
-        for (job, standing) in jobs.into_iter().zip(standings) {
+        for (job, state) in jobs.into_iter().zip(states) {
             let id = job.id;
-            match standing {
+            match state {
                 JobState::Open => {
                     tasks.push(Task { id, model: job.model, request: job.request.clone(), seed: job.seed, watch: None });
-                    self.book.add(job);
+                    self.table.add(job);
                 }
                 JobState::ClaimedElsewhere => elsewhere.push(job),
                 JobState::Generated(_) => self.events.tell(ImageEvent::Known { failed: false }),

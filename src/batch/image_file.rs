@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where an image is to go, and what it means that its name is taken.
 #[derive(Debug, Clone)]
-pub struct ImageTarget {
+pub(crate) struct ImageTarget {
     /// The file that is wanted.
     pub path: PathBuf,
     /// The user named this very file, so that a taken name is an error and not a reason to count on.
@@ -30,12 +30,12 @@ pub struct ImageTarget {
 
 impl ImageTarget {
     /// A path that other images of the run may want too.
-    pub fn new(path: impl Into<PathBuf>, exact: bool, overwrite: bool) -> Self {
+    pub(crate) fn new(path: impl Into<PathBuf>, exact: bool, overwrite: bool) -> Self {
         Self { path: path.into(), exact, overwrite, planned: false }
     }
 
     /// No file stands in the way of it.
-    pub fn is_free(&self) -> bool {
+    pub(crate) fn is_free(&self) -> bool {
         self.admits(&self.path)
     }
 
@@ -46,14 +46,14 @@ impl ImageTarget {
 
 /// The names that the images of a run have or will have, and how many images wanted each.
 #[derive(Debug, Clone, Default)]
-pub struct ImageNames(Arc<Mutex<HashMap<PathBuf, usize>>>);
+pub(crate) struct ImageNames(Arc<Mutex<HashMap<PathBuf, usize>>>);
 
 impl ImageNames {
     /// Gives the target a path that no other image of the run has. The disk has no say, so that every run plans the same.
     ///
     /// # Errors
     /// The user gave one file to several images.
-    pub fn plan(&self, target: ImageTarget) -> Result<ImageTarget> {
+    pub(crate) fn plan(&self, target: ImageTarget) -> Result<ImageTarget> {
         let path = self.give(&target, |_| true).ok_or_else(|| {
             let path = target.path.display();
             Error::setting("output", format!("{path}: is the file of an earlier image too; give another name"))
@@ -65,7 +65,7 @@ impl ImageNames {
     ///
     /// # Errors
     /// The folder cannot be written, or the one name that was asked for is taken.
-    pub fn stage(&self, target: ImageTarget, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<StagedImage> {
+    pub(crate) fn stage(&self, target: ImageTarget, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<StagedImage> {
         let staged = stage(folder_of(&target.path), write).map_err(Error::io(&target.path))?;
         let path = match target.planned && target.is_free() {
             true => target.path.clone(),
@@ -108,7 +108,7 @@ impl ImageNames {
 
 /// An image whose bytes are safe on the disk, and which has no name yet.
 #[derive(Debug)]
-pub struct StagedImage {
+pub(crate) struct StagedImage {
     staged: Staged,
     names: ImageNames,
     target: ImageTarget,
@@ -117,17 +117,17 @@ pub struct StagedImage {
 
 impl StagedImage {
     /// The name that it will have.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Bytes.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.staged.size
     }
 
     /// SHA-256 of the bytes.
-    pub fn sha256(&self) -> &[u8; 32] {
+    pub(crate) fn sha256(&self) -> &[u8; 32] {
         &self.staged.sha256
     }
 
@@ -135,7 +135,7 @@ impl StagedImage {
     ///
     /// # Errors
     /// The name cannot be given, or was the only one that was asked for.
-    pub fn publish(self) -> Result<Option<Self>> {
+    pub(crate) fn publish(self) -> Result<Option<Self>> {
         let Self { staged, names, target, path } = self;
         match staged.publish(&path, target.overwrite) {
             Ok(()) => Ok(None),
@@ -151,7 +151,7 @@ impl StagedImage {
     ///
     /// # Errors
     /// As `publish`.
-    pub fn publish_somewhere(mut self) -> Result<PathBuf> {
+    pub(crate) fn publish_somewhere(mut self) -> Result<PathBuf> {
         loop {
             let path = self.path.clone();
             match self.publish()? {
@@ -166,7 +166,7 @@ impl StagedImage {
 ///
 /// # Errors
 /// The text cannot be made.
-pub fn generated_png(
+pub(crate) fn generated_png(
     generated: &GeneratedImage,
     request: &Request,
     generator: &GeneratedBy,

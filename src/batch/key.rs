@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 /// ([`Request::canonical`]), the seed of this very image, and [`OUTPUT_VERSION`]. Not part of it are where the image goes, how many are generated at once, by how many threads, and on which device:
 /// a device changes the last bits at most, and a night that moves from a GPU to another machine goes on instead of starting again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key([u8; 32]);
+pub(crate) struct Key([u8; 32]);
 
 impl Key {
     /// The key of the image that `generator` makes of a request with a seed; `content` is its model's
@@ -22,7 +22,7 @@ impl Key {
     ///
     /// # Errors
     /// The request holds a number that JSON has no word for; resolved requests hold none.
-    pub fn of(content: &str, generator: &GeneratedBy, request: &Request, seed: u64) -> Result<Self> {
+    pub(crate) fn of(content: &str, generator: &GeneratedBy, request: &Request, seed: u64) -> Result<Self> {
         let text = json!({
             "generates": OUTPUT_VERSION,
             "model": content,
@@ -36,7 +36,7 @@ impl Key {
     }
 
     /// Of an image that is asked for more than once, the key of the one of this number, which counts from 0.
-    pub fn again(self, number: u32) -> Self {
+    pub(crate) fn again(self, number: u32) -> Self {
         if number == 0 {
             return self;
         }
@@ -44,7 +44,7 @@ impl Key {
     }
 
     /// Reads 64 hexadecimal digits.
-    pub fn from_hex(text: &str) -> Option<Self> {
+    pub(crate) fn from_hex(text: &str) -> Option<Self> {
         from_hex(text).map(Self)
     }
 }
@@ -96,7 +96,7 @@ pub(super) fn from_hex(text: &str) -> Option<[u8; 32]> {
 ///
 /// So a line keeps its seed when a run is resumed, when lines are put before it, and in whatever shard it is, and a file generates the
 /// same images everywhere. 32 bits, so that it can be typed again and is a seed for every other tool too.
-pub fn seed_of(prompt: &str, earlier: u32) -> u64 {
+pub(crate) fn seed_of(prompt: &str, earlier: u32) -> u64 {
     let hash = Sha256::new().chain_update(b"sd-gen seed\0").chain_update(earlier.to_le_bytes()).chain_update(prompt).finalize();
     hash.iter().take(4).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
 }

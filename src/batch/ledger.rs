@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Whether an image is to be generated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum JobState {
+pub(crate) enum JobState {
     /// It is missing; where it was claimed, it is ours now.
     Open,
     /// It is in this file.
@@ -23,7 +23,7 @@ pub enum JobState {
 
 /// How a manifest is looked at.
 #[derive(Debug, Clone, Copy)]
-pub struct LedgerOptions {
+pub(crate) struct LedgerOptions {
     /// What failed so far is tried again.
     pub retry: bool,
     /// An image is there only if its bytes are those that were recorded.
@@ -40,7 +40,7 @@ impl Default for LedgerOptions {
 
 /// The one who knows, for one process.
 #[derive(Debug)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     manifest: Manifest,
     options: LedgerOptions,
     locks: Locks,
@@ -53,7 +53,7 @@ impl Ledger {
     ///
     /// # Errors
     /// The manifest cannot be opened or written, or is no manifest.
-    pub fn open(manifest: &Path, options: LedgerOptions) -> Result<Self> {
+    pub(crate) fn open(manifest: &Path, options: LedgerOptions) -> Result<Self> {
         let mut ledger = Self::read(manifest, options)?;
         if ledger.manifest.has_locks() {
             ledger.claims = ledger.manifest.locked(|manifest| Claims::open(manifest.path()))?;
@@ -66,26 +66,26 @@ impl Ledger {
     ///
     /// # Errors
     /// The manifest cannot be opened, or is no manifest.
-    pub fn read(manifest: &Path, options: LedgerOptions) -> Result<Self> {
+    pub(crate) fn read(manifest: &Path, options: LedgerOptions) -> Result<Self> {
         let mut manifest = Manifest::open_until(manifest, options.stop)?;
         if options.retry {
-            manifest.forgive();
+            manifest.retry_failed();
         }
         Ok(Self { manifest, options, locks: Locks::Missing, claims: None })
     }
 
     /// What keeps this process and others apart.
-    pub fn locks(&self) -> &Locks {
+    pub(crate) fn locks(&self) -> &Locks {
         &self.locks
     }
 
     /// The manifest.
-    pub fn manifest(&self) -> &Manifest {
+    pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
     /// What images of a model in a dtype took.
-    pub fn history(&self, model: &str, dtype: &str) -> Option<History> {
+    pub(crate) fn history(&self, model: &str, dtype: &str) -> Option<History> {
         self.manifest.history(model, dtype)
     }
 
@@ -93,13 +93,13 @@ impl Ledger {
     ///
     /// # Errors
     /// Its file cannot be looked at, or the user wants to stop.
-    pub fn look(&self, key: Key) -> Result<JobState> {
-        standing(&self.manifest, &self.options, key)
+    pub(crate) fn look(&self, key: Key) -> Result<JobState> {
+        state_of(&self.manifest, &self.options, key)
     }
 
     /// The file of an image that is there, whose bytes are not compared any more.
-    pub fn file(&self, key: Key) -> Option<PathBuf> {
-        match standing(&self.manifest, &LedgerOptions { verify: false, ..self.options }, key) {
+    pub(crate) fn file(&self, key: Key) -> Option<PathBuf> {
+        match state_of(&self.manifest, &LedgerOptions { verify: false, ..self.options }, key) {
             Ok(JobState::Generated(path)) => Some(path),
             _ => None,
         }
@@ -109,20 +109,20 @@ impl Ledger {
     ///
     /// # Errors
     /// The manifest has vanished, or cannot be read or locked.
-    pub fn claim(&mut self, keys: &[Key]) -> Result<Vec<JobState>> {
+    pub(crate) fn claim(&mut self, keys: &[Key]) -> Result<Vec<JobState>> {
         let (claims, options) = (&mut self.claims, &self.options);
         self.manifest.locked(|manifest| {
             let others = claims.as_ref().map(Claims::of_others).transpose()?.unwrap_or_default();
-            let of = |key: &Key| match standing(manifest, options, *key) {
+            let of = |key: &Key| match state_of(manifest, options, *key) {
                 Ok(JobState::Open) if others.contains(key) => Ok(JobState::ClaimedElsewhere),
-                standing => standing,
+                state => state,
             };
-            let standings: Vec<JobState> = keys.iter().map(of).collect::<Result<_>>()?;
-            let open = keys.iter().zip(&standings).filter(|(_, standing)| **standing == JobState::Open).map(|(key, _)| *key);
+            let states: Vec<JobState> = keys.iter().map(of).collect::<Result<_>>()?;
+            let open = keys.iter().zip(&states).filter(|(_, state)| **state == JobState::Open).map(|(key, _)| *key);
             if let Some(claims) = claims {
                 claims.add(open)?;
             }
-            Ok(standings)
+            Ok(states)
         })
     }
 
@@ -130,13 +130,13 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Ledger::claim`].
-    pub fn release(&mut self, keys: &[Key]) -> Result<()> {
+    pub(crate) fn release(&mut self, keys: &[Key]) -> Result<()> {
         let Some(claims) = &mut self.claims else { return Ok(()) };
         self.manifest.locked(|_| claims.remove(keys))
     }
 
     /// Gives back all claims: nothing will be generated any more.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.claims = None;
     }
 
@@ -145,12 +145,12 @@ impl Ledger {
     ///
     /// # Errors
     /// The disk is full or the manifest has vanished.
-    pub fn record(&mut self, records: &[Record]) -> Result<()> {
+    pub(crate) fn record(&mut self, records: &[Record]) -> Result<()> {
         self.manifest.locked(|manifest| manifest.append(records))
     }
 }
 
-fn standing(manifest: &Manifest, options: &LedgerOptions, key: Key) -> Result<JobState> {
+fn state_of(manifest: &Manifest, options: &LedgerOptions, key: Key) -> Result<JobState> {
     let (path, size, sha256) = match manifest.state(key) {
         None => return Ok(JobState::Open),
         Some(State::Failed(reason)) => return Ok(JobState::Failed(reason.clone())),

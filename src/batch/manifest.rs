@@ -28,7 +28,7 @@ const LITTLE_PATIENCE: Duration = Duration::from_secs(2);
 /// How an image ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub(crate) enum Status {
     /// It was generated.
     Ok,
     /// It could not be.
@@ -37,7 +37,7 @@ pub enum Status {
 
 /// A line of the manifest. `key` comes first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// What the image is.
     pub key: Key,
     /// How it ended.
@@ -76,7 +76,7 @@ pub struct Record {
 
 /// What a manifest knows of an image.
 #[derive(Debug, Clone, PartialEq)]
-pub enum State {
+pub(crate) enum State {
     /// It is there, if the file is.
     GeneratedImage {
         /// The file, seen from the manifest's folder.
@@ -92,7 +92,7 @@ pub enum State {
 
 /// Seconds and work, added up over the images of one model in one dtype: what the next ones will take.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct History {
+pub(crate) struct History {
     /// Images.
     pub images: usize,
     /// Seconds.
@@ -103,7 +103,7 @@ pub struct History {
 
 /// An open manifest.
 #[derive(Debug)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     path: PathBuf,
     file: File,
     locks: bool,
@@ -114,7 +114,7 @@ pub struct Manifest {
     states: HashMap<Key, State>,
     history: HashMap<(String, String), History>,
     /// Lines that are no records.
-    strange: usize,
+    unreadable: usize,
 }
 
 impl Manifest {
@@ -122,7 +122,7 @@ impl Manifest {
     ///
     /// # Errors
     /// The file cannot be opened, or is something else.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         Self::open_until(path, || false)
     }
 
@@ -130,45 +130,45 @@ impl Manifest {
     ///
     /// # Errors
     /// As [`Manifest::open`].
-    pub fn open_until(path: &Path, stop: fn() -> bool) -> Result<Self> {
+    pub(crate) fn open_until(path: &Path, stop: fn() -> bool) -> Result<Self> {
         let failed = |e| Error::Input(format!("the manifest {} cannot be opened: {e}", path.display()));
         // What the next record is written behind may be cut off, so it must be the file that has this name.
         let file = open_own(path, File::options().read(true).append(true).create(true)).map_err(failed)?;
         let locks = !matches!(file.try_lock_shared(), Err(TryLockError::Error(_)));
         let _ = file.unlock();
         let (states, history) = (HashMap::new(), HashMap::new());
-        let mut manifest = Self { path: path.to_owned(), file, locks, stop, read: 0, states, history, strange: 0 };
+        let mut manifest = Self { path: path.to_owned(), file, locks, stop, read: 0, states, history, unreadable: 0 };
         manifest.locked(|_| Ok(()))?;
         Ok(manifest)
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Whether the file system locks files: without, two processes must not write to one folder.
-    pub fn has_locks(&self) -> bool {
+    pub(crate) fn has_locks(&self) -> bool {
         self.locks
     }
 
     /// Lines that are no records and were passed over.
-    pub fn strange_lines(&self) -> usize {
-        self.strange
+    pub(crate) fn unreadable_lines(&self) -> usize {
+        self.unreadable
     }
 
     /// What is known of an image.
-    pub fn state(&self, key: Key) -> Option<&State> {
+    pub(crate) fn state(&self, key: Key) -> Option<&State> {
         self.states.get(&key)
     }
 
     /// What images of a model in a dtype took.
-    pub fn history(&self, model: &str, dtype: &str) -> Option<History> {
+    pub(crate) fn history(&self, model: &str, dtype: &str) -> Option<History> {
         self.history.get(&(model.to_owned(), dtype.to_owned())).copied()
     }
 
     /// Forgets the failures that are known so far, so that they are tried again. They stay in the file.
-    pub fn forgive(&mut self) {
+    pub(crate) fn retry_failed(&mut self) {
         self.states.retain(|_, state| !matches!(state, State::Failed(_)));
     }
 
@@ -176,7 +176,7 @@ impl Manifest {
     ///
     /// # Errors
     /// The lock is refused or not to be had, or the file is not there any more, or is another one.
-    pub fn locked<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub(crate) fn locked<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.locks {
             self.lock()?;
         }
@@ -209,7 +209,7 @@ impl Manifest {
     ///
     /// # Errors
     /// The disk is full or gone; the file is then as it was.
-    pub fn append(&mut self, records: &[Record]) -> Result<()> {
+    pub(crate) fn append(&mut self, records: &[Record]) -> Result<()> {
         let mut text = Vec::new();
         for record in records {
             serde_json::to_writer(&mut text, record).map_err(|e| Error::Image(format!("a record cannot be written as JSON: {e}")))?;
@@ -276,7 +276,7 @@ impl Manifest {
             match record {
                 Some(record) => self.note(&record),
                 None if text.iter().all(u8::is_ascii_whitespace) => {}
-                None => self.strange += 1,
+                None => self.unreadable += 1,
             }
         }
         if !last_line_ends {
@@ -300,7 +300,7 @@ impl Manifest {
 
 impl Record {
     /// What it says of its image; `None` where it contradicts itself.
-    pub fn state(&self) -> Option<State> {
+    pub(crate) fn state(&self) -> Option<State> {
         match self.status {
             Status::Failed => Some(State::Failed(self.reason.clone().unwrap_or_default())),
             Status::Ok => Some(State::GeneratedImage {
@@ -322,7 +322,7 @@ impl Record {
     }
 
     /// Says that the image is in a file.
-    pub fn generated(&mut self, path: &Path, size: u64, sha256: &[u8; 32]) {
+    pub(crate) fn generated(&mut self, path: &Path, size: u64, sha256: &[u8; 32]) {
         self.status = Status::Ok;
         self.reason = None;
         self.path = Some(path.to_string_lossy().into_owned());
@@ -413,7 +413,7 @@ pub(super) mod tests {
             assert_eq!(manifest.state(b.key), Some(&State::Failed("why".into())));
             assert_eq!(manifest.history("emoji", "f32").unwrap().images, 1);
         }
-        three.forgive();
+        three.retry_failed();
         assert_eq!((three.state(b.key), three.state(a.key).is_some()), (None, true));
         append(&mut three, &record(2, Status::Ok));
         assert!(
@@ -433,7 +433,7 @@ pub(super) mod tests {
             let mut manifest = Manifest::open(&path).unwrap();
             append(&mut manifest, &record(2, Status::Ok));
             assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2, "cut at {cut}");
-            assert_eq!(Manifest::open(&path).unwrap().strange_lines(), 0);
+            assert_eq!(Manifest::open(&path).unwrap().unreadable_lines(), 0);
             // The first record may be the torn one.
             std::fs::write(&path, &whole[..cut]).unwrap();
             assert!(Manifest::open(&path).is_ok(), "cut at {cut}");
@@ -454,7 +454,7 @@ pub(super) mod tests {
             // Another program may have written behind them.
             std::fs::write(&path, [before, &[0; 5000], &line, &line].concat()).unwrap();
             append(&mut manifest, &record(2, Status::Ok));
-            assert_eq!((manifest.states.len(), manifest.strange_lines()), (2, 0));
+            assert_eq!((manifest.states.len(), manifest.unreadable_lines()), (2, 0));
         }
     }
 
@@ -531,7 +531,7 @@ pub(super) mod tests {
         text.extend(b"{\"key\":\"no\"}\n\xff\xfe\n\n");
         std::fs::write(&path, &text).unwrap();
         append(&mut manifest, &record(2, Status::Ok));
-        assert_eq!((manifest.strange_lines(), Manifest::open(&path).unwrap().states.len()), (2, 2));
+        assert_eq!((manifest.unreadable_lines(), Manifest::open(&path).unwrap().states.len()), (2, 2));
         std::fs::remove_file(&path).unwrap();
         assert!(manifest.locked(|_| Ok(())).unwrap_err().to_string().contains("not there any more"));
         std::fs::write(&path, "").unwrap();

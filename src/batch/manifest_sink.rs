@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a run came to.
 #[derive(Debug, Default)]
-pub struct BatchSummary {
+pub(crate) struct BatchSummary {
     /// Images that were kept.
     pub kept: usize,
     /// Images that failed.
@@ -30,13 +30,13 @@ pub struct BatchSummary {
 }
 
 /// Puts images under their names, and tells the ledger.
-pub struct ManifestSink {
+pub(crate) struct ManifestSink {
     /// The jobs.
-    pub book: JobTable,
+    pub table: JobTable,
     /// Who is told.
     pub ledger: Arc<Mutex<Ledger>>,
     /// What it comes to.
-    pub tally: Arc<Mutex<BatchSummary>>,
+    pub summary: Arc<Mutex<BatchSummary>>,
     /// The names of the run's images.
     pub names: ImageNames,
 }
@@ -55,7 +55,7 @@ impl Sink for ManifestSink {
         let mut beyond = Vec::new();
         let mut stopped = Ok(());
         for Finished { task, result, seconds } in finished {
-            let Some(job) = self.book.take(task.id) else { continue };
+            let Some(job) = self.table.take(task.id) else { continue };
             done.push(job.key);
             let mut record = record_of(&job, seconds);
             match result.and_then(|generated| Ok((self.stage(&job, &generated)?, generated.image))) {
@@ -66,7 +66,7 @@ impl Sink for ManifestSink {
                 // The model may be there the next time; its lines are not at fault.
                 Err(Error::Model(reason)) => {
                     let is_new = self.unloaded(&reason);
-                    // To tell may wait for the caller, who may ask for the tally: nothing is locked here.
+                    // To tell may wait for the caller, who may ask for the summary: nothing is locked here.
                     if is_new {
                         events.tell(ImageEvent::Remark(format!("warning: {reason}")));
                     }
@@ -87,8 +87,8 @@ impl Sink for ManifestSink {
         if !records.is_empty() {
             self.ledger().record(&records)?;
         }
-        self.tally().failed += failed.len();
-        self.tally().beyond += beyond.len();
+        self.summary().failed += failed.len();
+        self.summary().beyond += beyond.len();
         let reasons = failed.into_iter().map(|Record { prompt, reason, .. }| (prompt, reason.unwrap_or_default()));
         for (prompt, reason) in reasons.chain(beyond) {
             events.tell(ImageEvent::Failed { prompt, reason });
@@ -110,17 +110,17 @@ impl ManifestSink {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tally(&self) -> std::sync::MutexGuard<'_, BatchSummary> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    fn summary(&self) -> std::sync::MutexGuard<'_, BatchSummary> {
+        self.summary.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts an image whose model could not be loaded; tells whether the reason is another than the last one.
     fn unloaded(&self, reason: &str) -> bool {
-        let mut tally = self.tally();
-        tally.unloaded += 1;
-        let is_new = tally.model.as_deref() != Some(reason);
+        let mut summary = self.summary();
+        summary.unloaded += 1;
+        let is_new = summary.model.as_deref() != Some(reason);
         if is_new {
-            tally.model = Some(reason.to_owned());
+            summary.model = Some(reason.to_owned());
         }
         is_new
     }
@@ -142,7 +142,7 @@ impl ManifestSink {
             let path = file.path().to_owned();
             match file.publish() {
                 Ok(None) => {
-                    self.tally().kept += 1;
+                    self.summary().kept += 1;
                     events.tell(ImageEvent::Kept { id: job.id, seed: job.seed, path: Some(path), image });
                     return Ok(());
                 }
@@ -154,7 +154,7 @@ impl ManifestSink {
                 Err(error) if error.is_of_machine() => return Err(error),
                 Err(error) => {
                     let record = Record { reason: Some(error.to_string()), ..record_of(&job, record.seconds) };
-                    self.tally().failed += 1;
+                    self.summary().failed += 1;
                     events.tell(ImageEvent::Failed { prompt: job.request.prompt.clone(), reason: error.to_string() });
                     return self.ledger().record(&[record]);
                 }
@@ -197,9 +197,9 @@ mod tests {
 
     fn sink(folder: &Path) -> ManifestSink {
         ManifestSink {
-            book: JobTable::default(),
+            table: JobTable::default(),
             ledger: Arc::new(Mutex::new(Ledger::open(&folder.join("m.jsonl"), LedgerOptions::default()).unwrap())),
-            tally: Arc::default(),
+            summary: Arc::default(),
             names: ImageNames::default(),
         }
     }
@@ -208,7 +208,7 @@ mod tests {
     fn added(sink: &ManifestSink, folder: &Path, id: usize) -> (Job, Task) {
         let mut job = job(id, 0, |draft| draft.seed = Some(crate::settings::Seed::Is(id as u64)));
         job.target.path = folder.join(format!("{id}.png"));
-        sink.book.add(job.clone());
+        sink.table.add(job.clone());
         let task = Task { id, model: 0, request: job.request.clone(), seed: job.seed, watch: None };
         (job, task)
     }
@@ -263,11 +263,11 @@ mod tests {
         assert!(matches!(stopped, Error::Io { .. }), "every other image would meet the same");
         drop(events);
         assert_eq!(listener.join().unwrap(), 3);
-        let mut standings = Ledger::open(&folder.path().join("m.jsonl"), LedgerOptions::default()).unwrap().claim(&keys).unwrap();
-        assert_eq!(standings.remove(1), JobState::Failed("not numbers".into()));
-        assert_eq!(standings, [JobState::Open, JobState::Open, JobState::Open]);
+        let mut states = Ledger::open(&folder.path().join("m.jsonl"), LedgerOptions::default()).unwrap().claim(&keys).unwrap();
+        assert_eq!(states.remove(1), JobState::Failed("not numbers".into()));
+        assert_eq!(states, [JobState::Open, JobState::Open, JobState::Open]);
         // Both are read under one lock: a guard lives until its statement ends, so a second one there would wait for ever.
-        let BatchSummary { failed, beyond, .. } = *sink.tally();
+        let BatchSummary { failed, beyond, .. } = *sink.summary();
         assert_eq!((failed, beyond), (1, 2));
     }
 }

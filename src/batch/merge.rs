@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// What a joined manifest holds.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct MergedManifest {
+pub(crate) struct MergedManifest {
     /// Images in it.
     pub images: usize,
     /// Of them, those that failed everywhere.
@@ -30,7 +30,7 @@ pub struct MergedManifest {
 ///
 /// # Errors
 /// One of them is missing or no manifest, or `out` cannot be written. `out` is as it was then.
-pub fn merge(out: &Path, manifests: &[PathBuf]) -> Result<MergedManifest> {
+pub(crate) fn merge(out: &Path, manifests: &[PathBuf]) -> Result<MergedManifest> {
     let existing = out.exists().then(|| out.to_owned());
     let all: Vec<&PathBuf> = existing.iter().chain(manifests).collect();
     for path in &all {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// One image with everything decided.
 #[derive(Debug, Clone)]
-pub struct Job {
+pub(crate) struct Job {
     /// Its number among the images of the file, which counts from 0.
     pub id: usize,
     /// What it is.
@@ -34,13 +34,16 @@ pub struct Job {
     pub target: ImageTarget,
 }
 
+/// Jobs, each with the number of its prompt.
+type NumberedJobs = Vec<(usize, Job)>;
+
 /// Jobs in the order in which they are generated, those together that can be generated at once.
-pub fn groups(jobs: Vec<Job>) -> Vec<Vec<Job>> {
+pub(crate) fn groups(jobs: Vec<Job>) -> Vec<Vec<Job>> {
     let mut models: Vec<usize> = Vec::new();
     let mut adapters: Vec<AdapterChoice> = Vec::new();
     let mut places: HashMap<(usize, Shape), usize> = HashMap::new();
     let mut prompts: HashMap<(String, Option<String>), usize> = HashMap::new();
-    let mut groups: Vec<((usize, usize), Vec<(usize, Job)>)> = Vec::new();
+    let mut groups: Vec<((usize, usize), NumberedJobs)> = Vec::new();
     for job in jobs {
         if !models.contains(&job.model) {
             models.push(job.model);
@@ -75,19 +78,19 @@ pub fn groups(jobs: Vec<Job>) -> Vec<Vec<Job>> {
 /// Image i of the file, in the order of its lines, belongs to part `i mod count`: every part has as much of everything, and
 /// neither the machine nor what is generated already has a say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shard {
+pub(crate) struct Shard {
     number: usize,
     count: NonZeroUsize,
 }
 
 impl Shard {
     /// Whether the image belongs to it.
-    pub fn has(&self, image: usize) -> bool {
+    pub(crate) fn has(&self, image: usize) -> bool {
         image % self.count == self.number - 1
     }
 
     /// As a part of a file's name.
-    pub fn label(&self) -> String {
+    pub(crate) fn label(&self) -> String {
         format!("{}-of-{}", self.number, self.count)
     }
 }

@@ -15,7 +15,7 @@ const MOST: usize = 16;
 
 /// What a request's images ask of the device's memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Footprint {
+pub(crate) struct Footprint {
     /// The model's weights.
     pub weights: u64,
     /// One image while it is denoised.
@@ -31,7 +31,7 @@ pub struct Footprint {
 
 /// How a group of images is generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sizes {
+pub(crate) struct Sizes {
     /// Images in a batch.
     pub batch: usize,
     /// Batches on the device.
@@ -40,14 +40,14 @@ pub struct Sizes {
 
 impl Footprint {
     /// The bytes of a model's weights.
-    pub fn weights(checkpoint: &Checkpoint, dtype: DType, vae_dtype: DType) -> u64 {
+    pub(crate) fn weights(checkpoint: &Checkpoint, dtype: DType, vae_dtype: DType) -> u64 {
         let texts = checkpoint.spec().text_components();
         let numbers: u64 = texts.chain([Component::UNET]).map(|component| checkpoint.parameters(component)).sum();
         numbers * dtype.size_in_bytes() as u64 + checkpoint.parameters(Component::VAE) * vae_dtype.size_in_bytes() as u64
     }
 
     /// What images of a request take, by the largest layers of the networks.
-    pub fn new(
+    pub(crate) fn new(
         spec: &ModelSpec,
         request: &Request,
         dtype: DType,
@@ -65,13 +65,13 @@ impl Footprint {
     }
 
     /// Bytes of a run with these sizes.
-    pub fn total(&self, sizes: Sizes) -> u64 {
+    pub(crate) fn total(&self, sizes: Sizes) -> u64 {
         self.weights + sizes.at_once as u64 * (self.image * sizes.batch as u64).max(self.decoding)
     }
 }
 
 /// How `images` of one shape are generated; `most` is the user's limit.
-pub fn sizes(footprint: &Footprint, images: usize, most: Option<usize>) -> Sizes {
+pub(crate) fn sizes(footprint: &Footprint, images: usize, most: Option<usize>) -> Sizes {
     let enough = if footprint.cpu { CPU_PIXELS } else { GPU_PIXELS };
     let fast = (enough / footprint.pixels.max(1)).clamp(1, MOST);
     // Small batches have serial parts, during which another batch keeps the processor busy.

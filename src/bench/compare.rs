@@ -4,7 +4,7 @@ use super::report::{BenchReport, BenchRow, Phase};
 
 /// How a phase of a row that both runs have has changed.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PhaseChange {
+pub(crate) struct PhaseChange {
     /// The row, for people.
     pub row: String,
     /// The phase.
@@ -19,7 +19,7 @@ pub struct PhaseChange {
 
 impl PhaseChange {
     /// One line for people.
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let ratio = self.new / self.old;
         let verdict = match (self.noise, ratio < 1.0) {
             (true, _) => "noise",
@@ -31,7 +31,7 @@ impl PhaseChange {
 }
 
 /// All phases that both runs have of the same combination.
-pub fn compare(old: &BenchReport, new: &BenchReport) -> Vec<PhaseChange> {
+pub(crate) fn compare(old: &BenchReport, new: &BenchReport) -> Vec<PhaseChange> {
     let mut changes = Vec::new();
     for row in &new.rows {
         let Some(before) = old.rows.iter().find(|before| same(before, row)) else { continue };
@@ -60,7 +60,8 @@ pub(super) fn title(row: &BenchRow) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Machine, Timing};
+    use super::super::Machine;
+    use super::super::report::Timing;
     use super::*;
 
     #[test]

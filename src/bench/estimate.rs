@@ -16,7 +16,7 @@ const SHARE: f64 = 0.5;
 ///
 /// # Errors
 /// The request's schedule cannot be planned.
-pub fn image_flop(spec: &ModelSpec, request: &Request) -> Result<f64> {
+pub(crate) fn image_flop(spec: &ModelSpec, request: &Request) -> Result<f64> {
     let factor = spec.vae.factor().max(1);
     let denoising = |schedule: &Schedule, (width, height): (usize, usize)| {
         let calls: usize = schedule.steps.iter().map(|step| schedule.evaluations(step)).sum();
@@ -34,7 +34,7 @@ pub fn image_flop(spec: &ModelSpec, request: &Request) -> Result<f64> {
 ///
 /// # Errors
 /// The device has no product in that dtype.
-pub fn generating_speed(device: &Device, dtype: DType) -> Result<f64> {
+pub(crate) fn generating_speed(device: &Device, dtype: DType) -> Result<f64> {
     const SIDE: usize = 1024;
     let random = || Tensor::randn(0f32, 1f32, (SIDE, SIDE), device)?.to_dtype(dtype);
     let linear = Linear::new(random()?, None)?;

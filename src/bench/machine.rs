@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A machine, as far as it matters to a measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// The processor's name.
     pub cpu: String,
     /// Cores that the program may use.
@@ -23,7 +23,7 @@ pub struct Machine {
 
 impl Machine {
     /// This one.
-    pub fn here() -> Self {
+    pub(crate) fn here() -> Self {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         let value = |text: &str, key: &str| {
             let line = text.lines().find(|line| line.starts_with(key))?;
@@ -44,7 +44,7 @@ impl Machine {
     }
 
     /// A short name that can be a folder's.
-    pub fn slug(&self) -> String {
+    pub(crate) fn slug(&self) -> String {
         let mut slug = String::new();
         for c in format!("{} {} threads", self.cpu, self.threads).chars() {
             match c.is_ascii_alphanumeric() {
@@ -57,7 +57,7 @@ impl Machine {
     }
 
     /// One line for people.
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let memory = self.memory_bytes.map_or(String::new(), |bytes| format!(", {:.0} GB of memory", bytes as f64 / 1e9));
         format!("{}, {} threads on {} cores, {}{memory}, {}", self.cpu, self.threads, self.cores, self.instructions, self.os)
     }

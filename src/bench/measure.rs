@@ -21,7 +21,7 @@ const SEED: u64 = 1;
 type Opener<'a> = dyn Fn() -> Result<Box<dyn ModelSource>> + 'a;
 
 /// What is measured.
-pub struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     /// How it is called in the rows.
     pub name: String,
     /// Opens it; the phase [`Phase::Open`].
@@ -32,7 +32,7 @@ pub struct Subject<'a> {
 
 /// One combination.
 #[derive(Debug, Clone)]
-pub struct Case {
+pub(crate) struct Case {
     /// Where it computes.
     pub device: Device,
     /// What UNet and text encoders compute in.
@@ -45,7 +45,7 @@ pub struct Case {
 
 /// How often, and how much.
 #[derive(Debug, Clone, Copy)]
-pub struct MeasureSettings {
+pub(crate) struct MeasureSettings {
     /// Steps of the whole image.
     pub steps: usize,
     /// Runs of each phase before those that count.
@@ -76,7 +76,7 @@ fn request(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, st
 ///
 /// # Errors
 /// The size, the batch or the steps are out of their range.
-pub fn check_size(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, steps: usize) -> Result<()> {
+pub(crate) fn check_size(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, steps: usize) -> Result<()> {
     request(spec, size, batch_size, steps).map(drop)
 }
 
@@ -89,7 +89,7 @@ fn vae_dtype(spec: &ModelSpec, dtype: DType) -> DType {
 ///
 /// # Errors
 /// The model cannot be loaded, or the observer stops it.
-pub fn reference_image(subject: &Subject<'_>, size: Option<(usize, usize)>, observer: &mut dyn Observer) -> Result<Tensor> {
+pub(crate) fn reference_image(subject: &Subject<'_>, size: Option<(usize, usize)>, observer: &mut dyn Observer) -> Result<Tensor> {
     with_reference(|| {
         let model = (subject.open)()?;
         let pipeline = Pipeline::load(&*model, &Device::Cpu, DType::F32, DType::F32, observer)?;
@@ -107,7 +107,7 @@ pub fn reference_image(subject: &Subject<'_>, size: Option<(usize, usize)>, obse
 ///
 /// # Errors
 /// [`Error::Cancelled`] alone; every other error is written into the row.
-pub fn measure(
+pub(crate) fn measure(
     subject: &Subject<'_>,
     case: &Case,
     settings: MeasureSettings,
@@ -243,7 +243,7 @@ impl Clock<'_> {
 
 /// The matrix peaks that were measured already.
 #[derive(Debug, Default)]
-pub struct PeakRates(Vec<(DeviceLocation, DType, Option<f64>)>);
+pub(crate) struct PeakRates(Vec<(DeviceLocation, DType, Option<f64>)>);
 
 impl PeakRates {
     /// The operations a second of a large matrix product; `None` where the device has no product in that dtype.

@@ -17,7 +17,7 @@ const LONGEST: f64 = 520.0;
 ///
 /// # Errors
 /// The drawing library fails.
-pub fn svg(report: &BenchReport) -> Result<String> {
+pub(crate) fn svg(report: &BenchReport) -> Result<String> {
     let bars = [(Phase::Step, RGBColor(46, 110, 180)), (Phase::Decode, RGBColor(225, 140, 50))];
     let rows: Vec<_> = report.rows.iter().filter(|row| bars.iter().any(|(phase, _)| row.phases.contains_key(phase))).collect();
     let longest = rows.iter().flat_map(|row| bars.iter().filter_map(|(phase, _)| row.phases.get(phase))).map(|t| t.max).fold(0.0, f64::max);

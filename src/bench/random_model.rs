@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 /// A [`ModelSource`] whose weights are random.
 #[derive(Debug, Clone)]
-pub struct RandomModel {
+pub(crate) struct RandomModel {
     name: String,
     spec: ModelSpec,
     seed: u64,
@@ -21,7 +21,7 @@ pub struct RandomModel {
 
 impl RandomModel {
     /// A model that is like `spec`.
-    pub fn new(name: impl Into<String>, spec: ModelSpec, seed: u64) -> Self {
+    pub(crate) fn new(name: impl Into<String>, spec: ModelSpec, seed: u64) -> Self {
         Self { name: name.into(), spec, seed }
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// The folder or a file cannot be written.
-pub fn record(report: &BenchReport, runs: &Path) -> Result<PathBuf> {
+pub(crate) fn record(report: &BenchReport, runs: &Path) -> Result<PathBuf> {
     let files = [("results.json", report.to_json()?), ("table.md", markdown(report)), ("plot.svg", svg(report)?)];
     std::fs::create_dir_all(runs).map_err(Error::io(runs))?;
     let day = report.date.get(..10).unwrap_or(&report.date);

@@ -10,7 +10,7 @@ use std::path::Path;
 /// A part of the work that is timed by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Finding the files, understanding them and mapping them.
     Open,
     /// Reading the weights onto the device and packing them.
@@ -27,10 +27,10 @@ pub enum Phase {
 
 impl Phase {
     /// All, in the order of the work.
-    pub const ALL: [Phase; 6] = [Phase::Open, Phase::Load, Phase::Text, Phase::Step, Phase::Decode, Phase::Image];
+    pub(crate) const ALL: [Phase; 6] = [Phase::Open, Phase::Load, Phase::Text, Phase::Step, Phase::Decode, Phase::Image];
 
     /// The name for people.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Phase::Open => "open",
             Phase::Load => "load",
@@ -44,7 +44,7 @@ impl Phase {
 
 /// The times of one phase, in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Timing {
+pub(crate) struct Timing {
     /// The middle of the samples.
     pub median: f64,
     /// The shortest.
@@ -57,7 +57,7 @@ pub struct Timing {
 
 impl Timing {
     /// Summarises samples; `None` without any.
-    pub fn of(samples: Vec<f64>) -> Option<Self> {
+    pub(crate) fn of(samples: Vec<f64>) -> Option<Self> {
         let mut sorted = samples.clone();
         sorted.sort_by(f64::total_cmp);
         let (min, max) = (*sorted.first()?, *sorted.last()?);
@@ -69,7 +69,7 @@ impl Timing {
 
 /// Where the time of one run went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Profile {
+pub(crate) struct Profile {
     /// Seconds of the run, every op waited for.
     pub seconds: f64,
     /// The ops, the longest first; what is missing from the whole is between them.
@@ -78,7 +78,7 @@ pub struct Profile {
 
 /// One combination and what came out.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct BenchRow {
+pub(crate) struct BenchRow {
     /// The model as it was named.
     pub model: String,
     /// `cpu`, `cuda:0`, …
@@ -122,29 +122,29 @@ pub struct BenchRow {
 
 impl BenchRow {
     /// Operations a second of a guided step.
-    pub fn step_rate(&self) -> Option<f64> {
+    pub(crate) fn step_rate(&self) -> Option<f64> {
         self.phases.get(&Phase::Step).map(|timing| self.step_flop / timing.median)
     }
 
     /// Operations a second of decoding.
-    pub fn decode_rate(&self) -> Option<f64> {
+    pub(crate) fn decode_rate(&self) -> Option<f64> {
         self.phases.get(&Phase::Decode).map(|timing| self.decode_flop / timing.median)
     }
 
     /// A guided step's share of the matrix peak.
-    pub fn step_share(&self) -> Option<f64> {
+    pub(crate) fn step_share(&self) -> Option<f64> {
         Some(self.step_rate()? / self.matrix_peak?)
     }
 
     /// Decoding's share of the matrix peak.
-    pub fn decode_share(&self) -> Option<f64> {
+    pub(crate) fn decode_share(&self) -> Option<f64> {
         Some(self.decode_rate()? / self.vae_matrix_peak?)
     }
 }
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BenchReport {
+pub(crate) struct BenchReport {
     /// Version of the program.
     pub version: String,
     /// Local date and time of the start.
@@ -164,7 +164,7 @@ impl BenchReport {
     ///
     /// # Errors
     /// A number is not finite, which would be a defect.
-    pub fn to_json(&self) -> Result<String> {
+    pub(crate) fn to_json(&self) -> Result<String> {
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::Image(format!("the results cannot be written as JSON: {e}")))?;
         Ok(text + "\n")
     }
@@ -173,7 +173,7 @@ impl BenchReport {
     ///
     /// # Errors
     /// The file cannot be read, or is something else.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
         let wrong = |e: &dyn std::fmt::Display| {
             Error::Input(format!("`baseline` {}: {e}; give a file of JSON that sd-gen bench wrote", path.display()))
         };

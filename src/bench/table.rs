@@ -123,7 +123,7 @@ fn of_phase(title: &str, phase: Phase, profile: &Profile) -> String {
 }
 
 /// Aligned columns.
-pub fn aligned(report: &BenchReport) -> String {
+pub(crate) fn aligned(report: &BenchReport) -> String {
     let mut lines = vec![HEADERS.map(str::to_owned).to_vec()];
     lines.extend(report.rows.iter().map(|row| cells(row, per_cent)));
     let widths: Vec<usize> = (0..HEADERS.len()).map(|i| lines.iter().map(|line| line[i].chars().count()).max().unwrap_or(0)).collect();
@@ -138,7 +138,7 @@ pub fn aligned(report: &BenchReport) -> String {
 }
 
 /// A Markdown table with its circumstances.
-pub fn markdown(report: &BenchReport) -> String {
+pub(crate) fn markdown(report: &BenchReport) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>().join(" | "));
     let mut text = format!("sd-gen {} on {}, {}\n\n", report.version, report.machine.line(), report.date);
     text.push_str(&line(&HEADERS.map(str::to_owned)));
@@ -156,7 +156,7 @@ pub fn markdown(report: &BenchReport) -> String {
 }
 
 /// One line a combination, numbers unrounded: seconds, bytes, operations a second.
-pub fn csv(report: &BenchReport) -> String {
+pub(crate) fn csv(report: &BenchReport) -> String {
     let mut header: Vec<String> =
         ["model", "device", "dtype", "vae_dtype", "width", "height", "batch_size", "steps"].map(str::to_owned).to_vec();
     for phase in ["open", "load", "text", "step", "decode", "image"] {

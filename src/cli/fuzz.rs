@@ -1,13 +1,16 @@
-//! The ways of a fuzzer into what only the command line reads; no interface of the library. `fuzz/` has the targets. Whatever the bytes
-//! are, nothing here panics, hangs, or takes more memory than a small multiple of them.
+//! The ways of a fuzzer into what the library keeps to itself; no interface of it. `fuzz/` has the targets. Whatever the bytes are,
+//! nothing here panics, hangs, or takes more memory than a small multiple of them.
 
 use super::commands::Cli;
 use super::settings::config;
 use super::settings::flags::Flags;
 use super::settings::lines::{self, LineFormat};
 use super::settings::sweep::SweepAxis;
+use crate::batch::{Ledger, LedgerOptions, Manifest};
+use crate::image::decode;
 use crate::spec::ModelSpec;
 use clap::CommandFactory;
+use std::path::Path;
 
 /// Reads the bytes after the first as lines, in the format that the first one chooses, and judges each line with a model.
 pub fn lines(bytes: &[u8], model: &ModelSpec) {
@@ -30,4 +33,21 @@ pub fn lines(bytes: &[u8], model: &ModelSpec) {
 pub fn settings(text: &str) {
     config::judge(text, Cli::command);
     let _ = SweepAxis::parse(text);
+}
+
+/// Reads the file at `path` as a manifest. Lines that are no records are passed over.
+pub fn manifest(path: &Path) {
+    if let Ok(mut manifest) = Manifest::open(path) {
+        manifest.retry_failed();
+        let _ = (manifest.unreadable_lines(), manifest.history("emoji", "f32"));
+    }
+    let _ = Ledger::read(path, LedgerOptions { verify: true, ..LedgerOptions::default() });
+}
+
+/// Reads the bytes as an image that something is made of; tells whether all that is read of it has one size.
+pub fn input_image(bytes: &[u8]) -> bool {
+    decode(bytes).ok().is_none_or(|image| {
+        let size = image.rgb.dimensions();
+        image.luma().dimensions() == size && image.alpha.is_none_or(|alpha| alpha.dimensions() == size)
+    })
 }

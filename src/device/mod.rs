@@ -22,6 +22,7 @@ use std::str::FromStr;
 
 /// What `--device` may say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DeviceChoice {
     /// The best backend that was compiled in and is there.
     Auto,

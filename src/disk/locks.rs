@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// What keeps several processes on one folder out of each other's way.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Locks {
+pub(crate) enum Locks {
     /// Locks that every process heeds.
     Shared,
     /// Locks that processes of other machines may not see, by the kind of the file system.
@@ -15,7 +15,7 @@ pub enum Locks {
 
 /// How far the locks of a folder's file system reach, by what the system says of it; whether they work at all only a lock shows.
 #[cfg(target_os = "linux")]
-pub fn reach(folder: &Path) -> Locks {
+pub(crate) fn reach(folder: &Path) -> Locks {
     let kind = || {
         use std::os::unix::fs::MetadataExt;
         let device = std::fs::metadata(folder).ok()?.dev();
@@ -27,7 +27,7 @@ pub fn reach(folder: &Path) -> Locks {
 
 /// Elsewhere the system does not tell.
 #[cfg(not(target_os = "linux"))]
-pub fn reach(_: &Path) -> Locks {
+pub(crate) fn reach(_: &Path) -> Locks {
     Locks::Shared
 }
 

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 /// The process that made a temporary file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
+pub(crate) enum Owner {
     /// It is still there.
     Living,
     /// It has ended.
@@ -16,12 +16,12 @@ pub enum Owner {
 }
 
 /// What the random part of a temporary file's name begins with: `MACHINE-PROCESS-`.
-pub fn tag() -> String {
+pub(crate) fn tag() -> String {
     format!("{}-{}-", machine(), std::process::id())
 }
 
 /// The owner by the name that follows the common prefix.
-pub fn owner_of(name: &str) -> Owner {
+pub(crate) fn owner_of(name: &str) -> Owner {
     let mut parts = name.splitn(3, '-');
     match (parts.next(), parts.next().map(str::parse)) {
         (Some(place), Some(Ok(process))) if place == machine() => is_living(process),

@@ -98,7 +98,6 @@ fn low_part(x: &Tensor, part: usize, inputs: &NamedTensors) -> Result<Tensor> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

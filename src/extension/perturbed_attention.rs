@@ -73,7 +73,6 @@ impl Patch for IdentityAttention {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use candle_core::{DType, Device};

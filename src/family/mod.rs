@@ -47,13 +47,25 @@ pub const SDXL_REFINER: Family = refiner::ROW.family;
 /// The metadata key under which a single file carries a folder's configuration files: a JSON object of path and text.
 pub(crate) const CONFIGURATION: &str = "sd-gen.configuration";
 
+/// A well-known model: its short name, and what it is.
+pub(crate) type WellKnown = (&'static str, fn() -> ModelSpec);
+
+/// What a single file is, and where it says that.
+pub(crate) type Detected = (Description, String);
+
+/// The files of tokenizers, each with the folder that it is for.
+pub(crate) type TokenizersByFolder<'a> = [(&'a str, TokenizerFiles)];
+
+/// Configuration files by their paths in a folder.
+pub(crate) type ConfigTexts = BTreeMap<String, String>;
+
 /// All that is known of one family.
 pub(crate) struct FamilyRow {
     pub(crate) family: Family,
     /// How its files are laid out.
     pub(crate) format: &'static Format,
     /// Its well-known models by their short names.
-    pub(crate) well_known: &'static [(&'static str, fn() -> ModelSpec)],
+    pub(crate) well_known: &'static [WellKnown],
     /// Width and height in pixels that it was trained at, where nothing says so.
     pub(crate) default_size: usize,
     /// The guidance scale that diffusers takes for it.
@@ -83,15 +95,15 @@ pub(crate) struct Format {
     pub(crate) texts: fn() -> Vec<String>,
     /// A single file's names and shapes → what the model is, and where it says that.
     /// Where it carries a folder's configuration files, what those say is given.
-    pub(crate) detect: fn(&dyn TensorNames, Option<Description>, &Beside<'_>) -> Result<(Description, String)>,
+    pub(crate) detect: fn(&dyn TensorNames, Option<Description>, &Beside<'_>) -> Result<Detected>,
     /// The names of every network in a single file.
     pub(crate) original: fn(&ModelSpec) -> Result<Vec<Vec<Pair>>>,
     /// The names of every network in a folder, with the folder.
     pub(crate) folders: fn(&ModelSpec) -> Vec<FolderNames>,
     /// The configuration files of a folder, given tokenizers for text encoders that have none of their own.
-    pub(crate) export: fn(&Exported<'_>, &[(&str, TokenizerFiles)]) -> Result<BTreeMap<String, String>>,
+    pub(crate) export: fn(&Exported<'_>, &TokenizersByFolder<'_>) -> Result<ConfigTexts>,
     /// Those of `export` that a single file has to carry.
-    pub(crate) carried: fn(&Exported<'_>) -> Result<BTreeMap<String, String>>,
+    pub(crate) carried: fn(&Exported<'_>) -> Result<ConfigTexts>,
     /// What other programs look for in a single file: its architecture, and tensors that say something by their names.
     pub(crate) marks: fn(&ModelSpec, Marks) -> (String, Vec<&'static str>),
 }
@@ -198,7 +210,7 @@ pub(crate) fn texts() -> Vec<String> {
 }
 
 /// Concludes what a single file is, and from what, for messages.
-pub(crate) fn detect(file: &dyn TensorNames, beside: &Beside<'_>) -> Result<(Description, String)> {
+pub(crate) fn detect(file: &dyn TensorNames, beside: &Beside<'_>) -> Result<Detected> {
     let carried = match file.metadata().get(CONFIGURATION) {
         None => None,
         Some(carried) => {

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 
 /// How the guidance is changed.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Projection {
+pub(crate) struct Projection {
     /// How much of the part along the prompt's estimate is kept.
     pub eta: f64,
     /// The longest that the difference of the estimates may be; 0 is any length.
@@ -25,7 +25,7 @@ pub struct Projection {
 /// # Source
 /// Sadat et al. 2024, arXiv:2410.02416, section 4 and algorithm 1.
 #[derive(Debug)]
-pub struct AdaptiveProjected {
+pub(crate) struct AdaptiveProjected {
     inner: Box<dyn Guider>,
     /// The guidance scale less 1, one value an image.
     scale: Tensor,
@@ -38,7 +38,7 @@ impl AdaptiveProjected {
     ///
     /// # Errors
     /// The device has no memory left.
-    pub fn new(inner: Box<dyn Guider>, scales: &[f64], projection: Projection, device: &Device) -> Result<Self> {
+    pub(crate) fn new(inner: Box<dyn Guider>, scales: &[f64], projection: Projection, device: &Device) -> Result<Self> {
         Ok(Self { inner, scale: each_image(scales.iter().map(|scale| scale - 1.0), device)?, projection, average: None })
     }
 }
@@ -80,7 +80,6 @@ impl Guider for AdaptiveProjected {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::guidance::{ClassifierFree, GuidanceScales, LeftOut, point};

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 
 /// What one image asks of guidance. Images of one batch agree in which of it is on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GuidanceScales {
+pub(crate) struct GuidanceScales {
     /// Classifier-free guidance, `None` where it is off.
     pub scale: Option<f64>,
     /// How much contrast is taken back, 0 to 1.
@@ -29,7 +29,7 @@ pub struct GuidanceScales {
 /// # Source
 /// lllyasviel/stable-diffusion-webui-forge@dfdcbab6:modules/sd_samplers_cfg_denoiser.py, `CFGDenoiser.forward`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct LeftOut {
+pub(crate) struct LeftOut {
     /// "Skip Early CFG": up to this share of the calls; 0 turns it off.
     pub early: f64,
     /// The calls that it is a share of.
@@ -53,7 +53,7 @@ impl LeftOut {
 /// Ho & Salimans 2022, arXiv:2207.12598, equation 6; the rescaling is equations 15 and 16 of Lin et al. 2023, arXiv:2305.08891; the
 /// interval is Kynkäänniemi et al. 2024, arXiv:2404.07724, in steps; Ahn et al. 2024, arXiv:2403.17377, equation 13.
 #[derive(Debug)]
-pub struct ClassifierFree {
+pub(crate) struct ClassifierFree {
     /// One value an image; `None` where guidance is off.
     scale: Option<Tensor>,
     interval: (f64, f64),
@@ -70,7 +70,7 @@ impl ClassifierFree {
     ///
     /// # Errors
     /// The device has no memory left.
-    pub fn new(images: &[GuidanceScales], device: &Device) -> Result<Self> {
+    pub(crate) fn new(images: &[GuidanceScales], device: &Device) -> Result<Self> {
         let each = |value: &dyn Fn(&GuidanceScales) -> f64| each_image(images.iter().map(value), device);
         let rescale = || -> Result<(Tensor, Tensor)> { Ok((each(&|image| image.rescale)?, each(&|image| 1.0 - image.rescale)?)) };
         let is_guided = images.iter().any(|image| image.scale.is_some());
@@ -141,7 +141,6 @@ fn deviation(x: &Tensor) -> Result<Tensor> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::guidance::point;

@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 /// Liu et al. 2022, arXiv:2206.01714, equation 11; lllyasviel/stable-diffusion-webui-forge@dfdcbab:modules/sd_samplers_cfg_denoiser.py
 /// (`combine_denoised`).
 #[derive(Debug)]
-pub struct Conjunction {
+pub(crate) struct Conjunction {
     inner: Box<dyn Guider>,
     /// For each part one value an image.
     weights: Vec<Tensor>,
@@ -23,7 +23,7 @@ impl Conjunction {
     ///
     /// # Errors
     /// The images have different numbers of parts, or the device has no memory left.
-    pub fn new(inner: Box<dyn Guider>, images: &[Vec<f64>], device: &Device) -> Result<Self> {
+    pub(crate) fn new(inner: Box<dyn Guider>, images: &[Vec<f64>], device: &Device) -> Result<Self> {
         let parts = images.first().map_or(0, Vec::len);
         if images.iter().any(|weights| weights.len() != parts) {
             return Err(Error::Image("images whose prompts have different numbers of parts cannot be generated at once".into()));
@@ -33,7 +33,7 @@ impl Conjunction {
     }
 
     /// The branch of a part: the first one is the prompt.
-    pub fn branch(part: usize) -> Branch {
+    pub(crate) fn branch(part: usize) -> Branch {
         if part == 0 { Branch::Prompt } else { Branch::Part(part) }
     }
 }
@@ -71,7 +71,6 @@ impl Guider for Conjunction {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::guidance::{ClassifierFree, GuidanceScales, LeftOut, point};

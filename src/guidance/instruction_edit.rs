@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 /// # Source
 /// Brooks et al. 2022, "InstructPix2Pix", arXiv:2211.09800, equation 3.
 #[derive(Debug)]
-pub struct InstructionEdit {
+pub(crate) struct InstructionEdit {
     /// One value an image.
     text: Tensor,
     image: Tensor,
@@ -21,7 +21,7 @@ impl InstructionEdit {
     ///
     /// # Errors
     /// The device has no memory left.
-    pub fn new(images: &[(f64, f64)], device: &Device) -> Result<Self> {
+    pub(crate) fn new(images: &[(f64, f64)], device: &Device) -> Result<Self> {
         let text = each_image(images.iter().map(|(text, _)| *text), device)?;
         Ok(Self { text, image: each_image(images.iter().map(|(_, image)| *image), device)? })
     }
@@ -41,7 +41,6 @@ impl Guider for InstructionEdit {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::sampling::{NoiseLevel, Step};

@@ -8,17 +8,17 @@ mod classifier_free;
 mod conjunction;
 mod instruction_edit;
 
-pub use adaptive_projected::{AdaptiveProjected, Projection};
-pub use classifier_free::{ClassifierFree, GuidanceScales, LeftOut};
-pub use conjunction::Conjunction;
-pub use instruction_edit::InstructionEdit;
+pub(crate) use adaptive_projected::{AdaptiveProjected, Projection};
+pub(crate) use classifier_free::{ClassifierFree, GuidanceScales, LeftOut};
+pub(crate) use conjunction::Conjunction;
+pub(crate) use instruction_edit::InstructionEdit;
 
 use crate::Result;
 use crate::sampling::{Branch, Branches, CallPoint};
 use candle_core::Tensor;
 
 /// Turns the network's outputs for several conditions into one.
-pub trait Guider: Send + std::fmt::Debug {
+pub(crate) trait Guider: Send + std::fmt::Debug {
     /// The rows of each image in a call, in the order in which the network gets them; never empty.
     fn branches(&self, at: &CallPoint) -> Vec<Branch>;
 

@@ -87,7 +87,6 @@ pub(super) fn is_plain_path(path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
 
     use super::*;
 

@@ -52,6 +52,7 @@ use store::Store;
 
 /// What happens while a model is fetched.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub enum FetchEvent<'a> {
     /// Something to tell the user; empty while only time passes.
     Note(&'a str),

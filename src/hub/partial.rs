@@ -169,7 +169,6 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
 
     use super::*;
 

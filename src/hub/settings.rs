@@ -156,7 +156,6 @@ fn expanded(value: OsString, set: &impl Fn(&str) -> Option<OsString>) -> PathBuf
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
 
     use super::*;
 

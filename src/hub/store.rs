@@ -167,7 +167,6 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
 
     use super::*;
 

@@ -37,7 +37,7 @@ impl InputImage {
 ///
 /// # Errors
 /// It is no image, is broken, has several frames, is CMYK, or is too large. The sentence names no file: the caller does.
-pub fn decode(bytes: &[u8]) -> Result<InputImage> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<InputImage> {
     let input = |what: String| Error::Input(what);
     if bytes.is_empty() {
         return Err(input("is empty; give an image".into()));

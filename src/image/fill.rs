@@ -33,7 +33,7 @@ impl Growth {
 ///
 /// New pixels are the image mirrored at its edge, which with the distance from it gives way to a blur, then to the mean colour, under
 /// growing noise: structure goes on near the edge, and further out the model is free. The image's own bytes are kept.
-pub fn grow(image: &RgbImage, growth: Growth, seed: u64) -> Option<(RgbImage, GrayImage)> {
+pub(crate) fn grow(image: &RgbImage, growth: Growth, seed: u64) -> Option<(RgbImage, GrayImage)> {
     let (width, height) = growth.of(image.dimensions())?;
     let (inner_width, inner_height) = image.dimensions();
     if inner_width == 0 || inner_height == 0 {
@@ -80,7 +80,7 @@ pub fn grow(image: &RgbImage, growth: Growth, seed: u64) -> Option<(RgbImage, Gr
 ///
 /// # Source
 /// `masking.fill` in AUTOMATIC1111/stable-diffusion-webui@v1.10:modules/masking.py, its radii and repeats; in floats.
-pub fn fill_from_around(image: &RgbImage, mask: &GrayImage) -> RgbImage {
+pub(crate) fn fill_from_around(image: &RgbImage, mask: &GrayImage) -> RgbImage {
     let mut filled = vec![[0.0_f32; 4]; image.pixels().len()];
     for (radius, repeats) in [(256.0, 1), (64.0, 1), (16.0, 2), (4.0, 4), (2.0, 2), (0.0, 1)] {
         let mut planes = Planes::of(image, Some(mask));

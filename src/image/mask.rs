@@ -4,7 +4,7 @@ use super::{ResizeFilter, Span, resize, resize_part};
 use image::{GrayImage, ImageBuffer, Pixel, RgbImage, imageops};
 
 /// An image's luma, as Pillow's `convert("L")` rounds it (ITU-R 601-2).
-pub fn luma(rgb: &RgbImage) -> GrayImage {
+pub(crate) fn luma(rgb: &RgbImage) -> GrayImage {
     let value = |p: &image::Rgb<u8>| {
         let [r, g, b] = p.0.map(u32::from);
         ((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8
@@ -14,14 +14,14 @@ pub fn luma(rgb: &RgbImage) -> GrayImage {
 }
 
 /// White and black exchanged.
-pub fn invert_mask(mask: &GrayImage) -> GrayImage {
+pub(crate) fn invert_mask(mask: &GrayImage) -> GrayImage {
     let mut inverted = mask.clone();
     inverted.pixels_mut().for_each(|p| p.0[0] = 255 - p.0[0]);
     inverted
 }
 
 /// Whether nothing is to be made anew.
-pub fn is_empty_mask(mask: &GrayImage) -> bool {
+pub(crate) fn is_empty_mask(mask: &GrayImage) -> bool {
     mask.as_raw().iter().all(|value| *value == 0)
 }
 
@@ -30,7 +30,7 @@ pub fn is_empty_mask(mask: &GrayImage) -> bool {
 /// # Source
 /// The window is A1111's: AUTOMATIC1111/stable-diffusion-webui@v1.10:modules/processing.py, `StableDiffusionProcessingImg2Img.init`.
 /// Beyond the edge the image is mirrored without repeating its last pixel, as OpenCV's `GaussianBlur` does.
-pub fn blur_mask(mask: &GrayImage, deviation: f64) -> GrayImage {
+pub(crate) fn blur_mask(mask: &GrayImage, deviation: f64) -> GrayImage {
     if deviation <= 0.0 || mask.width() == 0 || mask.height() == 0 {
         return mask.clone();
     }
@@ -72,7 +72,7 @@ pub fn blur_mask(mask: &GrayImage, deviation: f64) -> GrayImage {
 
 /// A part of an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Region {
+pub(crate) struct Region {
     /// Its left column.
     pub x: u32,
     /// Its top row.
@@ -88,7 +88,7 @@ pub struct Region {
 /// # Source
 /// `VaeImageProcessor.get_crop_region` in huggingface/diffusers@v0.36:src/diffusers/image_processor.py, which is A1111's
 /// `masking.get_crop_region` and `expand_crop_region`.
-pub fn masked_region(mask: &GrayImage, padding: u32, (width, height): (u32, u32)) -> Option<Region> {
+pub(crate) fn masked_region(mask: &GrayImage, padding: u32, (width, height): (u32, u32)) -> Option<Region> {
     let marked = mask.enumerate_pixels().filter(|(_, _, p)| p.0[0] != 0).map(|(x, y, _)| (i64::from(x), i64::from(y)));
     let (left, top, right, bottom) = marked.fold(None, |found, (x, y)| match found {
         None => Some((x, y, x, y)),
@@ -125,7 +125,7 @@ fn grown(from: i64, to: i64, more: i64, side: i64) -> (i64, i64) {
 ///
 /// # Source
 /// `_resize_and_fill` in huggingface/diffusers@v0.36:src/diffusers/image_processor.py.
-pub fn resize_and_fill<P: Pixel<Subpixel = u8> + 'static>(
+pub(crate) fn resize_and_fill<P: Pixel<Subpixel = u8> + 'static>(
     image: &ImageBuffer<P, Vec<u8>>,
     width: u32,
     height: u32,
@@ -157,7 +157,7 @@ pub fn resize_and_fill<P: Pixel<Subpixel = u8> + 'static>(
 ///
 /// # Source
 /// `_resize_and_crop` in huggingface/diffusers@v0.36:src/diffusers/image_processor.py.
-pub fn resize_and_crop(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+pub(crate) fn resize_and_crop(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     let (ratio, shape) = (f64::from(width) / f64::from(height), f64::from(image.width()) / f64::from(image.height()));
     let inner_width = if ratio > shape { width } else { scaled(image.width(), height, image.height()) };
     let inner_height = if ratio <= shape { height } else { scaled(image.height(), width, image.width()) };
@@ -180,7 +180,7 @@ fn scaled(side: u32, to: u32, from: u32) -> u32 {
 /// `apply_overlay` in huggingface/diffusers@v0.36:src/diffusers/image_processor.py: the original is pasted by the inverted mask with
 /// premultiplied alpha, made straight again, and laid over what was generated; every stage rounds as Pillow's does
 /// (src/libImaging/Paste.c, Convert.c `rgba2rgbA` and `rgbA2rgba`, AlphaComposite.c).
-pub fn keep_unmasked(generated: &mut RgbImage, original: &RgbImage, mask: &GrayImage) {
+pub(crate) fn keep_unmasked(generated: &mut RgbImage, original: &RgbImage, mask: &GrayImage) {
     for ((new, old), mask) in generated.pixels_mut().zip(original.pixels()).zip(mask.pixels()) {
         let alpha = 255 - u32::from(mask.0[0]);
         match alpha {

@@ -6,14 +6,17 @@ mod mask;
 mod preprocess;
 mod resample;
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 mod tests;
 
-pub use decode::{InputImage, decode};
-pub use fill::{Growth, fill_from_around, grow};
-pub use mask::{Region, blur_mask, invert_mask, is_empty_mask, keep_unmasked, luma, masked_region, resize_and_crop, resize_and_fill};
+pub use decode::InputImage;
+pub(crate) use decode::decode;
+pub use fill::Growth;
+pub(crate) use fill::{fill_from_around, grow};
+pub(crate) use mask::{
+    Region, blur_mask, invert_mask, is_empty_mask, keep_unmasked, luma, masked_region, resize_and_crop, resize_and_fill,
+};
 pub use preprocess::Preprocessor;
-pub use resample::{ResizeFilter, Span, resize, resize_part};
+pub(crate) use resample::{ResizeFilter, Span, resize, resize_part};
 
 use crate::{Error, Result};
 use ::image::RgbImage;
@@ -25,7 +28,7 @@ use std::io::Write;
 ///
 /// # Errors
 /// The tensor has another shape.
-pub fn to_rgb(decoded: &Tensor) -> Result<RgbImage> {
+pub(crate) fn to_rgb(decoded: &Tensor) -> Result<RgbImage> {
     rounded(decoded, f32::round_ties_even)
 }
 
@@ -33,7 +36,7 @@ pub fn to_rgb(decoded: &Tensor) -> Result<RgbImage> {
 ///
 /// # Errors
 /// The tensor has another shape.
-pub fn to_rgb_cut_off(decoded: &Tensor) -> Result<RgbImage> {
+pub(crate) fn to_rgb_cut_off(decoded: &Tensor) -> Result<RgbImage> {
     rounded(decoded, f32::trunc)
 }
 
@@ -52,7 +55,7 @@ fn rounded(decoded: &Tensor, round: impl Fn(f32) -> f32) -> Result<RgbImage> {
 ///
 /// # Errors
 /// The image cannot be encoded or written.
-pub fn write_png(image: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn Write) -> std::io::Result<()> {
+pub(crate) fn write_png(image: &RgbImage, texts: &[(&str, Cow<'_, str>)], to: &mut dyn Write) -> std::io::Result<()> {
     encode_png(image, texts, to).map_err(|e| match e {
         // What the disk said is said as it was.
         png::EncodingError::IoError(e) => e,

@@ -13,9 +13,7 @@ const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 /// How neighbouring pixels are weighed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ResizeFilter {
-    /// Triangle, support 1.
-    Bilinear,
+pub(crate) enum ResizeFilter {
     /// Catmull-Rom's cubic with a = -0.5, support 2.
     Bicubic,
     /// A windowed sinc, support 3.
@@ -25,7 +23,6 @@ pub enum ResizeFilter {
 impl ResizeFilter {
     fn support(self) -> f64 {
         match self {
-            ResizeFilter::Bilinear => 1.0,
             ResizeFilter::Bicubic => 2.0,
             ResizeFilter::Lanczos => 3.0,
         }
@@ -35,7 +32,6 @@ impl ResizeFilter {
         const A: f64 = -0.5;
         let distance = x.abs();
         match self {
-            ResizeFilter::Bilinear => (1.0 - distance).max(0.0),
             ResizeFilter::Bicubic if distance < 1.0 => ((A + 2.0) * distance - (A + 3.0)) * distance * distance + 1.0,
             ResizeFilter::Bicubic if distance < 2.0 => (((distance - 5.0) * distance + 8.0) * distance - 4.0) * A,
             ResizeFilter::Bicubic => 0.0,
@@ -51,7 +47,7 @@ fn sinc(x: f64) -> f64 {
 
 /// A part of one axis, in pixels of the input; it may be empty, and then stands for the edge there.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Span {
+pub(crate) struct Span {
     /// Where it begins.
     pub from: f64,
     /// Where it ends.
@@ -61,7 +57,7 @@ pub struct Span {
 /// The image at another size.
 ///
 /// A side of zero pixels gives an empty image.
-pub fn resize<P: Pixel<Subpixel = u8>>(
+pub(crate) fn resize<P: Pixel<Subpixel = u8>>(
     image: &ImageBuffer<P, Vec<u8>>,
     width: u32,
     height: u32,
@@ -72,7 +68,7 @@ pub fn resize<P: Pixel<Subpixel = u8>>(
 }
 
 /// A part of the image, `(columns, rows)`, at another size.
-pub fn resize_part<P: Pixel<Subpixel = u8>>(
+pub(crate) fn resize_part<P: Pixel<Subpixel = u8>>(
     image: &ImageBuffer<P, Vec<u8>>,
     (columns, rows): (Span, Span),
     width: u32,

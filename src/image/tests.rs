@@ -86,7 +86,6 @@ fn resizing_gives_pillows_bytes() {
     let goldens = goldens();
     for case in goldens["resized"].as_array().unwrap() {
         let filter = match case["filter"].as_str().unwrap() {
-            "bilinear" => ResizeFilter::Bilinear,
             "bicubic" => ResizeFilter::Bicubic,
             _ => ResizeFilter::Lanczos,
         };

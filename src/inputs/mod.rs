@@ -149,14 +149,14 @@ fn size(bytes: u64) -> String {
 }
 
 /// The name that stands for standard input.
-pub const STANDARD_INPUT: &str = "-";
+pub(crate) const STANDARD_INPUT: &str = "-";
 
 /// The files that a name stands for: those of a folder with one of the endings, those that a pattern with `*` or `?` in its last part
 /// matches, or the one that has the name. In the order of their names, numbers in them counted.
 ///
 /// # Errors
 /// A sentence: there is none, or the folder cannot be read.
-pub fn files_named(path: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, String> {
+pub(crate) fn files_named(path: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, String> {
     let shown = path.display();
     let last = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let is_folder = path.is_dir();

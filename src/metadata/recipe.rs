@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 /// What sd-gen has a flag for, or needs to know to set one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "the names say it; `Field::NAMES` has them as they are shown")]
+#[non_exhaustive]
 pub enum Field {
     Prompt,
     NegativePrompt,

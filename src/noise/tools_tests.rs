@@ -1,5 +1,4 @@
 //! The noise of other tools, as recorded (`tests/data/noise/take_tools.py`).
-#![allow(clippy::unwrap_used)]
 
 use super::*;
 use serde_json::Value;

@@ -77,7 +77,6 @@ pub(super) fn conv2d(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::{Conv2d, Epilogue, UpsamplingConv2d, on_workers};
     use super::*;

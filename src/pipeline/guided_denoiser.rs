@@ -249,7 +249,6 @@ impl Denoiser for GuidedDenoiser<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::models::ModelCall;

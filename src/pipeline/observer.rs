@@ -5,6 +5,7 @@ use ::image::RgbImage;
 
 /// Where the work is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Stage<'a> {
     /// Weights are being read.
     Load {

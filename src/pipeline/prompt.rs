@@ -248,7 +248,6 @@ fn lengthened(context: &Tensor, length: usize) -> Result<Tensor> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use candle_core::Device;

@@ -117,7 +117,6 @@ fn enlarged(x: &Tensor, axis: usize, side: usize) -> Result<Tensor> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

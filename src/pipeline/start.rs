@@ -322,7 +322,6 @@ impl Pipeline {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::inputs::InputFile;

@@ -67,7 +67,6 @@ impl Backbone for LatentWindows<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use candle_core::Device;

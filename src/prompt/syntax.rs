@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 /// The language of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum PromptSyntax {
     /// AUTOMATIC1111's, which Forge, SD.Next and stable-diffusion.cpp share in great part.
     #[default]
@@ -66,6 +67,7 @@ impl PromptSyntax {
 
 /// How A1111 applies weights to embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Emphasis {
     /// Weighted, then rescaled so that the mean stays what it was.
     #[default]

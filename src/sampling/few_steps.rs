@@ -129,7 +129,6 @@ fn stated_steps(words: &[&str]) -> Option<usize> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -163,7 +163,6 @@ fn weights(places: &[f64], at: f64) -> Vec<f64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use candle_core::Device;

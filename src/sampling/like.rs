@@ -6,6 +6,7 @@ use crate::Result;
 
 /// A tool whose rules hold wherever tools differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Like {
     /// AUTOMATIC1111's web UI, and Forge.
     A1111,
@@ -159,7 +160,6 @@ impl FirstNoise {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

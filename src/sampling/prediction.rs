@@ -5,6 +5,7 @@ use crate::Result;
 
 /// What the network's output means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum PredictionType {
     /// The noise (Ho et al. 2020, arXiv:2006.11239).
     #[default]

@@ -6,6 +6,7 @@ use crate::{Error, Result};
 
 /// Work that is taken from one step to the next in the place of computing it. A value of 0 leaves nothing out (of `deepcache`, 1).
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum StepCache {
     /// Estimates are forecast from those before.
     Spectrum {
@@ -179,7 +180,6 @@ impl Draft {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -76,7 +76,11 @@ pub use template::{DynamicPrompts, PromptExpander, TemplateDraft};
 pub use text::{ClipSkipCount, EmptyNegative, TextDraft, TextSettings};
 pub use value::{SourcePath, Value, ValueKind};
 
-use crate::inputs::InputFile;
+// What settings hold that is declared where it is worked with.
+pub use crate::image::{Growth, InputImage, Preprocessor};
+pub use crate::inputs::{InputFile, InputReader};
+pub use crate::noise::Rng;
+
 use crate::sampling::{Like, Sampler};
 use crate::spec::ModelSpec;
 use std::ffi::OsString;
@@ -84,6 +88,7 @@ use std::sync::LazyLock;
 
 /// What a setting changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Effect {
     /// The pixels: it is part of an image's key.
     Image,
@@ -113,6 +118,7 @@ pub enum Together {
 /// The part of the help that a setting stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "`Heading::title` says it")]
+#[non_exhaustive]
 pub enum Heading {
     What,
     Model,
@@ -204,11 +210,14 @@ pub struct Setting {
     pub access: Access,
 }
 
+/// Of the values that a setting was given, the number of the bad one, and a sentence's end: what to give instead.
+pub type BadValue = (usize, String);
+
 /// What reaches a setting's value; written by the macro that defines the row.
 #[derive(Debug, Clone, Copy)]
 pub struct Access {
-    /// Puts values into a draft. An error is the number of the bad value and a sentence's end: what to give instead.
-    pub read: fn(&mut Draft, &[OsString]) -> Result<(), (usize, String)>,
+    /// Puts values into a draft.
+    pub read: fn(&mut Draft, &[OsString]) -> Result<(), BadValue>,
     /// The values of a draft as they would be typed.
     pub given: fn(&Draft) -> Vec<String>,
     /// The values of a draft that are numbers.
@@ -271,7 +280,7 @@ impl Setting {
     ///
     /// # Errors
     /// The number of the bad value and a sentence's end: what to give instead.
-    pub fn check(&self, values: &[OsString]) -> Result<(), (usize, String)> {
+    pub fn check(&self, values: &[OsString]) -> Result<(), BadValue> {
         (self.access.read)(&mut Draft::default(), values)
     }
 

@@ -1,5 +1,6 @@
 //! What a setting's value can be: how it is typed, read, written, and put into a key.
 
+use super::BadValue;
 use crate::inputs::InputFile;
 use serde_json::Value as Json;
 use std::ffi::{OsStr, OsString};
@@ -146,12 +147,12 @@ impl<T: Value> ValueSlot<T> for Vec<T> {
 
 /// Where the values of a draft are kept.
 pub(super) trait Said<T: Value> {
-    fn read(&mut self, values: &[OsString]) -> Result<(), (usize, String)>;
+    fn read(&mut self, values: &[OsString]) -> Result<(), BadValue>;
     fn files(&mut self) -> Vec<&mut InputFile>;
 }
 
 impl<T: Value> Said<T> for Option<T> {
-    fn read(&mut self, values: &[OsString]) -> Result<(), (usize, String)> {
+    fn read(&mut self, values: &[OsString]) -> Result<(), BadValue> {
         *self = match (T::KIND, values) {
             // How often it stands there is its value.
             (ValueKind::Count, values) => {
@@ -171,7 +172,7 @@ impl<T: Value> Said<T> for Option<T> {
 }
 
 impl<T: Value> Said<T> for Vec<T> {
-    fn read(&mut self, values: &[OsString]) -> Result<(), (usize, String)> {
+    fn read(&mut self, values: &[OsString]) -> Result<(), BadValue> {
         let each = |(at, value): (usize, &OsString)| T::parse_os(value).map_err(|what| (at, what));
         *self = values.iter().enumerate().map(each).collect::<Result<_, _>>()?;
         Ok(())

@@ -99,7 +99,6 @@ impl T5TextEncoder {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

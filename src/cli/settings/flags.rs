@@ -2,7 +2,7 @@
 //! nothing but flags, so clap's own definition is the one list of what they may say and the one judge of their values.
 
 use super::args::{GenerateArgs, Typed};
-use crate::settings::{Draft, Effect, ValueKind, find as setting, fold};
+use crate::settings::{BadValue, Draft, Effect, ValueKind, find as setting, fold};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
@@ -98,7 +98,7 @@ impl FlagList {
     ///
     /// # Errors
     /// The number of the bad value, and a sentence.
-    pub(in crate::cli) fn read(&self, flag: usize, values: &[String]) -> Result<Vec<OsString>, (usize, String)> {
+    pub(in crate::cli) fn read(&self, flag: usize, values: &[String]) -> Result<Vec<OsString>, BadValue> {
         let Flag { long, kind, repeatable, bare, .. } = &self.flags[flag];
         if *bare && values == ["true"] {
             return Ok(Vec::new());

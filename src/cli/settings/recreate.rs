@@ -81,7 +81,6 @@ fn over(said: &Draft, mut base: Draft) -> Result<Draft> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::settings::{ScheduleChoice, Seed};

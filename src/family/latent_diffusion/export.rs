@@ -4,12 +4,11 @@
 
 use super::super::files::{Exported, TokenizerFiles};
 use super::super::json::Fields;
-use super::super::{config, row, schedule};
+use super::super::{ConfigTexts, TokenizersByFolder, config, row, schedule};
 use super::{Input, PAD_CLIP, TEXT_ENCODERS, TextFolder, facts, text_folders};
 use crate::Result;
 use crate::spec::{Activation, AutoencoderTinySpec, ClipTextSpec, LatentRgb, UNetLevel, UNetSpec, VaeSpec};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 
 /// The version of diffusers whose fields are written.
 pub(in crate::family) const DIFFUSERS: &str = "0.36.0";
@@ -17,9 +16,9 @@ pub(in crate::family) const DIFFUSERS: &str = "0.36.0";
 const CLIP_VOCABULARY: usize = 49408;
 
 /// All texts of the folder of `model`, by path; `usual` are tokenizers by folder for encoders that bring none.
-pub(super) fn texts(model: &Exported<'_>, usual: &[(&str, TokenizerFiles)]) -> Result<BTreeMap<String, String>> {
+pub(super) fn texts(model: &Exported<'_>, usual: &TokenizersByFolder<'_>) -> Result<ConfigTexts> {
     let spec = model.spec;
-    let mut texts = BTreeMap::new();
+    let mut texts = ConfigTexts::new();
     let mut put = |path: String, value: &Value| texts.insert(path, format!("{value:#}\n"));
     put("model_index.json".into(), &model_index(model)?);
     put("unet/config.json".into(), &unet(model, &spec.unet, spec.default_size / spec.vae.factor())?);
@@ -43,8 +42,8 @@ pub(super) fn texts(model: &Exported<'_>, usual: &[(&str, TokenizerFiles)]) -> R
 }
 
 /// The texts of a tokenizer's folder, by path.
-pub(in crate::family) fn tokenizer(folder: &str, pad: &str, longest: usize, files: Option<&TokenizerFiles>) -> BTreeMap<String, String> {
-    let mut texts = BTreeMap::new();
+pub(in crate::family) fn tokenizer(folder: &str, pad: &str, longest: usize, files: Option<&TokenizerFiles>) -> ConfigTexts {
+    let mut texts = ConfigTexts::new();
     let mut put = |name: &str, text: String| texts.insert(format!("{folder}/{name}"), text);
     let words = json!({ "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": pad, "unk_token": "<|endoftext|>" });
     put("special_tokens_map.json", format!("{words:#}\n"));
@@ -85,7 +84,7 @@ pub(in crate::family) fn recommended(model: &Exported<'_>) -> Result<Option<(Str
 }
 
 /// Those of [`texts`] that a single file has to carry: all but CLIP's own vocabulary.
-pub(super) fn carried(model: &Exported<'_>) -> Result<BTreeMap<String, String>> {
+pub(super) fn carried(model: &Exported<'_>) -> Result<ConfigTexts> {
     let mut texts = texts(model, &[])?;
     for TextFolder { tokenizer, clip, .. } in text_folders(model.spec) {
         if clip.vocab_size == CLIP_VOCABULARY {

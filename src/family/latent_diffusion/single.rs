@@ -1,5 +1,6 @@
 //! A whole model in one file in the original layout: what it is, where its networks are, and what it is not.
 
+use super::super::Detected;
 use super::super::config::limit;
 use super::super::detect::{self, Probe, VaeLayout};
 use super::super::files::{Beside, ConfigFiles, Description, NetworkPlan, TensorNames};
@@ -25,7 +26,7 @@ pub(super) const TEXT: [(&str, TextLayout); 5] = [
 ];
 
 /// Understands the file; `carried` is what the configuration files in it say.
-pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, beside: &Beside<'_>) -> Result<(Description, String)> {
+pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, beside: &Beside<'_>) -> Result<Detected> {
     let (vae_prefix, text) = find(file)?;
     let (mut description, concluded) = match carried {
         Some(carried) => (carried, "as the configuration that it carries says".to_owned()),

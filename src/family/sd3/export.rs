@@ -1,21 +1,21 @@
 //! Specs → the configuration files of a diffusers folder.
 
-use super::super::files::{Exported, TokenizerFiles};
+use super::super::files::Exported;
 use super::super::latent_diffusion::export::{DIFFUSERS, clip_text, recommended, tokenizer, vae};
+use super::super::{ConfigTexts, TokenizersByFolder};
 use super::{ENCODERS, T5};
 use crate::Result;
 use crate::spec::{MmditSpec, T5Spec};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 
 /// Entries of CLIP's own vocabulary, which nobody has to be given.
 const CLIP_VOCABULARY: usize = 49408;
 
 /// All texts of the folder of `model`, by path; `usual` are tokenizers by folder for encoders that bring none.
-pub(super) fn texts(model: &Exported<'_>, usual: &[(&str, TokenizerFiles)]) -> Result<BTreeMap<String, String>> {
+pub(super) fn texts(model: &Exported<'_>, usual: &TokenizersByFolder<'_>) -> Result<ConfigTexts> {
     let spec = model.spec;
     let Some(own) = &spec.mmdit else { return Err(model.wrong("has no transformer")) };
-    let mut texts = BTreeMap::new();
+    let mut texts = ConfigTexts::new();
     let mut put = |path: String, value: &Value| texts.insert(path, format!("{value:#}\n"));
     put("model_index.json".into(), &model_index(model)?);
     put("transformer/config.json".into(), &mmdit(own, spec.default_size / spec.vae.factor().max(1)));
@@ -41,7 +41,7 @@ pub(super) fn texts(model: &Exported<'_>, usual: &[(&str, TokenizerFiles)]) -> R
 }
 
 /// Those of [`texts`] that a single file has to carry: all but CLIP's own vocabulary.
-pub(super) fn carried(model: &Exported<'_>) -> Result<BTreeMap<String, String>> {
+pub(super) fn carried(model: &Exported<'_>) -> Result<ConfigTexts> {
     let mut texts = texts(model, &[])?;
     for ((_, folder), text) in ENCODERS.into_iter().zip(&model.spec.text_encoders) {
         if text.clip.vocab_size == CLIP_VOCABULARY {

@@ -1,5 +1,6 @@
 //! A model in one file as Stability AI lays it out, with and without its text encoders.
 
+use super::super::Detected;
 use super::super::config::limit;
 use super::super::detect::{self, Probe, VaeLayout};
 use super::super::files::{Beside, Description, NetworkPlan, TensorNames};
@@ -74,7 +75,7 @@ fn mmdit(file: &dyn TensorNames, prefix: &'static str) -> Result<MmditSpec> {
 }
 
 /// Understands the file; `carried` is what the configuration files in it say.
-pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, beside: &Beside<'_>) -> Result<(Description, String)> {
+pub(super) fn detect(file: &dyn TensorNames, carried: Option<Description>, beside: &Beside<'_>) -> Result<Detected> {
     let has = |key: String| file.shape(&key).is_some();
     let prefix = if has(format!("{}pos_embed", MMDIT[0])) { MMDIT[0] } else { MMDIT[1] };
     let vae_prefix = VAE.into_iter().find(|prefix| has(format!("{prefix}decoder.conv_in.weight")));

@@ -1,7 +1,5 @@
 //! What OpenCV and A1111 make of generated images, from `tests/data/preprocess/make_preprocess.py`.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails panics")]
-
 use super::*;
 use base64::Engine;
 use sha2::{Digest, Sha256};

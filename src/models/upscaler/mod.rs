@@ -159,7 +159,6 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::expect_used, reason = "a test may stop at what it did not expect")]
 
     use super::*;
     use candle_core::Device;

@@ -24,5 +24,4 @@ pub(super) fn cached<'a>(network: &'a dyn Backbone, request: &Request, calls: us
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

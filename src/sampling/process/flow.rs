@@ -48,7 +48,6 @@ impl NoiseProcess for Flow {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use candle_core::{Device, Tensor};

@@ -13,6 +13,7 @@ use crate::{Error, Result};
 
 /// How sigmas are laid between the noisiest and the cleanest level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SigmaSchedule {
     /// The sigmas of the timesteps.
     Discrete,
