@@ -238,11 +238,15 @@ fn logs_are_said_as_loudly_as_asked() {
     assert_eq!(said(&["-q"], "trace"), (Some(0), String::new()));
     let (_, info) = said(&["-v"], "");
     assert!(
-        info.contains("emoji: Stable Diffusion 1.x\n") && info.contains("the UNet is loaded bytes=") && !info.contains("opened"),
+        info.contains("emoji: Stable Diffusion 1.x\n") && info.contains("1 steps of pndm") && !info.contains("opened"),
         "{info}"
     );
+    assert!(!info.contains("is loaded") && !info.contains("seconds="), "files and timings are for -vv: {info}");
     let (_, debug) = said(&["-vv"], "");
-    assert!(debug.contains("opened emoji:unet/") && debug.contains("the image is written"), "{debug}");
+    for said in ["opened emoji:unet/", "the UNet is loaded bytes=", "the prompt is encoded", "are denoised", "are decoded", "is written"] {
+        assert!(debug.contains(said), "{said}: {debug}");
+    }
+    assert!(!debug.contains("a step is done"), "{debug}");
     let (_, only) = said(&[], "sd_gen::weights=debug");
     assert!(only.contains("opened emoji:unet/") && !only.contains("is loaded"), "{only}");
     let (code, wrong) = said(&[], "sd_gen=loud");
