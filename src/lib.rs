@@ -17,8 +17,6 @@
 
 pub mod adapter;
 #[doc(hidden)]
-pub mod allocator;
-#[doc(hidden)]
 pub mod batch;
 #[cfg(feature = "cli")]
 #[doc(hidden)]

@@ -10,8 +10,7 @@ use std::path::Path;
 
 /// What each module may name of the crate, itself apart. A module without a row is an error: add one.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("main", &["cli", "allocator"]),
-    ("allocator", &[]),
+    ("main", &["cli"]),
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
@@ -116,23 +115,8 @@ const PUBLIC: [&str; 12] =
 
 /// Public for the program, for the tests that compare single stages, for the benchmarks and the fuzzers; the documentation hides them, and
 /// nobody is promised anything. Let none be added.
-const HIDDEN: [&str; 15] = [
-    "allocator",
-    "batch",
-    "bench",
-    "cli",
-    "disk",
-    "extension",
-    "guidance",
-    "image",
-    "inputs",
-    "models",
-    "noise",
-    "ops",
-    "server",
-    "sheet",
-    "text",
-];
+const HIDDEN: [&str; 14] =
+    ["batch", "bench", "cli", "disk", "extension", "guidance", "image", "inputs", "models", "noise", "ops", "server", "sheet", "text"];
 
 /// Lines of a file, its tests apart.
 const LONGEST_FILE: usize = 600;
