@@ -21,7 +21,7 @@ mod table;
 pub use compare::{PhaseChange, compare};
 pub use estimate::{generating_speed, image_flop};
 pub use machine::Machine;
-pub use measure::{Case, MeasureSettings, PeakRates, Subject, check_size, measure, reference_image};
+pub use measure::{Case, MeasureSettings, PeakRates, Subject, check_size, distance_of_one_step, measure, reference_image};
 pub use plot::svg;
 pub use random_model::RandomModel;
 pub use record::record;
