@@ -65,6 +65,20 @@ pub(crate) fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
     Ok(file)
 }
 
+/// Bytes that a file in `folder` may still take, where the system says.
+pub(crate) fn free_space(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let system = rustix::fs::statvfs(folder).ok()?;
+        system.f_bavail.checked_mul(system.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
+}
+
 /// As [`temporary`], a folder.
 ///
 /// # Errors

@@ -16,8 +16,6 @@
 //! `tests/architecture.rs` holds which module may use which; `ARCHITECTURE.md` tells why.
 
 pub mod adapter;
-#[doc(hidden)]
-pub mod allocator;
 #[cfg(feature = "cli")]
 mod batch;
 #[cfg(feature = "cli")]

@@ -10,8 +10,7 @@ use std::path::Path;
 
 /// What each module may name of the crate, itself apart. A module without a row is an error: add one.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("main", &["cli", "allocator"]),
-    ("allocator", &[]),
+    ("main", &["cli"]),
     // The map of the modules.
     ("lib", &["*"]),
     ("cli", &["*"]),
@@ -115,9 +114,7 @@ const PUBLIC: [&str; 12] =
     ["adapter", "device", "family", "hub", "metadata", "pipeline", "prompt", "sampling", "settings", "spec", "survey", "weights"];
 
 /// Public, for one reason each; the documentation hides them, and nobody is promised anything. Let none be added.
-const HIDDEN: [&str; 6] = [
-    // The program's allocator is set where its `main` is.
-    "allocator",
+const HIDDEN: [&str; 5] = [
     // The program is another crate than the library, and this is what it runs; so is `cli::fuzz`, the fuzzers' way in.
     "cli",
     // `tests/steering.rs` holds image prompts, whose names `models` and `weights` give, against diffusers call by call.

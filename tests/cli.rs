@@ -257,3 +257,25 @@ fn help_names_every_flag_of_the_readme() {
     let missing: Vec<&&str> = flags.iter().filter(|flag| !help.contains(**flag)).collect();
     assert!(missing.is_empty(), "the README speaks of {missing:?}");
 }
+
+#[cfg(not(any(feature = "cuda", feature = "metal")))]
+#[test]
+fn the_doctor_finds_this_machine_well_and_generates_on_it_in_every_dtype() {
+    let folder = folder();
+    let report = sd_gen(folder.path(), &["doctor", "--json"]);
+    let report: Vec<serde_json::Value> = serde_json::from_slice(&report.stdout).expect("JSON");
+    let states =
+        |what: &str| -> Vec<&str> { report.iter().filter(|finding| finding["what"] == what).filter_map(|f| f["state"].as_str()).collect() };
+    assert_eq!(states("self-test"), ["ok"; 3], "{report:?}");
+    assert_eq!(states("models"), ["note"]);
+    let models = report.iter().find(|finding| finding["what"] == "models").expect("said");
+    assert!(models["mend"].as_str().is_some_and(|mend| mend.contains("put a .safetensors file")), "{models}");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("read").count(), 0);
+    let quick = sd_gen(folder.path(), &["doctor", "--no-self-test"]);
+    let text = String::from_utf8_lossy(&quick.stdout);
+    assert!(text.contains("processor") && !text.contains("self-test"), "{text}");
+    // What was forced upon it and is not there is a fault, told with what mends it.
+    let forced = command(folder.path(), &["doctor", "--no-self-test"]).env("SD_GEN_CPU_ISA", "avx1024").output().expect("sd-gen starts");
+    let text = String::from_utf8_lossy(&forced.stdout);
+    assert!(forced.status.code() == Some(1) && text.contains("fault") && text.contains("unset SD_GEN_CPU_ISA"), "{text}");
+}

@@ -237,10 +237,7 @@ fn logs_are_said_as_loudly_as_asked() {
     assert_eq!(said(&[], ""), (Some(0), String::new()));
     assert_eq!(said(&["-q"], "trace"), (Some(0), String::new()));
     let (_, info) = said(&["-v"], "");
-    assert!(
-        info.contains("emoji: Stable Diffusion 1.x\n") && info.contains("1 steps of pndm") && !info.contains("opened"),
-        "{info}"
-    );
+    assert!(info.contains("emoji: Stable Diffusion 1.x\n") && info.contains("1 steps of pndm") && !info.contains("opened"), "{info}");
     assert!(!info.contains("is loaded") && !info.contains("seconds="), "files and timings are for -vv: {info}");
     let (_, debug) = said(&["-vv"], "");
     for said in ["opened emoji:unet/", "the UNet is loaded bytes=", "the prompt is encoded", "are denoised", "are decoded", "is written"] {

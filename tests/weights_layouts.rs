@@ -10,7 +10,7 @@ use safetensors::{Dtype, SafeTensors};
 use sd_gen::family::{SD1, SD2, SDXL, SDXL_REFINER};
 use sd_gen::models::{AutoencoderKLDecoder, AutoencoderKLEncoder, ClipTextModel, Scope, UNet2DCondition};
 use sd_gen::spec::{Activation, Family, ModelSpec};
-use sd_gen::weights::{Checkpoint, Component, Layout, OpenOptions, TensorSource, TokenizerFiles, convert, convert_observed};
+use sd_gen::weights::{Checkpoint, Component, Layout, OpenOptions, TensorSource, TokenizerFiles, WeightType, convert, convert_observed};
 use std::collections::BTreeMap;
 use std::path::Path;
 use weights_models::{Plan, Shapes, file, file_of_size, original, refiner, sd1, sd2, sdxl};
@@ -294,7 +294,7 @@ fn an_xl_that_predicts_v_is_marked_for_other_programs() {
     marked.extend([("v_pred".into(), vec![0]), ("ztsnr".into(), vec![0])]);
     let model = Checkpoint::from_bytes("marked", file(&marked, &[])).unwrap();
     let single = dir.path().join("single.safetensors");
-    convert(&model, &single, Layout::Original, Some(DType::BF16), &[]).unwrap();
+    convert(&model, &single, Layout::Original, Some(WeightType::BF16), &[]).unwrap();
     let written = stored(&std::fs::read(&single).unwrap());
     assert!(written.contains_key("v_pred") && written.contains_key("ztsnr"));
     assert!(written.values().all(|(dtype, shape, _)| dtype == "BF16" || shape == &[0]));
@@ -313,7 +313,8 @@ fn a_conversion_never_overwrites_and_leaves_nothing_behind() {
         assert!(error.to_string().contains("exists already"), "{error}");
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "mine");
     }
-    assert!(convert(&model, &dir.path().join("b"), Layout::Original, Some(DType::U8), &[]).is_err());
+    assert!(convert(&model, &dir.path().join("b"), Layout::Original, "q8_0".parse().ok(), &[]).is_err());
+    assert!(convert(&model, &dir.path().join("b"), Layout::Gguf, Some(WeightType::F8_E4M3), &[]).is_err());
     assert!(convert(&model, &dir.path().join("none/b"), Layout::Original, None, &[]).is_err());
     // Whoever takes the name meanwhile keeps it.
     for (layout, name) in [(Layout::Original, "c.safetensors"), (Layout::Diffusers, "c")] {
@@ -418,7 +419,7 @@ fn full_precision_is_taken_unless_a_variant_is_asked_for() {
     let model = open(&sd1(), &[]);
     convert(&model, &folder, Layout::Diffusers, None, &[]).unwrap();
     let single = dir.path().join("wide");
-    convert(&model, &single, Layout::Diffusers, Some(DType::F32), &[]).unwrap();
+    convert(&model, &single, Layout::Diffusers, Some(WeightType::F32), &[]).unwrap();
     let name = "diffusion_pytorch_model";
     std::fs::rename(folder.join(format!("unet/{name}.safetensors")), folder.join(format!("unet/{name}.fp16.safetensors"))).unwrap();
     let file_of = |options: &OpenOptions| {
@@ -444,12 +445,12 @@ fn stored_types_become_the_type_that_is_asked_for() {
     };
     let expected = read(&model, DType::F32);
     assert!(read(&model, DType::F16) == expected);
-    for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
-        let path = dir.path().join(format!("{dtype:?}.safetensors"));
-        convert(&model, &path, Layout::Original, Some(dtype), &[]).unwrap();
+    for (dtype, apart) in [("f32", 0.0), ("bf16", 1.0 / 128.0), ("f16", 0.0), ("f8_e4m3", 1.0 / 16.0)] {
+        let path = dir.path().join(format!("{dtype}.safetensors"));
+        convert(&model, &path, Layout::Original, dtype.parse().ok(), &[]).unwrap();
         let again = read(&Checkpoint::open(&path).unwrap(), DType::F32);
         for (a, b) in expected.iter().flatten().zip(again.iter().flatten()) {
-            assert!((a - b).abs() <= if dtype == DType::BF16 { a.abs() / 128.0 } else { 0.0 }, "{dtype:?} {a} {b}");
+            assert!((a - b).abs() <= a.abs() * apart + if dtype == "f8_e4m3" { 2f32.powi(-10) } else { 0.0 }, "{dtype} {a} {b}");
         }
     }
 }

@@ -90,15 +90,36 @@ fn vae_dtype(spec: &ModelSpec, dtype: DType) -> DType {
 /// # Errors
 /// The model cannot be loaded, or the observer stops it.
 pub(crate) fn reference_image(subject: &Subject<'_>, size: Option<(usize, usize)>, observer: &mut dyn Observer) -> Result<Tensor> {
-    with_reference(|| {
-        let model = (subject.open)()?;
-        let pipeline = Pipeline::load(&*model, &Device::Cpu, DType::F32, DType::F32, observer)?;
-        let request = request(model.spec(), size, 1, 1)?;
-        let prompt = pipeline.encode_prompt(&request, observer)?;
-        let latents = pipeline.denoise(&BatchItem::of_seeds(&request, &prompt, &[SEED]), observer)?;
-        observer.stage(Stage::Decode { done: 0, all: 1 })?;
-        pipeline.decode(&latents)
-    })
+    with_reference(|| one_step_image(subject, size, (&Device::Cpu, DType::F32), observer))
+}
+
+/// How far the image after one guided step is from [`reference_image`]'s, as [`BenchRow::difference`] says it.
+///
+/// # Errors
+/// The model cannot be loaded, a value stops being finite, or the observer stops it.
+pub(crate) fn distance_of_one_step(
+    subject: &Subject<'_>,
+    place: (&Device, DType),
+    size: Option<(usize, usize)>,
+    reference: &Tensor,
+    observer: &mut dyn Observer,
+) -> Result<f64> {
+    difference(&one_step_image(subject, size, place, observer)?, reference)
+}
+
+fn one_step_image(
+    subject: &Subject<'_>,
+    size: Option<(usize, usize)>,
+    (device, dtype): (&Device, DType),
+    observer: &mut dyn Observer,
+) -> Result<Tensor> {
+    let model = (subject.open)()?;
+    let pipeline = Pipeline::load(&*model, device, dtype, vae_dtype(model.spec(), dtype), observer)?;
+    let request = request(model.spec(), size, 1, 1)?;
+    let prompt = pipeline.encode_prompt(&request, observer)?;
+    let latents = pipeline.denoise(&BatchItem::of_seeds(&request, &prompt, &[SEED]), observer)?;
+    observer.stage(Stage::Decode { done: 0, all: 1 })?;
+    pipeline.decode(&latents)
 }
 
 /// Measures a combination into `row`, which keeps what was measured when an error ends it.

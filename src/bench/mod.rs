@@ -21,7 +21,7 @@ mod table;
 pub(crate) use compare::compare;
 pub(crate) use estimate::{generating_speed, image_flop};
 pub(crate) use machine::Machine;
-pub(crate) use measure::{Case, MeasureSettings, PeakRates, Subject, check_size, measure, reference_image};
+pub(crate) use measure::{Case, MeasureSettings, PeakRates, Subject, check_size, distance_of_one_step, measure, reference_image};
 pub(crate) use random_model::RandomModel;
 pub(crate) use record::record;
 pub(crate) use report::{BenchReport, BenchRow};

@@ -5,6 +5,7 @@ use crate::cli::command::bench::BenchArgs;
 use crate::cli::command::completions::CompletionsArgs;
 use crate::cli::command::convert::ConvertArgs;
 use crate::cli::command::devices::DevicesArgs;
+use crate::cli::command::doctor::DoctorArgs;
 use crate::cli::command::inspect::InspectArgs;
 use crate::cli::command::models::ModelsArgs;
 use crate::cli::command::preprocess::PreprocessArgs;
@@ -69,6 +70,8 @@ pub(super) enum Command {
     Models(ModelsArgs),
     /// List what can compute here, and why something cannot
     Devices(DevicesArgs),
+    /// Say what is missing on this machine and what mends it, and generate a small image on every device in every dtype
+    Doctor(DoctorArgs),
     /// Write a shell's completions to standard output
     Completions(CompletionsArgs),
     /// Write the manual to standard output, as man reads it

@@ -17,7 +17,7 @@ mod terminal;
 
 use crate::{Error, Result};
 use clap::{CommandFactory, Parser};
-use command::{batch, bench, completions, convert, devices, generate, inspect, models, preprocess, upscale};
+use command::{batch, bench, completions, convert, devices, doctor, generate, inspect, models, preprocess, upscale};
 use commands::{Cli, Command};
 use process::OFFLINE;
 use settings::args::loudness;
@@ -81,6 +81,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Models(args)) => models::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
+        Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Completions(args)) => completions::run(&args, Cli::command()),
         Some(Command::Man) => completions::manual(Cli::command()),
     }

@@ -88,11 +88,21 @@ mod linux {
         }
     }
 
-    /// Bytes that the process may still map under its own limits (`ulimit -v`, `ulimit -d`).
+    /// Bytes that the process may still use under its own limits (`ulimit -v`, `ulimit -d`).
     pub(super) fn process_room(status: &str) -> u64 {
         let numbers = NamedNumbers::of(status);
-        let room = |resource, used: &str| Some(getrlimit(resource).current?.saturating_sub(numbers.kilobytes(used)?));
+        let untouched = untouched(&numbers).unwrap_or(0);
+        let room = |resource, mapped: &str| {
+            let used = numbers.kilobytes(mapped)?.saturating_sub(untouched);
+            Some(getrlimit(resource).current?.saturating_sub(used))
+        };
         [room(Resource::As, "VmSize:"), room(Resource::Data, "VmData:")].into_iter().flatten().min().unwrap_or(u64::MAX)
+    }
+
+    /// Bytes of the process's own memory that are mapped and hold nothing: an allocator maps a gigabyte before it is asked for it.
+    fn untouched(numbers: &NamedNumbers<'_>) -> Option<u64> {
+        let touched = numbers.kilobytes("RssAnon:")?.saturating_add(numbers.kilobytes("VmSwap:").unwrap_or(0));
+        Some(numbers.kilobytes("VmData:")?.saturating_sub(touched))
     }
 
     /// Bytes of memory, and beside it of swap, that the control groups of a process leave (Linux, admin-guide/cgroup-v2.rst and
@@ -197,6 +207,14 @@ mod linux {
         fn numbers_are_found_by_their_whole_name() {
             let numbers = NamedNumbers::of("VmSizeX: 1 kB\nVmSize:\t  25 kB\nempty:\n");
             assert_eq!((numbers.kilobytes("VmSize:"), numbers.get("empty:"), numbers.get("VmSiz")), (Some(25 * 1024), None, None));
+        }
+
+        #[test]
+        fn what_is_mapped_and_holds_nothing_is_no_use() {
+            let of = |status: &str| untouched(&NamedNumbers::of(status));
+            assert_eq!(of("VmData: 1000 kB\nRssAnon: 200 kB\nVmSwap: 50 kB\n"), Some(750 * 1024));
+            assert_eq!(of("VmData: 100 kB\nRssAnon: 200 kB\n"), Some(0));
+            assert_eq!(of("VmData: 100 kB\n"), None);
         }
     }
 }

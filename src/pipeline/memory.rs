@@ -73,7 +73,8 @@ struct Promises {
 struct PromisedBytes {
     /// All that are under way.
     now: u64,
-    /// The most that was promised at once and was there: the allocator keeps it for the next, and does not count it as free.
+    /// The most that was promised at once and was there: the allocator may still keep it for the next,
+    /// and it does not count as free.
     proven: u64,
 }
 

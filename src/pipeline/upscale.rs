@@ -148,14 +148,21 @@ impl UpscalePipeline {
     fn run_in_tiles(&self, image: &RgbImage, tile: usize, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<RgbImage> {
         let scale = self.scale();
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let pixels = (width * scale).checked_mul(height * scale).filter(|pixels| *pixels <= MOST_PIXELS);
-        if pixels.is_none() {
+        let Some(pixels) = (width * scale).checked_mul(height * scale).filter(|pixels| *pixels <= MOST_PIXELS) else {
             return Err(Error::Image(format!("{}x{} pixels are too many for one image", width * scale, height * scale)));
-        }
+        };
         let multiple = self.network.multiple();
         let (rows, columns) = (cuts(height, tile, multiple), cuts(width, tile, multiple));
         let all = rows.len() * columns.len();
-        let mut enlarged = EnlargedRows { width: width * scale * 3, first: 0, sums: Vec::new(), done: Vec::new() };
+        let mut done = Vec::new();
+        done.try_reserve_exact(pixels * 3).map_err(|_| {
+            Error::Memory(format!(
+                "an image of {}x{} does not fit into the memory that can be had; try a smaller one",
+                width * scale,
+                height * scale
+            ))
+        })?;
+        let mut enlarged = EnlargedRows { width: width * scale * 3, first: 0, sums: Vec::new(), done };
         for (y, row) in rows.iter().enumerate() {
             for (x, column) in columns.iter().enumerate() {
                 progress(y * columns.len() + x, all)?;

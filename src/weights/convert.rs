@@ -6,14 +6,14 @@
 use super::checkpoint::Checkpoint;
 use super::component::{Part, Raw};
 use super::disk_file::ReadBuffers;
-use super::{decode, model_error, quoted};
+use super::weight_type::{StoredAs, WeightType};
+use super::{decode, gguf, model_error, quoted};
 use crate::disk;
 use crate::family::json::Fields;
 use crate::family::keys::{Form, Pair};
 use crate::family::{self, CONFIGURATION, FolderNames, Marks, TokenizerFiles};
 use crate::spec::{Component, ModelSpec};
 use crate::{Error, Result};
-use candle_core::DType;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use std::collections::{HashMap, HashSet};
@@ -26,8 +26,10 @@ use std::path::{Path, PathBuf};
 pub enum Layout {
     /// A folder as diffusers has it.
     Diffusers,
-    /// One file as the first Stable Diffusion had it.
+    /// One safetensors file as the first Stable Diffusion had it.
     Original,
+    /// The same names in one GGUF file, as stable-diffusion.cpp writes it.
+    Gguf,
 }
 
 /// What [`convert`] wrote.
@@ -78,18 +80,18 @@ impl TensorChanges for Unchanged {
 /// Bytes that wait for the disk at most. Else they would all be waited for at the end, where nothing can stop the work.
 const UNSYNCED: u64 = 64 << 20;
 
-/// Writes `from` as `to`, which must not exist, with weights of type `dtype` or as they are.
+/// Writes `from` as `to`, which must not exist, with weights of type `dtype` or, as far as the layout can, as they are.
 ///
 /// `tokenizers` are files by folder (`tokenizer`, `tokenizer_2`) for text encoders that bring none, which a folder needs.
 ///
 /// # Errors
-/// [`Error::Input`] where `to` exists or `dtype` is no type of weights, [`Error::Model`] where `from` cannot be expressed in the
+/// [`Error::Input`] where `to` exists or the layout cannot hold `dtype`, [`Error::Model`] where `from` cannot be expressed in the
 /// layout, [`Error::Io`] where writing fails.
 pub fn convert(
     from: &Checkpoint,
     to: &Path,
     layout: Layout,
-    dtype: Option<DType>,
+    dtype: Option<WeightType>,
     tokenizers: &[(&str, TokenizerFiles)],
 ) -> Result<ConvertReport> {
     convert_observed(from, to, layout, dtype, tokenizers, None, &mut |_| Ok(()))
@@ -103,7 +105,7 @@ pub fn convert_observed(
     from: &Checkpoint,
     to: &Path,
     layout: Layout,
-    dtype: Option<DType>,
+    dtype: Option<WeightType>,
     tokenizers: &[(&str, TokenizerFiles)],
     changes: Option<&dyn TensorChanges>,
     written: Written<'_>,
@@ -114,16 +116,21 @@ pub fn convert_observed(
             return Err(model_error(from.name(), format!("has no {}, which an adapter adds; no layout has a place for it", quoted(&name))));
         }
     }
-    let dtype = match dtype {
-        None => None,
-        Some(dtype) => Some(decode::stored_as(dtype).ok_or_else(|| Error::Input(format!("weights cannot be written as {dtype:?}")))?),
-    };
+    match dtype {
+        Some(dtype) if dtype.needs_gguf() && layout != Layout::Gguf => {
+            return Err(Error::Input("quantised blocks are written into a .gguf file alone; name one, or take another dtype".into()));
+        }
+        Some(dtype) if !dtype.fits_gguf() && layout == Layout::Gguf => {
+            return Err(Error::Input("GGUF has no f8_e4m3; take q8_0, or write a .safetensors file".into()));
+        }
+        _ => {}
+    }
     if to.symlink_metadata().is_ok() {
         return Err(Error::Input(format!("{} exists already; name a file or folder that does not", to.display())));
     }
     let mut report = ConvertReport { path: to.to_owned(), ..ConvertReport::default() };
     match layout {
-        Layout::Original => original(from, to, dtype, changes, &mut report, written)?,
+        Layout::Original | Layout::Gguf => original(from, to, layout, dtype, changes, &mut report, written)?,
         Layout::Diffusers => diffusers(from, to, dtype, tokenizers, changes, &mut report, written)?,
     }
     let left_out = from.unknown();
@@ -152,7 +159,8 @@ type Written<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
 fn original(
     from: &Checkpoint,
     to: &Path,
-    dtype: Option<Dtype>,
+    layout: Layout,
+    dtype: Option<WeightType>,
     changes: &dyn TensorChanges,
     report: &mut ConvertReport,
     written: Written<'_>,
@@ -169,21 +177,22 @@ fn original(
     let zero_snr = scheduler.flag("rescale_betas_zero_snr", false)?;
     let (architecture, marks) = (format.marks)(spec, Marks { v, zero_snr });
     let mut metadata = metadata(spec, architecture, v, to);
-    if let Some((component, part)) = from.parts.first() {
+    // GGUF's readers want no tensor without numbers; the configuration says the same.
+    if let Some((component, part)) = from.parts.first().filter(|_| layout != Layout::Gguf) {
         let mark = |mark: &str| Item { key: mark.to_owned(), form: Form::Same, names: Vec::new(), part, component: *component, changes };
         items.extend(marks.into_iter().map(mark));
     }
     metadata.insert(CONFIGURATION.into(), json!(serde_json::to_string(&texts).map_err(|e| unexpected(&e))?));
 
     let partial = disk::temporary(disk::folder_of(to)).map_err(Error::io(to))?;
-    write(partial.as_file(), to, metadata, &items, dtype, report, written)?;
+    write(partial.as_file(), to, layout, metadata, &items, dtype, report, written)?;
     partial.persist_noclobber(to).map(drop).map_err(|e| Error::io(to)(e.error))
 }
 
 fn diffusers(
     from: &Checkpoint,
     to: &Path,
-    dtype: Option<Dtype>,
+    dtype: Option<WeightType>,
     tokenizers: &[(&str, TokenizerFiles)],
     changes: &dyn TensorChanges,
     report: &mut ConvertReport,
@@ -214,7 +223,7 @@ fn diffusers(
         metadata.insert("format".into(), json!("pt"));
         let path = partial.path().join(folder).join(file);
         let file = File::create_new(&path).map_err(Error::io(&path))?;
-        write(&file, &path, metadata, &items, dtype, report, written)?;
+        write(&file, &path, Layout::Diffusers, metadata, &items, dtype, report, written)?;
     }
     for (i, (folder, tokenizer)) in folders.iter().filter_map(|folder| Some((folder, folder.tokenizer?))).enumerate() {
         if folder.left_out > 0 {
@@ -268,40 +277,34 @@ fn metadata(spec: &ModelSpec, architecture: String, v: bool, to: &Path) -> Map<S
     metadata
 }
 
-/// Writes one safetensors file; `path` names it in errors.
+/// Writes one file; `path` names it in errors.
+#[expect(clippy::too_many_arguments, reason = "where, what and how")]
 fn write(
     file: &File,
     path: &Path,
+    layout: Layout,
     metadata: Map<String, Value>,
     items: &[Item<'_>],
-    dtype: Option<Dtype>,
+    dtype: Option<WeightType>,
     report: &mut ConvertReport,
     written: Written<'_>,
 ) -> Result<()> {
-    let plan = plan(items, dtype)?;
-    let mut header = Map::new();
-    header.insert("__metadata__".into(), Value::Object(metadata));
-    let mut end = 0;
-    for Planned { item, dtype, shape, bytes } in &plan {
-        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes] });
-        end += bytes;
-        header.insert(item.key.clone(), entry);
-    }
-    let mut header = serde_json::to_vec(&header).map_err(|e| unexpected(&e))?;
-    // Readers that cast the data in place want them aligned.
-    header.resize(header.len().next_multiple_of(8), b' ');
-
+    let is_gguf = layout == Layout::Gguf;
+    let plan = plan(items, dtype.map(|dtype| dtype.0), is_gguf)?;
+    let header = if is_gguf { gguf_header(metadata, &plan)? } else { safetensors_header(metadata, &plan)? };
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
     out.write_all(&header).map_err(Error::io(path))?;
     let mut synced = report.bytes;
     let buffers = ReadBuffers::default();
-    for Planned { item, dtype, shape, bytes } in &plan {
-        let raw = item.read(*dtype, &buffers)?;
-        if raw.shape != *shape || raw.bytes.len() != *bytes || raw.dtype != *dtype {
+    for Planned { item, stored, shape, bytes } in &plan {
+        let raw = item.read(*stored, &buffers)?;
+        if raw.shape != *shape || raw.bytes.len() != *bytes {
             return Err(unexpected(&format!("{} changed while it was written", item.key)));
         }
         out.write_all(&raw.bytes).map_err(Error::io(path))?;
+        if is_gguf {
+            out.write_all(&vec![0; gguf::padded(*bytes) - bytes]).map_err(Error::io(path))?;
+        }
         report.tensors += 1;
         report.bytes += *bytes as u64;
         written(report.bytes)?;
@@ -314,48 +317,87 @@ fn write(
     written(report.bytes)
 }
 
+/// All that is before the data of a safetensors file.
+fn safetensors_header(metadata: Map<String, Value>, plan: &[Planned<'_>]) -> Result<Vec<u8>> {
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), Value::Object(metadata));
+    let mut end = 0;
+    for Planned { item, stored, shape, bytes } in plan {
+        let StoredAs::Numbers(dtype) = stored else { return Err(unexpected(&format!("{} is of blocks", item.key))) };
+        header.insert(item.key.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes] }));
+        end += bytes;
+    }
+    let mut header = serde_json::to_vec(&header).map_err(|e| unexpected(&e))?;
+    // Readers that cast the data in place want them aligned.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok([&(header.len() as u64).to_le_bytes()[..], &header].concat())
+}
+
+/// The same of a GGUF file.
+fn gguf_header(metadata: Map<String, Value>, plan: &[Planned<'_>]) -> Result<Vec<u8>> {
+    let text = |key: &str| metadata.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let mut fields =
+        vec![("general.architecture".to_owned(), text("modelspec.architecture")), ("general.name".to_owned(), text("modelspec.title"))];
+    fields.extend(metadata.keys().filter(|key| *key != "format").map(|key| (key.clone(), text(key))));
+    let tensors: Vec<gguf::NewTensor<'_>> = plan
+        .iter()
+        .map(|Planned { item, stored, shape, bytes }| gguf::NewTensor { name: &item.key, shape, stored: *stored, bytes: *bytes })
+        .collect();
+    gguf::header(&fields, &tensors).ok_or_else(|| unexpected(&"GGUF has no such numbers"))
+}
+
 /// A tensor to be written, with its size.
 struct Planned<'a> {
     item: &'a Item<'a>,
-    dtype: Dtype,
+    stored: StoredAs,
     shape: Vec<usize>,
     bytes: usize,
 }
 
-/// Sizes of all tensors, in the order in which the format's own writer has them: wide types first, for alignment.
-fn plan<'a>(items: &'a [Item<'a>], wanted: Option<Dtype>) -> Result<Vec<Planned<'a>>> {
+/// Types and sizes of all tensors. Those of safetensors are in the order in which the format's own writer has them: wide types first, for
+/// alignment.
+fn plan<'a>(items: &'a [Item<'a>], wanted: Option<StoredAs>, is_gguf: bool) -> Result<Vec<Planned<'a>>> {
     let mut plan = Vec::with_capacity(items.len());
     for item in items {
         if item.names.is_empty() {
-            plan.push(Planned { item, dtype: Dtype::F32, shape: vec![0], bytes: 0 });
+            plan.push(Planned { item, stored: StoredAs::Numbers(Dtype::F32), shape: vec![0], bytes: 0 });
             continue;
         }
         let shapes: Vec<Vec<usize>> = item.names.iter().filter_map(|name| item.part.shape(name)).collect();
         let cannot =
             || model_error(item.part.file_of(&item.names), format!("has tensors {:?} that do not fit together as one", item.names));
         let shape = item.form.stored_shape(&shapes).ok_or_else(cannot)?;
-        let dtype = match wanted {
-            Some(dtype) => dtype,
-            None => {
-                let stored = item.names.first().and_then(|name| item.part.dtype(name)).ok_or_else(cannot)?;
-                // A changed number is not one of the few that eight bits hold.
-                let is_changed = item.names.iter().any(|name| item.changes.changes(item.component, name));
-                if is_changed && decode::computed_as(stored).is_none() { Dtype::F16 } else { stored }
-            }
+        let own = item.names.first().and_then(|name| item.part.dtype(name)).ok_or_else(cannot)?;
+        // A changed number is not one of the few that eight bits hold.
+        let is_changed = item.names.iter().any(|name| item.changes.changes(item.component, name));
+        let own = if is_changed && decode::computed_as(own).is_none() { Dtype::F16 } else { own };
+        let stored = match wanted {
+            _ if is_gguf => gguf::stored_as(&item.key, &shape, own, wanted),
+            Some(StoredAs::Numbers(Dtype::F8_E4M3)) if shape.len() < 2 => StoredAs::Numbers(Dtype::F16),
+            Some(wanted) => wanted,
+            None => StoredAs::Numbers(own),
         };
-        let bytes = shape.iter().product::<usize>() * (dtype.bitsize() / 8);
-        plan.push(Planned { item, dtype, shape, bytes });
+        let bytes = stored.bytes(shape.iter().product());
+        plan.push(Planned { item, stored, shape, bytes });
     }
-    plan.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.item.key.cmp(&b.item.key)));
+    let dtype = |planned: &Planned<'_>| match planned.stored {
+        StoredAs::Numbers(dtype) if !is_gguf => Some(dtype),
+        _ => None,
+    };
+    plan.sort_by(|a, b| dtype(b).cmp(&dtype(a)).then_with(|| a.item.key.cmp(&b.item.key)));
     Ok(plan)
 }
 
 impl Item<'_> {
-    fn read<'b>(&'b self, dtype: Dtype, buffers: &'b ReadBuffers) -> Result<Raw<'b>> {
+    fn read<'b>(&'b self, stored: StoredAs, buffers: &'b ReadBuffers) -> Result<Raw<'b>> {
+        let dtype = match stored {
+            StoredAs::Numbers(dtype) => dtype,
+            StoredAs::Blocks(_) => Dtype::F32,
+        };
         if self.names.is_empty() {
             return Ok(Raw { dtype, shape: vec![0], bytes: [].as_slice().into() });
         }
-        let no_way = |stored: Dtype| unexpected(&format!("{} has no way from {stored} to {dtype}", self.key));
+        let no_way = |from: Dtype| unexpected(&format!("{} has no way from {from} to {dtype}", self.key));
         let read = |name: &String| -> Result<Raw<'b>> {
             let raw = self.part.raw(name, buffers)?;
             if self.changes.changes(self.component, name) {
@@ -375,7 +417,10 @@ impl Item<'_> {
             Ok(Raw { dtype, shape: raw.shape, bytes: bytes.into() })
         };
         let parts = self.names.iter().map(read).collect::<Result<Vec<_>>>()?;
-        self.form.invert(parts).ok_or_else(|| unexpected(&format!("{} cannot be put together", self.key)))
+        let raw = self.form.invert(parts).ok_or_else(|| unexpected(&format!("{} cannot be put together", self.key)))?;
+        let StoredAs::Blocks(kind) = stored else { return Ok(raw) };
+        let blocks = gguf::quantised(&decode::numbers::<f32>(&raw.bytes, raw.dtype), kind).map_err(|e| unexpected(&e))?;
+        Ok(Raw { bytes: blocks.into(), ..raw })
     }
 }
 

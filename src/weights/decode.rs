@@ -38,12 +38,7 @@ pub(crate) fn are_finite(bytes: &[u8], stored: Dtype) -> bool {
 const SAME: [(DType, Dtype); 4] =
     [(DType::F32, Dtype::F32), (DType::F16, Dtype::F16), (DType::BF16, Dtype::BF16), (DType::F64, Dtype::F64)];
 
-/// The stored type that is the same as a type of numbers that are computed with.
-pub(crate) fn stored_as(dtype: DType) -> Option<Dtype> {
-    SAME.iter().find(|(computed, _)| *computed == dtype).map(|(_, stored)| *stored)
-}
-
-/// The inverse of [`stored_as`].
+/// The type of numbers that are computed with which is the same as a stored type.
 pub(crate) fn computed_as(stored: Dtype) -> Option<DType> {
     SAME.iter().find(|(_, same)| *same == stored).map(|(computed, _)| *computed)
 }
@@ -75,6 +70,7 @@ pub(crate) fn bytes_as(bytes: &[u8], stored: Dtype, wanted: Dtype) -> Option<Vec
         Dtype::F16 => written(&numbers::<f16>(bytes, stored)),
         Dtype::BF16 => written(&numbers::<bf16>(bytes, stored)),
         Dtype::F64 => written(&numbers::<f64>(bytes, stored)),
+        Dtype::F8_E4M3 => numbers::<f32>(bytes, stored).into_par_iter().with_min_len(SHARE).map(to_f8_e4m3).collect(),
         _ => return None,
     })
 }
@@ -188,9 +184,40 @@ fn f8_e4m3(byte: u8) -> f32 {
     if byte & 0x80 == 0 { size } else { -size }
 }
 
+/// The inverse of [`f8_e4m3`], to the nearest and of two to the even one. What is larger than 448 becomes that.
+fn to_f8_e4m3(x: f32) -> u8 {
+    if x.is_nan() {
+        return 0x7f;
+    }
+    let sign = if x.is_sign_negative() { 0x80 } else { 0 };
+    let size = x.abs().min(448.0);
+    // The power of two below it, but for what is too small to have one.
+    let exponent = ((size.to_bits() >> 23) as i32 - 127).max(-6);
+    let eighths = (size / 2f32.powi(exponent - 3)).round_ties_even() as u8;
+    // Sixteen eighths carry into the exponent by themselves; fewer than eight have none.
+    sign | ((exponent + 6) as u8 * 8 + eighths)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_eight_bit_number_comes_back_and_others_become_the_nearest() {
+        for byte in 0..=255u8 {
+            let x = f8_e4m3(byte);
+            assert!(x.is_nan() || to_f8_e4m3(x) == byte, "{byte:#x} {x}");
+        }
+        let sizes: Vec<f32> = (0..=0x7e).map(f8_e4m3).collect();
+        for i in 0..100_000 {
+            let x = (i as f32 / 100_000.0).powi(6) * 500.0;
+            let near = sizes.iter().map(|size| (size - x).abs()).fold(f32::INFINITY, f32::min);
+            assert!((f8_e4m3(to_f8_e4m3(x)) - x).abs() == near, "{x}");
+            assert_eq!(f8_e4m3(to_f8_e4m3(-x)), -f8_e4m3(to_f8_e4m3(x)));
+        }
+        // Halfway, to the even one.
+        assert_eq!([1.0625, 1.1875, 2f32.powi(-10)].map(to_f8_e4m3), [0x38, 0x3a, 0]);
+    }
 
     #[test]
     fn eight_bit_numbers_are_what_the_format_says() {

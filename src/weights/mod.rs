@@ -37,6 +37,7 @@ mod tiny;
 mod training;
 mod upscaler;
 mod vae;
+mod weight_type;
 
 pub use catalog::{CatalogKind, Found, find_models, is_model_folder, with_network_folders};
 pub use checkpoint::{Checkpoint, OpenOptions};
@@ -56,6 +57,7 @@ pub(crate) use tiny::find as find_tiny_autoencoder;
 pub use training::trained_words;
 pub use upscaler::UpscalerFile;
 pub use vae::VaeFile;
+pub use weight_type::WeightType;
 
 // What a diffusers folder is read from, for whoever has to fetch it first.
 #[cfg(feature = "hub")]

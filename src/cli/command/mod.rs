@@ -5,6 +5,7 @@ pub(in crate::cli) mod bench;
 pub(in crate::cli) mod completions;
 pub(in crate::cli) mod convert;
 pub(in crate::cli) mod devices;
+pub(in crate::cli) mod doctor;
 pub(in crate::cli) mod generate;
 pub(in crate::cli) mod inspect;
 pub(in crate::cli) mod models;

@@ -18,6 +18,8 @@ pub(super) enum Isa {
     Portable,
     /// aarch64 Advanced SIMD.
     Neon,
+    /// Advanced SIMD with BF16 (Graviton 3, Ampere One, Apple M2 and later ones).
+    NeonBf16,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-512 F, BW, DQ and VL, and BMI2.
@@ -38,6 +40,7 @@ impl Isa {
         Self::AmxModel,
         Self::Portable,
         Self::Neon,
+        Self::NeonBf16,
         Self::Avx2,
         Self::Avx512,
         Self::Avx512Bf16,
@@ -77,6 +80,7 @@ impl Isa {
         match self {
             Self::Portable => "portable",
             Self::Neon => "neon",
+            Self::NeonBf16 => "neonbf16",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
@@ -102,6 +106,8 @@ impl Isa {
             Self::Portable => true,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonBf16 => std::arch::is_aarch64_feature_detected!("bf16"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => avx2(),
             #[cfg(target_arch = "x86_64")]
@@ -113,7 +119,7 @@ impl Isa {
             #[cfg(test)]
             Self::AmxModel => true,
             #[cfg(not(target_arch = "aarch64"))]
-            Self::Neon => false,
+            Self::Neon | Self::NeonBf16 => false,
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx => false,
         }
@@ -127,7 +133,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Avx512Bf16 | Self::Amx => &microkernel::AVX512,
             #[cfg(target_arch = "aarch64")]
-            Self::Neon => &microkernel::NEON,
+            Self::Neon | Self::NeonBf16 => &microkernel::NEON,
             _ => &microkernel::PORTABLE,
         }
     }
@@ -139,6 +145,8 @@ impl Isa {
             Self::Avx512Bf16 => Some(&microkernel::AVX512_BF16),
             #[cfg(target_arch = "x86_64")]
             Self::Amx => Some(&amx::AMX),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonBf16 => Some(&microkernel::NEON_BF16),
             #[cfg(test)]
             Self::AmxModel => Some(&amx::MODEL),
             _ => None,

@@ -310,7 +310,7 @@ mod x86 {
 }
 
 #[cfg(target_arch = "aarch64")]
-pub(super) use aarch64::NEON;
+pub(super) use aarch64::{NEON, NEON_BF16};
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64 {
@@ -368,5 +368,71 @@ mod aarch64 {
         }
     }
 
+    /// Words are two bf16; each product of words is two products, added in f32 (Arm ARM, FEAT_BF16's `BFDOT`).
+    struct NeonBf16;
+
+    /// Rust has no stable intrinsic for it.
+    #[inline(always)]
+    unsafe fn bfdot(sums: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
+        let mut sums = sums;
+        // SAFETY: the caller's promise: the instruction is there. It touches nothing but its registers.
+        unsafe {
+            std::arch::asm!(
+                "bfdot {sums:v}.4s, {a:v}.8h, {b:v}.8h",
+                sums = inout(vreg) sums,
+                a = in(vreg) a,
+                b = in(vreg) b,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sums
+    }
+
+    impl Unit for NeonBf16 {
+        type Sums = float32x4x2_t;
+        type Words = uint32x4x2_t;
+        const LANES: usize = 8;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self::Sums {
+            // SAFETY: the caller's promise.
+            unsafe { Neon::zero() }
+        }
+
+        #[inline(always)]
+        unsafe fn load_sums(from: *const f32) -> Self::Sums {
+            // SAFETY: the caller's promise.
+            unsafe { Neon::load_sums(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(sums: Self::Sums, to: *mut f32) {
+            // SAFETY: the caller's promise.
+            unsafe { Neon::store(sums, to) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const u32) -> Self::Words {
+            // SAFETY: the caller's promise.
+            unsafe { uint32x4x2_t(vld1q_u32(from), vld1q_u32(from.add(4))) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(from: *const u32) -> Self::Words {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let a = vdupq_n_u32(from.read_unaligned());
+                uint32x4x2_t(a, a)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn multiply_add(a: Self::Words, b: Self::Words, sums: Self::Sums) -> Self::Sums {
+            // SAFETY: the caller's promise.
+            unsafe { float32x4x2_t(bfdot(sums.0, a.0, b.0), bfdot(sums.1, a.1, b.1)) }
+        }
+    }
+
     kernels!(pub(in super::super) NEON, Neon, "Advanced SIMD.", #[target_feature(enable = "neon")] [1 2 3 4 5 6]);
+    kernels!(pub(in super::super) NEON_BF16, NeonBf16, "Advanced SIMD with products of bf16.", #[target_feature(enable = "neon,bf16")] [1 2 3 4 5 6]);
 }

@@ -26,21 +26,28 @@ pub(crate) enum BlockKind {
 }
 
 impl BlockKind {
-    /// GGML's number for it.
+    /// All, with GGML's numbers for them.
+    const ALL: [(u32, BlockKind); 10] = [
+        (2, BlockKind::Q4_0),
+        (3, BlockKind::Q4_1),
+        (6, BlockKind::Q5_0),
+        (7, BlockKind::Q5_1),
+        (8, BlockKind::Q8_0),
+        (10, BlockKind::Q2_K),
+        (11, BlockKind::Q3_K),
+        (12, BlockKind::Q4_K),
+        (13, BlockKind::Q5_K),
+        (14, BlockKind::Q6_K),
+    ];
+
+    /// The one that GGML gives a number.
     pub(super) fn of(number: u32) -> Option<BlockKind> {
-        Some(match number {
-            2 => BlockKind::Q4_0,
-            3 => BlockKind::Q4_1,
-            6 => BlockKind::Q5_0,
-            7 => BlockKind::Q5_1,
-            8 => BlockKind::Q8_0,
-            10 => BlockKind::Q2_K,
-            11 => BlockKind::Q3_K,
-            12 => BlockKind::Q4_K,
-            13 => BlockKind::Q5_K,
-            14 => BlockKind::Q6_K,
-            _ => return None,
-        })
+        BlockKind::ALL.iter().find(|(of, _)| *of == number).map(|(_, kind)| *kind)
+    }
+
+    /// GGML's number for it.
+    pub(super) fn number(self) -> Option<u32> {
+        BlockKind::ALL.iter().find(|(_, kind)| *kind == self).map(|(number, _)| *number)
     }
 
     /// Numbers of one block.

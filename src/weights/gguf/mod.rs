@@ -10,8 +10,10 @@
 mod blocks;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub(crate) use blocks::BlockKind;
+pub(super) use write::{NewTensor, header, padded, quantised, stored_as};
 
 use super::disk_file::ReadBuffers;
 use super::file::Blob;

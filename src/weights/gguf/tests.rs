@@ -1,4 +1,4 @@
-use super::super::{Checkpoint, Layout, convert, decode};
+use super::super::{Checkpoint, Layout, WeightType, convert, decode};
 use super::super::{WeightFile, file::Blob};
 use super::*;
 use crate::spec::Component;
@@ -56,19 +56,10 @@ fn a_whole_checkpoint_is_the_same_model_as_the_safetensors_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");
     let emoji = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji")).unwrap();
-    convert(&emoji, &path, Layout::Original, Some(DType::F32), &[]).unwrap();
-    let file = WeightFile::new("a".into(), Blob::open(&path).unwrap()).unwrap();
-    let (mut infos, mut data) = (Vec::new(), Vec::new());
-    for entry in file.entries() {
-        let dims: Vec<u64> = entry.shape.iter().rev().map(|&size| size as u64).collect();
-        infos.extend(info(&entry.name, &dims, 0, data.len() as u64));
-        data.extend_from_slice(&file.bytes(entry).unwrap());
-        data.resize(data.len().next_multiple_of(32), 0);
-    }
-    let fields: Vec<u8> = file.metadata().iter().flat_map(|(key, value)| [text(key), vec![8, 0, 0, 0], text(value)].concat()).collect();
-    let mut bytes = header(file.entries().len() as u64, file.metadata().len() as u64, &[&fields, &infos]);
-    bytes.resize(bytes.len().next_multiple_of(32), 0);
-    bytes.extend(data);
+    convert(&emoji, &path, Layout::Original, Some(WeightType::F32), &[]).unwrap();
+    let packed = folder.path().join("a.gguf");
+    convert(&emoji, &packed, Layout::Gguf, Some(WeightType::F32), &[]).unwrap();
+    let bytes = std::fs::read(&packed).unwrap();
     // Of one name, because the evidence has it.
     let (one, other) = (Checkpoint::open(&path).unwrap(), Checkpoint::from_bytes(&path.display().to_string(), bytes).unwrap());
     assert_eq!(one.spec(), other.spec());
@@ -80,6 +71,60 @@ fn a_whole_checkpoint_is_the_same_model_as_the_safetensors_file() {
                 tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
             };
             assert!(read(&one) == read(&other), "{name}");
+        }
+    }
+}
+
+#[test]
+fn blocks_are_made_as_the_python_package_makes_them() {
+    let made = candle_core::safetensors::load_buffer(include_bytes!("../../../tests/data/gguf/quantised.safetensors"), &Device::Cpu);
+    let made = made.unwrap();
+    let values = made["values"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for kind in [BlockKind::Q8_0, BlockKind::Q5_1, BlockKind::Q5_0, BlockKind::Q4_1, BlockKind::Q4_0] {
+        let expected = made[&format!("{kind:?}")].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        assert!(quantised(&values, kind).unwrap() == expected, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_quantised_checkpoint_is_near_the_model_and_smaller() {
+    let folder = tempfile::tempdir().unwrap();
+    let emoji = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/emoji")).unwrap();
+    let mut last = u64::MAX;
+    // How far weights may be apart, as a part of their deviation.
+    for (kind, apart) in [
+        ("f16", 1e-3),
+        ("q8_0", 0.01),
+        ("q6_k", 0.03),
+        ("q5_1", 0.05),
+        ("q5_k", 0.05),
+        ("q4_1", 0.09),
+        ("q4_k", 0.1),
+        ("q4_0", 0.11),
+        ("q3_k", 0.2),
+        ("q2_k", 0.4),
+    ] {
+        let path = folder.path().join(format!("{kind}.gguf"));
+        let report = convert(&emoji, &path, Layout::Gguf, kind.parse().ok(), &[]).unwrap();
+        assert!(report.bytes <= last || kind.ends_with("_1") || kind.ends_with("_k"), "{kind}");
+        last = report.bytes;
+        let again = Checkpoint::open(&path).unwrap();
+        let (one, other) = (emoji.spec(), again.spec());
+        assert_eq!((one.family, &one.unet, &one.vae), (other.family, &other.unet, &other.vae));
+        let quantised = again.files[0].entries().iter().filter(|entry| entry.packed.is_some()).count();
+        assert_eq!(quantised > 20, kind != "f16", "{kind}: {quantised}");
+        for component in [Component::UNET, Component::VAE, Component::text_encoder(0)] {
+            for name in emoji.part(component).unwrap().names() {
+                let shape = emoji.component(component).shape(name).unwrap();
+                let read = |model: &Checkpoint| {
+                    let tensor = model.component(component).tensor(name, &shape, DType::F32, &Device::Cpu).unwrap();
+                    tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+                };
+                let (one, other) = (read(&emoji), read(&again));
+                let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>();
+                let (own, error) = (square(&mut one.iter().copied()), square(&mut one.iter().zip(&other).map(|(a, b)| a - b)));
+                assert!(error.sqrt() <= apart * own.sqrt() + 1e-6, "{kind} {name}: {}", (error / own).sqrt());
+            }
         }
     }
 }

@@ -48,3 +48,10 @@ writer.write_kv_data_to_file()
 writer.write_tensors_to_file()
 writer.close()
 save_file({name: np.ascontiguousarray(data, dtype=np.float32) for name, data in expected.items()}, HERE / "types.safetensors")
+
+# And what the package makes of numbers. It cannot make blocks of 256.
+values = rng.normal(0, 0.1, size=(3, 512)).astype(np.float32)
+values[0, :32] = 0
+values[1, :64] *= 1e-6
+MADE = [T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0]
+save_file({"values": values} | {kind.name: gguf.quants.quantize(values, kind) for kind in MADE}, HERE / "quantised.safetensors")
