@@ -47,8 +47,8 @@ const FARTHEST: [(DType, f64); 3] = [(DType::F32, 1e-3), (DType::F16, 0.02), (DT
 
 /// What was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Finding {
-    state: State,
+struct HealthFinding {
+    state: Health,
     what: &'static str,
     is: String,
     /// What mends it.
@@ -56,7 +56,7 @@ struct Finding {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum Health {
     Well,
     /// It works, and could be better.
     Note,
@@ -64,27 +64,27 @@ enum State {
     Fault,
 }
 
-impl State {
+impl Health {
     fn word(self) -> &'static str {
         match self {
-            State::Well => "ok",
-            State::Note => "note",
-            State::Fault => "fault",
+            Health::Well => "ok",
+            Health::Note => "note",
+            Health::Fault => "fault",
         }
     }
 }
 
-impl Finding {
+impl HealthFinding {
     fn well(what: &'static str, is: impl Into<String>) -> Self {
-        Self { state: State::Well, what, is: is.into(), mend: None }
+        Self { state: Health::Well, what, is: is.into(), mend: None }
     }
 
     fn note(what: &'static str, is: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { state: State::Note, what, is: is.into(), mend: Some(mend.into()) }
+        Self { state: Health::Note, what, is: is.into(), mend: Some(mend.into()) }
     }
 
     fn fault(what: &'static str, is: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { state: State::Fault, ..Self::note(what, is, mend) }
+        Self { state: Health::Fault, ..Self::note(what, is, mend) }
     }
 
     fn text(&self) -> String {
@@ -100,7 +100,7 @@ impl Finding {
 pub(in crate::cli) fn run(args: &DoctorArgs) -> Result<()> {
     listen_for_cancellation()?;
     let mut findings = Vec::new();
-    let mut tell = |finding: Finding| -> Result<()> {
+    let mut tell = |finding: HealthFinding| -> Result<()> {
         if !args.json {
             answer(&finding.text())?;
         }
@@ -108,7 +108,7 @@ pub(in crate::cli) fn run(args: &DoctorArgs) -> Result<()> {
         if cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     };
     let gpus = backends();
-    tell(program())?;
+    tell(program(&gpus))?;
     tell(processor())?;
     tell(memory(device::memory(&Device::Cpu).map(|memory| (memory.limit, memory.total)), host_limit()))?;
     for gpu in &gpus {
@@ -121,37 +121,34 @@ pub(in crate::cli) fn run(args: &DoctorArgs) -> Result<()> {
         self_tests(&gpus, &mut tell)?;
     }
     if args.json {
-        let all: Vec<Value> = findings.iter().map(Finding::json).collect();
+        let all: Vec<Value> = findings.iter().map(HealthFinding::json).collect();
         answer(&crate::cli::terminal::show::json(&Value::Array(all), true))?;
     }
-    let faults = findings.iter().filter(|finding| finding.state == State::Fault).count();
+    let faults = findings.iter().filter(|finding| finding.state == Health::Fault).count();
     if faults == 0 { Ok(()) } else { Err(Error::Image(format!("{} found", several(faults, "fault")))) }
 }
 
-fn program() -> Finding {
-    let parts = [
-        ("cuda", cfg!(feature = "cuda")),
-        ("metal", cfg!(feature = "metal")),
-        ("hub", cfg!(feature = "hub")),
-        ("serve", cfg!(feature = "serve")),
-    ];
-    let parts: Vec<&str> = parts.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect();
+fn program(gpus: &[Backend]) -> HealthFinding {
+    let mut parts: Vec<&str> = gpus.iter().filter(|gpu| gpu.compiled_in).filter_map(|gpu| gpu.name.split(':').next()).collect();
+    parts.dedup();
+    parts.extend(cfg!(feature = "hub").then_some("hub"));
+    parts.extend(cfg!(feature = "serve").then_some("serve"));
     let with = if parts.is_empty() { String::new() } else { format!(" with {}", parts.join(", ")) };
-    Finding::well("program", format!("sd-gen {}{with}", env!("CARGO_PKG_VERSION")))
+    HealthFinding::well("program", format!("sd-gen {}{with}", env!("CARGO_PKG_VERSION")))
 }
 
-fn processor() -> Finding {
+fn processor() -> HealthFinding {
     let machine = Machine::here();
     let is = format!("{}, {} of {}", machine.cpu, several(machine.threads, "thread"), several(machine.cores, "core"));
     match ops::cpu_kernels() {
-        Ok(kernels) => Finding::well("processor", format!("{is}; {} for f32 and f16, {} for bf16", kernels.chosen, kernels.bf16)),
-        Err(error) => Finding::fault("processor", format!("{is}; {error}"), "unset SD_GEN_CPU_ISA"),
+        Ok(kernels) => HealthFinding::well("processor", format!("{is}; {} for f32 and f16, {} for bf16", kernels.chosen, kernels.bf16)),
+        Err(error) => HealthFinding::fault("processor", format!("{is}; {error}"), "unset SD_GEN_CPU_ISA"),
     }
 }
 
 /// `had` is what can be had now, and all; `limit` what a container or job may have.
-fn memory(had: Option<(u64, u64)>, limit: Option<u64>) -> Finding {
-    let Some((free, total)) = had else { return Finding::well("memory", "the system does not say how much there is") };
+fn memory(had: Option<(u64, u64)>, limit: Option<u64>) -> HealthFinding {
+    let Some((free, total)) = had else { return HealthFinding::well("memory", "the system does not say how much there is") };
     let of = limit.map_or(String::new(), |limit| format!(", {} for this container or job", bytes(limit)));
     let is = format!("{} can be had of {}{of}", bytes(free), bytes(total));
     if free < LEAST_MEMORY {
@@ -159,70 +156,70 @@ fn memory(had: Option<(u64, u64)>, limit: Option<u64>) -> Finding {
             "Stable Diffusion 1.5 at 512x512 wants {} in bf16: end other programs, or take --low-memory and a smaller --size",
             bytes(LEAST_MEMORY)
         );
-        return Finding::note("memory", is, mend);
+        return HealthFinding::note("memory", is, mend);
     }
-    Finding::well("memory", is)
+    HealthFinding::well("memory", is)
 }
 
-fn graphics(gpu: &Backend) -> Finding {
+fn graphics(gpu: &Backend) -> HealthFinding {
     let name: &'static str = if gpu.name.starts_with("metal") { "Metal" } else { "CUDA" };
     let what = gpu.what.as_ref().map_or(String::new(), |what| format!("{what}: "));
     let why = gpu.why.clone().unwrap_or_default();
     let size = gpu.memory.map_or(String::new(), |(all, free)| format!(", {} of {} free", bytes(free), bytes(all)));
     match (gpu.found, gpu.compiled_in) {
-        (true, _) => Finding::well(name, format!("{} is ready{size}", gpu.name)),
+        (true, _) => HealthFinding::well(name, format!("{} is ready{size}", gpu.name)),
         // It was asked for when the program was built.
-        (false, true) => Finding::fault(name, format!("{what}{why}"), "without it, --device cpu works"),
-        (false, false) if gpu.what.is_some() => Finding::note(name, format!("{what}{why}"), "cargo install --path . --features cuda"),
-        (false, false) => Finding::well(name, why),
+        (false, true) => HealthFinding::fault(name, format!("{what}{why}"), "without it, --device cpu works"),
+        (false, false) if gpu.what.is_some() => HealthFinding::note(name, format!("{what}{why}"), "cargo install --path . --features cuda"),
+        (false, false) => HealthFinding::well(name, why),
     }
 }
 
-fn models(folder: &Path) -> Finding {
+fn models(folder: &Path) -> HealthFinding {
     let found = find_models(folder).len();
     let shown = folder.display();
     match found {
-        0 => Finding::note(
+        0 => HealthFinding::note(
             "models",
             format!("none in {shown}"),
             format!("put a .safetensors file or a model's folder into {shown}; until then the built-in model generates"),
         ),
-        found => Finding::well("models", format!("{} in {shown}; sd-gen models lists them", several(found, "model"))),
+        found => HealthFinding::well("models", format!("{} in {shown}; sd-gen models lists them", several(found, "model"))),
     }
 }
 
 /// The folder that downloads go to.
-fn downloads() -> Finding {
+fn downloads() -> HealthFinding {
     if !cfg!(feature = "hub") {
-        return Finding::well("downloads", "this program was built without them");
+        return HealthFinding::well("downloads", "this program was built without them");
     }
     let settings = match HubSettings::from_environment() {
         Ok(settings) => settings,
-        Err(error) => return Finding::fault("downloads", error.to_string(), "correct the variable"),
+        Err(error) => return HealthFinding::fault("downloads", error.to_string(), "correct the variable"),
     };
     let token = if settings.token.is_some() { "with a token" } else { "without a token" };
     let offline = settings.offline.map_or(String::new(), |name| format!(", offline by {name}"));
     let is = format!("{}, {token}{offline}", settings.cache.display());
     // What is not there yet is made in the folder above it.
     let there = settings.cache.ancestors().find(|folder| folder.is_dir());
-    let Some(there) = there else { return Finding::fault("downloads", is, "set HF_HOME to a folder") };
+    let Some(there) = there else { return HealthFinding::fault("downloads", is, "set HF_HOME to a folder") };
     folder("downloads", is, there, "set HF_HOME to a folder on another disk")
 }
 
-fn output(here: &Path) -> Finding {
+fn output(here: &Path) -> HealthFinding {
     let shown = here.canonicalize().unwrap_or_else(|_| here.to_owned());
     folder("output", shown.display().to_string(), here, "take --output-dir")
 }
 
 /// Whether a folder can be written to, and has room.
-fn folder(what: &'static str, is: String, folder: &Path, mend: &str) -> Finding {
+fn folder(what: &'static str, is: String, folder: &Path, mend: &str) -> HealthFinding {
     if let Err(error) = disk::temporary(folder) {
-        return Finding::fault(what, format!("{is}: nothing can be written there: {error}"), mend);
+        return HealthFinding::fault(what, format!("{is}: nothing can be written there: {error}"), mend);
     }
     match disk::free_space(folder) {
-        Some(free) if free < LEAST_DISK => Finding::note(what, format!("{is}; {} free", bytes(free)), mend),
-        Some(free) => Finding::well(what, format!("{is}; {} free", bytes(free))),
-        None => Finding::well(what, is),
+        Some(free) if free < LEAST_DISK => HealthFinding::note(what, format!("{is}; {} free", bytes(free)), mend),
+        Some(free) => HealthFinding::well(what, format!("{is}; {} free", bytes(free))),
+        None => HealthFinding::well(what, is),
     }
 }
 
@@ -237,14 +234,14 @@ impl Observer for Stoppable {
     fn warn(&mut self, _: &str) {}
 }
 
-fn self_tests(gpus: &[Backend], tell: &mut dyn FnMut(Finding) -> Result<()>) -> Result<()> {
+fn self_tests(gpus: &[Backend], tell: &mut dyn FnMut(HealthFinding) -> Result<()>) -> Result<()> {
     let subject = Subject { name: "self-test".into(), open: Box::new(|| Ok(Box::new(model::builtin()?))), made: false };
     let size = Some(TEST_SIZE);
     let reference = match reference_image(&subject, size, &mut Stoppable) {
         Ok(reference) => reference,
         Err(Error::Cancelled) => return Err(Error::Cancelled),
         // A program without the built-in model has nothing to test with.
-        Err(error) => return tell(Finding::note("self-test", error.to_string(), "build with the feature builtin-model")),
+        Err(error) => return tell(HealthFinding::note("self-test", error.to_string(), "build with the feature builtin-model")),
     };
     let names = std::iter::once("cpu").chain(gpus.iter().filter(|gpu| gpu.found).map(|gpu| gpu.name.as_str()));
     for name in names {
@@ -258,11 +255,11 @@ fn self_tests(gpus: &[Backend], tell: &mut dyn FnMut(Finding) -> Result<()>) -> 
             let what = format!("{name} {}", dtype.as_str());
             tell(match taken {
                 Err(Error::Cancelled) => return Err(Error::Cancelled),
-                Err(error) => Finding::fault("self-test", format!("{what}: {error}"), instead(name, dtype)),
+                Err(error) => HealthFinding::fault("self-test", format!("{what}: {error}"), instead(name, dtype)),
                 Ok(apart) if apart <= farthest => {
-                    Finding::well("self-test", format!("{what}: right to {apart:.1e}, {:.2} s", begin.elapsed().as_secs_f64()))
+                    HealthFinding::well("self-test", format!("{what}: right to {apart:.1e}, {:.2} s", begin.elapsed().as_secs_f64()))
                 }
-                Ok(apart) => Finding::fault(
+                Ok(apart) => HealthFinding::fault(
                     "self-test",
                     format!("{what}: {apart:.1e} from the portable path, where {farthest} is right"),
                     instead(name, dtype),
@@ -290,9 +287,9 @@ mod tests {
 
     #[test]
     fn little_memory_is_said_with_what_helps() {
-        assert_eq!(memory(Some((8_000_000_000, 16_000_000_000)), None), Finding::well("memory", "8.00 GB can be had of 16.00 GB"));
+        assert_eq!(memory(Some((8_000_000_000, 16_000_000_000)), None), HealthFinding::well("memory", "8.00 GB can be had of 16.00 GB"));
         let little = memory(Some((1_000_000_000, 16_000_000_000)), Some(2_000_000_000));
-        assert_eq!((little.state, little.is.as_str()), (State::Note, "1.00 GB can be had of 16.00 GB, 2.00 GB for this container or job"));
+        assert_eq!((little.state, little.is.as_str()), (Health::Note, "1.00 GB can be had of 16.00 GB, 2.00 GB for this container or job"));
         assert!(little.text().contains("--low-memory"), "{}", little.text());
     }
 
@@ -308,12 +305,12 @@ mod tests {
             dtypes: &[],
         };
         let states = [gpu(false, None), gpu(false, Some("driver 570")), gpu(true, None)].map(|gpu| graphics(&gpu).state);
-        assert_eq!(states, [State::Well, State::Note, State::Fault]);
+        assert_eq!(states, [Health::Well, Health::Note, Health::Fault]);
     }
 
     #[test]
     fn a_folder_that_cannot_be_written_to_is_a_fault() {
-        assert_eq!(folder("output", "x".into(), Path::new("/nowhere/at/all"), "y").state, State::Fault);
-        assert_ne!(folder("output", "x".into(), &std::env::temp_dir(), "y").state, State::Fault);
+        assert_eq!(folder("output", "x".into(), Path::new("/nowhere/at/all"), "y").state, Health::Fault);
+        assert_ne!(folder("output", "x".into(), &std::env::temp_dir(), "y").state, Health::Fault);
     }
 }

@@ -27,11 +27,6 @@ pub(in crate::cli) fn facts(heading: &str, facts: &[(String, Vec<String>)]) -> S
     text
 }
 
-/// So many images.
-pub(in crate::cli) fn images(count: usize) -> String {
-    if count == 1 { "1 image".into() } else { format!("{count} images") }
-}
-
 /// Whether a character steers a terminal or turns the text around it: the control characters of ASCII, DEL and C1, and the embeddings,
 /// overrides and isolates of bidirectional text, which make a line read as something else than it is (CVE-2021-42574).
 pub(in crate::cli) fn steers(c: char) -> bool {

@@ -5,7 +5,7 @@ use crate::batch::{Job, Ledger, groups, sizes};
 use crate::bench::{generating_speed, image_flop};
 use crate::cli::model::Models;
 use crate::cli::terminal::answer;
-use crate::cli::terminal::show::{bytes, images};
+use crate::cli::terminal::show::{bytes, several};
 use crate::device::place;
 use crate::settings::{HiresPass, Request, Value};
 use crate::{Error, Result};
@@ -23,7 +23,7 @@ pub(super) fn say(
     for UncachedModel { model, files, images: wanted, .. } in absent {
         let known: u64 = files.iter().filter_map(|file| file.size).sum();
         let least = if files.iter().all(|file| file.size.is_some()) { "" } else { "at least " };
-        answer(&format!("{model} is not here; {least}{} would be fetched for {}", bytes(known), images(*wanted)))?;
+        answer(&format!("{model} is not here; {least}{} would be fetched for {}", bytes(known), several(*wanted, "image")))?;
         for file in files {
             answer(&format!("  {}{}", file.path, file.size.map(|size| format!(", {}", bytes(size))).unwrap_or_default()))?;
         }
@@ -68,7 +68,7 @@ pub(super) fn say(
             request.canvas.height,
             request.sampling.steps,
             passes(request)?,
-            images(group.len()),
+            several(group.len(), "image"),
             sizes.batch * sizes.at_once,
             took.map(|took| format!(", about {}", duration(took))).unwrap_or_default()
         ))?;
@@ -76,7 +76,7 @@ pub(super) fn say(
             answer(&format!("    {excess}"))?;
         }
     }
-    let mut parts = vec![format!("{} to generate", images(open))];
+    let mut parts = vec![format!("{} to generate", several(open, "image"))];
     let unplanned: usize = absent.iter().map(|absent| absent.images).sum();
     parts.extend((unplanned > 0).then(|| format!("{unplanned} of models that are not here, and are planned when they are")));
     parts.extend((there > 0).then(|| format!("{there} are there already")));

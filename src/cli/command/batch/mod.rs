@@ -20,7 +20,7 @@ use crate::cli::terminal::listen_for_cancellation;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::screen;
 use crate::cli::terminal::sentence;
-use crate::cli::terminal::show::images;
+use crate::cli::terminal::show::several;
 use crate::cli::terminal::watch::Watch;
 use crate::disk::{Locks, folder_of, sweep};
 use crate::settings::{Draft, PreviewStyle};
@@ -457,7 +457,7 @@ impl Run {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner).close();
         let summary = std::mem::take(&mut *self.summary.lock().unwrap_or_else(PoisonError::into_inner));
         let (there, failed) = (there + known - known_failed, summary.failed + failed_before + known_failed);
-        let mut parts = vec![format!("{} generated", images(summary.kept))];
+        let mut parts = vec![format!("{} generated", several(summary.kept, "image"))];
         parts.extend((there > 0).then(|| format!("{there} were there already")));
         parts.extend((summary.unloaded > 0).then(|| format!("{} were not tried for want of their model", summary.unloaded)));
         progress.say(&parts.join(", "));
@@ -468,11 +468,12 @@ impl Run {
         let mut wrongs = Vec::new();
         wrongs.extend((wrong > 0).then(|| format!("{wrong} lines were wrong")));
         let manifest = self.manifest.display();
+        wrongs.extend((summary.beyond > 0).then(|| {
+            format!("{} failed for want of what this machine has now; the same command tries again", several(summary.beyond, "image"))
+        }));
         wrongs.extend(
-            (summary.beyond > 0)
-                .then(|| format!("{} failed for want of what this machine has now; the same command tries again", images(summary.beyond))),
+            (failed > 0).then(|| format!("{} failed, as {manifest} records; --retry-failed tries again", several(failed, "image"))),
         );
-        wrongs.extend((failed > 0).then(|| format!("{} failed, as {manifest} records; --retry-failed tries again", images(failed))));
         if wrongs.is_empty() { Ok(()) } else { Err(Error::Image(wrongs.join("; "))) }
     }
 }
