@@ -29,7 +29,7 @@ impl HubId {
     /// # Errors
     /// [`Error::Input`] where it is meant as one and is malformed.
     pub fn parse(text: &str) -> Result<Option<HubId>> {
-        let wrong = |what: &str| Error::Input(format!("--model {text}: {what}; a hub id is org/name, org/name@revision or org/name:file"));
+        let wrong = |what: &str| Error::Input(format!("{text}: {what}; a hub id is org/name, org/name@revision or org/name:file"));
         let (explicit, rest) = text.strip_prefix("hf://").map_or((false, text), |rest| (true, rest));
         let (rest, file) = rest.split_once(':').map_or((rest, None), |(rest, file)| (rest, Some(file)));
         let (repository, revision) = rest.split_once('@').map_or((rest, None), |(name, revision)| (name, Some(revision)));

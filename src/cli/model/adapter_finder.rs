@@ -138,7 +138,8 @@ impl DepthFinder {
             Ok(found) => return Ok(whole(&found)),
             Err(absent) => absent,
         };
-        let (Some(showing), Some(id)) = (self.downloads, HubId::parse(&name)?) else { return Err(absent) };
+        let id = HubId::parse(&name).map_err(|error| Error::Input(format!("depth-model {error}")))?;
+        let (Some(showing), Some(id)) = (self.downloads, id) else { return Err(absent) };
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(path) = fetched.get(&*name) {
             return Ok(path.clone());

@@ -56,7 +56,7 @@ pub(in crate::cli) fn resolve(what: Option<&str>, models_dir: Option<&Path>) -> 
     if path.exists() {
         return Ok(Named::Path(path.to_owned()));
     }
-    let hub_id = HubId::parse(what)?;
+    let hub_id = HubId::parse(what).map_err(|error| Error::Input(format!("--model {error}")))?;
     match (by_name(what, hub_id.is_none(), &folder)?, hub_id) {
         (Some(named), _) => Ok(named),
         (None, Some(_)) if path.parent().is_some_and(|parent| !parent.as_os_str().is_empty() && parent.is_dir()) => {
