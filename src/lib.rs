@@ -24,6 +24,7 @@ mod bench;
 #[doc(hidden)]
 pub mod cli;
 pub mod device;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the program uses more of it"))]
 mod disk;
 mod error;
 #[doc(hidden)]
@@ -31,7 +32,9 @@ pub mod extension;
 pub mod family;
 mod guidance;
 pub mod hub;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the program uses more of it"))]
 mod image;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "the program uses more of it"))]
 mod inputs;
 pub mod metadata;
 #[doc(hidden)]
