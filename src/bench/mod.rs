@@ -9,6 +9,7 @@
 mod compare;
 mod estimate;
 mod flops;
+mod likeness;
 mod machine;
 mod measure;
 mod memory;
@@ -20,6 +21,7 @@ mod table;
 
 pub use compare::{PhaseChange, compare};
 pub use estimate::{generating_speed, image_flop};
+pub use likeness::{psnr, ssim};
 pub use machine::Machine;
 pub use measure::{Case, MeasureSettings, PeakRates, Subject, check_size, distance_of_one_step, measure, reference_image};
 pub use plot::svg;
