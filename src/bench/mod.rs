@@ -9,6 +9,7 @@
 mod compare;
 mod estimate;
 mod flops;
+mod likeness;
 mod machine;
 mod measure;
 mod memory;
@@ -20,6 +21,7 @@ mod table;
 
 pub(crate) use compare::compare;
 pub(crate) use estimate::{generating_speed, image_flop};
+pub(crate) use likeness::{psnr, ssim};
 pub(crate) use machine::Machine;
 pub(crate) use measure::{Case, MeasureSettings, PeakRates, Subject, check_size, distance_of_one_step, measure, reference_image};
 pub(crate) use random_model::RandomModel;

@@ -1,5 +1,7 @@
 //! `sd-gen bench`: every combination of what was asked for, measured and shown.
 
+mod quality;
+
 use crate::bench::{
     BenchReport, BenchRow, Case, Machine, MeasureSettings, PeakRates, RandomModel, Subject, aligned, check_size, compare, csv, markdown,
     measure, record, reference_image,
@@ -37,6 +39,8 @@ Examples:
   sd-gen bench                                                        the built-in model
   sd-gen bench --random sd15,sdxl --dtypes f32,bf16 --skip-correctness
   sd-gen bench --models ./sd15.safetensors --sizes 512x512,768x768 --batch-sizes 1,4 --json new.json --baseline old.json
+  sd-gen bench --quality --sheet quality.png                          what each reduction saves, and what it costs
+  sd-gen bench --quality --reduction '--cache deepcache:5' --reduction '--steps 12' --models sd15
 
 Exit codes: 0 all measured, 1 some combination failed and is a row with its error, 2 bad usage, 130 cancelled.")]
 #[allow(rustdoc::invalid_html_tags, reason = "help is for people at a terminal, whose <names> are no tags")]
@@ -84,9 +88,15 @@ pub(in crate::cli) struct BenchArgs {
     )]
     batch_sizes: Vec<usize>,
 
-    /// Steps of the whole image
-    #[arg(long, value_name = "N", default_value = "4", help_heading = "How to measure")]
-    steps: usize,
+    /// Steps of the whole image [default: 4; with --quality the model's own]
+    #[arg(long, value_name = "N", help_heading = "How to measure")]
+    steps: Option<usize>,
+    /// Compare ways of computing less with the whole computation: seconds, PSNR and SSIM, of four images each
+    #[arg(long, help_heading = "How to measure", conflicts_with_all = ["batch_sizes", "dtypes", "warmups", "repeats", "profile", "skip_correctness", "csv", "baseline", "record"])]
+    quality: bool,
+    /// A way of computing less, as flags of an image; repeat for more [default: dtypes, --cache, --guidance-end and --fast]
+    #[arg(long = "reduction", value_name = "FLAGS", help_heading = "How to measure", requires = "quality", allow_hyphen_values = true)]
+    reductions: Vec<String>,
     /// Runs of each phase before those that count
     #[arg(long, value_name = "N", default_value = "1", help_heading = "How to measure")]
     warmups: usize,
@@ -112,6 +122,9 @@ pub(in crate::cli) struct BenchArgs {
     /// The same as a Markdown table
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     markdown: Option<PathBuf>,
+    /// With --quality, the images side by side as a PNG
+    #[arg(long, value_name = "FILE", help_heading = "Output", requires = "quality")]
+    sheet: Option<PathBuf>,
     /// Replace existing files
     #[arg(long, help_heading = "Output")]
     overwrite: bool,
@@ -141,6 +154,9 @@ pub(in crate::cli) fn run(args: &BenchArgs) -> Result<()> {
     listen_for_cancellation()?;
     let baseline = args.baseline.as_deref().map(BenchReport::read).transpose()?;
     args.check_outputs()?;
+    if args.quality {
+        return quality::run(args, &mut Progress::new(args.progress, args.quiet));
+    }
     let subjects = args.subjects();
     let sizes: Vec<Size> = if args.sizes.is_empty() { vec![None] } else { args.sizes.iter().copied().map(Some).collect() };
     for subject in &subjects {
@@ -170,6 +186,10 @@ pub(in crate::cli) fn run(args: &BenchArgs) -> Result<()> {
 }
 
 impl BenchArgs {
+    fn steps(&self) -> usize {
+        self.steps.unwrap_or(4)
+    }
+
     fn subjects(&self) -> Vec<Subject<'_>> {
         let boxed = |checkpoint: Checkpoint| -> Box<dyn ModelSource> { Box::new(checkpoint) };
         let mut subjects: Vec<Subject<'_>> = Vec::new();
@@ -203,7 +223,7 @@ impl BenchArgs {
         };
         for size in sizes {
             for &batch_size in &self.batch_sizes {
-                check_size(model.spec(), *size, batch_size, self.steps)?;
+                check_size(model.spec(), *size, batch_size, self.steps())?;
             }
         }
         Ok(())
@@ -217,7 +237,7 @@ impl BenchArgs {
         peaks: &mut PeakRates,
         progress: &mut Progress,
     ) -> Result<()> {
-        let settings = MeasureSettings { steps: self.steps, warmups: self.warmups, repeats: self.repeats, profile: self.profile };
+        let settings = MeasureSettings { steps: self.steps(), warmups: self.warmups, repeats: self.repeats, profile: self.profile };
         let mut references: Vec<(Size, Option<Tensor>)> = Vec::new();
         for &device_choice in &self.devices {
             let device = open(device_choice);
@@ -257,7 +277,7 @@ impl BenchArgs {
 
     /// The results go to standard output once: as a table, or as what a "-" asks for.
     fn check_outputs(&self) -> Result<()> {
-        let outputs = [("--json", &self.json), ("--csv", &self.csv), ("--markdown", &self.markdown)];
+        let outputs = [("--json", &self.json), ("--csv", &self.csv), ("--markdown", &self.markdown), ("--sheet", &self.sheet)];
         let outputs: Vec<(&str, &Path)> = outputs.into_iter().filter_map(|(flag, path)| Some((flag, path.as_deref()?))).collect();
         let to_stdout: Vec<&str> = outputs.iter().filter(|(_, path)| is_stdout(path)).map(|(flag, _)| *flag).collect();
         if let [first, second, ..] = to_stdout.as_slice() {
