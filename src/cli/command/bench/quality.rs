@@ -1,6 +1,6 @@
 //! `sd-gen bench --quality`: what every way of computing less saves, and what it costs in likeness to the whole computation.
 
-use super::{BenchArgs, Size, is_stdout};
+use super::args::{BenchArgs, Size, is_stdout};
 use crate::bench::{Subject, psnr, ssim};
 use crate::cli::settings::args::GenerateArgs;
 use crate::cli::terminal::answer;
@@ -88,7 +88,7 @@ impl Reduction {
 }
 
 /// What came out of a reduction: an image a prompt, or why there is none.
-struct Outcome {
+struct ReducedImages {
     name: String,
     made: Result<Made>,
 }
@@ -120,9 +120,9 @@ pub(super) fn run(args: &BenchArgs, progress: &mut Progress) -> Result<()> {
     Ok(())
 }
 
-fn compared(subject: &Subject<'_>, reductions: &[Reduction], device: &Device, progress: &mut Progress) -> Result<Vec<Outcome>> {
+fn compared(subject: &Subject<'_>, reductions: &[Reduction], device: &Device, progress: &mut Progress) -> Result<Vec<ReducedImages>> {
     let model = (subject.open)()?;
-    let mut outcomes: Vec<Option<Outcome>> = reductions.iter().map(|_| None).collect();
+    let mut outcomes: Vec<Option<ReducedImages>> = reductions.iter().map(|_| None).collect();
     let mut dtypes: Vec<DType> = Vec::new();
     for reduction in reductions {
         let dtype = reduction.dtype(device);
@@ -141,7 +141,7 @@ fn compared(subject: &Subject<'_>, reductions: &[Reduction], device: &Device, pr
             if let Err(Error::Cancelled) = made {
                 return Err(Error::Cancelled);
             }
-            *outcome = Some(Outcome { name: reduction.name.clone(), made });
+            *outcome = Some(ReducedImages { name: reduction.name.clone(), made });
         }
     }
     Ok(outcomes.into_iter().flatten().collect())
@@ -179,7 +179,7 @@ struct QualityRow<'a> {
     numbers: Result<(f64, f64, f64, f64), String>,
 }
 
-fn rows(outcomes: &[Outcome]) -> Vec<QualityRow<'_>> {
+fn rows(outcomes: &[ReducedImages]) -> Vec<QualityRow<'_>> {
     let whole = outcomes.first().and_then(|outcome| outcome.made.as_ref().ok());
     let numbers = |made: &Result<Made>| match (made, whole) {
         (Ok(made), Some(whole)) => {
@@ -207,7 +207,7 @@ fn cells(row: &QualityRow<'_>) -> Vec<String> {
 
 const HEADING: [&str; 5] = ["what is left out", "s an image", "of all", "PSNR, dB", "SSIM"];
 
-fn tell(args: &BenchArgs, subject: &Subject<'_>, outcomes: &[Outcome]) -> Result<()> {
+fn tell(args: &BenchArgs, subject: &Subject<'_>, outcomes: &[ReducedImages]) -> Result<()> {
     let rows = rows(outcomes);
     let mut is_told = false;
     if let Some(path) = &args.json {
@@ -244,7 +244,7 @@ fn put(args: &BenchArgs, path: &PathBuf, text: &str, is_told: &mut bool) -> Resu
 }
 
 /// The images side by side, a reduction a row.
-fn draw(args: &BenchArgs, path: &PathBuf, outcomes: &[Outcome]) -> Result<()> {
+fn draw(args: &BenchArgs, path: &PathBuf, outcomes: &[ReducedImages]) -> Result<()> {
     let folder = tempfile::tempdir().map_err(Error::io(path))?;
     let file = |at: &[usize]| folder.path().join(format!("{}-{}.png", at[0], at[1]));
     let mut size = None;
