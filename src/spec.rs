@@ -226,6 +226,21 @@ pub struct ControlNetSpec {
     pub image_channels: usize,
     /// Channels of its image on the way to the latents' size, each half as large as the one before.
     pub hint_channels: Vec<usize>,
+    /// Of a network for several kinds of images.
+    pub union: Option<ControlUnionSpec>,
+}
+
+/// What ControlNetUnionModel has beside ControlNetModel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlUnionSpec {
+    /// Kinds of images.
+    pub kinds: usize,
+    /// Width of the sinusoids that say whether a kind is shown.
+    pub kind_width: usize,
+    /// Layers of the transformer that joins images.
+    pub layers: usize,
+    /// Its attention heads.
+    pub heads: usize,
 }
 
 /// AutoencoderKL.

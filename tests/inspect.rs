@@ -97,7 +97,7 @@ fn parts_and_add_ons_and_other_families_are_named() {
         (shapes(&[("clip_g", &[2, 1280]), ("clip_l", &[2, 768])]), Kind::Embedding, "a textual inversion for Stable Diffusion XL"),
         (shapes(&[("double_blocks.0.img_attn.qkv.weight", &[1])]), Kind::OtherModel, "Flux or a relative"),
         (shapes(&[("control_model.input_hint_block.0.weight", &[1])]), Kind::ControlNet, "a ControlNet"),
-        (shapes(&[("controlnet_mid_block.weight", &[1]), ("control_add_embedding.x", &[1])]), Kind::AddOn, "a ControlNet Union"),
+        (shapes(&[("controlnet_mid_block.weight", &[1]), ("control_add_embedding.x", &[1])]), Kind::ControlNet, "a ControlNet Union"),
         (shapes(&[("adapter.body.0.block1.weight", &[1])]), Kind::AddOn, "a T2I-Adapter"),
         (shapes(&[("depth_head.scratch.layer1_rn.weight", &[1])]), Kind::AddOn, "a depth network (Depth Anything)"),
         (shapes(&[("neck.reassemble_stage.layers.0.x", &[1])]), Kind::AddOn, "a depth network (Depth Anything)"),

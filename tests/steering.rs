@@ -7,9 +7,9 @@
 
 use sd_gen::candle_core::{DType, Device, Tensor, safetensors};
 use sd_gen::extension::{Extension, ImagePrompting};
-use sd_gen::models::{Backbone, ClipVisionModel, ControlNet, IpAdapter, ModelCall, Residuals, Scope, UNet2DCondition};
+use sd_gen::models::{Backbone, ClipVisionModel, ControlNet, IpAdapter, ModelCall, Residuals, Scope, ShownControl, UNet2DCondition};
 use sd_gen::ops::Wrap;
-use sd_gen::pipeline::{NetworkCache, denoising_bytes};
+use sd_gen::pipeline::{NetworkCache, Pipeline, denoising_bytes};
 use sd_gen::sampling::{Branch, CallPoint, NoiseLevel, Step};
 use sd_gen::settings::Draft;
 use sd_gen::weights::{Checkpoint, Component, ControlNetFile, ImageEncoderFile, IpAdapterFile};
@@ -153,4 +153,73 @@ fn what_steers_counts_in_the_memory() {
     assert_eq!(bytes(&prompt), 2 * encoder.max(IpAdapterFile::open(&adapter, model.spec()).expect("an IP-Adapter").parameters()));
     // Both are there at a time.
     assert_eq!(bytes(&request(&[("control", &net, 1.0), ("ip-adapter", &adapter, 1.0)])), bytes(&control) + bytes(&prompt));
+}
+
+#[test]
+fn a_control_net_for_several_kinds_of_images_computes_what_diffusers_computes() {
+    let golden = Golden(safetensors::load(steering("union-golden.safetensors"), &Device::Cpu).expect("union-golden.safetensors"));
+    let model = Checkpoint::open(&data("parity/sdxl")).expect("a model");
+    let file = ControlNetFile::open(&steering("union"), model.spec()).expect("a ControlNet Union");
+    let tensors = file.tensors(None).expect("its tensors");
+    let network = ControlNet::load(&Scope::root(&tensors, DType::F32, &Device::Cpu), file.spec()).expect("a whole ControlNet");
+    let mut call = ModelCall::new(golden.get("latents"), TIMESTEP, golden.get("context"));
+    let rows: Vec<Vec<f32>> = golden.get("time_ids").to_vec2().expect("rows");
+    call.time_ids = rows.into_iter().map(|row| row.into_iter().map(f64::from).collect()).collect();
+    call.pooled = Some(golden.get("pooled"));
+    let shown = |i: usize, kind, weight| {
+        let hint = network.hint(&golden.get(&format!("hint.{i}")), Wrap::default()).expect("a hint");
+        ShownControl { hint, kind, weight }
+    };
+    for (name, shown) in [("one", vec![shown(0, 3, 0.7)]), ("two", vec![shown(0, 3, 0.7), shown(1, 1, 0.4)])] {
+        let Residuals { down, mid } = network.union_residuals(&call, &shown, 2).expect("residuals");
+        assert!(!golden.0.contains_key(&format!("{name}.down.{}", down.len())), "{name}: there are more");
+        for (i, residual) in down.iter().enumerate() {
+            golden.check("the union", &format!("{name}.down.{i}"), &channels_first(residual));
+        }
+        golden.check("the union", &format!("{name}.mid"), &channels_first(&mid.expect("a residual of the middle")));
+    }
+}
+
+#[test]
+fn images_that_follow_several_kinds_of_images_are_diffusers() {
+    let builder = Pipeline::open(data("parity/sdxl")).expect("the model opens").device("cpu".parse().expect("a device"));
+    let pipeline = builder.dtype("f32".parse().expect("a dtype")).build().expect("the model loads");
+    let request: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(data("parity/sdxl/request.json")).expect("a file")).expect("a request");
+    let text = |key: &str| request[key].as_str().map_or_else(|| request[key].to_string(), str::to_owned);
+    let control = |image: &str, more: &str| {
+        format!("{},image={},{more}", steering("union").display(), steering(&format!("union-{image}.png")).display())
+    };
+    let generated = |controls: &[String]| {
+        let mut draft = Draft::new(text("prompt"));
+        for (setting, key) in [
+            ("negative-prompt", "negative_prompt"),
+            ("width", "width"),
+            ("height", "height"),
+            ("steps", "steps"),
+            ("guidance-scale", "guidance_scale"),
+            ("seed", "seed"),
+        ] {
+            draft.set(setting, [text(key).as_str()]).expect("a setting");
+        }
+        // Brackets are words to diffusers.
+        draft.set("prompt-syntax", ["plain"]).expect("a setting");
+        draft.set("control", controls).expect("a control");
+        pipeline.generate(&draft)
+    };
+    for (name, controls) in [
+        ("one", vec![control("a", "weight=0.8,type=canny")]),
+        ("two", vec![control("a", "weight=0.8,type=canny"), control("b", "weight=0.5,type=depth")]),
+        ("part", vec![control("a", "weight=0.8,type=canny"), control("b", "weight=0.5,type=depth,start=0.5")]),
+    ] {
+        let made = generated(&controls).expect("an image").remove(0).image;
+        let wanted = image::open(steering(&format!("union-{name}.png"))).expect("an image").to_rgb8();
+        assert_eq!(made.dimensions(), wanted.dimensions());
+        let apart = made.iter().zip(wanted.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(apart <= Some(2), "{name}: {apart:?} levels");
+    }
+    for (more, said) in [("weight=1", "say what it is shown with type="), ("type=tile", "does not know tile")] {
+        let error = generated(&[control("a", more)]).expect_err("a wrong type").to_string();
+        assert!(error.contains(said), "{more}: {error}");
+    }
 }

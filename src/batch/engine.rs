@@ -442,6 +442,10 @@ impl Observer for BatchObserver<'_> {
         self.events.stage(stage)
     }
 
+    fn depth(&mut self, done: usize, all: usize) -> Result<()> {
+        self.events.depth(done, all)
+    }
+
     fn warn(&mut self, message: &str) {
         self.events.warn(message);
     }

@@ -59,6 +59,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some(Command::Batch(args)) => args.loudness(),
         Some(Command::Bench(args)) => (0, args.quiet),
         Some(Command::Upscale(args)) => (0, args.is_quiet()),
+        Some(Command::Preprocess(args)) => (0, args.is_quiet()),
         #[cfg(feature = "serve")]
         Some(Command::Serve(args)) => args.loudness(),
         Some(_) => (0, false),

@@ -2,7 +2,7 @@
 
 use super::{Extension, RunContext};
 use crate::Result;
-use crate::models::{ControlNet, ModelCall, Residuals};
+use crate::models::{ControlNet, ModelCall, ShownControl};
 use crate::sampling::{Branch, CallPoint};
 use candle_core::Tensor;
 use std::sync::Arc;
@@ -64,10 +64,58 @@ impl Extension for Control {
         if !self.active.is_on(at) {
             return Ok(());
         }
-        let Residuals { down, mid } = self.network.residuals(call, &self.hint)?;
-        let weighed = |residual: Tensor| if self.weight == 1.0 { Ok(residual) } else { residual.affine(self.weight, 0.0) };
-        let down = down.into_iter().map(weighed).collect::<candle_core::Result<_>>()?;
-        call.residuals.add(Residuals { down, mid: mid.map(weighed).transpose()? })
+        let residuals = self.network.residuals(call, &self.hint)?.weighed(self.weight)?;
+        call.residuals.add(residuals)
+    }
+}
+
+/// An image of one kind, and the calls in which it is shown.
+#[derive(Debug)]
+struct UnionImage {
+    shown: ShownControl,
+    active: ActiveCalls,
+}
+
+/// Adds the residuals of a ControlNet for several kinds of images, which is shown one or more.
+///
+/// In the calls in which none acts the network is not called; where some do, the others weigh nothing.
+///
+/// # Source
+/// huggingface/diffusers@v0.36:src/diffusers/pipelines/controlnet/pipeline_controlnet_union_sd_xl.py
+#[derive(Debug)]
+pub struct UnionControl {
+    network: Arc<ControlNet>,
+    images: Vec<UnionImage>,
+}
+
+impl UnionControl {
+    /// For a network that is shown nothing yet.
+    pub fn new(network: Arc<ControlNet>) -> Self {
+        Self { network, images: Vec::new() }
+    }
+
+    /// Shows it an image more in a range of the calls.
+    pub fn show(&mut self, shown: ShownControl, range: (f64, f64)) {
+        self.images.push(UnionImage { shown, active: ActiveCalls::in_range(range) });
+    }
+}
+
+impl Extension for UnionControl {
+    fn prepare(&mut self, run: &RunContext<'_>) -> Result<()> {
+        self.images.iter_mut().for_each(|image| image.active.prepare(run));
+        Ok(())
+    }
+
+    fn before_call(&mut self, at: &CallPoint, branches: &[Branch], call: &mut ModelCall) -> Result<()> {
+        if !self.images.iter().any(|image| image.active.is_on(at)) {
+            return Ok(());
+        }
+        let now = |UnionImage { shown, active }: &UnionImage| {
+            let weight = if active.is_on(at) { shown.weight } else { 0.0 };
+            ShownControl { weight, ..shown.clone() }
+        };
+        let shown: Vec<ShownControl> = self.images.iter().map(now).collect();
+        call.residuals.add(self.network.union_residuals(call, &shown, branches.len())?)
     }
 }
 

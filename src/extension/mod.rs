@@ -10,7 +10,7 @@ mod inpaint;
 mod perturbed_attention;
 mod skip_layers;
 
-pub use control::Control;
+pub use control::{Control, UnionControl};
 pub use free_u::FreeU;
 pub use image_prompt::ImagePrompting;
 pub use inpaint::{KeepUnmaskedLatents, MoreChannels};

@@ -67,16 +67,26 @@ const CONTROL_NET_DEMANDS: &[(&str, Allowed)] = &[
     ("resnet_time_scale_shift", Allowed::Word(&["default"])),
 ];
 
-/// Checks a ControlNet's `config.json`: what it is, its tensors say.
-pub(crate) fn control_net(fields: &Fields) -> Result<()> {
+/// What a ControlNet's `config.json` says of a network for several kinds of images.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct ConfiguredUnion {
+    /// Attention heads of the transformer that joins images, which no tensor says.
+    pub(crate) heads: Option<usize>,
+    /// Kinds of images.
+    pub(crate) kinds: Option<usize>,
+}
+
+/// Checks a ControlNet's `config.json`: what it is, its tensors say, but for the heads.
+pub(crate) fn control_net(fields: &Fields) -> Result<ConfiguredUnion> {
     match fields.word("_class_name")? {
-        Some("ControlNetUnionModel") => {
-            return Err(fields.wrong("_class_name", "a ControlNet Union is not implemented; take the ControlNet for one kind of image"));
-        }
+        // As diffusers and as its author call it.
+        Some("ControlNetUnionModel" | "ControlNetModel_Union") => {}
         Some("T2IAdapter") => return Err(fields.wrong("_class_name", "a T2I-Adapter is not implemented; take a ControlNet")),
         _ => class(fields, "ControlNetModel")?,
     }
-    fields.demand(CONTROL_NET_DEMANDS)
+    fields.demand(CONTROL_NET_DEMANDS)?;
+    let count = |name: &str, most| fields.get(name).map(|_| fields.count(name, None, most)).transpose();
+    Ok(ConfiguredUnion { heads: count("num_trans_head", limit::CHANNELS)?, kinds: count("num_control_type", limit::LAYERS)? })
 }
 
 const TINY_VAE_DEMANDS: &[(&str, Allowed)] = &[

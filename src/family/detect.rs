@@ -8,7 +8,9 @@ use super::config::limit;
 use super::keys::{BlockNumbering, TextLayout};
 use crate::Result;
 use crate::error::{model_error, quoted};
-use crate::spec::{Activation, ClipTextSpec, ControlNetSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec};
+use crate::spec::{
+    Activation, ClipTextSpec, ControlNetSpec, ControlUnionSpec, LatentRgb, TextTimeSpec, UNetLevel, UNetMid, UNetSpec, VaeSpec,
+};
 
 /// Groups of every group norm; nothing in a file says it.
 const GROUPS: usize = 32;
@@ -282,7 +284,36 @@ pub(crate) fn control_net(probe: Probe<'_>, diffusers: bool, base: &UNetSpec) ->
     let [_, in_channels, ..] = probe.need::<4>(if diffusers { "conv_in.weight" } else { "input_blocks.0.0.weight" })?;
     let mid = Some(UNetMid { heads, depth, resnets });
     let unet = UNetSpec { in_channels, down, mid, up: Vec::new(), guidance_embed_dim: 0, ..base.clone() };
-    Ok(ControlNetSpec { unet, image_channels, hint_channels })
+    let union = if probe.has(UNION_MARK) { Some(control_union(probe, &unet)?) } else { None };
+    Ok(ControlNetSpec { unet, image_channels, hint_channels, union })
+}
+
+/// Only a ControlNet for several kinds of images has it.
+const UNION_MARK: &str = "task_embedding";
+/// Heads of the transformer that joins images, in all of those.
+const UNION_HEADS: usize = 8;
+
+/// What a ControlNet for several kinds of images has beside a ControlNet.
+fn control_union(probe: Probe<'_>, unet: &UNetSpec) -> Result<ControlUnionSpec> {
+    let [kinds, width] = probe.need::<2>(UNION_MARK)?;
+    let embedding = "control_add_embedding.linear_1.weight";
+    let [_, marks] = probe.need::<2>(embedding)?;
+    let first = unet.down.first().map_or(0, |level| level.channels);
+    if kinds > limit::LAYERS || width != first {
+        let what =
+            format!("has shape [{kinds}, {width}], where at most {} kinds of images by {first} channels were expected", limit::LAYERS);
+        return Err(probe.wrong(UNION_MARK, what));
+    }
+    // Sinusoids as wide as those of a time id.
+    let kind_width = unet.text_time.as_ref().map_or(marks / kinds, |added| added.time_embed_dim);
+    if marks != kinds * kind_width {
+        return Err(
+            probe.wrong(embedding, format!("reads {marks} numbers, where {kind_width} for each of {kinds} kinds of images were expected"))
+        );
+    }
+    // Misspelled there.
+    let layers = probe.count("transformer_layes", "ln_1.weight");
+    Ok(ControlUnionSpec { kinds, kind_width, layers, heads: UNION_HEADS })
 }
 
 /// The width of the text that the network reads in its first attention to it.

@@ -151,6 +151,27 @@ const OPEN_CLIP_LAYER: Leaves = &[
     ("mlp.c_proj", "mlp.fc2", Layer),
 ];
 
+/// Of a ControlNet for several kinds of images, which diffusers alone has.
+const UNION: Leaves = &[
+    ("task_embedding", "task_embedding", Tensor(Form::Same)),
+    ("spatial_ch_projs", "spatial_ch_projs", Layer),
+    ("control_add_embedding.linear_1", "control_add_embedding.linear_1", Layer),
+    ("control_add_embedding.linear_2", "control_add_embedding.linear_2", Layer),
+];
+const UNION_LAYER: Leaves = &[
+    ("ln_1", "ln_1", Layer),
+    ("ln_2", "ln_2", Layer),
+    ("attn.in_proj_weight", "attn.q_proj.weight", Tensor(Form::Third(0))),
+    ("attn.in_proj_weight", "attn.k_proj.weight", Tensor(Form::Third(1))),
+    ("attn.in_proj_weight", "attn.v_proj.weight", Tensor(Form::Third(2))),
+    ("attn.in_proj_bias", "attn.q_proj.bias", Tensor(Form::Third(0))),
+    ("attn.in_proj_bias", "attn.k_proj.bias", Tensor(Form::Third(1))),
+    ("attn.in_proj_bias", "attn.v_proj.bias", Tensor(Form::Third(2))),
+    ("attn.out_proj", "attn.out_proj", Layer),
+    ("mlp.c_fc", "mlp.c_fc", Layer),
+    ("mlp.c_proj", "mlp.c_proj", Layer),
+];
+
 /// Names that older diffusers gave to parts of names: now, then.
 const OLD_VAE: &[(&str, &str)] = &[
     (".attentions.0.to_q.", ".attentions.0.query."),
@@ -316,7 +337,14 @@ pub(crate) fn control_net(spec: &ControlNetSpec, prefix: &'static str) -> Vec<Pa
 
 /// As [`diffusers_unet`].
 pub(crate) fn diffusers_control_net(spec: &ControlNetSpec) -> Vec<Pair> {
-    control_net(spec, "").into_iter().map(diffusers).collect()
+    let mut pairs = Pairs { prefix: "", pairs: control_net(spec, "").into_iter().map(diffusers).collect() };
+    if let Some(union) = &spec.union {
+        pairs.add("", "", UNION);
+        for i in 0..union.layers {
+            pairs.add(&format!("transformer_layes.{i}"), &format!("transformer_layes.{i}"), UNION_LAYER);
+        }
+    }
+    pairs.pairs
 }
 
 /// The autoencoder's names in the original layout, behind `prefix`, and after them those that trainers write.

@@ -66,7 +66,7 @@ const FOREIGN_KINDS: &[ForeignKind] = &[
     model("mlp_t5.", "Hunyuan-DiT", TRANSFORMER),
     model("effnet_mapper.", "Stable Cascade", NOT_YET),
     model("clip_txt_pooled_mapper.", "Stable Cascade", NOT_YET),
-    add_on("control_add_embedding", "a ControlNet Union"),
+    as_add_on("control_add_embedding", "a ControlNet Union", AddOn::ControlNet),
     add_on("lllite_", "a ControlNet-LLLite"),
     add_on("depth_head.scratch.", "a depth network (Depth Anything)"),
     add_on("neck.reassemble_stage.", "a depth network (Depth Anything)"),

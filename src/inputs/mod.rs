@@ -22,6 +22,8 @@ pub struct InputFile {
     path: PathBuf,
     /// It may be a folder, whose files are one input.
     folder: bool,
+    /// What people call it, where that is not its path: an id of the hub, from which it was fetched.
+    name: Option<String>,
     content: Option<InputContent>,
 }
 
@@ -47,7 +49,7 @@ impl PartialEq for InputFile {
 impl InputFile {
     /// A file that was named and not read.
     pub fn named(path: &Path) -> Self {
-        Self { path: path.to_owned(), folder: false, content: None }
+        Self { path: path.to_owned(), folder: false, name: None, content: None }
     }
 
     /// A file, or a folder of a network's weights with their configuration, that was named and not read.
@@ -58,7 +60,18 @@ impl InputFile {
     /// The same input where it was found.
     #[must_use]
     pub fn found_at(&self, path: &Path) -> Self {
-        Self { path: path.to_owned(), folder: self.folder, content: None }
+        Self { path: path.to_owned(), content: None, ..self.clone() }
+    }
+
+    /// The same input by what people call it: it is recorded and told by this name, and not by its path.
+    #[must_use]
+    pub fn called(self, name: impl Into<String>) -> Self {
+        Self { name: Some(name.into()), ..self }
+    }
+
+    /// What people call it, where that is not its path.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// Bytes that are no file, under a name.
@@ -68,10 +81,10 @@ impl InputFile {
         hash.update(&bytes);
         let content =
             InputContent { sha256: Sha256::digest(&bytes).into(), tensors: hash.finalize(), length: bytes.len() as u64, kept: Some(bytes) };
-        Self { path: name.into(), folder: false, content: Some(content) }
+        Self { path: name.into(), folder: false, name: None, content: Some(content) }
     }
 
-    /// The name as it was given.
+    /// The name as it was given, or the path at which it was found.
     pub fn path(&self) -> &Path {
         &self.path
     }

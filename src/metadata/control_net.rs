@@ -16,6 +16,7 @@ pub(super) const KEY: &str = "ControlNet ";
 const MODEL_FILE: &str = "Model file";
 const IMAGE_FILE: &str = "Image file";
 const DEPTH_FILE: &str = "Depth model file";
+const KIND: &str = "Control Type";
 
 /// A1111's text for one network.
 pub(super) fn written(choice: &ControlChoice) -> String {
@@ -34,6 +35,7 @@ pub(super) fn written(choice: &ControlChoice) -> String {
         (IMAGE_FILE, InputFile::public(&choice.image)),
     ];
     pairs.extend(choice.depth_model.as_ref().map(|file| (DEPTH_FILE, InputFile::public(file))));
+    pairs.extend(choice.kind.map(|kind| (KIND, kind.name().to_owned())));
     pairs.iter().map(|(key, value)| format!("{key}: {}", quoted(value))).collect::<Vec<_>>().join(", ")
 }
 
@@ -49,6 +51,7 @@ pub(super) fn read(text: &str) -> Option<String> {
     parts.pairs.extend(module.map(|how| ("preprocess".to_owned(), how.name().to_owned())));
     let is_depth = parts.pairs.iter().any(|(name, value)| name == "preprocess" && value == Preprocessor::Depth.name());
     parts.pairs.extend(get(DEPTH_FILE).filter(|_| is_depth).map(|file| ("depth-model".to_owned(), file)));
+    parts.pairs.extend(get(KIND).map(|kind| ("type".to_owned(), kind)));
     // As it would be typed.
     ControlChoice::parse(&parts.write()).ok().map(|choice| choice.typed())
 }

@@ -65,6 +65,19 @@ pub struct Residuals {
 }
 
 impl Residuals {
+    /// So many times as much of each.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn weighed(self, weight: f64) -> Result<Self> {
+        if weight == 1.0 {
+            return Ok(self);
+        }
+        let weighed = |residual: Tensor| residual.affine(weight, 0.0);
+        let down = self.down.into_iter().map(weighed).collect::<candle_core::Result<_>>()?;
+        Ok(Self { down, mid: self.mid.map(weighed).transpose()? })
+    }
+
     /// Adds those of another network to these.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use super::Scope;
 use super::call::{LayerInputs, ModelCall, Residuals};
+use super::control_union::ControlUnion;
 use super::reuse::{AttentionRecord, Reuse};
 use super::unet_way_down::WayDown;
 use crate::ops::{Conv2d, GraphCache, Linear, NamedTensors, Padding, Wrap, on_workers, silu, wrapped};
@@ -42,6 +43,17 @@ impl HintEmbedding {
     }
 }
 
+/// An image of one kind, as a network for several kinds is shown it in a call.
+#[derive(Debug, Clone)]
+pub struct ShownControl {
+    /// What [`ControlNet::hint`] gave.
+    pub hint: Tensor,
+    /// The number of its kind.
+    pub kind: usize,
+    /// How strongly.
+    pub weight: f64,
+}
+
 /// Says what is added inside a UNet so that its image follows another one.
 ///
 /// # Source
@@ -52,6 +64,8 @@ pub struct ControlNet {
     hint: HintEmbedding,
     down: Vec<Linear>,
     mid: Linear,
+    /// Of a network for several kinds of images.
+    union: Option<ControlUnion>,
     /// The last to be dropped.
     graph_cache: GraphCache,
 }
@@ -72,6 +86,7 @@ impl ControlNet {
             hint: HintEmbedding::load(&scope.at("controlnet_cond_embedding"), spec, first)?,
             down: way_down.skips.iter().enumerate().map(zero).collect::<Result<_>>()?,
             mid: scope.at("controlnet_mid_block").pointwise(deepest, deepest)?,
+            union: spec.union.as_ref().map(|union| ControlUnion::load(scope, union, first)).transpose()?,
             way_down,
             graph_cache,
         })
@@ -106,19 +121,63 @@ impl ControlNet {
                 let mut inputs = self.way_down.inputs(call, None)?;
                 inputs.push("hint", hint.clone());
                 let key = format!("{:?}", call.wrap);
-                let mut outputs = self.graph_cache.run(&key, &inputs, |inputs| self.forward(inputs))?;
+                let forward = |inputs: &NamedTensors| {
+                    let entered = self.way_down.enter(inputs)?.broadcast_add(inputs.get("hint")?)?;
+                    self.forward(inputs, &self.way_down.time(inputs)?, entered)
+                };
+                let mut outputs = self.graph_cache.run(&key, &inputs, forward)?;
                 let mid = outputs.pop();
                 Ok(Residuals { down: outputs, mid })
             })
         })
     }
 
+    /// What is added inside the UNet in a call of it where the network is one for several kinds of images, and is shown `shown`; the rows of
+    /// the call are those of `branches`, one after the other.
+    ///
+    /// One image's weight is that of what is added; those of several are of what the network sees of each.
+    ///
+    /// # Errors
+    /// The network is another one, an input that it wants is missing or has another shape, or the device failed.
+    pub fn union_residuals(&self, call: &ModelCall, shown: &[ShownControl], branches: usize) -> Result<Residuals> {
+        let Some(union) = &self.union else {
+            return Err(Error::Image("the ControlNet is one for one kind of images".into()));
+        };
+        let kinds: Vec<usize> = shown.iter().map(|shown| shown.kind).collect();
+        let (dtype, device) = (call.latents.dtype(), call.latents.device());
+        wrapped(call.wrap, || {
+            on_workers(device, || {
+                let mut inputs = self.way_down.inputs(call, None)?;
+                inputs.push("shown", union.shown(&kinds, self.way_down.spec(), dtype, device)?);
+                for (i, shown) in shown.iter().enumerate() {
+                    inputs.push(format!("hint {i}"), shown.hint.clone());
+                }
+                if shown.len() > 1 {
+                    let weights: Vec<f32> = shown.iter().map(|shown| shown.weight as f32).collect();
+                    inputs.push("weights", Tensor::from_vec(weights, shown.len(), device)?.to_dtype(dtype)?);
+                }
+                let forward = |inputs: &NamedTensors| {
+                    let hints = (0..kinds.len()).map(|i| inputs.get(&format!("hint {i}")));
+                    let hints = hints.collect::<candle_core::Result<Vec<_>>>()?;
+                    let sample = union.join(&self.way_down.enter(inputs)?, &hints, &kinds, inputs.find("weights"), branches)?;
+                    self.forward(inputs, &self.way_down.time_with(inputs, &union.embed(inputs.get("shown")?)?)?, sample)
+                };
+                let key = format!("{:?} {kinds:?} {branches}", call.wrap);
+                let mut outputs = self.graph_cache.run(&key, &inputs, forward)?;
+                let mid = outputs.pop();
+                let residuals = Residuals { down: outputs, mid };
+                match shown {
+                    [one] => residuals.weighed(one.weight),
+                    _ => Ok(residuals),
+                }
+            })
+        })
+    }
+
     /// The residuals of the skip connections, and that of the middle.
-    fn forward(&self, inputs: &NamedTensors) -> Result<Vec<Tensor>> {
-        let time = self.way_down.time(inputs)?;
+    fn forward(&self, inputs: &NamedTensors, time: &Tensor, entered: Tensor) -> Result<Vec<Tensor>> {
         let (reuse, context) = (Reuse::default(), inputs.get("context")?);
-        let layer = LayerInputs { time: &time, context, patches: &[], named: inputs, attentions: &AttentionRecord::of(&reuse) };
-        let entered = self.way_down.enter(inputs)?.broadcast_add(inputs.get("hint")?)?;
+        let layer = LayerInputs { time, context, patches: &[], named: inputs, attentions: &AttentionRecord::of(&reuse) };
         let skips = self.way_down.down(entered, layer, usize::MAX)?;
         let deepest = skips.last().ok_or_else(|| Error::Image("the ControlNet has no levels".into()))?;
         let mid = self.mid.forward(&self.way_down.middle(deepest, layer)?)?;

@@ -163,13 +163,27 @@ impl WayDown {
         Ok(inputs)
     }
 
+    /// What the network is.
+    pub(super) fn spec(&self) -> &UNetSpec {
+        &self.spec
+    }
+
     /// The activated time embedding, `(rows, width)`.
     pub(super) fn time(&self, inputs: &NamedTensors) -> Result<Tensor> {
+        activated(&self.embedded_time(inputs)?)
+    }
+
+    /// The same with `more` in it, `(1, width)`.
+    pub(super) fn time_with(&self, inputs: &NamedTensors, more: &Tensor) -> Result<Tensor> {
+        activated(&self.embedded_time(inputs)?.broadcast_add(more)?)
+    }
+
+    fn embedded_time(&self, inputs: &NamedTensors) -> Result<Tensor> {
         let mut time = self.time_embedding.forward_with(inputs.get("sinusoids")?, inputs.find("guidance"))?;
         if let (Some(embedding), Some(added)) = (&self.add_embedding, inputs.find("added")) {
             time = (time + embedding.forward(added)?)?;
         }
-        activated(&time)
+        Ok(time)
     }
 
     /// The first convolution, `(rows, height, width, channels)`.

@@ -26,13 +26,13 @@ const LONGEST: f64 = 8.0;
 /// bicubic filter; the way back: `DepthEstimationPipeline` in huggingface/transformers@v4.57:src/transformers/pipelines/depth_estimation.py.
 ///
 /// # Errors
-/// The image is too long for its width, a tensor of the file is missing, or the device failed.
+/// The image is too long for its width, a tensor of the file is missing, the observer stops it, or the device failed.
 pub fn depth_map(file: &DepthFile, image: &RgbImage, device: &Device, observer: &mut dyn Observer) -> Result<RgbImage> {
     let (width, height) = image.dimensions();
     let pixels = pixels(image, file.spec().patch_size)?.to_device(device)?;
     let load = |source: &dyn TensorSource| DepthAnything::load(&Scope::root(source, DType::F32, device), file.spec());
     let network = read_from("depth network", file, Some(file.parameters()), DType::F32, observer, load)?;
-    let map = network.forward(&pixels)?;
+    let map = network.forward(&pixels, &mut |done, all| observer.depth(done, all))?;
     drop(network);
     let map = DepthAnything::resized(&map, height as usize, width as usize)?;
     let depths: Vec<f32> = map.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?;

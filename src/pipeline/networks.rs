@@ -3,7 +3,7 @@
 use super::PassNetworks;
 use crate::image::Preprocessor;
 use crate::inputs::InputFile;
-use crate::settings::{ControlChoice, ImagePrompt, Request};
+use crate::settings::{ControlChoice, ControlKind, ImagePrompt, Request};
 use crate::spec::ModelSpec;
 use crate::weights::{ControlNetFile, DepthFile, ImageEncoderFile, IpAdapterFile, VaeFile, find_image_encoder};
 use crate::{Error, Result};
@@ -126,7 +126,7 @@ impl NetworkCache {
             self.vae(vae.0.path(), model)?;
         }
         for control in &adapters.control {
-            self.control_net(control.model.path(), model)?;
+            kind_of(control, &*self.control_net(control.model.path(), model)?)?;
             if control.preprocess == Some(Preprocessor::Depth) {
                 self.depth(control)?;
             }
@@ -137,5 +137,25 @@ impl NetworkCache {
             prompt.read_image()?;
         }
         Ok(())
+    }
+}
+
+/// The number of the kind of image that a control shows a network for several of them; `None` for a network for one.
+///
+/// # Errors
+/// It does not say which, says one that the network does not know, or the network is one for one kind.
+pub(super) fn kind_of(control: &ControlChoice, file: &ControlNetFile) -> Result<Option<usize>> {
+    let wrong = |what: String| Err(Error::setting("control", format!(" {}: {what}", file.name())));
+    let Some(union) = &file.spec().union else {
+        return match control.kind {
+            Some(kind) => wrong(format!("is a ControlNet for one kind of image; leave type={} out", kind.name())),
+            None => Ok(None),
+        };
+    };
+    let names = ControlKind::NAMES.into_iter().take(union.kinds).collect::<Vec<_>>().join(", ");
+    match control.shown_kind() {
+        Some(kind) if kind.number() < union.kinds => Ok(Some(kind.number())),
+        Some(kind) => wrong(format!("is a ControlNet Union that does not know {}; it knows {names}", kind.name())),
+        None => wrong(format!("is a ControlNet Union: say what it is shown with type=, one of {names}")),
     }
 }

@@ -47,6 +47,14 @@ pub trait Observer {
     /// [`crate::Error::Cancelled`] stops the work.
     fn stage(&mut self, stage: Stage<'_>) -> Result<()>;
 
+    /// So many parts of the network are computed that says how far away everything in an image is.
+    ///
+    /// # Errors
+    /// [`crate::Error::Cancelled`] stops the work.
+    fn depth(&mut self, _done: usize, _all: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// Something that the user should know although the work goes on.
     fn warn(&mut self, message: &str);
 

@@ -4,11 +4,12 @@ use super::Pipeline;
 use super::depth::depth_map;
 use super::finite::check_finite;
 use super::loading::read_from;
+use super::networks::kind_of;
 use super::observer::Observer;
 use super::start::StartImage;
-use crate::extension::{Control, Extension, ImagePrompting};
+use crate::extension::{Control, Extension, ImagePrompting, UnionControl};
 use crate::image::{ResizeFilter, resize};
-use crate::models::{ClipVisionModel, ImageKeys, IpAdapter, Scope};
+use crate::models::{ClipVisionModel, ImageKeys, IpAdapter, Scope, ShownControl};
 use crate::ops::Wrap;
 use crate::settings::{ControlChoice, ImagePrompt, Request};
 use crate::spec::ClipVisionSpec;
@@ -74,6 +75,8 @@ struct WantedControl<'a> {
     choice: &'a ControlChoice,
     file: Arc<ControlNetFile>,
     image: RgbImage,
+    /// Which of its kinds the image is, where the network takes several.
+    kind: Option<usize>,
 }
 
 /// Everything that steers one batch, opened and read, before a network is loaded.
@@ -105,7 +108,8 @@ impl Pipeline {
                 Some(how) => how.of(&image, |image| self.known_depth_map(choice, image, observer))?,
                 None => image,
             };
-            steering.controls.push(WantedControl { choice, file, image });
+            let kind = kind_of(choice, &file)?;
+            steering.controls.push(WantedControl { choice, file, image, kind });
         }
         for choice in request.adapters.ip_adapter.iter().filter(|choice| choice.weight != 0.0) {
             steering.prompts.push((choice, self.prompt_keys(choice, observer)?));
@@ -154,12 +158,27 @@ impl Pipeline {
         let files: Vec<&ControlNetFile> = steering.controls.iter().map(|control| &*control.file).collect();
         let networks = self.components.control_nets(&files, observer)?;
         let mut extensions: Vec<Box<dyn Extension>> = Vec::new();
-        for (WantedControl { choice, image, .. }, network) in steering.controls.iter().zip(networks) {
+        // All images of one network for several kinds are shown to it together.
+        let mut unions: Vec<(&str, UnionControl)> = Vec::new();
+        for (WantedControl { choice, image, kind, file }, network) in steering.controls.iter().zip(networks) {
             let image = levels(image)?.to_device(&self.device)?.to_dtype(self.dtype)?;
             let hint = network.hint(&image, steering.wrap)?;
             check_finite(&hint, || format!("the ControlNet in {}; try `dtype` f32", self.dtype.as_str()))?;
-            extensions.push(Box::new(Control::new(network, hint, choice.weight, choice.range)));
+            let Some(kind) = *kind else {
+                extensions.push(Box::new(Control::new(network, hint, choice.weight, choice.range)));
+                continue;
+            };
+            let shown = ShownControl { hint, kind, weight: choice.weight };
+            match unions.iter_mut().find(|(name, _)| *name == file.name()) {
+                Some((_, union)) => union.show(shown, choice.range),
+                None => {
+                    let mut union = UnionControl::new(network);
+                    union.show(shown, choice.range);
+                    unions.push((file.name(), union));
+                }
+            }
         }
+        extensions.extend(unions.into_iter().map(|(_, union)| Box::new(union) as Box<dyn Extension>));
         for (id, (choice, keys)) in steering.prompts.iter().enumerate() {
             let (image, nothing) = (keys.image.clone(), keys.nothing.clone());
             extensions.push(Box::new(ImagePrompting::new(id, image, nothing, choice.weight, choice.range)));

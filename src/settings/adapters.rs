@@ -30,7 +30,7 @@ settings! {
         ..Setting::IMAGE
     };
 
-    /// A ControlNet and the image that it follows: MODEL,image=FILE, and weight=X, start=X, end=X (shares of the steps) and preprocess=NAME (canny, invert, tile, lineart, scribble or depth); depth-model=FILE is the network that depth needs; a comma inside a name is written \,; repeat for more
+    /// A ControlNet and the image that it follows: MODEL,image=FILE, and weight=X, start=X, end=X (shares of the steps) and preprocess=NAME (canny, invert, tile, lineart, scribble or depth); depth-model=FILE is the network that depth needs; type=NAME is what a ControlNet Union is shown; a comma inside a name is written \,; repeat for more
     control: many ControlChoice => Setting {
         name: "control", value: "MODEL,image=FILE,…", example: "net.safetensors,image=edges.png,weight=0.5", heading: Heading::Adapters,
         infotext: Some("ControlNet 0"), limit: 64 << 30, ..Setting::IMAGE

@@ -1,6 +1,6 @@
 //! Images that steer a run beside the texts: for a ControlNet, and as a prompt.
 
-use super::{Parts, Value, ValueKind};
+use super::{ControlKind, Parts, Value, ValueKind};
 use crate::image::{InputImage, Preprocessor, decode};
 use crate::inputs::InputFile;
 use crate::{Error, Result};
@@ -25,10 +25,12 @@ pub struct ControlChoice {
     pub preprocess: Option<Preprocessor>,
     /// The network that does it, where one is needed: its file or folder.
     pub depth_model: Option<InputFile>,
+    /// What it is shown, for a network that takes several kinds of images.
+    pub kind: Option<ControlKind>,
 }
 
 impl ControlChoice {
-    const KEYS: &str = "image, weight, start, end, preprocess and depth-model";
+    const KEYS: &str = "image, weight, start, end, preprocess, depth-model and type";
 
     /// The image that the network is shown, before anything is made of it.
     ///
@@ -38,10 +40,16 @@ impl ControlChoice {
         read("control", &self.image)
     }
 
+    /// The kind of image that a network for several of them is shown: the one that was said, or the one that is made.
+    pub fn shown_kind(&self) -> Option<ControlKind> {
+        self.kind.or_else(|| self.preprocess.map(ControlKind::made_by))
+    }
+
     fn parts(&self, name: impl Fn(&InputFile) -> String) -> Parts {
         let mut parts = steering(name(&self.model), name(&self.image), self.weight, self.range);
         parts.pairs.extend(self.preprocess.map(|how| ("preprocess".to_owned(), how.name().to_owned())));
         parts.pairs.extend(self.depth_model.as_ref().map(|file| ("depth-model".to_owned(), name(file))));
+        parts.pairs.extend(self.kind.map(|kind| ("type".to_owned(), kind.name().to_owned())));
         parts
     }
 }
@@ -121,8 +129,9 @@ impl Value for ControlChoice {
             return Err("depth-model belongs to preprocess=depth; add that, or leave it out".into());
         }
         let depth_model = depth_model.map(|path| InputFile::of_network(Path::new(&path)));
+        let kind = parts.take("type").map(|name| ControlKind::from_name(&name)).transpose()?;
         parts.finish(Self::KEYS)?;
-        Ok(Self { model, image, weight, range, preprocess, depth_model })
+        Ok(Self { model, image, weight, range, preprocess, depth_model, kind })
     }
 
     fn typed(&self) -> String {
@@ -143,6 +152,9 @@ impl Value for ControlChoice {
         });
         if let (Some(file), Some(fields)) = (&self.depth_model, json.as_object_mut()) {
             fields.insert("depth-model".into(), file.json());
+        }
+        if let (Some(kind), Some(fields)) = (self.kind, json.as_object_mut()) {
+            fields.insert("type".into(), kind.name().into());
         }
         json
     }
@@ -201,6 +213,7 @@ mod tests {
             "m,image=x.png,weight=-1",
             "m,image=x.png,preprocess=depth,depth-model=org/depth",
             "m,image=x.png,preprocess=depth",
+            "union,image=x.png,type=openpose",
         ] {
             assert_eq!(ControlChoice::parse(text).unwrap().typed(), text);
         }
@@ -214,6 +227,7 @@ mod tests {
             ("m,image=x,start=0.5,end=0.2", "after end"),
             ("m,image=x,preprocess=openpose", "needs a network"),
             ("m,image=x,preprocess=canny,depth-model=d", "belongs to preprocess=depth"),
+            ("m,image=x,type=edges", "openpose, depth"),
             ("m,image=x,preprocess=cany", "canny, invert"),
             ("m,image=x,mode=1", "there is no mode"),
         ] {

@@ -343,11 +343,12 @@ impl Value for InputFile {
     }
 
     fn typed(&self) -> String {
-        self.path().display().to_string()
+        self.name().map_or_else(|| self.path().display().to_string(), str::to_owned)
     }
 
     fn public(&self) -> String {
-        self.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+        let file = || self.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.name().map_or_else(file, str::to_owned)
     }
 
     /// Its content; where it lies does not matter.

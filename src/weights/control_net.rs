@@ -6,7 +6,7 @@ use super::folder::{Folder, PICKLE, is_pickle};
 use super::{ModelSource, TensorSource, model_error, quoted};
 use crate::Result;
 use crate::family::ConfigFiles;
-use crate::family::config;
+use crate::family::config::{self, ConfiguredUnion};
 use crate::family::detect::{self, Probe};
 use crate::family::{self, keys};
 use crate::spec::{Component, ControlNetSpec, ModelSpec};
@@ -17,10 +17,8 @@ use std::sync::Arc;
 /// What stands before the names of the original layout.
 const PREFIXES: [&str; 2] = ["control_model.", ""];
 /// Tensors of networks that are something else, by a part of their names, and what they are.
-const OTHERS: [(&str, &str); 7] = [
+const OTHERS: [(&str, &str); 5] = [
     ("lora_controlnet", "is a Control-LoRA, which is not implemented; take the whole ControlNet"),
-    ("control_add_embedding", "is a ControlNet Union, which is not implemented; take the ControlNet for one kind of image"),
-    ("task_embedding", "is a ControlNet Union, which is not implemented; take the ControlNet for one kind of image"),
     ("lllite_", "is a ControlNet-LLLite, which is not implemented; take a ControlNet"),
     ("adapter.body.", "is a T2I-Adapter, which is not implemented; take a ControlNet"),
     ("body.0.", "is a T2I-Adapter, which is not implemented; take a ControlNet"),
@@ -46,16 +44,14 @@ impl ControlNetFile {
         let shown = path.display().to_string();
         if path.is_dir() {
             let folder = Folder::Disk(path.to_owned());
-            if let Some(fields) = (&folder as &dyn ConfigFiles).json("config.json")? {
-                config::control_net(&fields)?;
-            }
-            let files = folder.weights("", None)?;
-            return Self::read(shown, files, model);
+            let said = (&folder as &dyn ConfigFiles).json("config.json")?;
+            let said = said.map(|fields| config::control_net(&fields)).transpose()?.unwrap_or_default();
+            return Self::read(shown, folder.weights("", None)?, model, said);
         }
         if is_pickle(path) {
             return Err(model_error(&shown, PICKLE));
         }
-        Self::read(shown.clone(), vec![Arc::new(WeightFile::new(shown, Blob::open(path)?)?)], model)
+        Self::read(shown.clone(), vec![Arc::new(WeightFile::new(shown, Blob::open(path)?)?)], model, ConfiguredUnion::default())
     }
 
     /// Opens a file's bytes, as [`ControlNetFile::open`] does a file.
@@ -63,10 +59,15 @@ impl ControlNetFile {
     /// # Errors
     /// As [`ControlNetFile::open`].
     pub fn from_bytes(name: &str, bytes: Vec<u8>, model: &ModelSpec) -> Result<Self> {
-        Self::read(name.to_owned(), vec![Arc::new(WeightFile::new(name.to_owned(), Blob::Owned(bytes))?)], model)
+        Self::read(
+            name.to_owned(),
+            vec![Arc::new(WeightFile::new(name.to_owned(), Blob::Owned(bytes))?)],
+            model,
+            ConfiguredUnion::default(),
+        )
     }
 
-    fn read(name: String, files: Vec<Arc<WeightFile>>, model: &ModelSpec) -> Result<Self> {
+    fn read(name: String, files: Vec<Arc<WeightFile>>, model: &ModelSpec, said: ConfiguredUnion) -> Result<Self> {
         let [file] = files.as_slice() else {
             return Err(model_error(&name, format!("has its weights in {} files; a ControlNet is read from one", files.len())));
         };
@@ -88,7 +89,24 @@ impl ControlNetFile {
             let what = format!("is a ControlNet for text of width {width}{of}, and the model has {wanted} ({})", model.family.name());
             return Err(model_error(&name, what));
         }
-        let spec = detect::control_net(Probe { file: &**file, prefix }, diffusers, &model.unet)?;
+        let mut spec = detect::control_net(Probe { file: &**file, prefix }, diffusers, &model.unet)?;
+        let width = spec.unet.down.first().map_or(0, |level| level.channels);
+        if let Some(union) = &mut spec.union {
+            union.heads = said.heads.unwrap_or(union.heads);
+            let wrong = |what: String| model_error(&name, format!("is a ControlNet Union {what}"));
+            if let Some(kinds) = said.kinds.filter(|kinds| *kinds != union.kinds) {
+                return Err(wrong(format!(
+                    "for {} kinds of images, and its config.json says num_control_type {kinds}: they belong to different networks",
+                    union.kinds
+                )));
+            }
+            if !width.is_multiple_of(union.heads) {
+                return Err(wrong(format!("of width {width}, which {} heads do not divide", union.heads)));
+            }
+            if !diffusers {
+                return Err(wrong("in another layout than diffusers', which is not implemented".into()));
+            }
+        }
         let factor = 1 << spec.hint_channels.len().saturating_sub(1);
         if (spec.image_channels, spec.unet.in_channels, factor) != (3, model.vae.latent_channels, model.vae.factor()) {
             let what = format!(

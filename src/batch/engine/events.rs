@@ -72,6 +72,7 @@ pub(super) enum EngineEvent {
     EncodePrompt,
     Denoise { step: usize, steps: usize, seeds: Vec<u64> },
     Decode { done: usize, all: usize },
+    Depth { done: usize, all: usize },
     Forming(Result<Vec<RgbImage>>, Duration),
     Warn(String),
     ImageEvent(ImageEvent),
@@ -84,6 +85,7 @@ impl EngineEvent {
             EngineEvent::EncodePrompt => observer.stage(Stage::EncodePrompt),
             EngineEvent::Denoise { step, steps, seeds } => observer.stage(Stage::Denoise { step, steps, images: &seeds }),
             EngineEvent::Decode { done, all } => observer.stage(Stage::Decode { done, all }),
+            EngineEvent::Depth { done, all } => observer.depth(done, all),
             EngineEvent::Forming(images, cost) => {
                 observer.formed(images, cost);
                 Ok(())
@@ -142,6 +144,10 @@ impl Observer for EventSender {
             Stage::Denoise { step, steps, images } => EngineEvent::Denoise { step, steps, seeds: images.to_vec() },
             Stage::Decode { done, all } => EngineEvent::Decode { done, all },
         })
+    }
+
+    fn depth(&mut self, done: usize, all: usize) -> Result<()> {
+        self.send(EngineEvent::Depth { done, all })
     }
 
     fn warn(&mut self, message: &str) {

@@ -3,12 +3,14 @@
 use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{DepthFinder, models_folder};
 use crate::cli::settings::args::NamedValues;
-use crate::cli::terminal::answer;
+use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::screen;
+use crate::cli::terminal::{answer, listen_for_cancellation};
 use crate::device::{DeviceChoice, open};
 use crate::disk::{folder_of, read_bounded, stage};
 use crate::image::{Preprocessor, decode, write_png};
-use crate::pipeline::{Silent, depth_map};
+use crate::pipeline::depth_map;
+use crate::settings::{ProgressStyle, Value};
 use crate::weights::DepthFile;
 use crate::{Error, Result};
 use ::image::RgbImage;
@@ -52,6 +54,19 @@ pub(in crate::cli) struct PreprocessArgs {
     /// Replace an existing file
     #[arg(long)]
     overwrite: bool,
+    /// How progress is shown on standard error
+    #[arg(long, default_value = "auto", value_name = "STYLE",
+          value_parser = NamedValues { names: vec!["auto", "bar", "json", "none"], parser: ProgressStyle::parse })]
+    progress: ProgressStyle,
+    /// Only errors, and the image's path
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl PreprocessArgs {
+    pub(in crate::cli) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 pub(in crate::cli) fn run(args: &PreprocessArgs) -> Result<()> {
@@ -75,10 +90,12 @@ pub(in crate::cli) fn run(args: &PreprocessArgs) -> Result<()> {
 /// What the network that is named says of an image.
 fn depth_of(args: &PreprocessArgs, image: &RgbImage) -> Result<RgbImage> {
     let (models, _) = models_folder(args.models_dir.as_deref());
-    let path = DepthFinder::new(&models).downloading(DownloadStyle::default()).find(args.depth_model.as_deref())?;
+    let showing = DownloadStyle { style: args.progress, quiet: args.quiet };
+    let network = DepthFinder::new(&models).downloading(showing).find(args.depth_model.as_deref())?;
     let (device, remark) = open(args.device)?;
-    if let Some(remark) = remark {
+    if let Some(remark) = remark.filter(|_| !args.quiet) {
         screen::say(&format!("warning: {remark}"));
     }
-    depth_map(&DepthFile::open(&path)?, image, &device, &mut Silent)
+    listen_for_cancellation()?;
+    depth_map(&DepthFile::open(network.path())?, image, &device, &mut Progress::new(args.progress, args.quiet))
 }

@@ -85,7 +85,10 @@ impl AdapterFinder {
         draft.adapters.control.iter_mut().try_for_each(|control| one(&self.control_nets, &mut control.model))?;
         for control in draft.adapters.control.iter_mut().filter(|control| control.preprocess == Some(Preprocessor::Depth)) {
             let found = self.depths.find(control.depth_model.as_ref().map(InputFile::path))?;
-            control.depth_model = Some(InputFile::of_network(&found));
+            // A second look finds it at its path, and its name stays.
+            if control.depth_model.as_ref().map(InputFile::path) != Some(found.path()) {
+                control.depth_model = Some(found);
+            }
         }
         for prompt in &mut draft.adapters.ip_adapter {
             one(&self.ip_adapters, &mut prompt.model)?;
@@ -117,14 +120,15 @@ impl DepthFinder {
         Self { downloads: Some(showing), ..self }
     }
 
-    /// The file or folder of the network of this name, or of the only one.
+    /// The file or folder of the network of this name, or of the only one. What came from the hub is called by its id.
     ///
     /// # Errors
     /// There is none, or several are as good.
-    pub(in crate::cli) fn find(&self, named: Option<&Path>) -> Result<PathBuf> {
+    pub(in crate::cli) fn find(&self, named: Option<&Path>) -> Result<InputFile> {
+        let file = |path: &Path| InputFile::of_network(&whole(path));
         let Some(named) = named else {
             return match self.folders.all() {
-                [only] => Ok(whole(&only.path)),
+                [only] => Ok(file(&only.path)),
                 [] => Err(Error::setting("control", format!(": {}", DepthFile::missing()))),
                 several => {
                     let names: Vec<&str> = several.iter().map(|found| found.name.as_str()).collect();
@@ -135,18 +139,18 @@ impl DepthFinder {
         };
         let name = named.to_string_lossy();
         let absent = match self.folders.find(&name) {
-            Ok(found) => return Ok(whole(&found)),
+            Ok(found) => return Ok(file(&found)),
             Err(absent) => absent,
         };
         let id = HubId::parse(&name).map_err(|error| Error::Input(format!("depth-model {error}")))?;
         let (Some(showing), Some(id)) = (self.downloads, id) else { return Err(absent) };
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(path) = fetched.get(&*name) {
-            return Ok(path.clone());
-        }
-        let path = whole(&download::network(&id, showing)?);
-        fetched.insert(name.into_owned(), path.clone());
-        Ok(path)
+        let path = match fetched.get(&*name) {
+            Some(path) => path.clone(),
+            None => download::network(&id, showing)?,
+        };
+        fetched.insert(name.clone().into_owned(), path.clone());
+        Ok(file(&path).called(name))
     }
 }
 
@@ -159,6 +163,7 @@ fn whole(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::{ControlChoice, Value};
 
     #[test]
     fn tags_in_the_prompt_are_loras_unless_a_flag_names_the_file() {
@@ -187,5 +192,23 @@ mod tests {
         let path = folder.path().join("one.safetensors").display().to_string();
         let elsewhere = AdapterFinder::new(&Draft::default().load.decide(&()));
         assert!(elsewhere.find(&mut Draft::new(format!("<lora:{path}:1>"))).is_err());
+    }
+
+    #[test]
+    fn a_depth_network_of_the_hub_is_recorded_by_its_id() {
+        let id = "org/depth-small";
+        let network = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/depth/original.safetensors");
+        let mut finder = AdapterFinder::new(&Draft::default().load.decide(&())).downloading(DownloadStyle::default());
+        // As if it had been fetched.
+        finder.depths.fetched = Mutex::new(HashMap::from([(id.to_owned(), network.clone())]));
+        let mut draft = Draft::new("x");
+        let typed = format!("net,image=x.png,preprocess=depth,depth-model={id}");
+        draft.adapters.control = vec![ControlChoice::parse(&typed).unwrap()];
+        draft.adapters.control[0].model = InputFile::named(&network);
+        for look in ["first", "second"] {
+            finder.find(&mut draft).unwrap();
+            let found = draft.adapters.control[0].depth_model.clone().unwrap();
+            assert_eq!((found.path(), found.typed().as_str(), found.public().as_str()), (network.as_path(), id, id), "the {look} look");
+        }
     }
 }

@@ -154,7 +154,7 @@ impl Progress {
     /// Tiles of an image that is enlarged.
     pub(in crate::cli) fn tiles(&mut self, what: &str, done: usize, all: usize) {
         screen::event(|| json!({ "event": "tiles", "what": what, "done": done, "all": all }));
-        self.status().show(CurrentWork::Tiles { what: what.to_owned(), done, all });
+        self.status().show(CurrentWork::Parts { what: what.to_owned(), done, all });
     }
 
     fn bytes_as(&mut self, what: &str, done: u64, all: Option<u64>, event: impl FnOnce() -> Value) {
@@ -225,6 +225,15 @@ impl Observer for Progress {
         Ok(())
     }
 
+    fn depth(&mut self, done: usize, all: usize) -> Result<()> {
+        if cancelled() {
+            return Err(Error::Cancelled);
+        }
+        screen::event(|| json!({ "event": "depth", "done": done, "all": all }));
+        self.status().show(CurrentWork::Parts { what: "estimating depth".to_owned(), done, all });
+        Ok(())
+    }
+
     fn warn(&mut self, message: &str) {
         if screen::is_json() && !self.quiet {
             return screen::event(|| json!({ "event": "warning", "message": message }));
@@ -270,7 +279,7 @@ enum CurrentWork {
         done: usize,
         all: usize,
     },
-    Tiles {
+    Parts {
         what: String,
         done: usize,
         all: usize,
@@ -376,7 +385,7 @@ impl CurrentWork {
                 let pace = if step > from { format!(", {} a step", duration(each)) } else { String::new() };
                 (*step as f64 / (*steps).max(1) as f64, format!("{step}/{steps} steps{pace}"))
             }
-            CurrentWork::Tiles { what, done, all } => (*done as f64 / (*all).max(1) as f64, format!("{what} {done}/{all}")),
+            CurrentWork::Parts { what, done, all } => (*done as f64 / (*all).max(1) as f64, format!("{what} {done}/{all}")),
             CurrentWork::Decode { all: 1, .. } => return "decoding".to_owned(),
             CurrentWork::Decode { done, all } => (*done as f64 / (*all).max(1) as f64, format!("decoding {done}/{all}")),
         };

@@ -32,6 +32,10 @@ impl Observer for Watch<'_> {
         self.progress.stage(stage)
     }
 
+    fn depth(&mut self, done: usize, all: usize) -> Result<()> {
+        self.progress.depth(done, all)
+    }
+
     fn warn(&mut self, message: &str) {
         self.progress.warn(message);
     }

@@ -2,7 +2,7 @@
 
 use super::resample::bicubic;
 use crate::models::Scope;
-use crate::ops::{LayerNorm, Linear, attention, gelu};
+use crate::ops::{LayerNorm, Linear, attention, gelu, on_workers};
 use crate::spec::DepthAnythingSpec;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -37,8 +37,13 @@ impl Dinov2 {
         })
     }
 
-    /// The normed states of the patches after the layers that are taken, `(batch, patches, width)` each.
-    pub(super) fn forward(&self, image: &Tensor) -> Result<Vec<Tensor>> {
+    /// How many layers are computed.
+    pub(super) fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The normed states of the patches after the layers that are taken, `(batch, patches, width)` each; `one_more` hears of each layer.
+    pub(super) fn forward(&self, image: &Tensor, one_more: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Tensor>> {
         let (batch, channels, height, width) = image.dims4()?;
         let patch = self.spec.patch_size;
         let (rows, columns) = (height / patch, width / patch);
@@ -47,16 +52,21 @@ impl Dinov2 {
                 "the depth network takes sides that are multiples of {patch}, and was given {width}x{height}"
             )));
         }
-        let patches = image.reshape(vec![batch, channels, rows, patch, columns, patch])?.permute(vec![0, 2, 4, 1, 3, 5])?.contiguous()?;
-        let patches = self.patch_embedding.forward(&patches.reshape((batch, rows * columns, channels * patch * patch))?)?;
-        let class = self.class_token.broadcast_as((batch, 1, self.spec.width))?.contiguous()?;
-        let mut x = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.positions_of(rows, columns)?)?;
+        let device = image.device();
+        let mut x = on_workers(device, || {
+            let patches =
+                image.reshape(vec![batch, channels, rows, patch, columns, patch])?.permute(vec![0, 2, 4, 1, 3, 5])?.contiguous()?;
+            let patches = self.patch_embedding.forward(&patches.reshape((batch, rows * columns, channels * patch * patch))?)?;
+            let class = self.class_token.broadcast_as((batch, 1, self.spec.width))?.contiguous()?;
+            Ok::<_, Error>(Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.positions_of(rows, columns)?)?)
+        })?;
         let mut taken = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, self.spec.heads)?;
+            x = on_workers(device, || layer.forward(&x, self.spec.heads))?;
             if self.spec.taken.contains(&(i + 1)) {
-                taken.push(self.norm.forward(&x.narrow(1, 1, rows * columns)?.contiguous()?)?);
+                taken.push(on_workers(device, || self.norm.forward(&x.narrow(1, 1, rows * columns)?.contiguous()?))?);
             }
+            one_more()?;
         }
         Ok(taken)
     }

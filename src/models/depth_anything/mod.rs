@@ -56,32 +56,42 @@ impl DepthAnything {
 
     /// How near everything is, in no unit: 0 is farthest.
     ///
+    /// `progress` hears how many parts of the network of how many are computed, and may end it.
+    ///
     /// # Shapes
     /// `(1, 3, height, width)`, normalised, sides that are multiples of a patch's, to `(1, height, width, 1)`.
     ///
     /// # Errors
-    /// The image has other sides, or the device failed.
-    pub fn forward(&self, image: &Tensor) -> Result<Tensor> {
-        on_workers(image.device(), || self.estimate(image))
-    }
-
-    fn estimate(&self, image: &Tensor) -> Result<Tensor> {
+    /// The image has other sides, the device failed, or `progress` ended it.
+    pub fn forward(&self, image: &Tensor, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Tensor> {
         let (_, _, height, width) = image.dims4()?;
         let (rows, columns) = (height / self.patch_size, width / self.patch_size);
-        let states = self.backbone.forward(image)?;
+        let device = image.device();
+        let (mut done, all) = (0, self.backbone.layers() + self.reassemble.len() + self.fusion.len() + 1);
+        progress(done, all)?;
+        let mut one_more = || {
+            done += 1;
+            progress(done, all)
+        };
+        let states = self.backbone.forward(image, &mut one_more)?;
         let mut maps = Vec::new();
         for ((state, layer), conv) in states.iter().zip(&self.reassemble).zip(&self.convs) {
             let (batch, _, channels) = state.dims3()?;
-            maps.push(conv.forward(&layer.forward(&state.reshape((batch, rows, columns, channels))?)?)?);
+            let state = state.reshape((batch, rows, columns, channels))?;
+            maps.push(on_workers(device, || Ok::<_, Error>(conv.forward(&layer.forward(&state)?)?))?);
+            one_more()?;
         }
         let mut fused: Option<Tensor> = None;
         for layer in &self.fusion {
             let map = maps.pop().ok_or_else(|| Error::Image("the depth network has too few maps".into()))?;
             let finer = maps.last().map(|map| Ok::<_, candle_core::Error>((map.dim(1)?, map.dim(2)?))).transpose()?;
-            fused = Some(layer.forward(fused.as_ref(), &map, finer)?);
+            fused = Some(on_workers(device, || layer.forward(fused.as_ref(), &map, finer))?);
+            one_more()?;
         }
         let fused = fused.ok_or_else(|| Error::Image("the depth network has no maps".into()))?;
-        self.head.forward(&fused, (height, width))
+        let map = on_workers(device, || self.head.forward(&fused, (height, width)))?;
+        one_more()?;
+        Ok(map)
     }
 
     /// A map at another size, `(1, height, width, 1)`, kept.

@@ -370,6 +370,9 @@ fn control(at: usize, unit: &Map<String, Json>, out: &mut TranslatedRequest) -> 
     if let Some(module) = unit.get("module").and_then(Json::as_str).filter(|module| !is_nothing(&Json::from(*module))) {
         made.insert("preprocess".into(), module.into());
     }
+    if let Some(kind) = unit.get("union_control_type").and_then(Json::as_str).filter(|kind| !kind.eq_ignore_ascii_case("unknown")) {
+        made.insert("type".into(), kind.into());
+    }
     for (key, to) in [("weight", "weight"), ("guidance_start", "start"), ("guidance_end", "end")] {
         if let Some(number) = unit.get(key).filter(|value| value.is_number()) {
             made.insert(to.into(), number.clone());
