@@ -16,6 +16,7 @@ mod manifest;
 mod manifest_sink;
 mod merge;
 mod plan;
+mod received;
 mod size;
 mod texts;
 
@@ -28,4 +29,5 @@ pub use manifest::{History, Manifest, Record, State, Status};
 pub use manifest_sink::{BatchSummary, ManifestSink};
 pub use merge::{MergedManifest, merge};
 pub use plan::{Job, Shard, groups};
+pub use received::keep_received;
 pub use size::{Footprint, Sizes, sizes};
