@@ -11,10 +11,65 @@ fn job_file() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes/job.yaml")
 }
 
-fn job() -> Value {
-    let text = std::fs::read_to_string(job_file()).expect("read");
+fn serve_file() -> PathBuf {
+    job_file().with_file_name("serve.yaml")
+}
+
+/// The first document of a file.
+fn first(file: &Path) -> Value {
+    let text = std::fs::read_to_string(file).expect("read");
     let first = text.split("\n---\n").next().expect("a document");
     serde_saphyr::from_str(first).expect("YAML")
+}
+
+fn job() -> Value {
+    first(&job_file())
+}
+
+/// The Deployment's command is one that the program takes, and its probes ask what a server answers without a key.
+#[cfg(feature = "serve")]
+#[test]
+fn the_server_answers_its_probes() {
+    use std::io::{BufRead, BufReader, Read, Write};
+
+    let deployment = first(&serve_file());
+    let spec = &deployment["spec"];
+    assert_eq!((&deployment["kind"], &spec["strategy"]["type"]), (&"Deployment".into(), &"Recreate".into()));
+    let container = &spec["template"]["spec"]["containers"][0];
+    let arguments: Vec<&str> = container["args"].as_array().expect("arguments").iter().map(|word| word.as_str().expect("a word")).collect();
+    let image = std::fs::read_to_string(job_file().with_file_name("Dockerfile")).expect("read");
+    assert!(
+        image.contains(&format!("CMD {}", serde_json::to_string(&arguments).expect("JSON").replace("\",\"", "\", \""))),
+        "{arguments:?}"
+    );
+    let port = container["ports"][0]["containerPort"].as_u64().expect("a port");
+    assert!(arguments.contains(&format!("0.0.0.0:{port}").as_str()), "{arguments:?}");
+    let key = container["env"].as_array().expect("an environment").iter().any(|entry| entry["name"] == "SD_GEN_API_KEY");
+    assert!(key, "{container}");
+    let folder = tempfile::tempdir().expect("folder");
+    let own: Vec<String> = arguments.iter().map(|word| word.replace(&format!("0.0.0.0:{port}"), "127.0.0.1:0")).collect();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sd-gen"))
+        .args(own)
+        .current_dir(folder.path())
+        .env("SD_GEN_API_KEY", "key")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
+    let address = line.trim().trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let mut answered = Vec::new();
+    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        let path = container[probe]["httpGet"]["path"].as_str().expect("a path");
+        let mut stream = std::net::TcpStream::connect(&address).expect("a connection");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("sent");
+        let mut said = String::new();
+        let _ = stream.read_to_string(&mut said);
+        answered.push((probe, said.starts_with("HTTP/1.1 200")));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    assert!(answered.iter().all(|(_, is)| *is), "{answered:?}");
 }
 
 #[test]
@@ -78,8 +133,10 @@ fn the_job_is_one_by_kubernetes_own_schema() {
                       for d in yaml.safe_load_all(open(sys.argv[1])): k.validate(d, '1.29', strict=True)";
         Command::new(&python).args(["-c", script]).arg(file).output().expect("Python starts")
     };
-    let output = validate(&job_file());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for file in [job_file(), serve_file()] {
+        let output = validate(&file);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
     // A checker that accepts everything would not be one.
     let folder = tempfile::tempdir().expect("folder");
     let wrong = std::fs::read_to_string(job_file()).expect("read").replace("completionMode", "completionMood");

@@ -35,6 +35,13 @@ impl Key {
         Ok(Self(Sha256::digest(text).into()))
     }
 
+    /// The key of an image that a server makes of settings, whose model is known by its name alone. It is no key of an image that is
+    /// made here.
+    pub(crate) fn of_settings(settings: &serde_json::Value, seed: u64) -> Self {
+        let text = json!({ "generates": OUTPUT_VERSION, "by": "server", "settings": settings, "seed": seed }).to_string();
+        Self(Sha256::digest(text).into())
+    }
+
     /// Of an image that is asked for more than once, the key of the one of this number, which counts from 0.
     pub(crate) fn again(self, number: u32) -> Self {
         if number == 0 {

@@ -16,6 +16,7 @@ mod manifest;
 mod manifest_sink;
 mod merge;
 mod plan;
+mod received;
 mod size;
 mod texts;
 
@@ -24,8 +25,9 @@ pub(crate) use feed::{JobFeed, JobTable};
 pub(crate) use image_file::{ImageNames, ImageTarget, generated_png};
 pub(crate) use key::{Key, seed_of};
 pub(crate) use ledger::{JobState, Ledger, LedgerOptions};
-pub(crate) use manifest::Manifest;
+pub(crate) use manifest::{Manifest, Record, Status};
 pub(crate) use manifest_sink::{BatchSummary, ManifestSink};
 pub(crate) use merge::merge;
 pub(crate) use plan::{Job, Shard, groups};
+pub(crate) use received::keep_received;
 pub(crate) use size::{Footprint, Sizes, sizes};

@@ -55,7 +55,7 @@ pub(super) enum Command {
     Merge(MergeArgs),
     /// Write a model in the other layout: a diffusers folder as one file in the original layout, or back
     Convert(ConvertArgs),
-    /// Keep the model loaded and serve other programs and a page in the browser: jobs, A1111's and OpenAI's API
+    /// Keep the model loaded and serve other programs and a page in the browser: jobs, A1111's, OpenAI's and ComfyUI's API
     #[cfg(feature = "serve")]
     Serve(Box<ServeArgs>),
     /// Time every phase of generating, for every combination of models, devices, dtypes, sizes and batch sizes

@@ -17,7 +17,7 @@ mod write;
 
 pub use command::{PrintedCommand, command};
 pub use containers::{Text, texts};
-pub use read::understand;
+pub use read::{understand, understand_graph};
 pub use recipe::{Field, NamedLora, Recipe};
 pub use recreation::recreation;
 pub use write::{GeneratedBy, KEYWORD, parameters};

@@ -4,6 +4,7 @@
 //! unless it was allowed; names that only lead here by a trick of DNS are no names of a server on this machine.
 
 use super::answer::ApiError;
+use super::routes::is_open;
 use super::{Server, metrics};
 use axum::Router;
 use axum::extract::{Request, State};
@@ -14,9 +15,6 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::Instant;
 use tower_http::cors::{AllowOrigin, CorsLayer};
-
-/// What may be asked without the key: it says nothing of anybody.
-const OPEN: &[&str] = &["/", "/health", "/ready", "/favicon.ico"];
 
 /// The routes with everything around them.
 pub(super) fn around(routes: Router<Arc<Server>>, server: &Arc<Server>) -> Router<Arc<Server>> {
@@ -73,7 +71,8 @@ fn refusal(server: &Server, request: &Request) -> Option<ApiError> {
         }
     }
     match &options.api_key {
-        Some(key) if !OPEN.contains(&request.uri().path()) && request.method() != Method::OPTIONS && !has_key(headers, key) => {
+        // What is open says nothing of anybody.
+        Some(key) if !is_open(request.uri().path()) && request.method() != Method::OPTIONS && !has_key(headers, key) => {
             Some(ApiError::new(StatusCode::UNAUTHORIZED, "give the key as Authorization: Bearer KEY or X-Api-Key: KEY"))
         }
         _ => None,

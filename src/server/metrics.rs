@@ -2,7 +2,7 @@
 
 use super::Server;
 use super::answer::{ApiError, bytes, ok};
-use axum::Router;
+use super::routes::{GivenBody, ServerRoute};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -29,9 +29,11 @@ pub(super) fn count(counts: &RequestCounts, status: StatusCode, took: Duration) 
     counts.milliseconds.fetch_add(took.as_millis() as u64, Ordering::Relaxed);
 }
 
-pub(super) fn routes() -> Router<Arc<Server>> {
-    Router::new().route("/health", get(health)).route("/ready", get(ready)).route("/metrics", get(metrics))
-}
+pub(super) const ROUTES: &[ServerRoute] = &[
+    ServerRoute::get("/health", "The server is alive", || get(health)).gives(&[(200, GivenBody::Json("Health"))]).open(),
+    ServerRoute::get("/ready", "The server takes jobs", || get(ready)).gives(&[(200, GivenBody::Json("Ready"))]).fails(&[503]).open(),
+    ServerRoute::get("/metrics", "Numbers for Prometheus", || get(metrics)).gives(&[(200, GivenBody::Text("text/plain"))]),
+];
 
 async fn health() -> Response {
     ok(&json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))

@@ -13,17 +13,21 @@
 
 mod a1111;
 mod answer;
+mod comfyui;
+mod connections;
 mod engine;
 mod files;
 mod guard;
+mod image_format;
 mod job;
 mod journal;
 mod metrics;
 mod native;
 mod openai;
+mod openapi;
 mod page;
-mod pictures;
 mod queue;
+mod routes;
 mod settings;
 mod streams;
 mod studio;
@@ -32,7 +36,6 @@ mod submit;
 pub use studio::{Nameable, NameableFile, ResolvedJob, Studio};
 
 use crate::{Error, Result};
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use files::UploadFolder;
 use queue::JobQueue;
@@ -60,21 +63,20 @@ pub struct RequestLimits {
 }
 
 impl RequestLimits {
-    fn check(&self, job: &ResolvedJob) -> Result<()> {
+    /// What of a job is beyond them, by its setting.
+    fn excess(&self, job: &ResolvedJob) -> Vec<(&'static str, String)> {
+        let mut excess = Vec::new();
         if job.images.len() > self.images {
-            return Err(Error::setting("images", format!("{}: this server makes at most {} for a job", job.images.len(), self.images)));
+            excess.push(("images", format!("{}: this server makes at most {} for a job", job.images.len(), self.images)));
         }
-        for (request, _) in &job.images {
-            let (width, height) = request.last_size();
-            if width.saturating_mul(height) > self.pixels {
-                let most = self.pixels;
-                return Err(Error::setting("size", format!("{width}x{height}: this server makes images of at most {most} pixels")));
-            }
-            if request.sampling.steps > self.steps {
-                return Err(Error::setting("steps", format!("{}: this server takes at most {}", request.sampling.steps, self.steps)));
-            }
+        let sizes = job.images.iter().map(|(request, _)| request.last_size());
+        if let Some((width, height)) = sizes.into_iter().find(|(width, height)| width.saturating_mul(*height) > self.pixels) {
+            excess.push(("size", format!("{width}x{height}: this server makes images of at most {} pixels", self.pixels)));
         }
-        Ok(())
+        if let Some(steps) = job.images.iter().map(|(request, _)| request.sampling.steps).max().filter(|steps| *steps > self.steps) {
+            excess.push(("steps", format!("{steps}: this server takes at most {}", self.steps)));
+        }
+        excess
     }
 }
 
@@ -106,6 +108,7 @@ struct Server {
     /// A1111's options that have a meaning here, as they were set.
     chosen: std::sync::Mutex<serde_json::Map<String, serde_json::Value>>,
     metrics: metrics::RequestCounts,
+    comfyui: comfyui::ComfyState,
 }
 
 /// Serves until `stop` says so; `announce` hears the address.
@@ -118,6 +121,7 @@ pub fn serve(options: ServerOptions, studio: Arc<dyn Studio>, stop: fn() -> bool
     let queue = Arc::new(JobQueue::open(&options.folder, options.limits, options.kept)?);
     let uploads = UploadFolder::new(options.folder.join("uploads"), options.allowed.clone());
     let uploads = Arc::new(uploads.map_err(Error::io(options.folder.join("uploads")))?);
+    let inputs = comfyui::InputFolder::open(options.folder.join("inputs")).map_err(Error::io(options.folder.join("inputs")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)
@@ -143,17 +147,18 @@ pub fn serve(options: ServerOptions, studio: Arc<dyn Studio>, stop: fn() -> bool
         uploads,
         chosen: std::sync::Mutex::default(),
         metrics: metrics::RequestCounts::default(),
+        comfyui: comfyui::ComfyState::new(inputs),
     });
-    let router = guard::around(routes(), &server).layer(DefaultBodyLimit::max(body)).with_state(server);
+    let router = guard::around(routes::router(), &server).layer(DefaultBodyLimit::max(body)).with_state(server);
     announce(address);
-    let served = runtime.block_on(async {
+    runtime.block_on(async {
         let stopped = async move {
             while !stop() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
         let told = queue.clone();
-        let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
+        let serving = connections::serve(listener, router, async move {
             stopped.await;
             told.stop();
         });
@@ -164,8 +169,8 @@ pub fn serve(options: ServerOptions, studio: Arc<dyn Studio>, stop: fn() -> bool
             tokio::time::sleep(LAST_WORDS).await;
         };
         tokio::select! {
-            served = serving => served,
-            () = late => Ok(()),
+            () = serving => {}
+            () = late => {}
         }
     });
     queue.stop();
@@ -177,17 +182,5 @@ pub fn serve(options: ServerOptions, studio: Arc<dyn Studio>, stop: fn() -> bool
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    served.map_err(|error| Error::Image(format!("the server ended: {error}")))
-}
-
-fn routes() -> Router<Arc<Server>> {
-    Router::new()
-        .merge(native::routes())
-        .merge(streams::routes())
-        .merge(metrics::routes())
-        .merge(a1111::routes())
-        .merge(openai::routes())
-        .merge(page::routes())
-        .fallback(answer::not_found)
-        .method_not_allowed_fallback(answer::not_allowed)
+    Ok(())
 }

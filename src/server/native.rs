@@ -2,17 +2,17 @@
 
 use super::Server;
 use super::answer::{ApiError, bytes, json_response, ok};
+use super::image_format::{SentFormat, encode, kept_image};
 use super::job::{JobStatus, ServedJob};
-use super::pictures::{PictureFormat, encode, picture};
+use super::routes::{GivenBody, QueryKind, ServerRoute, TakenBody};
 use super::settings::refusal;
 use super::studio::Nameable;
 use super::submit::{FormParts, NewJob, form, is_form, json_body, submit};
 use crate::settings::{ValueKind, table};
-use axum::Router;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde_json::{Map, Value as Json, json};
 use std::collections::HashMap;
 use std::io::Write;
@@ -23,21 +23,48 @@ const MOST_LISTED: usize = 1000;
 /// The quality of a JPEG that nobody asked to be better or smaller.
 pub(super) const JPEG_QUALITY: u8 = 92;
 
-pub(super) fn routes() -> Router<Arc<Server>> {
-    Router::new()
-        .route("/v1/jobs", post(create).get(list))
-        .route("/v1/jobs/{id}", get(show).delete(cancel))
-        .route("/v1/jobs/{id}/preview", get(preview))
-        .route("/v1/jobs/{id}/images/{image}", get(image))
-        .route("/v1/settings", get(settings))
-        .route("/v1/files", get(files))
-        .route("/v1/inspect", post(inspect))
-}
+pub(super) const ROUTES: &[ServerRoute] = &[
+    ServerRoute::post("/v1/jobs", "Puts a job into the queue", || post(create))
+        .takes(TakenBody::JsonOrForm("Settings", "SettingsForm"))
+        .gives(&[(202, GivenBody::Json("AcceptedJob"))])
+        .fails(&[422, 429, 503]),
+    ServerRoute::get("/v1/jobs", "The jobs, the newest first", || get(list))
+        .query(&[
+            ("state", QueryKind::Words(&["queued", "running", "done", "failed", "cancelled"]), "Jobs in this state alone"),
+            ("limit", QueryKind::Whole(0, MOST_LISTED as u64), "How many at most; 100 where it is not said"),
+            ("before", QueryKind::Text, "Jobs older than the one of this id"),
+        ])
+        .gives(&[(200, GivenBody::Json("JobList"))])
+        .fails(&[400]),
+    ServerRoute::get("/v1/jobs/{id}", "State, progress and images of a job", || get(show))
+        .gives(&[(200, GivenBody::Json("Job"))])
+        .fails(&[404]),
+    ServerRoute::delete("/v1/jobs/{id}", "Cancels a job at its next step; what is done of it stays", || delete(cancel))
+        .query(&[("forget", QueryKind::Switch, "Forgets the job, where it has ended")])
+        .gives(&[(200, GivenBody::Json("CancelledJob"))])
+        .fails(&[404]),
+    ServerRoute::get("/v1/jobs/{id}/preview", "What is forming; nothing where there is nothing to see yet", || get(preview))
+        .gives(&[(200, GivenBody::Image(&["image/jpeg"])), (204, GivenBody::Nothing)])
+        .fails(&[404]),
+    ServerRoute::get("/v1/jobs/{id}/images/{image}", "An image with its metadata; its number may have an ending: 0.jpeg", || get(image))
+        .query(&[
+            ("format", QueryKind::Words(&["png", "jpeg", "webp"]), "How it is sent; PNG where nothing says it"),
+            ("quality", QueryKind::Whole(1, 100), "Of a JPEG"),
+        ])
+        .gives(&[(200, GivenBody::Image(&["image/png", "image/jpeg", "image/webp"]))])
+        .fails(&[400, 404]),
+    ServerRoute::get("/v1/settings", "What can be said of an image, what the server was told, and its limits", || get(settings))
+        .gives(&[(200, GivenBody::Json("SettingList"))]),
+    ServerRoute::get("/v1/files", "Which models and networks can be named", || get(files)).gives(&[(200, GivenBody::Json("NamedFiles"))]),
+    ServerRoute::post("/v1/inspect", "What an image's metadata says, as settings", || post(inspect))
+        .takes(TakenBody::JsonOrForm("EncodedImage", "ImageForm"))
+        .gives(&[(200, GivenBody::Json("InspectedImage"))]),
+];
 
 async fn create(State(server): State<Arc<Server>>, request: Request) -> Result<Response, ApiError> {
     let mut new = NewJob::of("native", Map::new());
     if is_form(&request) {
-        let FormParts { texts, files } = form(request).await?;
+        let FormParts { texts, files, .. } = form(request).await?;
         for (name, text) in texts {
             match name.as_str() {
                 "settings" => match serde_json::from_str(&text) {
@@ -124,7 +151,7 @@ async fn preview(State(server): State<Arc<Server>>, Path(id): Path<String>) -> R
         job.preview.clone()
     });
     match forming.ok_or_else(ApiError::no_job)? {
-        Some((_, image)) => Ok(bytes("image/jpeg", encode(&image, "", PictureFormat::Jpeg, 80)?)),
+        Some((_, image)) => Ok(bytes("image/jpeg", encode(&image, "", SentFormat::Jpeg, 80)?)),
         None => Ok(StatusCode::NO_CONTENT.into_response()),
     }
 }
@@ -139,8 +166,8 @@ async fn image(
     let number: usize = number.parse().map_err(|_| none())?;
     let name = query.get("format").map_or(ending, String::as_str);
     let format = match name {
-        "" => PictureFormat::Png,
-        name => PictureFormat::from_name(name).ok_or_else(|| ApiError::bad(format!("format {name:?}: there are png, jpeg and webp")))?,
+        "" => SentFormat::Png,
+        name => SentFormat::from_name(name).ok_or_else(|| ApiError::bad(format!("format {name:?}: there are png, jpeg and webp")))?,
     };
     let quality = match query.get("quality").map(|text| text.parse::<u8>()) {
         None => JPEG_QUALITY,
@@ -153,9 +180,9 @@ async fn image(
     });
     let infotext = there.flatten().ok_or_else(none)?;
     let path = ServedJob::image_path(server.queue.folder(), &id, number);
-    let work = tokio::task::spawn_blocking(move || picture(&path, &infotext, format, quality));
-    let picture = work.await.map_err(|_| none())?;
-    let mut response = bytes(format.mime(), picture.map_err(|_| none())?);
+    let work = tokio::task::spawn_blocking(move || kept_image(&path, &infotext, format, quality));
+    let sent = work.await.map_err(|_| none())?;
+    let mut response = bytes(format.mime(), sent.map_err(|_| none())?);
     // The image of a job never changes.
     response
         .headers_mut()

@@ -9,13 +9,13 @@
 use super::Server;
 use super::answer::{ApiError, ok};
 use super::files::{from_base64, to_base64};
+use super::image_format::{SentFormat, encode, kept_image};
 use super::job::{JobStatus, ServedJob, now};
-use super::pictures::{PictureFormat, encode, picture};
+use super::routes::{GivenBody, ServerRoute, TakenBody};
 use super::settings::SettingProblem;
 use super::studio::Nameable;
 use super::submit::{NewJob, Onlooking, WhileAsked, form, is_form, json_body, submit, wait};
 use ::image::GrayImage;
-use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -60,18 +60,23 @@ impl IntoResponse for OpenAiError {
     }
 }
 
-pub(super) fn routes() -> Router<Arc<Server>> {
-    Router::new()
-        .route("/v1/images/generations", post(generations))
-        .route("/v1/images/edits", post(edits))
-        .route("/v1/models", get(models))
-        .route("/v1/models/{*name}", get(model))
-}
+pub(super) const ROUTES: &[ServerRoute] = &[
+    ServerRoute::post("/v1/images/generations", "Makes images of a prompt", || post(generations))
+        .takes(TakenBody::Json("GenerationRequest"))
+        .gives(&[(200, GivenBody::JsonOrEvents("GeneratedImages"))])
+        .fails(&[404, 409, 429, 503]),
+    ServerRoute::post("/v1/images/edits", "Makes an image of another one; where the mask is transparent it is made anew", || post(edits))
+        .takes(TakenBody::JsonOrForm("EditRequest", "EditForm"))
+        .gives(&[(200, GivenBody::JsonOrEvents("GeneratedImages"))])
+        .fails(&[404, 409, 429, 503]),
+    ServerRoute::get("/v1/models", "The models", || get(models)).gives(&[(200, GivenBody::Json("ModelList"))]),
+    ServerRoute::get("/v1/models/{*name}", "A model", || get(model)).gives(&[(200, GivenBody::Json("Model"))]).fails(&[404]),
+];
 
 /// What of a request is not a setting.
 struct ImageRequest {
     settings: Map<String, Json>,
-    format: PictureFormat,
+    format: SentFormat,
     quality: u8,
     streams: bool,
     partial: u64,
@@ -90,7 +95,7 @@ impl ImageRequest {
         let mut take = |key: &str| body.remove(key).unwrap_or_default();
         let mut out = Self {
             settings: Map::new(),
-            format: PictureFormat::Png,
+            format: SentFormat::Png,
             quality: 100,
             streams: truth("stream", &take("stream"))?,
             partial: whole("partial_images", &take("partial_images"), 0, MOST_PARTIAL)?.unwrap_or(0),
@@ -109,11 +114,11 @@ impl ImageRequest {
             Some(name) => drop(out.settings.insert("model".into(), name.into())),
         }
         if let Some(name) = take("output_format").as_str() {
-            out.format = PictureFormat::from_name(name).ok_or_else(|| problem("output_format", "there are png, jpeg and webp"))?;
+            out.format = SentFormat::from_name(name).ok_or_else(|| problem("output_format", "there are png, jpeg and webp"))?;
         }
         if let Some(quality) = whole("output_compression", &take("output_compression"), 0, 100)? {
             out.quality = quality.clamp(1, 100) as u8;
-            if out.format == PictureFormat::WebP {
+            if out.format == SentFormat::WebP {
                 out.remarks.push("output_compression: WebP is written without loss here".into());
             }
         }
@@ -279,7 +284,7 @@ fn answer(server: &Server, id: &str, read: &ImageRequest, host: &str) -> Result<
             json!({ "url": format!("http://{host}/v1/jobs/{id}/images/{at}?format={}", read.format.name()) })
         } else {
             let path = ServedJob::image_path(server.queue.folder(), id, at);
-            json!({ "b64_json": to_base64(&picture(&path, &infotext, read.format, read.quality)?) })
+            json!({ "b64_json": to_base64(&kept_image(&path, &infotext, read.format, read.quality)?) })
         });
     }
     remarks.extend(read.remarks.iter().cloned());
@@ -363,7 +368,7 @@ impl ImageStream {
         for (at, infotext) in done.into_iter().skip(self.sent) {
             let path = ServedJob::image_path(self.server.queue.folder(), &self.id, at);
             let (format, quality) = (self.read.format, self.read.quality);
-            let bytes = tokio::task::spawn_blocking(move || picture(&path, &infotext, format, quality)).await;
+            let bytes = tokio::task::spawn_blocking(move || kept_image(&path, &infotext, format, quality)).await;
             self.sent += 1;
             if let Ok(Ok(bytes)) = bytes {
                 let more = json!({ "b64_json": to_base64(&bytes) });

@@ -160,12 +160,11 @@ impl JobQueue {
         Ok(())
     }
 
-    /// Takes a job; it is on the disk when this returns. Gives its id, and how many are before it.
+    /// Takes a job, behind the others or before them; it is on the disk when this returns. Gives its id, and how many are before it.
     ///
     /// # Errors
-    /// The queue is full, the job is beyond the limits, or the disk is full.
-    pub(super) fn submit(&self, mut job: ServedJob, resolved: ResolvedJob) -> Result<(Arc<str>, usize), Refusal> {
-        self.limits.check(&resolved).map_err(Refusal::Wrong)?;
+    /// The queue is full, or the disk is.
+    pub(super) fn submit(&self, mut job: ServedJob, resolved: ResolvedJob, front: bool) -> Result<(Arc<str>, usize), Refusal> {
         self.has_room(resolved.images.len())?;
         job.model = resolved.model;
         job.images = resolved.images.into_iter().map(|(request, seed)| ServedImage::new(request, seed, &resolved.generator)).collect();
@@ -174,10 +173,13 @@ impl JobQueue {
         self.journal.write(&job).map_err(Refusal::Wrong)?;
         let id = job.id.clone();
         let mut state = self.state();
-        let position = state.position_of_next();
+        let position = if front { 0 } else { state.position_of_next() };
         state.counts.accepted += 1;
         let places: Vec<ImagePlace> = (0..job.images.len()).map(|at| (id.clone(), at)).collect();
-        state.waiting.extend(places);
+        match front {
+            true => places.into_iter().rev().for_each(|place| state.waiting.push_front(place)),
+            false => state.waiting.extend(places),
+        }
         state.jobs.insert(id.clone(), job);
         drop(state);
         info!(job = &*id, position, "job accepted");

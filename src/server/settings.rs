@@ -26,16 +26,16 @@ pub(super) type GivenSetting = (&'static Setting, Vec<String>);
 const MODEL_SETTINGS: &[&str] = &["model", "dtype", "vae-dtype", "vae-tiling"];
 
 /// Settings whose value is a file of the client's: uploaded, in the request itself, or inside an allowed folder.
-const CLIENT_FILES: &[&str] = &["init-image", "mask", "recreate", "scheduler-config"];
+pub(super) const CLIENT_FILES: &[&str] = &["init-image", "mask", "recreate", "scheduler-config"];
 
 /// Settings whose value is a folder or file that must be inside an allowed folder.
-const ALLOWED_PATHS: &[&str] = &["wildcards", "styles-file"];
+pub(super) const ALLOWED_PATHS: &[&str] = &["wildcards", "styles-file"];
 
 /// Settings that name a network and an image.
-const STEERING: &[&str] = &["control", "ip-adapter"];
+pub(super) const STEERING: &[&str] = &["control", "ip-adapter"];
 
 /// Values of one setting: more are no request of a person's.
-const MOST_VALUES: usize = 64;
+pub(super) const MOST_VALUES: usize = 64;
 
 /// Why a request may not have a setting; the end of a sentence.
 pub(super) fn refusal(row: &Setting) -> Option<&'static str> {

@@ -6,10 +6,10 @@
 use super::Server;
 use super::answer::ApiError;
 use super::files::to_base64;
+use super::image_format::{SentFormat, encode};
 use super::job::ServedJob;
-use super::pictures::{PictureFormat, encode};
+use super::routes::{GivenBody, QueryField, QueryKind, ServerRoute};
 use super::submit::{Onlooking, WhileAsked};
-use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, Query, State};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -24,13 +24,27 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// How long a client may take to receive a message before it is given up.
-const SLOWEST_READER: Duration = Duration::from_secs(30);
+pub(super) const SLOWEST_READER: Duration = Duration::from_secs(30);
 /// Between two states of a job at most this often.
-const BREATH: Duration = Duration::from_millis(40);
+pub(super) const BREATH: Duration = Duration::from_millis(40);
 
-pub(super) fn routes() -> Router<Arc<Server>> {
-    Router::new().route("/v1/jobs/{id}/events", get(events)).route("/v1/jobs/{id}/ws", get(websocket))
-}
+const QUERY: &[QueryField] = &[
+    ("previews", QueryKind::Switch, "Send what is forming too"),
+    ("cancel_on_disconnect", QueryKind::Switch, "Cancel the job when the client goes away"),
+];
+
+pub(super) const ROUTES: &[ServerRoute] = &[
+    ServerRoute::get("/v1/jobs/{id}/events", "A job as it changes: events `state`, `preview`, `end`, `stopping` and `gone`", || {
+        get(events)
+    })
+    .query(QUERY)
+    .gives(&[(200, GivenBody::Text("text/event-stream"))])
+    .fails(&[404]),
+    ServerRoute::get("/v1/jobs/{id}/ws", "The same as a WebSocket; {\"cancel\": true} cancels", || get(websocket))
+        .query(QUERY)
+        .gives(&[(101, GivenBody::Nothing)])
+        .fails(&[400, 404, 426]),
+];
 
 /// How a job stands, again whenever that changes.
 struct JobStates {
@@ -73,7 +87,7 @@ impl JobStates {
             };
             if let Some((image, shown)) = preview {
                 self.previews = previews;
-                if let Ok(jpeg) = encode(&shown, "", PictureFormat::Jpeg, 80) {
+                if let Ok(jpeg) = encode(&shown, "", SentFormat::Jpeg, 80) {
                     let data = format!("data:image/jpeg;base64,{}", to_base64(&jpeg));
                     return Some(("preview", json!({ "id": &*self.id, "image": image, "data": data })));
                 }

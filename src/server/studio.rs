@@ -5,6 +5,7 @@ use crate::metadata::GeneratedBy;
 use crate::settings::{Draft, Request};
 use crate::{Error, Result};
 use ::image::RgbImage;
+use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,6 +72,9 @@ pub trait Studio: Send + Sync {
 
     /// What there is of a kind.
     fn list(&self, kind: Nameable) -> Vec<NameableFile>;
+
+    /// The devices that are generated on.
+    fn devices(&self) -> &[Device];
 
     /// What a request that names no model uses.
     fn default_model(&self) -> String;

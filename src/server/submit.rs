@@ -4,8 +4,9 @@ use super::Server;
 use super::answer::ApiError;
 use super::files::{FileDesk, UploadFolder};
 use super::job::{JobStatus, Onlookers, ServedJob, now};
-use super::settings::{self, GivenSetting};
-use crate::settings::{Draft, Seed};
+use super::settings::{self, GivenSetting, SettingProblem};
+use super::studio::ResolvedJob;
+use crate::settings::{Draft, Seed, Setting};
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -35,11 +36,13 @@ pub(super) struct NewJob {
     pub(super) note: Json,
     /// An id that the client chose.
     pub(super) id: Option<Arc<str>>,
+    /// It is made before the others.
+    pub(super) front: bool,
 }
 
 impl NewJob {
     pub(super) fn of(origin: &'static str, settings: Map<String, Json>) -> Self {
-        Self { origin, settings, parts: HashMap::new(), remarks: Vec::new(), note: Json::Null, id: None }
+        Self { origin, settings, parts: HashMap::new(), remarks: Vec::new(), note: Json::Null, id: None, front: false }
     }
 }
 
@@ -91,6 +94,8 @@ pub(super) struct FormParts {
     pub(super) texts: Vec<(String, String)>,
     /// Fields that are files, in their order.
     pub(super) files: Vec<(String, Vec<u8>)>,
+    /// What the files are called where they come from.
+    pub(super) names: Vec<String>,
 }
 
 pub(super) fn is_form(request: &Request) -> bool {
@@ -101,17 +106,20 @@ pub(super) fn is_form(request: &Request) -> bool {
 pub(super) async fn form(request: Request) -> Result<FormParts, ApiError> {
     let read = async {
         let mut form = Multipart::from_request(request, &()).await.map_err(|error| ApiError::bad(error.body_text()))?;
-        let mut parts = FormParts { texts: Vec::new(), files: Vec::new() };
+        let mut parts = FormParts { texts: Vec::new(), files: Vec::new(), names: Vec::new() };
         while let Some(field) = form.next_field().await.map_err(|error| ApiError::new(error.status(), error.body_text()))? {
             if parts.texts.len() + parts.files.len() >= MOST_PARTS {
                 return Err(ApiError::bad(format!("a form has at most {MOST_PARTS} fields")));
             }
             let name = field.name().unwrap_or_default().to_owned();
-            let is_file = field.file_name().is_some();
+            let file_name = field.file_name().map(str::to_owned);
             let bytes = field.bytes().await.map_err(|error| ApiError::new(error.status(), error.body_text()))?;
-            match is_file {
-                true => parts.files.push((name, bytes.to_vec())),
-                false => {
+            match file_name {
+                Some(file_name) => {
+                    parts.files.push((name, bytes.to_vec()));
+                    parts.names.push(file_name);
+                }
+                None => {
                     let text =
                         String::from_utf8(bytes.to_vec()).map_err(|_| ApiError::bad(format!("the field {name:?} is not UTF-8 text")))?;
                     parts.texts.push((name, text));
@@ -141,17 +149,17 @@ pub(super) fn draft_of(server: &Server, settings: &Map<String, Json>, desk: &mut
     for (row, values) in &given {
         for value in values.iter().filter(|_| row.name == "model") {
             if let Err(error) = server.studio.check_model(value) {
-                problems.push(settings::SettingProblem::new("model", super::studio::said(&error).1));
+                problems.push(SettingProblem::new("model", super::studio::said(&error).1));
             }
         }
     }
     let names =
         |name: &str| settings.iter().any(|(key, value)| !value.is_null() && crate::settings::find(key).is_some_and(|row| row.name == name));
     if !names("prompt") && !names("recreate") {
-        problems.push(settings::SettingProblem::new("prompt", "is missing; say what to generate"));
+        problems.push(SettingProblem::new("prompt", "is missing; say what to generate"));
     }
     if names("style") && !names("styles-file") && server.studio.base().template.styles_file.is_none() {
-        problems.push(settings::SettingProblem::new("style", "the server has no styles; start it with --styles-file"));
+        problems.push(SettingProblem::new("style", "the server has no styles; start it with --styles-file"));
     }
     match settings::draft(server.studio.base(), &given, names) {
         Ok(draft) if problems.is_empty() => return Ok(draft),
@@ -159,6 +167,69 @@ pub(super) fn draft_of(server: &Server, settings: &Map<String, Json>, desk: &mut
         Err(more) => problems.extend(more),
     }
     Err(ApiError::problems(problems))
+}
+
+/// Attempts to find out what is wrong with a draft; each opens its files again.
+const MOST_ATTEMPTS: usize = 16;
+
+/// Resolves a draft, or says all that is wrong with it: what is wrong by the model or by what else is said is found one by one, each time
+/// without what was found before.
+fn resolved(server: &Server, draft: Draft) -> Result<ResolvedJob, ApiError> {
+    let uploads = &server.uploads;
+    let resolve = |draft: Draft| match server.studio.resolve(draft, &|path| uploads.is_permitted(path)) {
+        Ok(job) => match server.options.limits.excess(&job) {
+            none if none.is_empty() => Ok(job),
+            excess => Err(ApiError::problems(excess.into_iter().map(|(name, what)| SettingProblem::new(name, what)).collect())),
+        },
+        Err(error) => Err(ApiError::from(error)),
+    };
+    let mut all = match resolve(draft.clone()) {
+        Ok(job) => return Ok(job),
+        Err(error) => error,
+    };
+    let (mut left, mut named) = (draft, all.problems.clone());
+    for _ in 0..MOST_ATTEMPTS {
+        let mut is_less = false;
+        for problem in &named {
+            is_less |= without(&mut left, &problem.path);
+        }
+        // What was not said cannot be left out: it is wrong because of what is left.
+        if !is_less {
+            break;
+        }
+        let Err(error) = resolve(left.clone()) else { break };
+        named = error.problems;
+        // A problem of what is missing now is none of the request's.
+        named.retain(|problem| !all.problems.iter().any(|known| known.path == problem.path) && !said_rows(&left, &problem.path).is_empty());
+        all.problems.extend(named.iter().cloned());
+    }
+    if !all.problems.is_empty() {
+        all = ApiError { status: all.status, ..ApiError::problems(all.problems) };
+    }
+    // Where the server keeps what was sent says nothing to who sent it.
+    let folder = format!("{}/", server.options.folder.join("uploads").display());
+    all.message = all.message.replace(&folder, "");
+    all.problems.iter_mut().for_each(|problem| problem.what = problem.what.replace(&folder, ""));
+    Err(all)
+}
+
+/// The rows of a problem's setting that a draft says; both sides are one setting to those who write them as one.
+fn said_rows(draft: &Draft, name: &str) -> Vec<&'static Setting> {
+    let names = if name == "size" { ["width", "height"].as_slice() } else { std::slice::from_ref(&name) };
+    let rows = names.iter().filter_map(|name| crate::settings::find(name));
+    rows.filter(|row| row.name != "prompt" && !(row.access.given)(draft).is_empty()).collect()
+}
+
+/// Takes a setting out of a draft, and those that make no sense without it; whether it was there.
+fn without(draft: &mut Draft, name: &str) -> bool {
+    let rows = said_rows(draft, name);
+    for row in &rows {
+        let needing = crate::settings::table().iter().filter(|other| other.requires == Some(row.name));
+        for row in needing.chain([*row]) {
+            let _ = (row.access.read)(draft, &[]);
+        }
+    }
+    !rows.is_empty()
 }
 
 fn enqueue(server: &Server, new: NewJob) -> Result<(Arc<str>, usize), ApiError> {
@@ -173,14 +244,7 @@ fn enqueue(server: &Server, new: NewJob) -> Result<(Arc<str>, usize), ApiError> 
         draft.sampling.variation_seed = Some(Seed::Is(u64::from(rand::random::<u32>())));
     }
     let (shown, written) = (settings::shown(&draft), settings::written(&draft));
-    let resolved = server.studio.resolve(draft, &|path| uploads.is_permitted(path)).map_err(|error| {
-        // Where the server keeps what was sent says nothing to who sent it.
-        let folder = format!("{}/", server.options.folder.join("uploads").display());
-        let mut error = ApiError::from(error);
-        error.message = error.message.replace(&folder, "");
-        error.problems.iter_mut().for_each(|problem| problem.what = problem.what.replace(&folder, ""));
-        error
-    })?;
+    let resolved = resolved(server, draft)?;
     let job = ServedJob {
         id: new.id.unwrap_or_else(ServedJob::new_id),
         origin: new.origin.to_owned(),
@@ -201,7 +265,7 @@ fn enqueue(server: &Server, new: NewJob) -> Result<(Arc<str>, usize), ApiError> 
         previews: 0,
         changed: watch::Sender::new(0),
     };
-    Ok(server.queue.submit(job, resolved)?)
+    Ok(server.queue.submit(job, resolved, new.front)?)
 }
 
 /// Cancels its job when it is dropped: whoever waited for it has gone.

@@ -1,7 +1,7 @@
 //! `sd-gen --prompt …`: from flags to images on the disk.
 
 use crate::batch::{Batch, EventSender, Finished, ImageEvent, ImageNames, Sink, Sizes, Task, generated_png, sizes};
-use crate::cli::command::output::{ImageName, Output};
+use crate::cli::command::output::{ImageName, NamedBy, Output};
 use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{self, AdapterFinder, Opened};
 use crate::cli::process::set_threads;
@@ -85,7 +85,7 @@ pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<
     let images = requests.iter().fold(0usize, |sum, request| sum.saturating_add(request.output.images));
     let generator = model.generator();
     for (index, request) in requests.iter().enumerate() {
-        output.checked_target(&ImageName { request, model: &generator.label, seed: request.seed, index })?;
+        output.checked_target(&ImageName { by: NamedBy::Request(request), model: &generator.label, seed: request.seed, index })?;
     }
     output.check(images)?;
     if let (Some(latents), Some(image)) = (&run.save_latents, &run.output)
@@ -211,7 +211,7 @@ impl Writer {
     /// The file; `None` is standard output.
     fn write(&mut self, generated: &GeneratedImage, request: &Request) -> Result<Option<PathBuf>> {
         let png = generated_png(generated, request, &self.generator)?;
-        let name = ImageName { request, model: &self.generator.label, seed: generated.seed, index: self.index };
+        let name = ImageName { by: NamedBy::Request(request), model: &self.generator.label, seed: generated.seed, index: self.index };
         self.index += 1;
         let Some(target) = self.output.ready_target(&name)? else {
             let mut bytes = Vec::new();

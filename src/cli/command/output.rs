@@ -3,7 +3,7 @@
 use crate::batch::ImageTarget;
 use crate::cli::terminal::show::steers;
 use crate::disk::{folder_of, stays_inside};
-use crate::settings::Request;
+use crate::settings::{Draft, Request};
 use crate::{Error, Result};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
@@ -35,9 +35,18 @@ pub(in crate::cli) struct Output {
     confined_to: Option<PathBuf>,
 }
 
+/// Where a name's words come from.
+#[derive(Clone, Copy)]
+pub(in crate::cli) enum NamedBy<'a> {
+    /// Everything is decided.
+    Request(&'a Request),
+    /// A server decides what is not said; [`Output::check_said`] keeps that out of names.
+    Draft(&'a Draft),
+}
+
 /// What distinguishes one image of a request.
 pub(in crate::cli) struct ImageName<'a> {
-    pub(in crate::cli) request: &'a Request,
+    pub(in crate::cli) by: NamedBy<'a>,
     pub(in crate::cli) model: &'a str,
     pub(in crate::cli) seed: u64,
     pub(in crate::cli) index: usize,
@@ -109,6 +118,27 @@ impl Output {
         let folder =
             if self.exact || !fixed.as_os_str().to_string_lossy().ends_with(['/', '\\']) { fixed.parent() } else { Some(fixed.as_path()) };
         make_folder(folder.filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    }
+
+    /// That a draft says whatever the names hold.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(in crate::cli) fn check_said(&self, draft: &Draft) -> Result<()> {
+        for piece in self.template.iter().flatten() {
+            let TemplatePiece::Field { name, .. } = piece else { continue };
+            let setting = match name.as_str() {
+                "guidance" => "guidance-scale",
+                "sampler" | "steps" | "width" | "height" => name.as_str(),
+                _ => continue,
+            };
+            if crate::settings::find(setting).is_some_and(|row| (row.access.given)(draft).is_empty()) {
+                return Err(Error::Input(format!(
+                    "--output {{{name}}}: a server decides it where nobody says it; give --{setting}, or another template"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The image goes to standard output.
@@ -238,20 +268,25 @@ fn fill(piece: &TemplatePiece, image: &ImageName<'_>) -> String {
         TemplatePiece::Text(text) => return text.clone(),
         TemplatePiece::Field { name, most } => (name.as_str(), *most),
     };
-    let request = image.request;
-    let value = match name {
-        "date" => local_time(SystemTime::now()).strftime("%Y-%m-%d").to_string(),
-        "time" => local_time(SystemTime::now()).strftime("%H%M%S").to_string(),
-        "seed" => image.seed.to_string(),
-        "index" => image.index.to_string(),
-        "prompt" => request.prompt.clone(),
-        "negative" => request.text.negative_prompt.clone().unwrap_or_default(),
-        "model" => image.model.to_owned(),
-        "sampler" => request.scheduler.sampler().map(|s| s.name().to_owned()).unwrap_or_default(),
-        "steps" => request.sampling.steps.to_string(),
-        "guidance" => request.guidance.scale.to_string(),
-        "width" => request.canvas.width.to_string(),
-        "height" => request.canvas.height.to_string(),
+    let said = |setting: &str, draft: &Draft| {
+        crate::settings::find(setting).and_then(|row| (row.access.given)(draft).into_iter().next()).unwrap_or_default()
+    };
+    let value = match (name, image.by) {
+        ("date", _) => local_time(SystemTime::now()).strftime("%Y-%m-%d").to_string(),
+        ("time", _) => local_time(SystemTime::now()).strftime("%H%M%S").to_string(),
+        ("seed", _) => image.seed.to_string(),
+        ("index", _) => image.index.to_string(),
+        ("prompt", NamedBy::Request(request)) => request.prompt.clone(),
+        ("negative", NamedBy::Request(request)) => request.text.negative_prompt.clone().unwrap_or_default(),
+        ("model", _) => image.model.to_owned(),
+        ("sampler", NamedBy::Request(request)) => request.scheduler.sampler().map(|s| s.name().to_owned()).unwrap_or_default(),
+        ("steps", NamedBy::Request(request)) => request.sampling.steps.to_string(),
+        ("guidance", NamedBy::Request(request)) => request.guidance.scale.to_string(),
+        ("width", NamedBy::Request(request)) => request.canvas.width.to_string(),
+        ("height", NamedBy::Request(request)) => request.canvas.height.to_string(),
+        ("negative", NamedBy::Draft(draft)) => said("negative-prompt", draft),
+        ("guidance", NamedBy::Draft(draft)) => said("guidance-scale", draft),
+        (name, NamedBy::Draft(draft)) => said(name, draft),
         _ => String::new(),
     };
     file_name_part(&value, most.unwrap_or(100))
@@ -339,7 +374,7 @@ mod tests {
         let spec = crate::family::well_known("sd15").unwrap();
         let request =
             crate::settings::Draft::new(red.as_str()).with(|draft| draft.text.negative_prompt = Some(green)).resolve(&spec).unwrap();
-        let image = ImageName { request: &request, model: "m", seed: 5, index: 0 };
+        let image = ImageName { by: NamedBy::Request(&request), model: "m", seed: 5, index: 0 };
         for template in [
             "{prompt}{negative}/x.png",
             "{prompt}{negative}.png/{seed}.png",
@@ -354,7 +389,7 @@ mod tests {
         }
         // Folders that a prompt makes are none of Windows' devices either.
         let request = crate::settings::Draft::new("aux").resolve(&spec).unwrap();
-        let image = ImageName { request: &request, model: "m", seed: 5, index: 0 };
+        let image = ImageName { by: NamedBy::Request(&request), model: "m", seed: 5, index: 0 };
         let place = |template: &str| Output::new(Some(template), Some(Path::new("out")), false).unwrap().target(&image).unwrap().path;
         assert_eq!(place("{prompt}/{seed}.png"), Path::new("out/aux-/5.png"));
         assert_eq!(place("{prompt}.png"), Path::new("out/aux-.png"));

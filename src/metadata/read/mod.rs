@@ -43,6 +43,13 @@ pub fn understand(texts: &[Text]) -> Option<Recipe> {
     Some(recipe)
 }
 
+/// What a graph of ComfyUI's means, as its API is sent it.
+pub fn understand_graph(graph: &str) -> Option<Recipe> {
+    let mut recipe = comfyui::read(&[Text::new("the request", "prompt", graph)])?;
+    split_schedule(&mut recipe);
+    Some(recipe)
+}
+
 /// The text under one of the keywords, which are tried in order.
 fn text<'a>(texts: &'a [Text], keywords: &[&'static str]) -> Option<&'a str> {
     texts_under(texts, keywords).next()

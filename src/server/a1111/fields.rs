@@ -25,7 +25,7 @@ pub(super) struct TranslatedRequest {
 }
 
 /// Fields with their settings, whose values are taken as they are.
-const PLAIN: &[(&str, &str)] = &[
+pub(in crate::server) const PLAIN: &[(&str, &str)] = &[
     ("prompt", "prompt"),
     ("negative_prompt", "negative-prompt"),
     ("steps", "steps"),

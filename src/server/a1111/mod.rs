@@ -7,17 +7,18 @@ mod fields;
 use super::Server;
 use super::answer::{ApiError, ok};
 use super::files::{from_base64, to_base64};
+use super::image_format::{SentFormat, encode, kept_image};
 use super::job::{ImageStatus, JobStatus, ServedJob};
 use super::native::inspected;
-use super::pictures::{PictureFormat, encode, picture};
+use super::routes::{GivenBody, QueryKind, ServerRoute, TakenBody};
 use super::studio::{Nameable, NameableFile};
 use super::submit::{NewJob, WhileAsked, json_body, optional_json_body, submit, wait};
 use crate::sampling::{Sampler, SigmaSchedule};
-use axum::Router;
 use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+pub(super) use fields::PLAIN;
 use fields::{TranslatedRequest, option, translate};
 use serde_json::{Map, Value as Json, json};
 use std::collections::HashMap;
@@ -42,34 +43,62 @@ impl IntoResponse for WebUiError {
 
 type WebUiAnswer = Result<Response, WebUiError>;
 
-pub(super) fn routes() -> Router<Arc<Server>> {
-    let at = |name: &str| format!("/sdapi/v1/{name}");
-    Router::new()
-        .route(&at("txt2img"), post(txt2img))
-        .route(&at("img2img"), post(img2img))
-        .route(&at("progress"), get(progress))
-        .route(&at("interrupt"), post(interrupt))
-        .route(&at("skip"), post(skip))
-        .route(&at("options"), get(options).post(set_options))
-        .route(&at("sd-models"), get(models))
-        .route(&at("sd-vae"), get(vaes))
-        .route(&at("samplers"), get(samplers))
-        .route(&at("schedulers"), get(schedulers))
-        .route(&at("upscalers"), get(upscalers))
-        .route(&at("latent-upscale-modes"), get(latent_modes))
-        .route(&at("loras"), get(loras))
-        .route(&at("embeddings"), get(embeddings))
-        .route(&at("png-info"), post(png_info))
-        .route(&at("extra-single-image"), post(extra))
-        .route(&at("memory"), get(memory))
-        .route(&at("unload-checkpoint"), post(unload))
-        .route(&at("reload-checkpoint"), post(nothing))
-        .route(&at("refresh-checkpoints"), post(nothing))
-        .route(&at("refresh-loras"), post(nothing))
-        .route(&at("refresh-vae"), post(nothing))
-        .route("/controlnet/model_list", get(control_nets))
-        .route("/controlnet/module_list", get(control_modules))
-}
+pub(super) const ROUTES: &[ServerRoute] = &[
+    ServerRoute::post("/sdapi/v1/txt2img", "Makes images of a prompt", || post(txt2img))
+        .takes(TakenBody::Json("TextToImageRequest"))
+        .gives(&[(200, GivenBody::Json("WebUiImages"))])
+        .fails(&[404, 422, 429, 503]),
+    ServerRoute::post("/sdapi/v1/img2img", "Makes images of an image", || post(img2img))
+        .takes(TakenBody::Json("ImageToImageRequest"))
+        .gives(&[(200, GivenBody::Json("WebUiImages"))])
+        .fails(&[404, 422, 429, 503]),
+    ServerRoute::get("/sdapi/v1/progress", "How far the job at work is, and what is forming", || get(progress))
+        .query(&[("skip_current_image", QueryKind::Switch, "Leave the image out")])
+        .gives(&[(200, GivenBody::Json("WebUiProgress"))]),
+    ServerRoute::post("/sdapi/v1/interrupt", "Cancels this API's jobs at work", || post(interrupt)).gives(DONE),
+    ServerRoute::post("/sdapi/v1/skip", "Cancels the images at work, so that the next begin", || post(skip)).gives(DONE),
+    ServerRoute::get("/sdapi/v1/options", "What requests leave open", || get(options)).gives(DONE),
+    ServerRoute::post("/sdapi/v1/options", "Sets what requests leave open", || post(set_options))
+        .takes(TakenBody::Json("Anything"))
+        .gives(DONE)
+        .fails(&[422]),
+    ServerRoute::get("/sdapi/v1/sd-models", "The models", || get(models)).gives(LIST),
+    ServerRoute::get("/sdapi/v1/sd-vae", "The VAEs", || get(vaes)).gives(LIST),
+    ServerRoute::get("/sdapi/v1/samplers", "The samplers", || get(samplers)).gives(LIST),
+    ServerRoute::get("/sdapi/v1/schedulers", "The schedules of noise levels", || get(schedulers)).gives(LIST),
+    ServerRoute::get("/sdapi/v1/upscalers", "The upscalers", || get(upscalers)).gives(LIST),
+    ServerRoute::get("/sdapi/v1/latent-upscale-modes", "How latents are enlarged", || get(latent_modes)).gives(LIST),
+    ServerRoute::get("/sdapi/v1/loras", "The LoRAs", || get(loras)).gives(LIST),
+    ServerRoute::get("/sdapi/v1/embeddings", "The textual inversions", || get(embeddings)).gives(DONE),
+    ServerRoute::post("/sdapi/v1/png-info", "What an image's metadata says", || post(png_info))
+        .takes(TakenBody::Json("EncodedImage"))
+        .gives(DONE)
+        .fails(&[422]),
+    ServerRoute::post("/sdapi/v1/extra-single-image", "Enlarges an image", || post(extra))
+        .takes(TakenBody::Json("EnlargeRequest"))
+        .gives(DONE)
+        .fails(&[422, 503]),
+    ServerRoute::get("/sdapi/v1/memory", "How much memory is free", || get(memory)).gives(DONE),
+    ServerRoute::post("/sdapi/v1/unload-checkpoint", "Unloads the models", || post(unload)).gives(DONE),
+    ServerRoute::post("/sdapi/v1/reload-checkpoint", "Nothing: models are loaded when they are used", || post(nothing))
+        .takes(TakenBody::OptionalJson("Anything"))
+        .gives(DONE),
+    ServerRoute::post("/sdapi/v1/refresh-checkpoints", "Nothing: folders are looked into when they are asked for", || post(nothing))
+        .takes(TakenBody::OptionalJson("Anything"))
+        .gives(DONE),
+    ServerRoute::post("/sdapi/v1/refresh-loras", "Nothing: folders are looked into when they are asked for", || post(nothing))
+        .takes(TakenBody::OptionalJson("Anything"))
+        .gives(DONE),
+    ServerRoute::post("/sdapi/v1/refresh-vae", "Nothing: folders are looked into when they are asked for", || post(nothing))
+        .takes(TakenBody::OptionalJson("Anything"))
+        .gives(DONE),
+    ServerRoute::get("/controlnet/model_list", "The ControlNets", || get(control_nets)).gives(DONE),
+    ServerRoute::get("/controlnet/module_list", "The preprocessors", || get(control_modules)).gives(DONE),
+];
+
+/// An object, or null.
+const DONE: &[(u16, GivenBody)] = &[(200, GivenBody::Json("ObjectOrNull"))];
+const LIST: &[(u16, GivenBody)] = &[(200, GivenBody::Json("ObjectList"))];
 
 async fn txt2img(State(server): State<Arc<Server>>, request: Request) -> WebUiAnswer {
     generate(server, request, false).await
@@ -131,7 +160,7 @@ fn answer(server: &Server, id: &str, echo: Map<String, Json>, not_understood: &[
     let mut sent = Vec::new();
     for (at, _, infotext) in images.iter().filter(|_| sends_images) {
         let path = ServedJob::image_path(server.queue.folder(), id, *at);
-        sent.push(Json::from(to_base64(&picture(&path, infotext, PictureFormat::Png, 0)?)));
+        sent.push(Json::from(to_base64(&kept_image(&path, infotext, SentFormat::Png, 0)?)));
     }
     let (width, height, steps) = first.unwrap_or_default();
     let seeds: Vec<u64> = images.iter().map(|(_, seed, _)| *seed).collect();
@@ -174,7 +203,7 @@ async fn progress(State(server): State<Arc<Server>>, Query(query): Query<HashMap
     });
     // The oldest is the one that began first.
     let Some((fraction, left, step, steps, done, images, preview, id)) = running.into_iter().last() else { return ok(&idle) };
-    let shown = preview.filter(|_| !skips_image).and_then(|(_, image)| encode(&image, "", PictureFormat::Png, 0).ok());
+    let shown = preview.filter(|_| !skips_image).and_then(|(_, image)| encode(&image, "", SentFormat::Png, 0).ok());
     ok(&json!({
         "progress": fraction, "eta_relative": left, "current_image": shown.map(|png| to_base64(&png)), "textinfo": null,
         "state": {
@@ -371,7 +400,7 @@ async fn extra(State(server): State<Arc<Server>>, request: Request) -> WebUiAnsw
             )]));
         }
         let enlarged = server.studio.upscale(&decoded, &name, scale)?;
-        let png = encode(&enlarged, "", PictureFormat::Png, 0)?;
+        let png = encode(&enlarged, "", SentFormat::Png, 0)?;
         let said = if left.is_empty() {
             String::new()
         } else {

@@ -1,23 +1,23 @@
 //! The page at `/`: one file, without anything from elsewhere. Its policy lets nothing run but its own script, and nothing that an image
 //! says is ever markup.
 
-use super::Server;
 use super::answer::bytes;
 use super::files::to_base64;
-use axum::Router;
+use super::routes::{GivenBody, ServerRoute};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use sha2::{Digest, Sha256};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 const PAGE: &str = include_str!("page.html");
 
-pub(super) fn routes() -> Router<Arc<Server>> {
-    Router::new()
-        .route("/", get(|| async { html(PAGE, &POLICY) }))
-        .route("/favicon.ico", get(|| async { StatusCode::NO_CONTENT.into_response() }))
-}
+pub(super) const ROUTES: &[ServerRoute] = &[
+    ServerRoute::get("/", "The page", || get(|| async { html(PAGE, &POLICY) })).gives(&[(200, GivenBody::Text("text/html"))]).open(),
+    ServerRoute::get("/favicon.ico", "No icon", || get(|| async { StatusCode::NO_CONTENT.into_response() }))
+        .gives(&[(204, GivenBody::Nothing)])
+        .open(),
+];
 
 static POLICY: LazyLock<String> = LazyLock::new(|| policy(PAGE));
 

@@ -1,6 +1,8 @@
 //! `sd-gen batch FILE`: thousands of images, checked first, generated in groups, recorded one by one.
 
 mod dry_run;
+#[cfg(feature = "hub")]
+mod remote;
 mod resolve;
 mod sheets;
 
@@ -54,6 +56,7 @@ Examples:
   sd-gen batch prompts.txt --output-dir out --sweep guidance-scale=4,6,8 --sweep sampler=euler,dpm++2m
   sd-gen batch -p \"a cat\" --output-dir out --sweep seed=1..16   no file: one line, which the flags are
   sd-gen batch prompts.txt --output-dir out --shard 3/16         one part of sixteen, the same everywhere
+  sd-gen batch prompts.txt --output-dir out --server http://a:7860 --server http://b:7860     no model here; the servers share the file
   sd-gen merge out/sd-gen.manifest.jsonl out/sd-gen.manifest.*-of-16.jsonl";
 
 #[derive(Debug, Args)]
@@ -89,6 +92,14 @@ pub(in crate::cli) struct BatchArgs {
     /// The columns of a CSV or TSV file that are settings, such as seed or prompt=Caption; others pass
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "The batch")]
     columns: Vec<String>,
+    /// Send the lines to this `sd-gen serve` instead of loading a model; repeat for more, which share the file
+    #[cfg(feature = "hub")]
+    #[arg(long, value_name = "URL", help_heading = "The batch")]
+    server: Vec<String>,
+    /// The servers' key; SD_GEN_API_KEY says the same, and no list of processes shows it
+    #[cfg(feature = "hub")]
+    #[arg(long, value_name = "KEY", requires = "server", help_heading = "The batch")]
+    api_key: Option<String>,
     #[command(flatten)]
     flags: Flags,
 }
@@ -133,6 +144,12 @@ pub(in crate::cli) fn run(args: BatchArgs, confined_to: Option<PathBuf>) -> Resu
     resolver.confined_to = confined_to;
     resolver.lines_are_input = args.file.as_ref().is_some_and(|file| file.as_os_str() == "-");
     resolver.lines_stay_in = (!args.allow_outside).then(|| base.run.output_dir.clone().unwrap_or_default());
+    #[cfg(feature = "hub")]
+    if !args.server.is_empty() {
+        let from_environment = std::env::var("SD_GEN_API_KEY").ok();
+        let key = args.api_key.clone().or(from_environment).filter(|key| !key.is_empty());
+        return remote::run(&args, &base, sweep, resolver, key.as_deref());
+    }
     if args.dry_run {
         resolver.absent = Some(Vec::new());
         return plan(&args, &base, sweep, resolver, sheets);

@@ -1,7 +1,7 @@
 //! From lines to jobs: every model opened, every request resolved, every name given, before a weight is read.
 
-use crate::batch::{ImageNames, Job, Key, Shard, seed_of};
-use crate::cli::command::output::{ImageName, Output, check_confined};
+use crate::batch::{ImageNames, ImageTarget, Job, Key, Shard, seed_of};
+use crate::cli::command::output::{ImageName, NamedBy, Output, check_confined};
 use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{self, Models, Opened};
 use crate::cli::settings::lines::Line;
@@ -56,6 +56,17 @@ pub(super) struct Resolver {
     pub(super) absent: Option<Vec<UncachedModel>>,
 }
 
+/// A line with its templates filled in.
+pub(super) struct ExpandedLine {
+    pub(super) output: Output,
+    /// The id of its first image.
+    pub(super) first: usize,
+    /// How many images it stands for.
+    images: usize,
+    pub(super) made: Vec<Draft>,
+    load: LoadSettings,
+}
+
 /// A model of the hub that is not here.
 pub(super) struct UncachedModel {
     pub(super) model: String,
@@ -91,12 +102,11 @@ impl Resolver {
         }
     }
 
-    /// The images of a line that belong to the shard; `None` where its model cannot be opened, which was said of an earlier line, or is
-    /// absent.
+    /// What a line stands for: its templates filled in, its files each by itself. Ids are given to its images.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
+    pub(super) fn expanded(&mut self, line: &Line) -> Result<ExpandedLine> {
         let (draft, understood) = recreated(line.draft.clone())?;
         self.remarks.extend(understood);
         let draft = &draft;
@@ -116,9 +126,9 @@ impl Resolver {
         }
         let output = Output::new(run.output.as_deref(), run.output_dir.as_deref(), run.overwrite)?;
         // First of all: the seeds and numbers of later lines do not depend on whether this one can be generated.
-        let mut id = self.images;
+        let first = self.images;
         let images = draft.prompts.len().saturating_mul(draft.output.images.unwrap_or(1));
-        if id.saturating_add(images) > MOST_IMAGES {
+        if first.saturating_add(images) > MOST_IMAGES {
             self.is_full = true;
             return Err(Error::Input(format!("there are more than {MOST_IMAGES} images up to here; split the file")));
         }
@@ -140,7 +150,41 @@ impl Resolver {
             self.is_full = true;
             return Err(Error::Input(format!("there are more than {MOST_IMAGES} images up to here; split the file")));
         }
-        let flags = draft.load.decide(&());
+        Ok(ExpandedLine { output, first, images, made, load: draft.load.decide(&()) })
+    }
+
+    /// The file of an image of a line; nothing where it belongs to another shard.
+    ///
+    /// # Errors
+    /// The line may not write there.
+    pub(super) fn place(&mut self, line: &Line, output: &Output, name: &ImageName<'_>) -> Result<Option<ImageTarget>> {
+        // The images of all shards are planned, so that no two of them have the same name.
+        let Some(target) = output.target(name).map(|target| self.names.plan(target)).transpose()? else { return Ok(None) };
+        if self.shard.is_some_and(|shard| !shard.has(name.index)) {
+            return Ok(None);
+        }
+        if !self.folders.contains(folder_of(&target.path)) {
+            self.check_inside(line, &target.path)?;
+            self.folders.insert(folder_of(&target.path).to_owned());
+        }
+        Ok(Some(target))
+    }
+
+    /// The key of an image, counted where it is asked for again.
+    pub(super) fn counted(&mut self, key: Key) -> Key {
+        let count = self.keys.entry(key).or_insert(0);
+        let again = key.again(*count);
+        *count += 1;
+        again
+    }
+
+    /// The images of a line that belong to the shard; `None` where its model cannot be opened, which was said of an earlier line, or is
+    /// absent.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
+        let ExpandedLine { output, first: mut id, images, made, load: flags } = self.expanded(line)?;
         let Some((number, content)) = self.model(&flags)? else {
             if let Some(absent) = self.absent.iter_mut().flatten().find(|absent| absent.flags == flags) {
                 absent.images += (id..id + images).filter(|id| self.shard.is_none_or(|shard| shard.has(*id))).count();
@@ -148,6 +192,7 @@ impl Resolver {
             return Ok(None);
         };
         let opened = self.models.get(number).ok_or_else(|| Error::Model("a model that was not opened".into()))?;
+        let label = opened.label.clone();
         let mut jobs = Vec::new();
         for mut draft in made {
             opened.finder.find(&mut draft)?;
@@ -161,19 +206,9 @@ impl Resolver {
                 let this = id;
                 id += 1;
                 let key = Key::of(&content, &opened.generator(), &request, seed)?;
-                let count = self.keys.entry(key).or_insert(0);
-                let key = key.again(*count);
-                *count += 1;
-                let name = ImageName { request: &request, model: &opened.label, seed, index: this };
-                // The images of all shards are planned, so that no two of them have the same name.
-                let Some(target) = output.target(&name).map(|target| self.names.plan(target)).transpose()? else { continue };
-                if self.shard.is_some_and(|shard| !shard.has(this)) {
-                    continue;
-                }
-                if !self.folders.contains(folder_of(&target.path)) {
-                    self.check_inside(line, &target.path)?;
-                    self.folders.insert(folder_of(&target.path).to_owned());
-                }
+                let key = self.counted(key);
+                let name = ImageName { by: NamedBy::Request(&request), model: &label, seed, index: this };
+                let Some(target) = self.place(line, &output, &name)? else { continue };
                 jobs.push(Job { id: this, key, line: line.number, model: number, generator: opened.generator(), request, seed, target });
             }
         }

@@ -287,6 +287,10 @@ impl Studio for ModelStudio {
         }
     }
 
+    fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
     fn default_model(&self) -> String {
         if let Some(model) = &self.base.load.model {
             return model.clone();

@@ -9,13 +9,13 @@ use std::path::Path;
 
 /// How an image is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PictureFormat {
+pub(super) enum SentFormat {
     Png,
     Jpeg,
     WebP,
 }
 
-impl PictureFormat {
+impl SentFormat {
     pub(super) fn from_name(name: &str) -> Option<Self> {
         match name.to_ascii_lowercase().as_str() {
             "png" => Some(Self::Png),
@@ -46,9 +46,9 @@ impl PictureFormat {
 ///
 /// # Errors
 /// The file is not there any more.
-pub(super) fn picture(path: &Path, infotext: &str, format: PictureFormat, quality: u8) -> Result<Vec<u8>> {
+pub(super) fn kept_image(path: &Path, infotext: &str, format: SentFormat, quality: u8) -> Result<Vec<u8>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    if format == PictureFormat::Png {
+    if format == SentFormat::Png {
         return Ok(bytes);
     }
     let image = crate::image::decode(&bytes)?.rgb;
@@ -59,18 +59,18 @@ pub(super) fn picture(path: &Path, infotext: &str, format: PictureFormat, qualit
 ///
 /// # Errors
 /// It is larger than the format allows.
-pub(super) fn encode(image: &RgbImage, infotext: &str, format: PictureFormat, quality: u8) -> Result<Vec<u8>> {
+pub(super) fn encode(image: &RgbImage, infotext: &str, format: SentFormat, quality: u8) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let failed = |error: ::image::ImageError| Error::Image(format!("the image cannot be written as {}: {error}", format.name()));
     let (width, height) = image.dimensions();
     let texts = exif(infotext);
     match format {
-        PictureFormat::Png => {
+        SentFormat::Png => {
             let texts: &[(&str, std::borrow::Cow<'_, str>)] = &[(crate::metadata::KEYWORD, infotext.into())];
             let texts = if infotext.is_empty() { &[] } else { texts };
             write_png(image, texts, &mut bytes).map_err(Error::io("the PNG"))?;
         }
-        PictureFormat::Jpeg => {
+        SentFormat::Jpeg => {
             let mut encoder = JpegEncoder::new_with_quality(&mut bytes, quality.clamp(1, 100));
             if let Some(texts) = texts {
                 // One that is too long for a JPEG's segment is left out.
@@ -78,7 +78,7 @@ pub(super) fn encode(image: &RgbImage, infotext: &str, format: PictureFormat, qu
             }
             encoder.write_image(image, width, height, ExtendedColorType::Rgb8).map_err(failed)?;
         }
-        PictureFormat::WebP => {
+        SentFormat::WebP => {
             let mut encoder = WebPEncoder::new_lossless(&mut bytes);
             if let Some(texts) = texts {
                 let _ = encoder.set_exif_metadata(texts);
