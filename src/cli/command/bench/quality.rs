@@ -18,7 +18,7 @@ use ::image::RgbImage;
 use candle_core::{DType, Device};
 use clap::Parser;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Instant;
 
 /// What is compared where nothing is asked for. The first is what the others are compared with.
@@ -235,7 +235,7 @@ fn tell(args: &BenchArgs, subject: &Subject<'_>, outcomes: &[ReducedImages]) -> 
     args.sheet.as_ref().map_or(Ok(()), |path| draw(args, path, outcomes))
 }
 
-fn put(args: &BenchArgs, path: &PathBuf, text: &str, is_told: &mut bool) -> Result<()> {
+fn put(args: &BenchArgs, path: &Path, text: &str, is_told: &mut bool) -> Result<()> {
     if is_stdout(path) {
         *is_told = true;
         return answer(text.trim_end());
@@ -244,7 +244,7 @@ fn put(args: &BenchArgs, path: &PathBuf, text: &str, is_told: &mut bool) -> Resu
 }
 
 /// The images side by side, a reduction a row.
-fn draw(args: &BenchArgs, path: &PathBuf, outcomes: &[ReducedImages]) -> Result<()> {
+fn draw(args: &BenchArgs, path: &Path, outcomes: &[ReducedImages]) -> Result<()> {
     let folder = tempfile::tempdir().map_err(Error::io(path))?;
     let file = |at: &[usize]| folder.path().join(format!("{}-{}.png", at[0], at[1]));
     let mut size = None;
