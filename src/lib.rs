@@ -46,12 +46,6 @@ pub mod pipeline;
 pub mod prompt;
 pub mod sampling;
 #[cfg(feature = "serve")]
-#[allow(
-    unreachable_pub,
-    unfulfilled_lint_expectations,
-    clippy::type_complexity,
-    reason = "its items are still written as those of a public module"
-)]
 mod server;
 pub mod settings;
 #[cfg(feature = "cli")]

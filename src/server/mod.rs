@@ -33,7 +33,7 @@ mod streams;
 mod studio;
 mod submit;
 
-pub use studio::{Nameable, NameableFile, ResolvedJob, Studio};
+pub(crate) use studio::{Nameable, NameableFile, NamedSettings, ResolvedJob, Studio};
 
 use crate::{Error, Result};
 use axum::extract::DefaultBodyLimit;
@@ -49,7 +49,7 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// What one request may ask for.
 #[derive(Debug, Clone, Copy)]
-pub struct RequestLimits {
+pub(crate) struct RequestLimits {
     /// Bytes of a request.
     pub body: usize,
     /// Pixels of an image, as it is in the end.
@@ -82,7 +82,7 @@ impl RequestLimits {
 
 /// How a server is reached, and what it allows.
 #[derive(Debug, Clone)]
-pub struct ServerOptions {
+pub(crate) struct ServerOptions {
     /// Where it listens.
     pub listen: SocketAddr,
     /// What clients must say.
@@ -115,7 +115,7 @@ struct Server {
 ///
 /// # Errors
 /// The address is taken, the folder cannot be written or belongs to another server.
-pub fn serve(options: ServerOptions, studio: Arc<dyn Studio>, stop: fn() -> bool, announce: impl FnOnce(SocketAddr)) -> Result<()> {
+pub(crate) fn serve(options: ServerOptions, studio: Arc<dyn Studio>, stop: fn() -> bool, announce: impl FnOnce(SocketAddr)) -> Result<()> {
     let io = |what: String| move |error: std::io::Error| Error::Input(format!("{what}: {error}"));
     std::fs::create_dir_all(&options.folder).map_err(Error::io(&options.folder))?;
     let queue = Arc::new(JobQueue::open(&options.folder, options.limits, options.kept)?);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// A job with everything decided and checked.
 #[derive(Debug)]
-pub struct ResolvedJob {
+pub(crate) struct ResolvedJob {
     /// Which model, as the loader counts them.
     pub model: usize,
     /// What generates.
@@ -22,10 +22,12 @@ pub struct ResolvedJob {
     pub remarks: Vec<String>,
 }
 
+/// Settings by name, each with its values.
+pub(crate) type NamedSettings = Vec<(&'static str, Vec<String>)>;
+
 /// What can be named in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Nameable {
+pub(crate) enum Nameable {
     Model,
     Lora,
     Embedding,
@@ -36,7 +38,7 @@ pub enum Nameable {
 
 /// A file or folder that can be named.
 #[derive(Debug, Clone)]
-pub struct NameableFile {
+pub(crate) struct NameableFile {
     /// What it is called in requests.
     pub name: String,
     /// Where it is; nothing for the model that is compiled in.
@@ -44,7 +46,7 @@ pub struct NameableFile {
 }
 
 /// Opens models and finds files for jobs.
-pub trait Studio: Send + Sync {
+pub(crate) trait Studio: Send + Sync {
     /// What every job starts from: what the server was told.
     fn base(&self) -> &Draft;
 
@@ -85,11 +87,11 @@ pub trait Studio: Send + Sync {
     /// There is no such upscaler, or the memory is too small.
     fn upscale(&self, image: &RgbImage, upscaler: &str, scale: f64) -> Result<RgbImage>;
 
-    /// What the metadata of an image says, as settings by name, each with its values.
+    /// What the metadata of an image says, and what of it was not understood.
     ///
     /// # Errors
     /// The file says nothing that is understood.
-    fn settings_of(&self, image: &Path) -> Result<(Vec<(&'static str, Vec<String>)>, Vec<String>)>;
+    fn settings_of(&self, image: &Path) -> Result<(NamedSettings, Vec<String>)>;
 }
 
 /// An error as requests are answered: settings by their names.

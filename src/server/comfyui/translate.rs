@@ -450,7 +450,6 @@ where
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
 mod tests {
     use super::super::nodes::NodeInput;
     use super::*;

@@ -10,7 +10,7 @@ use crate::device::open_all;
 use crate::disk::stays_inside;
 use crate::inputs::InputReader;
 use crate::pipeline::{Observer, Pipeline, UpscalePipeline};
-use crate::server::{Nameable, NameableFile, ResolvedJob, Studio};
+use crate::server::{Nameable, NameableFile, NamedSettings, ResolvedJob, Studio};
 use crate::settings::{Draft, Effect, LoadSettings, PromptExpander, Request, Seed, table};
 use crate::survey::{Kind, Survey};
 use crate::weights::{CatalogKind, Found, UpscalerFile, find_models};
@@ -321,7 +321,7 @@ impl Studio for ModelStudio {
         Ok(::image::imageops::resize(image, side(image.width()), side(image.height()), filter))
     }
 
-    fn settings_of(&self, image: &Path) -> Result<(Vec<(&'static str, Vec<String>)>, Vec<String>)> {
+    fn settings_of(&self, image: &Path) -> Result<(NamedSettings, Vec<String>)> {
         let (draft, notes) = recreated_alone(image)?;
         let rows = table().iter().filter(|row| !matches!(row.effect, Effect::Run | Effect::File) && row.name != "size");
         let given = rows.map(|row| (row.name, (row.access.given)(&draft))).filter(|(_, values)| !values.is_empty());
