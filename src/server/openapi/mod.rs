@@ -195,7 +195,6 @@ fn meaning(status: u16) -> &'static str {
 }
 
 #[cfg(test)]
-#[expect(clippy::expect_used, reason = "a test")]
 mod tests {
     use super::super::RequestLimits;
     use super::*;

@@ -147,7 +147,6 @@ pub(super) fn with_contents(said: &Json) -> Result<Json> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::*;
 
