@@ -478,7 +478,7 @@ fn comfyuis_clients_send_images_and_hear_what_is_wrong() {
     );
     // One at work is interrupted; one that waits is taken out.
     let mut long = from_nothing();
-    (long["3"]["inputs"]["steps"], long["5"]["inputs"]["width"]) = (json!(150), json!(256));
+    (long["3"]["inputs"]["steps"], long["5"]["inputs"]["width"], long["5"]["inputs"]["height"]) = (json!(150), json!(256), json!(256));
     let id = |answer: &Answer| answer.json()["prompt_id"].as_str().expect("an id").to_owned();
     let running = id(&server.post("/prompt", &json!({ "prompt": long })));
     let began = Instant::now();
@@ -520,7 +520,7 @@ fn servers_share_a_batch_and_one_may_vanish() {
     std::fs::write(folder.path().join("prompts.txt"), lines).expect("write");
     let (first, second) = (Server::start(folder.path(), &[]), Server::start(other.path(), &[]));
     let urls = [first.address.clone(), format!("http://{}", second.address)];
-    let servers = ["--server", &urls[0], "--server", &urls[1]];
+    let servers: [&str; 4] = ["--server", &urls[0], "--server", &urls[1]];
     let mut child = batch(folder.path(), &servers).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     // Both have lines; then one is killed.
     let began = Instant::now();

@@ -43,7 +43,7 @@ struct ToldGraph {
 }
 
 /// How a job stands, taken while the queue is held.
-struct GraphState {
+struct ComfyJobState {
     id: Arc<str>,
     prompt: Json,
     status: JobStatus,
@@ -56,7 +56,7 @@ struct GraphState {
     badly: Option<(&'static str, Json)>,
 }
 
-impl GraphState {
+impl ComfyJobState {
     fn of(job: &ServedJob) -> Self {
         let at = job.images.iter().position(|image| image.status == ImageStatus::AtWork);
         let image = at.and_then(|at| job.images.get(at));
@@ -140,7 +140,7 @@ impl GraphNews {
                 return None;
             }
             known.insert(job.id.clone());
-            (job.status != JobStatus::Queued && !over.contains(&job.id)).then(|| GraphState::of(job))
+            (job.status != JobStatus::Queued && !over.contains(&job.id)).then(|| ComfyJobState::of(job))
         });
         self.over.retain(|id| known.contains(id));
         self.told.retain(|id, _| known.contains(id));
@@ -149,7 +149,7 @@ impl GraphNews {
         }
     }
 
-    fn tell(&mut self, state: &GraphState) {
+    fn tell(&mut self, state: &ComfyJobState) {
         let prompt = &state.prompt;
         let told = self.told.entry(state.id.clone()).or_default();
         let mut say = |kind: &str, data: Json| self.ready.push_back(text(kind, data));

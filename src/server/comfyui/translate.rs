@@ -119,6 +119,13 @@ fn settings(graph: &CheckedGraph<'_>, sampler: &str, plan: &mut ComfyPlan) -> Tr
     recipe.other.clear();
     recipe.loras.clear();
     recipe.fields.remove(&Field::Strength);
+    // Latents are an eighth of it, rounded down.
+    for side in [Field::Width, Field::Height] {
+        let whole = recipe.get(side).and_then(|text| text.trim().parse::<u64>().ok());
+        if let Some(whole) = whole {
+            recipe.fields.insert(side, (whole / 8 * 8).max(8).to_string());
+        }
+    }
     // Where nothing is encoded the reader says nothing; what is said here is replaced by the texts.
     recipe.fields.entry(Field::Prompt).or_insert_with(|| "x".into());
     let mut command = recreation(&recipe);
