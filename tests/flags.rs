@@ -47,8 +47,10 @@ fn the_documentation_names_flags_that_exist() {
         "--w",
         // the mistake of an example
         "--stpes",
-        // what is said to be missing
-        "--server",
+        // docker's
+        "--file",
+        "--tag",
+        "--target",
     ];
     let completions = Command::new(env!("CARGO_BIN_EXE_sd-gen")).args(["completions", "bash"]).output().expect("sd-gen starts").stdout;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -6,12 +6,14 @@
 mod said;
 mod server;
 
+use super::args::BatchArgs;
 use super::resolve::Resolver;
-use super::{BatchArgs, Run, Sweep};
+use super::run::Run;
 use crate::batch::{ImageEvent, ImageNames, ImageTarget, JobState, Key, Record, RunObserver, Status, keep_received};
 use crate::cli::command::output::{ImageName, NamedBy};
 use crate::cli::process::cancelled;
 use crate::cli::settings::lines::{Line, LineErrors};
+use crate::cli::settings::sweep::Sweep;
 use crate::cli::terminal::progress::Progress;
 use crate::cli::terminal::sentence;
 use crate::cli::terminal::show::several;

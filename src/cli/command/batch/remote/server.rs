@@ -58,8 +58,8 @@ impl RemoteServer {
     /// # Errors
     /// It is no address.
     pub(super) fn at(address: &str, key: Option<String>) -> Result<Self> {
-        let trimmed = address.trim_end_matches('/');
-        let whole = if trimmed.contains("://") { trimmed.to_owned() } else { format!("http://{trimmed}") };
+        let whole = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        let whole = whole.trim_end_matches('/').to_owned();
         let uri: Option<ureq::http::Uri> = whole.parse().ok();
         let is_host =
             uri.is_some_and(|uri| uri.host().is_some_and(|host| !host.is_empty()) && matches!(uri.scheme_str(), Some("http" | "https")));
