@@ -72,17 +72,20 @@ impl AdapterFinder {
     /// # Errors
     /// There is no file of a name, or more than one.
     pub(in crate::cli) fn find(&self, draft: &mut Draft) -> Result<()> {
-        let one = |folders: &AdapterFolders, file: &mut InputFile| -> Result<()> {
-            let found = folders.find(&file.path().to_string_lossy())?;
+        let one = |setting: &'static str, folders: &AdapterFolders, file: &mut InputFile| -> Result<()> {
+            let found = folders.find(&file.path().to_string_lossy()).map_err(|error| match error {
+                Error::Input(what) => Error::setting(setting, format!(": {what}")),
+                error => error,
+            })?;
             if found != file.path() {
                 *file = file.found_at(&found);
             }
             Ok(())
         };
-        draft.adapters.lora.iter_mut().try_for_each(|lora| one(&self.loras, &mut lora.file))?;
-        draft.adapters.embedding.iter_mut().try_for_each(|file| one(&self.embeddings, file))?;
-        draft.adapters.vae.iter_mut().try_for_each(|vae| one(&self.vaes, &mut vae.0))?;
-        draft.adapters.control.iter_mut().try_for_each(|control| one(&self.control_nets, &mut control.model))?;
+        draft.adapters.lora.iter_mut().try_for_each(|lora| one("lora", &self.loras, &mut lora.file))?;
+        draft.adapters.embedding.iter_mut().try_for_each(|file| one("embedding", &self.embeddings, file))?;
+        draft.adapters.vae.iter_mut().try_for_each(|vae| one("vae", &self.vaes, &mut vae.0))?;
+        draft.adapters.control.iter_mut().try_for_each(|control| one("control", &self.control_nets, &mut control.model))?;
         for control in draft.adapters.control.iter_mut().filter(|control| control.preprocess == Some(Preprocessor::Depth)) {
             let found = self.depths.find(control.depth_model.as_ref().map(InputFile::path))?;
             // A second look finds it at its path, and its name stays.
@@ -91,7 +94,7 @@ impl AdapterFinder {
             }
         }
         for prompt in &mut draft.adapters.ip_adapter {
-            one(&self.ip_adapters, &mut prompt.model)?;
+            one("ip-adapter", &self.ip_adapters, &mut prompt.model)?;
             // Named or not, it decides the pixels.
             let encoder = find_image_encoder(prompt.model.path(), prompt.encoder.as_ref().map(InputFile::path))?;
             prompt.encoder = Some(InputFile::of_network(&encoder));
