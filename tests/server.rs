@@ -163,6 +163,9 @@ fn all_that_is_wrong_is_said_at_once_and_no_other_file_is_read() {
     let mut paths: Vec<&str> = problems.iter().filter_map(|problem| problem["path"].as_str()).collect();
     paths.sort_unstable();
     assert_eq!((wrong.status, paths.as_slice()), (422, ["lora", "upscale", "vae"].as_slice()), "{}", wrong.json());
+    for (path, body) in [("/v1/jobs", json!({ "prompt": [] })), ("/sdapi/v1/txt2img", json!({ "prompt": [], "steps": 2 }))] {
+        assert_eq!(server.post(path, &body).status, 422, "{path}");
+    }
     let beyond = server.post("/v1/jobs", &json!({ "prompt": "x", "steps": 6, "images": 3 }));
     assert_eq!(beyond.json()["error"]["problems"].as_array().map(Vec::len), Some(2), "{}", beyond.json());
     for name in ["lora", "embedding", "vae"] {

@@ -229,6 +229,10 @@ impl Studio for ModelStudio {
                 images.extend(request.each());
             }
         }
+        // A job without an image would never begin, and who waits for it would wait for ever.
+        if images.is_empty() {
+            return Err(Error::setting("prompt", ": give one"));
+        }
         remarks.extend(expander.remarks());
         let guided = images.first().is_none_or(|(request, _): &(Arc<Request>, u64)| request.is_guided());
         if draft.text.negative_prompt.as_ref().is_some_and(|text| !text.is_empty()) && !guided {
