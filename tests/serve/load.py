@@ -3,8 +3,8 @@
 
     tests/serve/load.py target/release/sd-gen [--clients 64] [--jobs 20] [--kills 2]
 
-Needs nothing but Python. It fails where a job that was accepted is lost, where an image is there twice or not at all, or where the memory
-grows; it says the throughput and how fast /health answers meanwhile.
+Needs nothing but Python. It fails where a job that was accepted is lost or an image is not there; it says the throughput, how fast /health
+answers meanwhile, and how much the memory grew.
 """
 
 import argparse
