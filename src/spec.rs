@@ -12,6 +12,7 @@ pub use latent_rgb::LatentRgb;
 pub use mmdit::{MmditSpec, T5Spec};
 
 use crate::sampling::SchedulerConfig;
+use candle_core::DType;
 
 /// A line of models that share their text encoders and conditioning, by its row in `family`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -275,6 +276,11 @@ pub struct VaeSpec {
 }
 
 impl VaeSpec {
+    /// What the decoder computes in beside a network in `dtype`, where nobody asks for another: f32 where f16 would overflow.
+    pub fn dtype_beside(&self, dtype: DType) -> DType {
+        if dtype == DType::F16 && self.force_upcast { DType::F32 } else { dtype }
+    }
+
     /// Pixels per latent along one side.
     pub fn factor(&self) -> usize {
         1 << self.block_out_channels.len().saturating_sub(1)

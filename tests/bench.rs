@@ -101,6 +101,29 @@ fn a_combination_that_fails_is_a_row() {
 }
 
 #[test]
+fn ways_of_computing_less_are_compared_with_all_of_it() {
+    let folder = tempfile::tempdir().expect("folder");
+    let reductions = ["--reduction", "--steps 1", "--reduction", "--cache deepcache:1"];
+    let output = bench(
+        folder.path(),
+        &[&["--quality", "--steps", "3", "--sizes", "64x64", "--sheet", "q.png", "--json", "q.json"][..], &reductions].concat(),
+    );
+    assert!(output.status.success(), "{}", said(&output));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path().join("q.json")).expect("read")).expect("JSON");
+    let row = |at: usize| report["rows"][at].clone();
+    assert_eq!((row(0)["reduction"].as_str(), row(0)["share"].as_f64(), row(0)["psnr"].is_null()), (Some("all of it"), Some(1.0), true));
+    // Another image, and one from which nothing was left out.
+    assert!(
+        row(1)["psnr"].as_f64().is_some_and(|psnr| psnr < 40.0) && row(1)["ssim"].as_f64().is_some_and(|ssim| ssim < 0.999),
+        "{report}"
+    );
+    assert!(row(2)["psnr"].is_null() && row(2)["ssim"].as_f64().is_some_and(|ssim| ssim > 0.999_999), "{report}");
+    // Three rows of four images and their labels.
+    let sheet = image::open(folder.path().join("q.png")).expect("an image");
+    assert!(sheet.width() > 4 * 64 && sheet.height() > 3 * 64);
+}
+
+#[test]
 fn bad_usage_is_found_before_any_work() {
     let folder = tempfile::tempdir().expect("folder");
     std::fs::write(folder.path().join("there.json"), b"{}").expect("write");
@@ -119,6 +142,10 @@ fn bad_usage_is_found_before_any_work() {
         (&["--json", "there.json"], "--overwrite"),
         (&["--csv", "nowhere/t.csv"], "there is no folder"),
         (&["--baseline", "there.json"], "--baseline there.json"),
+        (&["--quality", "--reduction", "--seed 4"], "are the same for all"),
+        (&["--quality", "--reduction", "--lora x.safetensors"], "one and the same model"),
+        (&["--quality", "--reduction", "--stepz 4"], "--stepz"),
+        (&["--quality", "--devices", "cpu,cpu"], "on one device"),
     ] {
         let output = bench(folder.path(), arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", said(&output));

@@ -80,11 +80,6 @@ pub(crate) fn check_size(spec: &ModelSpec, size: Option<(usize, usize)>, batch_s
     request(spec, size, batch_size, steps).map(drop)
 }
 
-/// The VAE's dtype beside `dtype`.
-fn vae_dtype(spec: &ModelSpec, dtype: DType) -> DType {
-    if dtype == DType::F16 && spec.vae.force_upcast { DType::F32 } else { dtype }
-}
-
 /// The image after one guided step from the portable ops in f32 on the CPU, `(1, 3, height, width)`.
 ///
 /// # Errors
@@ -114,7 +109,7 @@ fn one_step_image(
     observer: &mut dyn Observer,
 ) -> Result<Tensor> {
     let model = (subject.open)()?;
-    let pipeline = Pipeline::load(&*model, device, dtype, vae_dtype(model.spec(), dtype), observer)?;
+    let pipeline = Pipeline::load(&*model, device, dtype, model.spec().vae.dtype_beside(dtype), observer)?;
     let request = request(model.spec(), size, 1, 1)?;
     let prompt = pipeline.encode_prompt(&request, observer)?;
     let latents = pipeline.denoise(&BatchItem::of_seeds(&request, &prompt, &[SEED]), observer)?;
@@ -167,7 +162,7 @@ fn fill(
     device::reset_peak(&case.device);
     let model = clock.time(row, Phase::Open, observer, |_| (subject.open)())?;
     let spec = model.spec();
-    let vae_dtype = vae_dtype(spec, case.dtype);
+    let vae_dtype = spec.vae.dtype_beside(case.dtype);
     row.vae_dtype = vae_dtype.as_str().to_owned();
     let whole = request(spec, case.size, case.batch_size, settings.steps)?;
     let one_step = request(spec, case.size, case.batch_size, 1)?;

@@ -5,7 +5,6 @@ use crate::device::{self, DTypeChoice, DeviceChoice};
 use crate::settings::{Draft, VaeTiling};
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
-use candle_core::DType;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -100,8 +99,7 @@ impl PipelineBuilder {
         let dtype = self.dtype.on(&device);
         let vae_dtype = match self.vae_dtype {
             DTypeChoice::Is(dtype) => dtype,
-            DTypeChoice::Auto if dtype == DType::F16 && self.model.spec().vae.force_upcast => DType::F32,
-            DTypeChoice::Auto => dtype,
+            DTypeChoice::Auto => self.model.spec().vae.dtype_beside(dtype),
         };
         let pipeline = match self.low_memory {
             true => Pipeline::in_turn(self.model, &device, dtype, vae_dtype)?,

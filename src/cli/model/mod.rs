@@ -79,12 +79,11 @@ impl Opened {
     pub(in crate::cli) fn new(checkpoint: Checkpoint, devices: Vec<Device>, settings: &LoadSettings) -> Self {
         let is_chosen = settings.dtype == DTypeChoice::Auto;
         let dtype = settings.dtype.on(devices.first().unwrap_or(&Device::Cpu));
-        let upcast = settings.vae_dtype == DTypeChoice::Auto && dtype == DType::F16 && checkpoint.spec().vae.force_upcast;
         let vae_dtype = match settings.vae_dtype {
             DTypeChoice::Is(dtype) => dtype,
-            DTypeChoice::Auto if upcast => DType::F32,
-            DTypeChoice::Auto => dtype,
+            DTypeChoice::Auto => checkpoint.spec().vae.dtype_beside(dtype),
         };
+        let upcast = settings.vae_dtype == DTypeChoice::Auto && vae_dtype != dtype;
         let label = label(&checkpoint);
         let (vae_tiling, low_memory) = (settings.vae_tiling, settings.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());

@@ -132,8 +132,7 @@ fn compared(subject: &Subject<'_>, reductions: &[Reduction], device: &Device, pr
     }
     // A model is loaded once a dtype, and is alone in the memory.
     for dtype in dtypes {
-        let vae = if dtype == DType::F16 && model.spec().vae.force_upcast { DType::F32 } else { dtype };
-        let pipeline = Pipeline::load(&*model, device, dtype, vae, progress)?;
+        let pipeline = Pipeline::load(&*model, device, dtype, model.spec().vae.dtype_beside(dtype), progress)?;
         let mut is_warm = false;
         for (reduction, outcome) in reductions.iter().zip(&mut outcomes).filter(|(reduction, _)| reduction.dtype(device) == dtype) {
             progress.say(&format!("{}: {}", subject.name, reduction.name));
