@@ -72,7 +72,7 @@ use tracing::{debug, debug_span};
 ///
 /// It is part of what identifies an image in a manifest: raise it with every such change, so that a resumed run generates anew what
 /// would not fit to the rest.
-pub const OUTPUT_VERSION: u32 = 4;
+pub const OUTPUT_VERSION: u32 = 5;
 
 /// A loaded model, ready to generate.
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 use super::amx;
 use super::math::Math;
 use super::microkernel::{self, Kernels};
+use super::transform::{self, Transforms};
 use candle_core::Result;
 use std::sync::OnceLock;
 
@@ -136,6 +137,20 @@ impl Isa {
             Self::Neon | Self::NeonBf16 => &microkernel::NEON,
             _ => &microkernel::PORTABLE,
         }
+    }
+
+    /// The transforms of convolutions with 3 or 2 taps along an axis.
+    pub(super) fn transforms(self, taps: usize) -> &'static Transforms {
+        let [three, two] = match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => &transform::AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => &transform::AVX512,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon | Self::NeonBf16 => &transform::NEON,
+            _ => &transform::PORTABLE,
+        };
+        if taps == 2 { two } else { three }
     }
 
     /// Products of pairs of bf16, where there is an instruction for them.

@@ -48,6 +48,8 @@ pub(super) struct Kernels {
     pub(super) rows: usize,
     /// A pixel's steps are a multiple of this.
     pub(super) depth: usize,
+    /// Products of two numbers in the time that products of f32 take for one; how tasks are chosen, not what they compute.
+    pub(super) speed: f64,
     /// `[vectors - 1][rows - 1]`; of the last rows the sums of a whole tile may be written.
     pub(super) tiles: [&'static [TileFn]; 2],
     /// What a thread calls before its first tile, and after its last.
@@ -89,7 +91,10 @@ impl Kernels {
 }
 
 /// A unit that multiplies and adds vectors.
-trait Unit {
+///
+/// # Safety
+/// Its instructions must be there, and every pointer good for a vector, or for a word where one is repeated.
+pub(super) trait Unit {
     type Sums: Copy;
     type Words: Copy;
     const LANES: usize;
@@ -140,7 +145,7 @@ unsafe fn run<U: Unit, const ROWS: usize, const VECTORS: usize>(tile: &Tile) {
 }
 
 macro_rules! kernels {
-    ($vis:vis $name:ident, $unit:ty, $doc:literal, $(#[$feature:meta])? [$($rows:literal)*]) => {
+    ($vis:vis $name:ident, $unit:ty, $speed:literal, $doc:literal, $(#[$feature:meta])? [$($rows:literal)*]) => {
         #[doc = $doc]
         $vis static $name: Kernels = {
             $(#[$feature])?
@@ -150,12 +155,13 @@ macro_rules! kernels {
             }
             const ONE: &[TileFn] = &[$(tile::<$rows, 1>),*];
             const TWO: &[TileFn] = &[$(tile::<$rows, 2>),*];
-            Kernels { lanes: <$unit as Unit>::LANES, rows: TWO.len(), depth: 1, tiles: [ONE, TWO], session: None }
+            Kernels { lanes: <$unit as Unit>::LANES, rows: TWO.len(), depth: 1, speed: $speed, tiles: [ONE, TWO], session: None }
         };
     };
 }
 
-struct Portable;
+/// Plain Rust.
+pub(super) struct Portable;
 
 impl Unit for Portable {
     type Sums = [f32; 4];
@@ -197,10 +203,10 @@ impl Unit for Portable {
     }
 }
 
-kernels!(pub(super) PORTABLE, Portable, "Plain Rust, for any processor.", [1 2 3 4]);
+kernels!(pub(super) PORTABLE, Portable, 1.0, "Plain Rust, for any processor.", [1 2 3 4]);
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{AVX2, AVX512, AVX512_BF16};
+pub(super) use x86::{AVX2, AVX512, AVX512_BF16, Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -210,7 +216,8 @@ mod x86 {
     /// Implements [`Unit`] for f32 vectors from the names of their intrinsics.
     macro_rules! f32_unit {
         ($unit:ident, $vector:ty, $lanes:literal, $zero:ident, $load:ident, $store:ident, $splat:ident, $fma:ident) => {
-            struct $unit;
+            /// Vectors of f32.
+            pub(in super::super) struct $unit;
 
             impl Unit for $unit {
                 type Sums = $vector;
@@ -304,13 +311,13 @@ mod x86 {
         }
     }
 
-    kernels!(pub(in super::super) AVX2, Avx2, "AVX2 and FMA.", #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
-    kernels!(pub(in super::super) AVX512, Avx512, "AVX-512.", #[target_feature(enable = "avx512f")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
-    kernels!(pub(in super::super) AVX512_BF16, Avx512Bf16, "AVX-512 with products of bf16.", #[target_feature(enable = "avx512f,avx512bf16")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+    kernels!(pub(in super::super) AVX2, Avx2, 1.0, "AVX2 and FMA.", #[target_feature(enable = "avx2,fma")] [1 2 3 4 5 6]);
+    kernels!(pub(in super::super) AVX512, Avx512, 1.0, "AVX-512.", #[target_feature(enable = "avx512f")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+    kernels!(pub(in super::super) AVX512_BF16, Avx512Bf16, 2.0, "AVX-512 with products of bf16.", #[target_feature(enable = "avx512f,avx512bf16")] [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
 }
 
 #[cfg(target_arch = "aarch64")]
-pub(super) use aarch64::{NEON, NEON_BF16};
+pub(super) use aarch64::{NEON, NEON_BF16, Neon};
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64 {
@@ -318,7 +325,7 @@ mod aarch64 {
     use std::arch::aarch64::*;
 
     /// Two registers make a vector of eight, so that a tile fills the 32 registers.
-    struct Neon;
+    pub(in super::super) struct Neon;
 
     impl Unit for Neon {
         type Sums = float32x4x2_t;
@@ -433,6 +440,6 @@ mod aarch64 {
         }
     }
 
-    kernels!(pub(in super::super) NEON, Neon, "Advanced SIMD.", #[target_feature(enable = "neon")] [1 2 3 4 5 6]);
-    kernels!(pub(in super::super) NEON_BF16, NeonBf16, "Advanced SIMD with products of bf16.", #[target_feature(enable = "neon,bf16")] [1 2 3 4 5 6]);
+    kernels!(pub(in super::super) NEON, Neon, 1.0, "Advanced SIMD.", #[target_feature(enable = "neon")] [1 2 3 4 5 6]);
+    kernels!(pub(in super::super) NEON_BF16, NeonBf16, 2.0, "Advanced SIMD with products of bf16.", #[target_feature(enable = "neon,bf16")] [1 2 3 4 5 6]);
 }

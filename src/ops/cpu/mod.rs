@@ -22,9 +22,11 @@ mod packed;
 mod packing;
 mod product;
 mod rows;
+mod transform;
 mod upsample;
 mod upsampling_conv2d;
 mod weight_arena;
+mod winograd;
 
 #[cfg(test)]
 mod bench;

@@ -32,6 +32,13 @@ pub(super) const LEAST_TASK: usize = 1 << 19;
 impl Packed {
     /// Multiplies `geometry.rows()` rows of pixels by the weights into `out`.
     pub(super) fn multiply<T: Element>(&self, x: &[T], geometry: Geometry, out: &ProductOutput<'_, T>) {
+        if !self.multiply_transformed(x, geometry, out) {
+            self.multiply_plain(x, geometry, out);
+        }
+    }
+
+    /// The same by a product for every tap.
+    pub(super) fn multiply_plain<T: Element>(&self, x: &[T], geometry: Geometry, out: &ProductOutput<'_, T>) {
         // The microkernel reads through pointers: whether all pixels are there is seen here.
         let x = &x[..geometry.pixels() * self.inputs];
         match self.form {

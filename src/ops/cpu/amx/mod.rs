@@ -186,6 +186,7 @@ macro_rules! tiles {
             lanes: SIDE,
             rows: MAX_ROWS,
             depth: SIDE,
+            speed: 16.0,
             tiles: [
                 tiles!($unit, 1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32),
                 tiles!($unit, 2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32),
