@@ -7,8 +7,18 @@ use half::{bf16, f16};
 use std::mem::MaybeUninit;
 use std::ops::Deref;
 
+#[cfg(target_arch = "x86_64")]
+pub(super) use super::sixteens::Sixteens as Vectors;
+
+/// Where loops are good enough.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) trait Vectors {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl<T> Vectors for T {}
+
 /// A type that activations are stored in. The conversions have no branches, so that loops over them are vectors.
-pub(super) trait Element: WithDType {
+pub(super) trait Element: WithDType + Vectors {
     /// To the f32 of the same value.
     fn widen(self) -> f32;
     /// To the nearest, ties to even.

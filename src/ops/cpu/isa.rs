@@ -176,15 +176,15 @@ impl Isa {
         {
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,bmi2")]
             fn avx512_bf16<R>(body: impl FnOnce(Math) -> R) -> R {
-                body(Math { fused: true, bf16: true })
+                body(Math { fused: true, bf16: true, sixteens: true })
             }
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2")]
             fn avx512<R>(body: impl FnOnce(Math) -> R) -> R {
-                body(Math { fused: true, bf16: false })
+                body(Math { fused: true, bf16: false, sixteens: true })
             }
             #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2<R>(body: impl FnOnce(Math) -> R) -> R {
-                body(Math { fused: true, bf16: false })
+                body(Math { fused: true, bf16: false, sixteens: false })
             }
             match self {
                 // SAFETY: an `Isa` other than `Portable` comes from `available`, which asked the processor.
@@ -196,7 +196,7 @@ impl Isa {
                 _ => {}
             }
         }
-        body(Math { fused: cfg!(target_arch = "aarch64"), bf16: false })
+        body(Math { fused: cfg!(target_arch = "aarch64"), bf16: false, sixteens: false })
     }
 }
 

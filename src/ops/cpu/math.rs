@@ -7,6 +7,8 @@ pub(super) struct Math {
     pub(super) fused: bool,
     /// There is an instruction that rounds f32 to bf16: AVX-512 BF16.
     pub(super) bf16: bool,
+    /// There are vectors of sixteen f32: AVX-512 F, BW, DQ and VL.
+    pub(super) sixteens: bool,
 }
 
 impl Math {
@@ -145,7 +147,7 @@ mod tests {
     #[test]
     fn functions_are_right_to_about_one_ulp() {
         for fused in [false, true] {
-            let math = Math { fused, bf16: false };
+            let math = Math { fused, bf16: false, sixteens: false };
             let cut = |x: f64| {
                 if x < -87.3 {
                     0.0
@@ -170,7 +172,7 @@ mod tests {
 
     #[test]
     fn extremes_stay_in_their_place() {
-        let math = Math { fused: true, bf16: false };
+        let math = Math { fused: true, bf16: false, sixteens: false };
         assert_eq!(math.exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(math.exp(f32::INFINITY), f32::INFINITY);
         assert_eq!(math.exp2(f32::NEG_INFINITY), 0.0);

@@ -22,6 +22,8 @@ mod packed;
 mod packing;
 mod product;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod sixteens;
 mod transform;
 mod upsample;
 mod upsampling_conv2d;

@@ -2,8 +2,12 @@
 #![expect(unsafe_code, reason = "threads write disjoint parts of one output")]
 
 use super::element::Element;
+#[cfg(target_arch = "x86_64")]
+use super::element::Vectors;
 use super::math::Math;
 use super::microkernel::MAX_COLUMNS;
+#[cfg(target_arch = "x86_64")]
+use super::sixteens;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
@@ -114,6 +118,12 @@ impl<'a, T: Element> ProductOutput<'a, T> {
                 Some((width, phase)) => (2 * (row / width) + phase.line) * 2 * width + 2 * (row % width) + phase.column,
             };
             let at = place * self.outputs + first_column;
+            #[cfg(target_arch = "x86_64")]
+            if math.sixteens && outputs.is_multiple_of(16) {
+                // SAFETY: the caller's promise, and there are the vectors.
+                unsafe { self.write_sixteens(math, row, at, first_column, sums, bias) };
+                continue;
+            }
             let mut values = [0.0; MAX_COLUMNS];
             let values = &mut values[..outputs];
             for ((value, sum), bias) in values.iter_mut().zip(sums).zip(bias) {
@@ -133,6 +143,29 @@ impl<'a, T: Element> ProductOutput<'a, T> {
             // SAFETY: the caller's promise.
             let to = unsafe { std::slice::from_raw_parts_mut(self.to.add(at), outputs) };
             T::narrow_all(math, values, to);
+        }
+    }
+
+    /// One row, whose bias is whole sixteens.
+    ///
+    /// # Safety
+    /// As [`ProductOutput::write`], with [`Math::sixteens`].
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn write_sixteens(&self, math: Math, row: usize, at: usize, first_column: usize, sums: &[f32], bias: &[f32]) {
+        let outputs = bias.len();
+        let sums = &sums[..outputs];
+        let row_bias = self.row_bias.map(|row_bias| &row_bias[row / self.rows_per_bias * self.outputs + first_column..][..outputs]);
+        let residual = self.residual.map(|residual| &residual[at..][..outputs]);
+        for column in (0..outputs).step_by(16) {
+            // SAFETY: the caller's promise, and all slices are `outputs` long.
+            unsafe {
+                let mut values = sixteens::add(Vectors::load(sums.as_ptr().add(column)), Vectors::load(bias.as_ptr().add(column)));
+                for extra in [row_bias, residual].into_iter().flatten() {
+                    values = sixteens::add(values, Vectors::load(extra.as_ptr().add(column)));
+                }
+                Vectors::store(math, values, self.to.add(at + column).cast::<T>());
+            }
         }
     }
 }

@@ -20,8 +20,8 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Tiles of rows that share a panel block; with 14 rows of a few thousand floats they stay in L2 or near it.
-const CHUNK_TILES: usize = 16;
+/// Rows that share a panel block; of a few thousand floats they stay in L2 or near it.
+const CHUNK_ROWS: usize = 256;
 
 /// Enough that the last task to end is a small part of the whole.
 const TASKS_PER_THREAD: usize = 32;
@@ -43,7 +43,13 @@ impl Packed {
         let x = &x[..geometry.pixels() * self.inputs];
         match self.form {
             PackedForm::Bf16Pairs if T::DTYPE == DType::BF16 && self.inputs == 2 * self.steps => {
-                self.run(Rows { base: x.as_ptr().cast(), pixel_bytes: 2 * self.inputs, geometry }, out);
+                let pixel_bytes = 2 * self.inputs;
+                if let (true, Some(framed)) = (self.form.kernels(self.isa).session.is_some(), geometry.framed()) {
+                    let pixels = frame(x, self.inputs, geometry, framed);
+                    self.run(Rows { base: pixels.as_ptr().cast(), pixel_bytes, geometry: framed }, out);
+                } else {
+                    self.run(Rows { base: x.as_ptr().cast(), pixel_bytes, geometry }, out);
+                }
             }
             PackedForm::Bf16Pairs => {
                 // Channels that do not fill the words, or the tiles, get zeros for company.
@@ -67,7 +73,7 @@ impl Packed {
             return;
         }
         assert!(out.is_of(count, self.outputs), "a product of {count} rows of {} does not fit where it goes", self.outputs);
-        let chunks = tiles.div_ceil(CHUNK_TILES);
+        let chunks = tiles.div_ceil((CHUNK_ROWS / kernels.rows).max(1));
         let chunk_rows = tiles.div_ceil(chunks) * kernels.rows;
         let chunks = count.div_ceil(chunk_rows);
         let words = count * self.outputs * self.taps * self.steps;
@@ -202,6 +208,28 @@ fn convert<T: Element, U: Element>(isa: Isa, x: &[T], from: usize, to: usize, f:
     };
     // SAFETY: all rows are written in full.
     unsafe { build_vec(rows * to, fill) }
+}
+
+/// Copies images into the zeros around them that `framed`, which is `geometry` with them, counts as pixels.
+fn frame<T: Element>(x: &[T], channels: usize, geometry: Geometry, framed: Geometry) -> Vec<T> {
+    let (Geometry::Windows { input, padding, .. }, Geometry::Windows { input: whole, .. }) = (geometry, framed) else { return Vec::new() };
+    let fill = |spare: &mut [MaybeUninit<T>]| {
+        spare.par_chunks_mut((whole.1 * channels).max(1)).enumerate().for_each(|(line, to)| {
+            let (image, y) = (line / whole.0, (line % whole.0).wrapping_sub(padding.0));
+            let zero = MaybeUninit::new(T::narrow(0.0));
+            if y >= input.0 {
+                to.fill(zero);
+                return;
+            }
+            let (before, rest) = to.split_at_mut(padding.1 * channels);
+            let (inside, after) = rest.split_at_mut(input.1 * channels);
+            before.fill(zero);
+            inside.write_copy_of_slice(&x[(image * input.0 + y) * input.1 * channels..][..input.1 * channels]);
+            after.fill(zero);
+        });
+    };
+    // SAFETY: every line is written in full.
+    unsafe { build_vec(framed.pixels() * channels, fill) }
 }
 
 #[derive(Default)]

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "the microkernel takes raw row pointers")]
 
 use super::microkernel::MAX_ROWS;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// Which pixels an output row reads.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +37,24 @@ impl Geometry {
         match *self {
             Self::Flat { rows } => rows,
             Self::Windows { batch, output, .. } => batch * output.0 * output.1,
+        }
+    }
+}
+
+/// Lines of so many pixels have rows of a tile that end outside of the image often enough that a frame of zeros costs less than to copy
+/// those rows for every panel; shorter lines have no sixteen rows at equal distances.
+const FRAMED: RangeInclusive<usize> = 16..=128;
+
+impl Geometry {
+    /// The same windows over images with the zeros around them as pixels, if that is worth it: the rows of a tile are at equal distances
+    /// then.
+    pub(super) fn framed(self) -> Option<Self> {
+        match self {
+            Self::Windows { batch, output, kernel, stride: 1, padding, .. } if padding != (0, 0) && FRAMED.contains(&output.1) => {
+                let input = (output.0 + kernel.0 - 1, output.1 + kernel.1 - 1);
+                Some(Self::Windows { batch, input, output, kernel, stride: 1, padding: (0, 0) })
+            }
+            _ => None,
         }
     }
 }

@@ -64,11 +64,17 @@ struct TileRows {
     stride: isize,
 }
 
-/// The rows' addresses at equal distances, if sixteen are so.
+/// The bytes from row to row, if sixteen lie at equal distances.
+#[inline(always)]
 fn regular(rows: &[*const u32]) -> Option<isize> {
-    let distance = |a: *const u32, b: *const u32| b.addr().wrapping_sub(a.addr()).cast_signed();
-    let stride = distance(*rows.first()?, *rows.get(1)?);
-    (rows.len() == SIDE && rows.windows(2).all(|pair| distance(pair[0], pair[1]) == stride)).then_some(stride)
+    let rows: &[_; SIDE] = rows.try_into().ok()?;
+    let (first, stride) = (rows[0].addr(), rows[1].addr().wrapping_sub(rows[0].addr()));
+    // Without a way out of the loop, which is some vectors so.
+    let mut differences = 0;
+    for (i, row) in rows.iter().enumerate() {
+        differences |= row.addr().wrapping_sub(first.wrapping_add(i.wrapping_mul(stride)));
+    }
+    (differences == 0).then_some(stride.cast_signed())
 }
 
 /// The rows from `offset` on, `steps` words of each, where they are or as a copy that is filled up with zeros.
