@@ -19,6 +19,8 @@ use tokio::sync::watch;
 
 /// How long a request's body may take to come.
 const SLOWEST_BODY: Duration = Duration::from_secs(120);
+/// Bytes of what a job's settings say, without its files: they are kept with the job.
+const LONGEST_SETTINGS: usize = 256 << 10;
 /// Fields of a form.
 const MOST_PARTS: usize = 64;
 
@@ -244,6 +246,11 @@ fn enqueue(server: &Server, new: NewJob) -> Result<(Arc<str>, usize), ApiError> 
         draft.sampling.variation_seed = Some(Seed::Is(u64::from(rand::random::<u32>())));
     }
     let (shown, written) = (settings::shown(&draft), settings::written(&draft));
+    let said: usize = written.values().filter_map(Json::as_array).flatten().filter_map(Json::as_str).map(str::len).sum();
+    if said > LONGEST_SETTINGS {
+        let what = format!("says {} KiB, files apart; a job says at most {}", said >> 10, LONGEST_SETTINGS >> 10);
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the job {what}")));
+    }
     let resolved = resolved(server, draft)?;
     let job = ServedJob {
         id: new.id.unwrap_or_else(ServedJob::new_id),
@@ -256,6 +263,7 @@ fn enqueue(server: &Server, new: NewJob) -> Result<(Arc<str>, usize), ApiError> 
         written,
         note: new.note,
         images: Vec::new(),
+        bytes: 0,
         remarks: new.remarks,
         model: 0,
         generator: None,
