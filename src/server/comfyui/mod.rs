@@ -15,6 +15,7 @@ mod images;
 mod inputs;
 mod lists;
 mod nodes;
+mod second_pass;
 mod socket;
 mod translate;
 
