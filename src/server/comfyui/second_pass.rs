@@ -13,7 +13,7 @@ type Translated<T> = Result<T, Box<NodeProblem>>;
 /// Both kinds of samplers.
 pub(super) const SAMPLERS: &[&str] = &["KSampler", "KSamplerAdvanced"];
 /// The nodes that enlarge latents.
-pub(super) const ENLARGERS: &[&str] = &["LatentUpscale", "LatentUpscaleBy"];
+const ENLARGERS: &[&str] = &["LatentUpscale", "LatentUpscaleBy"];
 /// From here on there is no share of the steps: what is begun with is noise alone.
 const WHOLE: f64 = 0.999;
 
@@ -59,7 +59,7 @@ fn share(steps: u64, all: u64) -> f64 {
     strength
 }
 
-/// A sampler's first and second half: `last` is the sampler whose latents are decoded.
+/// One sampler or two: `last` is the one whose latents are decoded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SamplerChain<'a> {
     pub(super) first: &'a str,

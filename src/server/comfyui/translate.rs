@@ -88,7 +88,7 @@ fn chain<'a>(graph: &CheckedGraph<'a>) -> Translated<(&'a str, &'a str, Option<S
 }
 
 /// Sampler, schedule, steps, guidance, seed, model, and the rules of the tool.
-fn settings(graph: &CheckedGraph<'_>, samplers: SamplerChain<'_>, decode: &str, plan: &mut ComfyPlan) -> Translated<()> {
+fn settings<'a>(graph: &CheckedGraph<'a>, samplers: SamplerChain<'a>, decode: &str, plan: &mut ComfyPlan) -> Translated<()> {
     let sampler = samplers.first;
     let SamplerShare { steps, strength } = SamplerShare::of(graph, sampler)?;
     let unread = || NodeProblem::refused(sampler, "steps", "the graph is not understood");

@@ -33,6 +33,8 @@ pub(super) struct Corpus {
     /// Texts that lead astray.
     texts: Vec<String>,
     routes: Vec<(String, &'static ServerRoute)>,
+    /// Those of them whose requests have a body.
+    takers: Vec<(String, &'static ServerRoute)>,
 }
 
 fn written(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
@@ -173,17 +175,15 @@ impl Corpus {
             let own = Some((route.path.to_owned(), route));
             own.into_iter().chain((group == super::super::routes::ApiGroup::ComfyUi).then(|| (format!("/api{}", route.path), route)))
         });
-        Self { images, texts, routes: routes.collect() }
+        let routes: Vec<(String, &'static ServerRoute)> = routes.collect();
+        let takers = routes.iter().filter(|(_, route)| !matches!(route.takes, TakenBody::None)).cloned().collect();
+        Self { images, texts, routes, takers }
     }
 
     /// A request, which may name one of the jobs.
     pub(super) fn request(&self, chance: &mut Chance, jobs: &[String]) -> FuzzedRequest {
-        let (path, route) = chance.of(&self.routes).clone();
         // What makes jobs is asked for most.
-        let (path, route) = match route.takes {
-            TakenBody::None if chance.percent(60) => chance.of(&self.routes).clone(),
-            _ => (path, route),
-        };
+        let (path, route) = if chance.percent(60) { chance.of(&self.takers).clone() } else { chance.of(&self.routes).clone() };
         let target = format!("{}{}", self.path(chance, &path, jobs), self.query(chance, route));
         let (kind, mut body) = self.body(chance, &path, route, jobs);
         if chance.percent(6) && !body.is_empty() {
