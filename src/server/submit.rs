@@ -8,6 +8,7 @@ use super::settings::{self, GivenSetting, SettingProblem};
 use super::studio::ResolvedJob;
 use crate::settings::{Draft, Seed, Setting};
 use axum::body::Bytes;
+use axum::extract::multipart::MultipartError;
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value as Json};
@@ -104,18 +105,24 @@ pub(super) fn is_form(request: &Request) -> bool {
     content_type(request.headers()).starts_with("multipart/form-data")
 }
 
+/// A form that could not be read. One that breaks off is the client's doing, whatever the reader says.
+fn unread(error: MultipartError) -> ApiError {
+    let status = if error.status().is_server_error() { StatusCode::BAD_REQUEST } else { error.status() };
+    ApiError::new(status, error.body_text())
+}
+
 /// Reads a form.
 pub(super) async fn form(request: Request) -> Result<FormParts, ApiError> {
     let read = async {
         let mut form = Multipart::from_request(request, &()).await.map_err(|error| ApiError::bad(error.body_text()))?;
         let mut parts = FormParts { texts: Vec::new(), files: Vec::new(), names: Vec::new() };
-        while let Some(field) = form.next_field().await.map_err(|error| ApiError::new(error.status(), error.body_text()))? {
+        while let Some(field) = form.next_field().await.map_err(unread)? {
             if parts.texts.len() + parts.files.len() >= MOST_PARTS {
                 return Err(ApiError::bad(format!("a form has at most {MOST_PARTS} fields")));
             }
             let name = field.name().unwrap_or_default().to_owned();
             let file_name = field.file_name().map(str::to_owned);
-            let bytes = field.bytes().await.map_err(|error| ApiError::new(error.status(), error.body_text()))?;
+            let bytes = field.bytes().await.map_err(unread)?;
             match file_name {
                 Some(file_name) => {
                     parts.files.push((name, bytes.to_vec()));
