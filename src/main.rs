@@ -1,6 +1,6 @@
 //! Parse, run, print the error, exit.
 
-use libmimalloc_sys::{mi_option_set_default, mi_option_t};
+use libmimalloc_sys::{mi_collect, mi_option_set_default, mi_option_t};
 use std::ffi::c_long;
 use std::process::ExitCode;
 
@@ -23,8 +23,16 @@ fn keep_freed_memory() {
     unsafe { mi_option_set_default(PURGE_DELAY, KEPT) }
 }
 
+/// Gives back all that is kept. The allocator looks after what it keeps when memory is asked for, and an idle program asks for none.
+#[expect(unsafe_code, reason = "the binding of a C function")]
+fn give_back_memory() {
+    // SAFETY: it may be called by any thread at any time.
+    unsafe { mi_collect(true) }
+}
+
 fn main() -> ExitCode {
     keep_freed_memory();
+    sd_gen::cli::gives_back_by(give_back_memory);
     match sd_gen::cli::run(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

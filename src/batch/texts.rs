@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 /// Bytes of encodings that are kept.
 const ROOM: usize = 64 << 20;
+/// Encodings that are kept, however small: as many as have room of an SD1.5. The texts themselves are kept with them.
+const MOST: usize = 256;
 
 /// What decides an encoding, and what adapters make of the text encoders.
 type AdaptedKey = (TextKey, String);
@@ -42,7 +44,7 @@ impl Texts {
             self.bytes += new.bytes();
             self.known.insert(key.clone(), new.clone());
             self.order.push_back(key);
-            while self.bytes > ROOM
+            while (self.bytes > ROOM || self.order.len() > MOST)
                 && let Some(oldest) = self.order.pop_front()
             {
                 self.bytes -= self.known.remove(&oldest).map_or(0, |text| text.bytes());

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 use clap::{CommandFactory, Parser};
 use command::{batch, bench, completions, convert, devices, doctor, generate, inspect, models, preprocess, upscale};
 use commands::{Cli, Command};
-use process::OFFLINE;
+use process::{GIVE_BACK, OFFLINE};
 use settings::args::loudness;
 use settings::config::{self, Configured};
 use std::ffi::OsString;
@@ -29,6 +29,11 @@ use terminal::{logs, screen};
 /// Says on standard error what went wrong.
 pub fn report(error: &Error) {
     terminal::report(error);
+}
+
+/// Tells how the program's allocator gives back what it keeps of freed memory; a server does so when it has nothing to do.
+pub fn gives_back_by(give_back: fn()) {
+    let _ = GIVE_BACK.set(give_back);
 }
 
 /// Runs the program.

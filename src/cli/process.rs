@@ -1,6 +1,7 @@
 //! The process: that it was asked to stop, that it may not fetch, and how many threads it has.
 
 use crate::{Error, Result};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Set by the first Ctrl-C; the work stops at the next step. The second stops the process.
@@ -8,6 +9,9 @@ static CANCELLED: AtomicBool = AtomicBool::new(false);
 
 /// Set by `--offline`: whatever the command, nothing is fetched.
 pub(in crate::cli) static OFFLINE: AtomicBool = AtomicBool::new(false);
+
+/// How memory that was freed goes back to the system.
+pub(in crate::cli) static GIVE_BACK: OnceLock<fn()> = OnceLock::new();
 
 /// More than any machine has processors.
 const MOST_THREADS: usize = 1024;

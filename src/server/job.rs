@@ -194,12 +194,14 @@ pub(super) struct ServedJob {
     pub(super) status: JobStatus,
     /// What was asked for, for people.
     pub(super) settings: Map<String, Json>,
-    /// The same so that it can be resolved again.
+    /// The same so that it can be resolved again; nothing once it has ended.
     pub(super) written: Map<String, Json>,
     /// Whatever the origin wants to find again.
     pub(super) note: Json,
     pub(super) images: Vec<ServedImage>,
     pub(super) remarks: Vec<String>,
+    /// What of it is kept when it has ended, roughly.
+    pub(super) bytes: usize,
     pub(super) model: usize,
     pub(super) generator: Option<GeneratedBy>,
     pub(super) uploads: Vec<Arc<StoredUpload>>,

@@ -51,6 +51,11 @@ impl JobJournal {
     /// # Errors
     /// The disk is full or gone.
     pub(super) fn write(&self, job: &ServedJob) -> Result<()> {
+        self.keep(&job.id, &Self::text(job))
+    }
+
+    /// What is written down of a job.
+    pub(super) fn text(job: &ServedJob) -> String {
         let images: Vec<Json> = job
             .images
             .iter()
@@ -62,13 +67,21 @@ impl JobJournal {
                 })
             })
             .collect();
-        let text = json!({
+        json!({
             "version": 1, "id": &*job.id, "origin": job.origin, "created": job.created, "started": job.started, "ended": job.ended,
             "state": job.status.name(), "settings": job.written, "shown": job.settings, "note": job.note, "remarks": job.remarks,
             "images": images,
-        });
-        let path = self.path(&job.id);
-        write_whole(&path, true, |to| to.write_all(text.to_string().as_bytes()))?;
+        })
+        .to_string()
+    }
+
+    /// See [`Self::write`].
+    ///
+    /// # Errors
+    /// The disk is full or gone.
+    pub(super) fn keep(&self, id: &str, text: &str) -> Result<()> {
+        let path = self.path(id);
+        write_whole(&path, true, |to| to.write_all(text.as_bytes()))?;
         let folder = self.folder.join("jobs");
         sync_folder(&folder).map_err(Error::io(&folder))
     }
@@ -141,6 +154,7 @@ impl JobJournal {
                 .as_array()
                 .map(|all| all.iter().filter_map(|r| Some(r.as_str()?.to_owned())).collect())
                 .unwrap_or_default(),
+            bytes: 0,
             model: 0,
             generator: None,
             uploads: Vec::new(),

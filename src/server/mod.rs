@@ -17,6 +17,8 @@ mod comfyui;
 mod connections;
 mod engine;
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod guard;
 mod image_format;
 mod job;
@@ -33,9 +35,12 @@ mod streams;
 mod studio;
 mod submit;
 
+#[cfg(all(test, target_os = "linux"))]
+pub(crate) use fuzz::fuzz;
 pub(crate) use studio::{Nameable, NameableFile, NamedSettings, ResolvedJob, Studio};
 
 use crate::{Error, Result};
+use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use files::UploadFolder;
 use queue::JobQueue;
@@ -117,11 +122,8 @@ struct Server {
 /// The address is taken, the folder cannot be written or belongs to another server.
 pub(crate) fn serve(options: ServerOptions, studio: Arc<dyn Studio>, stop: fn() -> bool, announce: impl FnOnce(SocketAddr)) -> Result<()> {
     let io = |what: String| move |error: std::io::Error| Error::Input(format!("{what}: {error}"));
-    std::fs::create_dir_all(&options.folder).map_err(Error::io(&options.folder))?;
-    let queue = Arc::new(JobQueue::open(&options.folder, options.limits, options.kept)?);
-    let uploads = UploadFolder::new(options.folder.join("uploads"), options.allowed.clone());
-    let uploads = Arc::new(uploads.map_err(Error::io(options.folder.join("uploads")))?);
-    let inputs = comfyui::InputFolder::open(options.folder.join("inputs")).map_err(Error::io(options.folder.join("inputs")))?;
+    let (server, router) = assemble(options, studio)?;
+    let (queue, studio) = (server.queue.clone(), server.studio.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)
@@ -129,27 +131,16 @@ pub(crate) fn serve(options: ServerOptions, studio: Arc<dyn Studio>, stop: fn() 
         .enable_all()
         .build()
         .map_err(io("the server's threads cannot be started".into()))?;
-    let listen = options.listen;
+    let listen = server.options.listen;
     let listener =
         runtime.block_on(tokio::net::TcpListener::bind(listen)).map_err(io(format!("`listen` {listen}: cannot be listened at")))?;
     let address = listener.local_addr().map_err(io(format!("`listen` {listen}")))?;
-    queue.resume(&*studio, &uploads);
+    queue.resume(&*studio, &server.uploads);
     let worker = {
-        let (queue, studio) = (queue.clone(), studio.clone());
+        let queue = queue.clone();
         std::thread::Builder::new().name("engine".into()).spawn(move || engine::work(&queue, &studio))
     };
     let worker = worker.map_err(io("no thread can be started to generate with".into()))?;
-    let body = options.limits.body;
-    let server = Arc::new(Server {
-        options,
-        queue: queue.clone(),
-        studio,
-        uploads,
-        chosen: std::sync::Mutex::default(),
-        metrics: metrics::RequestCounts::default(),
-        comfyui: comfyui::ComfyState::new(inputs),
-    });
-    let router = guard::around(routes::router(), &server).layer(DefaultBodyLimit::max(body)).with_state(server);
     announce(address);
     runtime.block_on(async {
         let stopped = async move {
@@ -183,4 +174,25 @@ pub(crate) fn serve(options: ServerOptions, studio: Arc<dyn Studio>, stop: fn() 
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+/// The server with its folders, before anybody reaches it, and its routes.
+fn assemble(options: ServerOptions, studio: Arc<dyn Studio>) -> Result<(Arc<Server>, Router)> {
+    std::fs::create_dir_all(&options.folder).map_err(Error::io(&options.folder))?;
+    let queue = Arc::new(JobQueue::open(&options.folder, options.limits, options.kept)?);
+    let uploads = UploadFolder::new(options.folder.join("uploads"), options.allowed.clone());
+    let uploads = Arc::new(uploads.map_err(Error::io(options.folder.join("uploads")))?);
+    let inputs = comfyui::InputFolder::open(options.folder.join("inputs")).map_err(Error::io(options.folder.join("inputs")))?;
+    let body = options.limits.body;
+    let server = Arc::new(Server {
+        options,
+        queue,
+        studio,
+        uploads,
+        chosen: std::sync::Mutex::default(),
+        metrics: metrics::RequestCounts::default(),
+        comfyui: comfyui::ComfyState::new(inputs),
+    });
+    let router = guard::around(routes::router(), &server).layer(DefaultBodyLimit::max(body)).with_state(server.clone());
+    Ok((server, router))
 }

@@ -14,9 +14,15 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
+
+/// After so long without work, what is kept for the next image is given back: as long as the allocator keeps it while there is work.
+const REST_AFTER: Duration = Duration::from_secs(10);
+
+/// What ended jobs may take, as it is written down. A graph of ComfyUI's is kept with its job.
+const HISTORY_BYTES: usize = 64 << 20;
 
 /// An image by its job and its number there.
 type ImagePlace = (Arc<str>, usize);
@@ -40,6 +46,8 @@ struct QueueState {
     /// The engine's tasks by their ids.
     tasks: HashMap<usize, ImagePlace>,
     next_task: usize,
+    /// The sum of [`ServedJob::bytes`].
+    history: usize,
     counts: QueueCounts,
     /// What is being loaded, and the share that is.
     loading: Option<(String, Option<f64>)>,
@@ -80,6 +88,7 @@ impl JobQueue {
             waiting: VecDeque::new(),
             tasks: HashMap::new(),
             next_task: 0,
+            history: 0,
             counts: QueueCounts::default(),
             loading: None,
             unload: false,
@@ -136,6 +145,11 @@ impl JobQueue {
             }
             let id = job.id.clone();
             let mut state = self.state();
+            if job.status.has_ended() {
+                job.bytes = JobJournal::text(&job).len();
+                job.written = serde_json::Map::new();
+                state.history += job.bytes;
+            }
             let places = job.images.iter().enumerate().filter(|(_, image)| image.status == ImageStatus::Waiting);
             let places: Vec<ImagePlace> = places.map(|(at, _)| (id.clone(), at)).collect();
             state.waiting.extend(places);
@@ -270,10 +284,16 @@ impl JobQueue {
         let mut state = self.state();
         let ended = state.jobs.get(id).is_some_and(|job| job.status.has_ended());
         if ended {
-            state.jobs.remove(id);
-            self.journal.remove(id);
+            self.drop_ended(&mut state, id);
         }
         ended
+    }
+
+    fn drop_ended(&self, state: &mut QueueState, id: &str) {
+        if let Some(job) = state.jobs.remove(id) {
+            state.history -= job.bytes.min(state.history);
+        }
+        self.journal.remove(id);
     }
 
     /// Ends a job whose images have all ended, and forgets the oldest ones.
@@ -293,21 +313,32 @@ impl JobQueue {
         job.ended = Some(now());
         job.preview = None;
         job.uploads.clear();
+        job.generator = None;
         match job.status {
             JobStatus::Failed => state.counts.failed += 1,
             JobStatus::Cancelled => state.counts.cancelled += 1,
             _ => state.counts.done += 1,
         }
         info!(job = id, state = job.status.name(), "job ended");
-        if let Err(error) = self.journal.write(job) {
+        let text = JobJournal::text(job);
+        job.bytes = text.len();
+        state.history += job.bytes;
+        if let Err(error) = self.journal.keep(id, &text) {
             // It will be seen as unfinished after a restart, and its images are found.
             warn!("{error}");
         }
+        // Nobody resolves it again.
+        job.written = serde_json::Map::new();
         job.change();
+        if state.jobs.len() <= self.kept && state.history <= HISTORY_BYTES {
+            return;
+        }
         let ended: Vec<Arc<str>> = state.jobs.values().filter(|job| job.status.has_ended()).map(|job| job.id.clone()).collect();
-        for old in ended.iter().take(ended.len().saturating_sub(self.kept)) {
-            state.jobs.remove(old);
-            self.journal.remove(old);
+        for (at, old) in ended.iter().enumerate() {
+            if ended.len() - at <= self.kept && state.history <= HISTORY_BYTES {
+                break;
+            }
+            self.drop_ended(state, old);
         }
     }
 
@@ -333,6 +364,7 @@ impl JobQueue {
 
     /// What the engine is to do next; waits for it.
     pub(super) fn next(self: &Arc<Self>, studio: &dyn Studio, is_stopped: &dyn Fn() -> bool) -> Option<(Vec<Task>, usize)> {
+        let mut idle_since = Some(Instant::now());
         loop {
             let mut state = self.state();
             if self.is_stopping() || is_stopped() {
@@ -342,6 +374,13 @@ impl JobQueue {
                 return Some((Vec::new(), 1));
             }
             let Some((model, request, shape)) = state.first() else {
+                if !state.tasks.is_empty() {
+                    idle_since = Some(Instant::now());
+                } else if idle_since.take_if(|since| since.elapsed() >= REST_AFTER).is_some() {
+                    drop(state);
+                    studio.rest();
+                    continue;
+                }
                 drop(self.wake.wait_timeout(state, Duration::from_millis(200)).unwrap_or_else(PoisonError::into_inner));
                 continue;
             };

@@ -256,6 +256,11 @@ pub(super) fn draft(base: &Draft, given: &[GivenSetting], is_named: impl Fn(&str
             }
         }
     }
+    // What grows says itself how large it becomes.
+    if is_given("outpaint") && !["size", "width", "height"].into_iter().any(is_given) {
+        draft.canvas.width = None;
+        draft.canvas.height = None;
+    }
     for (row, values) in given {
         let values: Vec<std::ffi::OsString> = values.iter().map(Into::into).collect();
         if let Err((_, what)) = (row.access.read)(&mut draft, &values) {

@@ -72,6 +72,9 @@ pub(crate) trait Studio: Send + Sync {
     /// A model could not be loaded: it is opened anew for the next job.
     fn forget(&self, model: usize);
 
+    /// There is nothing to do: what is kept for the next image goes back to the system, but for the models.
+    fn rest(&self);
+
     /// What there is of a kind.
     fn list(&self, kind: Nameable) -> Vec<NameableFile>;
 

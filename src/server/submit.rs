@@ -8,6 +8,7 @@ use super::settings::{self, GivenSetting, SettingProblem};
 use super::studio::ResolvedJob;
 use crate::settings::{Draft, Seed, Setting};
 use axum::body::Bytes;
+use axum::extract::multipart::MultipartError;
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value as Json};
@@ -19,6 +20,8 @@ use tokio::sync::watch;
 
 /// How long a request's body may take to come.
 const SLOWEST_BODY: Duration = Duration::from_secs(120);
+/// Bytes of what a job's settings say, without its files: they are kept with the job.
+const LONGEST_SETTINGS: usize = 256 << 10;
 /// Fields of a form.
 const MOST_PARTS: usize = 64;
 
@@ -102,18 +105,24 @@ pub(super) fn is_form(request: &Request) -> bool {
     content_type(request.headers()).starts_with("multipart/form-data")
 }
 
+/// A form that could not be read. One that breaks off is the client's doing, whatever the reader says.
+fn unread(error: MultipartError) -> ApiError {
+    let status = if error.status().is_server_error() { StatusCode::BAD_REQUEST } else { error.status() };
+    ApiError::new(status, error.body_text())
+}
+
 /// Reads a form.
 pub(super) async fn form(request: Request) -> Result<FormParts, ApiError> {
     let read = async {
         let mut form = Multipart::from_request(request, &()).await.map_err(|error| ApiError::bad(error.body_text()))?;
         let mut parts = FormParts { texts: Vec::new(), files: Vec::new(), names: Vec::new() };
-        while let Some(field) = form.next_field().await.map_err(|error| ApiError::new(error.status(), error.body_text()))? {
+        while let Some(field) = form.next_field().await.map_err(unread)? {
             if parts.texts.len() + parts.files.len() >= MOST_PARTS {
                 return Err(ApiError::bad(format!("a form has at most {MOST_PARTS} fields")));
             }
             let name = field.name().unwrap_or_default().to_owned();
             let file_name = field.file_name().map(str::to_owned);
-            let bytes = field.bytes().await.map_err(|error| ApiError::new(error.status(), error.body_text()))?;
+            let bytes = field.bytes().await.map_err(unread)?;
             match file_name {
                 Some(file_name) => {
                     parts.files.push((name, bytes.to_vec()));
@@ -244,6 +253,11 @@ fn enqueue(server: &Server, new: NewJob) -> Result<(Arc<str>, usize), ApiError> 
         draft.sampling.variation_seed = Some(Seed::Is(u64::from(rand::random::<u32>())));
     }
     let (shown, written) = (settings::shown(&draft), settings::written(&draft));
+    let said: usize = written.values().filter_map(Json::as_array).flatten().filter_map(Json::as_str).map(str::len).sum();
+    if said > LONGEST_SETTINGS {
+        let what = format!("says {} KiB, files apart; a job says at most {}", said >> 10, LONGEST_SETTINGS >> 10);
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the job {what}")));
+    }
     let resolved = resolved(server, draft)?;
     let job = ServedJob {
         id: new.id.unwrap_or_else(ServedJob::new_id),
@@ -256,6 +270,7 @@ fn enqueue(server: &Server, new: NewJob) -> Result<(Arc<str>, usize), ApiError> 
         written,
         note: new.note,
         images: Vec::new(),
+        bytes: 0,
         remarks: new.remarks,
         model: 0,
         generator: None,

@@ -1,10 +1,15 @@
 #!/usr/bin/env python3
 """Many clients at once: jobs, cancels, broken connections, and kills of the server; then the accounts are made up.
 
-    tests/serve/load.py target/release/sd-gen [--clients 64] [--jobs 20] [--kills 2]
+    tests/serve/load.py target/release/sd-gen [--clients 64] [--jobs 20] [--kills 2] [--waves 3]
 
-Needs nothing but Python. It fails where a job that was accepted is lost or an image is not there; it says the throughput, how fast /health
-answers meanwhile, and how much the memory grew.
+Needs nothing but Python. First all clients send their jobs while the server is killed in between. Then they do so again, wave after wave, in
+one life of the server, which is where its memory is measured: after the first wave, when every thread has begun, the texts' cache is full and
+each buffer has been as large as it gets, against after the last one. Each time the server has been idle for --rest seconds, so that what the
+allocator keeps for the next image has gone back; what the jobs themselves leave behind is still there, for all of them are remembered.
+
+It fails where a job that was accepted is lost, an image is not there, or the memory grew by more than 5 %; it says the throughput, and how
+fast /health answers meanwhile.
 """
 
 import argparse
@@ -26,6 +31,9 @@ parser.add_argument("program")
 parser.add_argument("--clients", type=int, default=64)
 parser.add_argument("--jobs", type=int, default=20)
 parser.add_argument("--kills", type=int, default=2)
+parser.add_argument("--waves", type=int, default=3)
+parser.add_argument("--rest", type=float, default=30)
+parser.add_argument("--most-growth", type=float, default=5, help="in percent")
 parser.add_argument("--steps", type=int, default=4)
 options = parser.parse_args()
 
@@ -60,7 +68,7 @@ def memory(child):
 
 
 accepted, cancelled, lock = {}, set(), threading.Lock()
-over, down = threading.Event(), threading.Event()
+over, resting = threading.Event(), threading.Event()
 health, server = [], start()
 
 
@@ -80,11 +88,11 @@ def persistently(method, path, body=None):
         time.sleep(min(float(headers.get("Retry-After", 1)), 2))
 
 
-def client(number):
-    chance = random.Random(number)
+def client(number, wave=0):
+    chance = random.Random(number + wave * 1000)
     for job in range(options.jobs):
-        seed = number * 1000 + job
-        status, text = persistently("POST", "/v1/jobs", {"prompt": f"client {number} job {job}", "seed": seed})
+        seed = (wave * 1000 + number) * 1000 + job
+        status, text = persistently("POST", "/v1/jobs", {"prompt": f"wave {wave} client {number} job {job}", "seed": seed})
         assert status == 202, (status, text)
         identity = json.loads(text)["id"]
         with lock:
@@ -107,6 +115,9 @@ def client(number):
 
 def watch():
     while not over.is_set():
+        if resting.is_set():
+            time.sleep(0.1)
+            continue
         began = time.perf_counter()
         try:
             ask("GET", "/health", timeout=10)
@@ -116,17 +127,29 @@ def watch():
         time.sleep(0.05)
 
 
-# Warm, so that the memory is what it is in the end.
-for seed in range(8):
-    persistently("POST", "/v1/jobs", {"prompt": "warm", "seed": seed, "batch-size": 8})
-while json.loads(persistently("GET", "/v1/jobs?state=queued")[1])["jobs"] or json.loads(persistently("GET", "/v1/jobs?state=running")[1])["jobs"]:
-    time.sleep(0.2)
-before = memory(server)
-began = time.time()
-threads = [threading.Thread(target=client, args=(number,)) for number in range(options.clients)]
+def unfinished():
+    ready = json.loads(persistently("GET", "/ready")[1])
+    return ready["waiting"] + ready["at_work"]
+
+
+def begin(wave):
+    threads = [threading.Thread(target=client, args=(number, wave)) for number in range(options.clients)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def end(threads):
+    for thread in threads:
+        thread.join()
+    while unfinished():
+        time.sleep(0.2)
+
+
 watcher = threading.Thread(target=watch)
-for thread in [watcher, *threads]:
-    thread.start()
+watcher.start()
+began = time.time()
+threads = begin(0)
 total = options.clients * options.jobs
 for kill in range(options.kills):
     while len(accepted) < total * (kill + 1) // (options.kills + 1) and any(thread.is_alive() for thread in threads):
@@ -134,17 +157,15 @@ for kill in range(options.kills):
     server.send_signal(signal.SIGKILL)
     server.wait()
     server = start()
-for thread in threads:
-    thread.join()
-
-
-def unfinished():
-    return [job for state in ("queued", "running") for job in json.loads(persistently("GET", f"/v1/jobs?state={state}&limit=1000")[1])["jobs"]]
-
-
-while unfinished():
-    time.sleep(0.5)
+end(threads)
 seconds = time.time() - began
+mebibytes = []
+for wave in range(1, options.waves + 1):
+    end(begin(wave))
+    resting.set()
+    time.sleep(options.rest)
+    mebibytes.append(memory(server))
+    resting.clear()
 over.set()
 watcher.join()
 
@@ -166,10 +187,14 @@ for identity, seed in accepted.items():
         wrong.append(f"{identity}: {job['state']} {job['error']}")
 # A job whose answer a kill cut off was accepted too: its client asked again.
 images = [name for name in os.listdir(os.path.join(folder, "served", "images")) if name.endswith(".png")]
-after = memory(server)
-print(f"{len(accepted)} jobs accepted, {done} done, {len(cancelled)} cancelled, {len(images)} images, {seconds:.0f} s, {done / seconds:.2f} a second")
+first = sum(seed < 1_000_000 for seed in accepted.values())
+print(f"{len(accepted)} jobs accepted, {done} done, {len(cancelled)} cancelled, {len(images)} images; the first {first} in {seconds:.0f} s")
 print(f"/health: p50 {statistics.median(health):.1f} ms, p99 {sorted(health)[len(health) * 99 // 100]:.1f} ms of {len(health)}")
-print(f"memory: {before:.0f} MiB before, {after:.0f} MiB after ({(after / before - 1) * 100:+.1f} %)")
+if len(mebibytes) > 1:
+    growth = (mebibytes[-1] / mebibytes[0] - 1) * 100
+    print(f"memory: {', '.join(f'{one:.1f}' for one in mebibytes)} MiB after each wave ({growth:+.1f} %)")
+    if growth > options.most_growth:
+        wrong.append(f"the memory grew by {growth:.1f} %")
 print("\n".join(wrong[:20]))
 server.terminate()
 server.wait()

@@ -170,10 +170,13 @@ impl<'a> CheckedGraph<'a> {
         found
     }
 
-    /// The graph of these nodes alone, as text.
-    pub(super) fn part(&self, nodes: &[&str]) -> String {
-        let part: Map<String, Json> =
+    /// The graph of these nodes alone, as text, with an input of one of them led to the first output of another.
+    pub(super) fn part(&self, nodes: &[&str], (node, input, from): (&str, &str, &str)) -> String {
+        let mut part: Map<String, Json> =
             self.nodes.iter().filter(|(id, _)| nodes.contains(&id.as_str())).map(|(id, n)| (id.clone(), n.clone())).collect();
+        if let Some(inputs) = part.get_mut(node).and_then(|node| node.get_mut("inputs")?.as_object_mut()) {
+            inputs.insert(input.to_owned(), json!([from, 0]));
+        }
         Json::Object(part).to_string()
     }
 

@@ -15,6 +15,7 @@ mod images;
 mod inputs;
 mod lists;
 mod nodes;
+mod second_pass;
 mod socket;
 mod translate;
 
@@ -38,7 +39,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use translate::{ComfyPlan, translate};
 
 /// Bytes of a request with a graph; it is kept with its job.
-const LARGEST_GRAPH: usize = 8 << 20;
+const LARGEST_GRAPH: usize = 1 << 20;
 /// Letters of an id that a client chose.
 const LONGEST_ID: usize = 64;
 

@@ -57,6 +57,7 @@ const SIDE: NodeInput = Whole(512, 16, 16384, 8);
 const STEPS: NodeInput = Whole(20, 1, 10000, 1);
 const SEED: NodeInput = Whole(0, 0, u64::MAX as i128, 1);
 const CFG: NodeInput = Number(8.0, 0.0, 100.0, 0.1);
+const ENLARGING: NodeInput = Words(&["nearest-exact", "bilinear", "area", "bicubic", "bislerp"]);
 const STRENGTH: NodeInput = Number(1.0, -100.0, 100.0, 0.01);
 
 const fn node(
@@ -203,6 +204,26 @@ pub(super) const NODES: &[ComfyNode] = &[
             ("end_at_step", Whole(10000, 0, 10000, 1)),
             ("return_with_leftover_noise", Words(&["disable", "enable"])),
         ],
+        &["LATENT"],
+    ),
+    node(
+        "LatentUpscale",
+        "Upscale Latent",
+        "latent",
+        &[
+            ("samples", Link("LATENT")),
+            ("upscale_method", ENLARGING),
+            ("width", Whole(512, 0, 16384, 8)),
+            ("height", Whole(512, 0, 16384, 8)),
+            ("crop", Words(&["disabled", "center"])),
+        ],
+        &["LATENT"],
+    ),
+    node(
+        "LatentUpscaleBy",
+        "Upscale Latent By",
+        "latent",
+        &[("samples", Link("LATENT")), ("upscale_method", ENLARGING), ("scale_by", Number(1.5, 0.01, 8.0, 0.01))],
         &["LATENT"],
     ),
     node("VAEDecode", "VAE Decode", "latent", &[("samples", Link("LATENT")), ("vae", Link("VAE"))], &["IMAGE"]),

@@ -5,6 +5,7 @@
 //! than the graph says is refused.
 
 use super::graph::{CheckedGraph, NodeProblem, stem};
+use super::second_pass::{SAMPLERS, SamplerChain, SamplerShare};
 use crate::metadata::{Field, recreation, understand_graph};
 use ::image::{GrayImage, Luma, Rgb};
 use serde_json::{Map, Value as Json, json};
@@ -33,9 +34,10 @@ type Translated<T> = Result<T, Box<NodeProblem>>;
 /// What of it cannot be done here.
 pub(super) fn translate(graph: &CheckedGraph<'_>, read: &mut dyn FnMut(&str) -> Result<Vec<u8>, String>) -> Translated<ComfyPlan> {
     let mut plan = ComfyPlan::default();
-    let (sampler, decode, upscale) = chain(graph)?;
-    one_sampler(graph, sampler)?;
-    settings(graph, sampler, &mut plan)?;
+    let (last, decode, upscale) = chain(graph)?;
+    let samplers = SamplerChain::of(graph, last)?;
+    let sampler = samplers.first;
+    settings(graph, samplers, decode, &mut plan)?;
     autoencoder(graph, decode, &mut plan)?;
     if let Some(model) = upscale {
         plan.settings.insert("upscale".into(), model.into());
@@ -48,6 +50,7 @@ pub(super) fn translate(graph: &CheckedGraph<'_>, read: &mut dyn FnMut(&str) -> 
     networks(graph, sampler, &positive, &negative, &mut plan)?;
     controls(graph, &positive, &negative, read, &mut plan)?;
     latents(graph, sampler, read, &mut plan)?;
+    samplers.second_pass(graph, &mut plan.settings)?;
     plan.stages = [positive.encoder, sampler, decode].map(str::to_owned);
     Ok(plan)
 }
@@ -79,42 +82,20 @@ fn chain<'a>(graph: &CheckedGraph<'a>) -> Translated<(&'a str, &'a str, Option<S
     }
     let (sampler, decode, upscale) = found.ok_or_else(|| NodeProblem::refused("", "images", "there is no output"))?;
     match graph.class(sampler) {
-        "KSampler" | "KSamplerAdvanced" => Ok((sampler, decode, upscale)),
+        class if SAMPLERS.contains(&class) => Ok((sampler, decode, upscale)),
         other => Err(NodeProblem::refused(decode, "samples", format!("{other} makes no image; lead a KSampler there"))),
     }
 }
 
-fn one_sampler(graph: &CheckedGraph<'_>, sampler: &str) -> Translated<()> {
-    let reached = graph.upstream(&graph.outputs);
-    match reached.into_iter().find(|node| graph.class(node).starts_with("KSampler") && *node != sampler) {
-        Some(other) => {
-            Err(NodeProblem::refused(other, "latent_image", "one sampler is followed; a second pass is the setting hires of POST /v1/jobs"))
-        }
-        None => Ok(()),
-    }
-}
-
 /// Sampler, schedule, steps, guidance, seed, model, and the rules of the tool.
-fn settings(graph: &CheckedGraph<'_>, sampler: &str, plan: &mut ComfyPlan) -> Translated<()> {
-    if graph.class(sampler) == "KSamplerAdvanced" {
-        let (start, end) = (graph.number(sampler, "start_at_step"), graph.number(sampler, "end_at_step"));
-        let refused = |input: &str, what: &str| Err(NodeProblem::refused(sampler, input, what));
-        if start > 0.0 {
-            return refused("start_at_step", "an image is begun at its first step here");
-        }
-        if end < graph.number(sampler, "steps") {
-            return refused("end_at_step", "an image is generated to its last step here");
-        }
-        if graph.text(sampler, "add_noise") != "enable" {
-            return refused("add_noise", "an image begins with noise here");
-        }
-        if graph.text(sampler, "return_with_leftover_noise") == "enable" {
-            return refused("return_with_leftover_noise", "an image is generated to its last step here");
-        }
-    }
+fn settings<'a>(graph: &CheckedGraph<'a>, samplers: SamplerChain<'a>, decode: &str, plan: &mut ComfyPlan) -> Translated<()> {
+    let sampler = samplers.first;
+    let SamplerShare { steps, strength } = SamplerShare::of(graph, sampler)?;
     let unread = || NodeProblem::refused(sampler, "steps", "the graph is not understood");
-    let nodes = graph.upstream(&graph.outputs);
-    let mut recipe = understand_graph(&graph.part(&nodes)).ok_or_else(unread)?;
+    // As if the first sampler were the only one.
+    let mut nodes = graph.upstream(&[sampler]);
+    nodes.extend(graph.upstream(&graph.outputs).into_iter().filter(|node| !SAMPLERS.contains(&graph.class(node))));
+    let mut recipe = understand_graph(&graph.part(&nodes, (decode, "samples", sampler))).ok_or_else(unread)?;
     // These are followed here, node by node.
     recipe.other.clear();
     recipe.loras.clear();
@@ -144,12 +125,8 @@ fn settings(graph: &CheckedGraph<'_>, sampler: &str, plan: &mut ComfyPlan) -> Tr
         };
         plan.settings.insert(row.name.to_owned(), value);
     }
-    if graph.class(sampler) == "KSampler" {
-        let denoise = graph.number(sampler, "denoise");
-        plan.settings.insert("strength".into(), denoise.into());
-    } else {
-        plan.settings.insert("strength".into(), 1.0.into());
-    }
+    plan.settings.insert("steps".into(), steps.into());
+    plan.settings.insert("strength".into(), strength.into());
     Ok(())
 }
 
@@ -327,11 +304,13 @@ fn latents(
                 plan.settings.insert("batch-noise".into(), "shared".into());
             }
             match plan.settings.remove("strength").and_then(|strength| strength.as_f64()) {
-                Some(strength) if strength < 1.0 => Err(NodeProblem::refused(
-                    sampler,
-                    "denoise",
-                    "is below 1 without an image to start from; lead a VAEEncode to latent_image",
-                )),
+                Some(strength) if strength < 1.0 => {
+                    let (input, what) = match graph.class(sampler) {
+                        "KSampler" => ("denoise", "is below 1 without an image to start from; lead a VAEEncode to latent_image"),
+                        _ => ("start_at_step", "leaves steps out without an image to start from; lead a VAEEncode to latent_image"),
+                    };
+                    Err(NodeProblem::refused(sampler, input, what))
+                }
                 _ => Ok(()),
             }
         }
@@ -497,7 +476,7 @@ mod tests {
     fn a_graph_becomes_settings() {
         let plan = of(&graph(), &[]).unwrap();
         let wanted = json!({
-            "prompt": " a (cat:1.2) ", "negative-prompt": "", "steps": "20", "seed": "5", "guidance-scale": "7.5", "model": "some",
+            "prompt": " a (cat:1.2) ", "negative-prompt": "", "steps": 20, "seed": "5", "guidance-scale": "7.5", "model": "some",
             "schedule": "karras", "like": "comfyui", "prompt-syntax": "comfyui", "width": 512, "height": 768, "images": 2,
             "batch-noise": "shared",
             "lora": [{ "name": "detail", "weight": 0.8, "text_weight": 0.5 }],
@@ -507,6 +486,79 @@ mod tests {
         }
         assert!(!plan.settings.contains_key("strength") && !plan.settings.contains_key("size"), "{:?}", plan.settings);
         assert_eq!(plan.stages, ["6", "3", "8"]);
+    }
+
+    /// The graph with a second sampler over the enlarged latents of the first.
+    fn two_passes() -> Json {
+        let mut graph = graph();
+        graph["5"]["inputs"]["width"] = json!(512);
+        graph["12"] =
+            json!({ "class_type": "LatentUpscaleBy", "inputs": { "samples": ["3", 0], "upscale_method": "bilinear", "scale_by": 1.5 } });
+        let mut second = graph["3"].clone();
+        second["inputs"]["latent_image"] = json!(["12", 0]);
+        second["inputs"]["denoise"] = json!(0.5);
+        second["inputs"]["steps"] = json!(14);
+        graph["13"] = second;
+        graph["8"]["inputs"]["samples"] = json!(["13", 0]);
+        graph
+    }
+
+    #[test]
+    fn a_second_sampler_is_a_second_pass() {
+        let said = |plan: &ComfyPlan, wanted: Json| {
+            for (name, value) in wanted.as_object().unwrap() {
+                assert_eq!(plan.settings.get(name), Some(value), "{name}: {:?}", plan.settings);
+            }
+        };
+        let plan = of(&two_passes(), &[]).unwrap();
+        let passes = json!({ "hires": 1.5, "hires-upscaler": "latent", "hires-steps": 14, "hires-strength": 0.5 });
+        said(&plan, passes);
+        said(&plan, json!({ "steps": 20, "seed": "5", "width": 512, "height": 768 }));
+        assert!(!plan.settings.contains_key("strength"), "{:?}", plan.settings);
+        // The other node says the size.
+        let mut sized = two_passes();
+        sized["12"] = json!({ "class_type": "LatentUpscale", "inputs": {
+            "samples": ["3", 0], "upscale_method": "bicubic", "width": 1024, "height": 1536, "crop": "disabled" } });
+        said(&of(&sized, &[]).unwrap(), json!({ "hires": 2.0, "hires-upscaler": "latent-bicubic" }));
+        // Over the latents as they are, the last eight of twenty steps.
+        let mut plain = two_passes();
+        plain["13"] = json!({ "class_type": "KSamplerAdvanced", "inputs": {
+            "add_noise": "enable", "noise_seed": 5, "steps": 20, "cfg": 7.5, "sampler_name": "dpmpp_2m", "scheduler": "karras",
+            "model": ["10", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["3", 0],
+            "start_at_step": 12, "end_at_step": 10000, "return_with_leftover_noise": "disable" } });
+        said(&of(&plain, &[]).unwrap(), json!({ "hires": 1.0, "hires-steps": 8, "hires-strength": 0.4 }));
+        let changed = |node: &str, input: &str, value: Json| {
+            let mut graph = two_passes();
+            graph[node]["inputs"][input] = value;
+            graph
+        };
+        let advanced = |input: &str, value: Json| {
+            let mut graph = plain.clone();
+            graph["13"]["inputs"][input] = value;
+            graph
+        };
+        let mut third = two_passes();
+        third["14"] = third["13"].clone();
+        third["14"]["inputs"]["latent_image"] = json!(["13", 0]);
+        third["8"]["inputs"]["samples"] = json!(["14", 0]);
+        for (graph, node, input) in [
+            (changed("13", "seed", json!(6)), "13", "seed"),
+            (changed("13", "cfg", json!(6)), "13", "cfg"),
+            (changed("13", "sampler_name", json!("euler")), "13", "sampler_name"),
+            (changed("13", "positive", json!(["7", 0])), "13", "positive"),
+            (changed("13", "denoise", json!(1)), "13", "denoise"),
+            (changed("12", "upscale_method", json!("bislerp")), "12", "upscale_method"),
+            (changed("12", "scale_by", json!(0.5)), "12", "scale_by"),
+            (changed("12", "samples", json!(["5", 0])), "12", "samples"),
+            (advanced("add_noise", json!("disable")), "13", "add_noise"),
+            (advanced("end_at_step", json!(15)), "13", "end_at_step"),
+            (advanced("return_with_leftover_noise", json!("enable")), "13", "return_with_leftover_noise"),
+            (advanced("start_at_step", json!(20)), "13", "start_at_step"),
+            (third, "3", "latent_image"),
+        ] {
+            let errors = of(&graph, &[]).unwrap_err();
+            assert_eq!(errors[node]["errors"][0]["extra_info"]["input_name"], input, "{errors}");
+        }
     }
 
     #[test]

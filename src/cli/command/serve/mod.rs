@@ -1,6 +1,8 @@
 //! `sd-gen serve`: the model stays loaded, and other programs and a page in the browser use it.
 
 mod studio;
+#[cfg(test)]
+mod tests;
 
 use crate::cli::process::{cancelled, set_threads};
 use crate::cli::settings::flags::{Flags, Wrong};

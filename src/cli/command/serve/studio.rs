@@ -4,7 +4,7 @@ use crate::adapter::AdapterFolders;
 use crate::batch::{Footprint, Load, Sizes, sizes};
 use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{self, BUILTIN, Models, Named, Opened, models_folder};
-use crate::cli::process::cancelled;
+use crate::cli::process::{GIVE_BACK, cancelled};
 use crate::cli::settings::recreate::{recreated, recreated_alone};
 use crate::device::open_all;
 use crate::disk::stays_inside;
@@ -257,6 +257,12 @@ impl Studio for ModelStudio {
 
     fn forget(&self, model: usize) {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, number| *number != model);
+    }
+
+    fn rest(&self) {
+        if let Some(give_back) = GIVE_BACK.get() {
+            give_back();
+        }
     }
 
     fn list(&self, kind: Nameable) -> Vec<NameableFile> {
