@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 /// `SD_GEN_FUZZ_REQUESTS=100000 SD_GEN_FUZZ_SEED=1 cargo test --lib no_request_does_harm -- --nocapture` is a long run of it.
 #[test]
+#[expect(clippy::print_stderr, reason = "a long run's counts, for the one who runs it")]
 fn no_request_does_harm() {
     let of = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let long = of("SD_GEN_FUZZ_REQUESTS");
