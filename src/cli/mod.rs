@@ -26,6 +26,11 @@ use std::ffi::OsString;
 use std::sync::atomic::Ordering;
 use terminal::{logs, screen};
 
+/// Memory that no tensor holds is given back to the system by `give_back`, where it is wanted.
+pub fn on_release(give_back: fn()) {
+    crate::device::on_release(give_back);
+}
+
 /// Says on standard error what went wrong.
 pub fn report(error: &Error) {
     terminal::report(error);

@@ -1,5 +1,7 @@
 //! The process: that it was asked to stop, that it may not fetch, and how many threads it has.
 
+use crate::device::limit_memory;
+use crate::settings::{MemorySize, Value};
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -36,6 +38,19 @@ pub(in crate::cli) fn listen_for_cancellation(clear: fn()) -> Result<()> {
 /// Whether the user asked to stop.
 pub(in crate::cli) fn cancelled() -> bool {
     CANCELLED.load(Ordering::SeqCst)
+}
+
+/// Takes no more memory than `--memory` says.
+///
+/// # Errors
+/// The process takes more already.
+pub(in crate::cli) fn set_memory(limit: MemorySize) -> Result<()> {
+    let taken = limit_memory(limit.0);
+    if taken >= limit.0 {
+        let (limit, taken) = (limit.typed(), taken / 1_000_000);
+        return Err(Error::Input(format!("--memory {limit}: the program alone takes {taken} MB; give more")));
+    }
+    Ok(())
 }
 
 /// Starts as many threads as `--threads` says.

@@ -94,7 +94,7 @@ impl ModelStudio {
         let folder = load.models_dir.as_ref().map(AsRef::as_ref);
         let checkpoint = match load.model.as_deref() {
             Some(BUILTIN) if !is_in_base(&self.base, BUILTIN) && self.found(BUILTIN).is_none() => model::builtin()?,
-            what => model::open_for(what, folder, dtype, DownloadStyle::default(), load.beside())?,
+            what => model::open_for(what, folder, dtype, DownloadStyle::default(), load.beside(None))?,
         };
         let number = self.models.models.add(Opened::new(checkpoint, self.devices.clone(), load));
         opened.insert(load.clone(), number);
