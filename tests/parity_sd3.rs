@@ -69,7 +69,8 @@ fn clip_says_what_it_says_there() {
     for model in Model::all() {
         for (i, spec) in model.checkpoint.spec().text_encoders.iter().enumerate() {
             let files = model.checkpoint.tokenizer(i).expect("tokenizer files");
-            let tokenizer = ClipTokenizer::from_files(model.name, &files.vocab_json, &files.merges, &spec.pad_token, 77).expect("a tokenizer");
+            let tokenizer =
+                ClipTokenizer::from_files(model.name, &files.vocab_json, &files.merges, &spec.pad_token, 77).expect("a tokenizer");
             let source = model.checkpoint.component(Component::text_encoder(i));
             let encoder = TextEncoder::load(&Scope::root(&source, DType::F32, &Device::Cpu), spec, tokenizer).expect("an encoder");
             let ids: Vec<Vec<u32>> = TEXTS.iter().map(|text| encoder.tokenize(text).expect("tokens").ids).collect();
@@ -109,7 +110,8 @@ fn one_call_of_the_transformer() {
         let net = DenoisingNetwork::load(&Scope::root(&source, DType::F32, &Device::Cpu), model.checkpoint.spec()).expect("a network");
         for case in ["square", "wide"] {
             let of = |name: &str| model.golden(&format!("net.{case}.{name}"));
-            let call = ModelCall { pooled: Some(of("pooled")), ..ModelCall::new(of("latents"), numbers(&of("timestep"))[0], of("context")) };
+            let call =
+                ModelCall { pooled: Some(of("pooled")), ..ModelCall::new(of("latents"), numbers(&of("timestep"))[0], of("context")) };
             model.close(&format!("net.{case}.output"), &net.call(&call).expect("it runs").prediction, CLOSE);
         }
     }
@@ -145,7 +147,8 @@ fn whole_runs() {
         let prompt = pipeline.encode_prompt(&request, &mut Silent).expect("the prompt is encoded");
         let made = pipeline.generate_batch(&BatchItem::of_seeds(&request, &prompt, &[42]), &mut Silent).expect("an image").remove(0);
         model.close("run.latents", &made.latents, CLOSE_AFTER_A_RUN);
-        let off = numbers(&model.golden("run.image")).iter().zip(made.image.as_raw()).map(|(a, b)| (a - f64::from(*b)).abs()).fold(0.0, f64::max);
+        let off =
+            numbers(&model.golden("run.image")).iter().zip(made.image.as_raw()).map(|(a, b)| (a - f64::from(*b)).abs()).fold(0.0, f64::max);
         assert!(off <= 1.0, "{}: the image is off by {off} levels", model.name);
     }
 }

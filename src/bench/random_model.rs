@@ -177,13 +177,16 @@ mod tests {
                 let latents = pipeline.denoise(&BatchItem::of_seeds(&request, &prompt, &[1]), &mut Silent)?;
                 Ok::<_, Error>(pipeline.decode(&latents)?.flatten_all()?.to_vec1::<f32>()?)
             };
-            let generate =
-                |seed| generate_with(&|model| Pipeline::load(&model, &Device::Cpu, DType::F32, DType::F32, &mut Silent), seed);
+            let generate = |seed| generate_with(&|model| Pipeline::load(&model, &Device::Cpu, DType::F32, DType::F32, &mut Silent), seed);
             let (first, again, other) = (generate(1)?, generate(1)?, generate(2)?);
             assert!(first.iter().all(|x| x.is_finite()), "{name}");
             assert_eq!(first, again, "{name}");
             assert_ne!(first, other, "{name}");
-            assert_eq!(generate_with(&|model| Pipeline::in_turn(Arc::new(model), &Device::Cpu, DType::F32, DType::F32), 1)?, first, "{name}");
+            assert_eq!(
+                generate_with(&|model| Pipeline::in_turn(Arc::new(model), &Device::Cpu, DType::F32, DType::F32), 1)?,
+                first,
+                "{name}"
+            );
             let mean = first.iter().sum::<f32>() / first.len() as f32;
             let deviation = (first.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / first.len() as f32).sqrt();
             assert!((0.05..20.0).contains(&deviation), "{name}: an image with a deviation of {deviation}");

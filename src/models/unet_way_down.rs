@@ -108,8 +108,7 @@ impl WayDown {
                 channels = level.channels;
                 skips.push(channels);
             }
-            let downsample =
-                level.resample.then(|| downsample(&scope.at("downsamplers.0"), channels)).transpose()?;
+            let downsample = level.resample.then(|| downsample(&scope.at("downsamplers.0"), channels)).transpose()?;
             if downsample.is_some() {
                 skips.push(channels);
             }

@@ -169,7 +169,12 @@ pub(super) fn load_unet(
     Ok(AdaptedUNet { layers, changed, network, stream })
 }
 
-pub(super) fn load_vae(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, observer: &mut dyn Observer) -> Result<VaeDecoder> {
+pub(super) fn load_vae(
+    model: &dyn ModelSource,
+    file: Option<&VaeFile>,
+    place: &Placement,
+    observer: &mut dyn Observer,
+) -> Result<VaeDecoder> {
     match file {
         None => {
             read(model, Component::VAE, place.vae_dtype, observer, |source| VaeDecoder::load(&place.vae_scope(source), &model.spec().vae))
@@ -181,7 +186,12 @@ pub(super) fn load_vae(model: &dyn ModelSource, file: Option<&VaeFile>, place: &
     }
 }
 
-pub(super) fn load_encoder(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, observer: &mut dyn Observer) -> Result<VaeEncoder> {
+pub(super) fn load_encoder(
+    model: &dyn ModelSource,
+    file: Option<&VaeFile>,
+    place: &Placement,
+    observer: &mut dyn Observer,
+) -> Result<VaeEncoder> {
     match file {
         None => {
             read(model, Component::VAE, place.vae_dtype, observer, |source| VaeEncoder::load(&place.vae_scope(source), &model.spec().vae))

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::models::{Backbone, ModelCall};
+use crate::settings::Draft;
 use crate::weights::Checkpoint;
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! T5's tokenizer, which a model's `tokenizer.json` describes, and its encoder.
 
+use super::Tokens;
 use super::chunks::Chunk;
 use super::weighted::with_weights;
-use super::Tokens;
 use crate::models::{Scope, T5Encoder};
 use crate::prompt::{Emphasis, PromptSyntax, WeightedText};
 use crate::spec::T5Spec;

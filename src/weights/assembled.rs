@@ -137,7 +137,10 @@ fn text_encoder(path: &Path, setting: &'static str, prefix: &str) -> Result<Weig
         true => file.renamed(|name| if is_used(name) { format!("{prefix}{name}") } else { format!("{UNUSED}{name}") }),
         false => Err(Error::setting(
             setting,
-            format!(" {}: is no text encoder that is known; one with the tensor text_model.embeddings.token_embedding.weight is", file.name),
+            format!(
+                " {}: is no text encoder that is known; one with the tensor text_model.embeddings.token_embedding.weight is",
+                file.name
+            ),
         )),
     }
 }

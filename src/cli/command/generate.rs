@@ -73,7 +73,13 @@ pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<
     }
     let (devices, remarks) = open_all(load.devices())?;
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
-    let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing, load.beside(draft.adapters.vae.as_ref()))?;
+    let checkpoint = model::open_for(
+        load.model.as_deref(),
+        load.models_dir.as_ref().map(AsRef::as_ref),
+        dtype,
+        showing,
+        load.beside(draft.adapters.vae.as_ref()),
+    )?;
     let model = Opened::new(checkpoint, devices, &load);
     let (mut requests, mut applied) = (Vec::new(), Vec::new());
     for draft in drafts {

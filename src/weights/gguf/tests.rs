@@ -191,7 +191,8 @@ fn damaged(inputs: u64) -> usize {
         let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((x ^ (x >> 31)) % below.max(1) as u64) as usize
     };
-    let numbers = [0, 1, 2, 8, 9, 31, 32, 255, 1 << 16, 1 << 31, u64::from(u32::MAX), 1 << 32, 1 << 40, 1 << 63, u64::MAX, TYPES.len() as u64];
+    let numbers =
+        [0, 1, 2, 8, 9, 31, 32, 255, 1 << 16, 1 << 31, u64::from(u32::MAX), 1 << 32, 1 << 40, 1 << 63, u64::MAX, TYPES.len() as u64];
     // Nearly all of what is decided stands before the data.
     let head = open(TYPES.to_vec()).unwrap().entries().iter().map(|entry| entry.range.start).min().unwrap();
     let mut opened = 0;
