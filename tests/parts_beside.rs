@@ -5,22 +5,13 @@
 use sd_gen::candle_core::{DType, Device, Tensor, safetensors};
 use sd_gen::pipeline::{BatchItem, Pipeline, SharedModel, Silent};
 use sd_gen::settings::Draft;
-use sd_gen::weights::{Checkpoint, Layout, OpenOptions, WeightType, convert};
+use sd_gen::weights::{Checkpoint, OpenOptions};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 fn parity(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
-}
-
-/// Writes those tensors of a file whose names begin with `prefix`, by the rest of their names.
-fn part(whole: &HashMap<String, Tensor>, prefix: &str, to: &Path) -> PathBuf {
-    let own: HashMap<String, Tensor> =
-        whole.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone()))).collect();
-    assert!(own.len() > 10, "{prefix}");
-    safetensors::save(&own, to).expect("a file");
-    to.to_owned()
 }
 
 fn latents(model: Checkpoint) -> Vec<u32> {
@@ -39,37 +30,43 @@ fn latents(model: Checkpoint) -> Vec<u32> {
 }
 
 #[test]
-fn a_denoiser_alone_is_a_model_with_the_rest_beside_it() {
+fn a_denoiser_alone_says_what_it_needs_beside_it() {
     let folder = tempfile::tempdir().expect("a folder");
-    for name in ["parity/sd15", "parity/sdxl"] {
-        let model = parity(name);
-        let whole = folder.path().join("whole.safetensors");
-        std::fs::remove_file(&whole).ok();
-        convert(&Checkpoint::open(&model).expect("a model"), &whole, Layout::Original, Some(WeightType::F32), &[]).expect("one file");
-        let tokenizers = OpenOptions { tokenizers: Some(model.clone()), ..OpenOptions::default() };
-        let wanted = latents(Checkpoint::open_with(&whole, &tokenizers).expect("one file opens"));
-        let tensors = safetensors::load(&whole, &Device::Cpu).expect("tensors");
-        let to = |part: &str| folder.path().join(format!("{part}.safetensors"));
-        let unet = part(&tensors, "model.diffusion_model.", &to("unet"));
-        let vae = part(&tensors, "first_stage_model.", &to("vae"));
-        let (clip_l, clip_g) = (model.join("text_encoder/model.safetensors"), model.join("text_encoder_2/model.safetensors"));
-        let xl = name.ends_with("sdxl");
-        let given = OpenOptions { clip_l: Some(clip_l), vae: Some(vae.clone()), clip_g: xl.then_some(clip_g), ..tokenizers.clone() };
-        let opened = Checkpoint::open_with(&unet, &given).expect("the parts open");
-        assert!(opened.unknown().is_empty(), "{:?}", opened.unknown());
-        assert!(latents(opened) == wanted, "{name}");
-        // A whole model's file has an autoencoder in it, too.
-        let from_whole = OpenOptions { vae: Some(whole.clone()), ..given.clone() };
-        assert!(latents(Checkpoint::open_with(&unet, &from_whole).expect("the parts open")) == wanted, "{name}");
-        let refused = |options: OpenOptions| Checkpoint::open_with(&unet, &options).expect_err("something is missing").to_string();
-        let said = refused(OpenOptions::default());
-        assert!(said.contains("holds only a UNet") && said.contains("`clip-l`") && said.contains("`vae`"), "{said}");
-        assert_eq!(said.contains("`clip-g`"), xl, "{said}");
-        let said = refused(OpenOptions { t5: Some(vae.clone()), ..given.clone() });
-        assert!(said.contains("t5"), "{said}");
-        let said = refused(OpenOptions { clip_l: Some(vae), ..given });
-        assert!(said.contains("no text encoder"), "{said}");
+    let file = |name: &str, tensors: &[(&str, &[usize])]| {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).expect("zeros");
+        let tensors: HashMap<String, Tensor> = tensors.iter().map(|(name, shape)| ((*name).to_owned(), zeros(shape))).collect();
+        let path = folder.path().join(name);
+        safetensors::save(&tensors, &path).expect("a file");
+        path
+    };
+    let (block, label) = ("output_blocks.0.0.in_layers.0.weight", "label_emb.0.0.weight");
+    let projection = "input_blocks.1.1.proj_in.weight";
+    let sd1 = file("sd1.safetensors", &[(block, &[32]), (projection, &[32, 32, 1, 1])]);
+    let sd2 = file("sd2.safetensors", &[(block, &[32]), (projection, &[32, 32])]);
+    let sdxl = file("sdxl.safetensors", &[(block, &[32]), (projection, &[32, 32]), (label, &[8, 8])]);
+    let sd3 = file("sd3.safetensors", &[("joint_blocks.0.context_block.attn.qkv.weight", &[24, 8])]);
+    let refused =
+        |model: &Path, options: OpenOptions| Checkpoint::open_with(model, &options).expect_err("it is no whole model").to_string();
+    for (model, wanted) in [
+        (&sd1, "holds only a UNet; give the files of the rest with `clip-l` and `vae`"),
+        (&sd2, "holds only a UNet of Stable Diffusion 2"),
+        (&sdxl, "holds only a UNet; give the files of the rest with `clip-l` and `clip-g` and `vae`"),
+        (&sd3, "holds only a transformer; give the files of the rest with `vae`"),
+    ] {
+        let said = refused(model, OpenOptions::default());
+        assert!(said.contains(wanted), "{said}");
     }
+    let given = || OpenOptions { clip_l: Some(sd1.clone()), vae: Some(sd1.clone()), ..OpenOptions::default() };
+    let said = refused(&sd1, OpenOptions { t5: Some(sd1.clone()), ..given() });
+    assert!(said.contains("takes no such text encoder"), "{said}");
+    let said = refused(&sd1, given());
+    assert!(said.contains("is no text encoder that is known"), "{said}");
+    let clip = file("clip.safetensors", &[("text_model.embeddings.token_embedding.weight", &[8, 8])]);
+    let said = refused(&sd1, OpenOptions { clip_l: Some(clip.clone()), ..given() });
+    assert!(said.contains("is no autoencoder that is known"), "{said}");
+    let vae = file("vae.safetensors", &[("decoder.conv_in.weight", &[8, 8, 3, 3]), ("decoder.conv_norm_out.weight", &[8])]);
+    let said = refused(&sd1, OpenOptions { clip_l: Some(clip), vae: Some(vae), ..OpenOptions::default() });
+    assert!(said.contains("diffusers' names"), "{said}");
 }
 
 #[test]

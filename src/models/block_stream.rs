@@ -292,8 +292,8 @@ mod tests {
         use std::sync::atomic::{AtomicUsize, Ordering};
         static THERE: AtomicUsize = AtomicUsize::new(0);
         static MADE: AtomicUsize = AtomicUsize::new(0);
-        struct Number(usize);
-        impl Drop for Number {
+        struct CountedBlock(usize);
+        impl Drop for CountedBlock {
             fn drop(&mut self) {
                 THERE.fetch_sub(1, Ordering::SeqCst);
             }
@@ -308,7 +308,7 @@ mod tests {
                 }
                 MADE.fetch_add(1, Ordering::SeqCst);
                 assert!(THERE.fetch_add(1, Ordering::SeqCst) < 7, "three that pass, and four that stay");
-                Ok(Number(i))
+                Ok(CountedBlock(i))
             };
             Block::load(&root.at(i), make)
         };

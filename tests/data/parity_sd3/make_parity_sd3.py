@@ -33,7 +33,7 @@ def t5_tokenizer():
     pieces += [(letter, -6.0 - 0.01 * i) for i, letter in enumerate(letters) if letter not in PIECES]
     made = Tokenizer(models.Unigram(pieces, unk_id=2))
     made.normalizer = normalizers.NFKC()
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     made.decoder = decoders.Metaspace()
     made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return T5TokenizerFast(tokenizer_object=made, extra_ids=0, additional_special_tokens=[], model_max_length=512), len(pieces)
