@@ -4,7 +4,7 @@
 # The address sanitizer is left out: it needs nightly, and the code that reads files is safe Rust.
 set -eu
 cd "$(dirname "$0")"
-targets=${*:-adapter checkpoint configuration image input_image lines manifest prompt scheduler settings survey tokenizer}
+targets=${*:-adapter checkpoint configuration gguf image input_image lines manifest prompt scheduler settings survey tokenizer}
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks"
@@ -17,6 +17,7 @@ done
 for target in $targets; do
     case $target in
     adapter | checkpoint | survey) seeds=../tests/data/adapters ;;
+    gguf) seeds=../tests/data/gguf ;;
     image | input_image) seeds=../tests/data/metadata ;;
     *) seeds=seeds/$target ;;
     esac

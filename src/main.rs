@@ -32,7 +32,7 @@ fn give_back_memory() {
 
 fn main() -> ExitCode {
     keep_freed_memory();
-    sd_gen::cli::gives_back_by(give_back_memory);
+    sd_gen::cli::on_release(give_back_memory);
     match sd_gen::cli::run(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -298,6 +298,10 @@ impl TensorSource for WithDeltas<'_> {
         self.base.shape(name)
     }
 
+    fn numbers_below(&self, prefix: &str) -> Option<u64> {
+        self.base.numbers_below(prefix)
+    }
+
     fn adds(&self, name: &str) -> bool {
         name.ends_with(".bias") && self.deltas.of(self.component, name).is_some()
     }

@@ -117,7 +117,7 @@ mod tests {
     use candle_core::DType;
 
     fn generator() -> GeneratedBy {
-        GeneratedBy { label: "m".into(), dtype: DType::F32, vae_dtype: DType::F32 }
+        GeneratedBy { label: "m".into(), dtype: DType::F32, vae_dtype: DType::F32, parts: Vec::new() }
     }
 
     fn request(change: impl FnOnce(&mut Draft)) -> Request {

@@ -118,7 +118,7 @@ pub(super) mod tests {
     pub(in super::super) fn job(id: usize, model: usize, change: impl FnOnce(&mut Draft)) -> Job {
         let draft = Draft::new("a cat").with(|d| d.seed = Some(Seed::Is(0))).with(change);
         let request = draft.resolve(&crate::family::well_known("sd15").unwrap()).unwrap();
-        let generator = GeneratedBy { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32 };
+        let generator = GeneratedBy { label: "sd15".into(), dtype: DType::F32, vae_dtype: DType::F32, parts: Vec::new() };
         let key = Key::of(&model.to_string(), &generator, &request, request.seed).unwrap();
         let seed = request.seed;
         let target = ImageTarget::new(format!("{id}.png"), false, false);

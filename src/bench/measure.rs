@@ -4,11 +4,11 @@ use super::report::{BenchRow, Phase, Profile, Timing};
 use super::{flops, memory};
 use crate::device;
 use crate::ops::{Linear, profiled, with_reference};
-use crate::pipeline::{BatchItem, Observer, Pipeline, Stage};
+use crate::pipeline::{BatchItem, Observer, Pipeline, SharedModel, Stage};
 use crate::sampling::TimestepSpacing;
 use crate::settings::{BatchSize, Draft, Request, Seed};
 use crate::spec::ModelSpec;
-use crate::weights::ModelSource;
+use crate::weights::{Component, ModelSource};
 use crate::{Error, Result};
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 use std::time::Instant;
@@ -18,7 +18,7 @@ const GUIDANCE_SCALE: f64 = 7.5;
 const SEED: u64 = 1;
 
 /// Opens a model anew.
-type Opener<'a> = dyn Fn() -> Result<Box<dyn ModelSource>> + 'a;
+type Opener<'a> = dyn Fn() -> Result<SharedModel> + 'a;
 
 /// What is measured.
 pub(crate) struct Subject<'a> {
@@ -54,6 +54,8 @@ pub(crate) struct MeasureSettings {
     pub repeats: usize,
     /// One more guided step and one more decode, op by op.
     pub profile: bool,
+    /// One network is in memory at a time, and of it what fits.
+    pub low_memory: bool,
 }
 
 fn request(spec: &ModelSpec, size: Option<(usize, usize)>, batch_size: usize, steps: usize) -> Result<Request> {
@@ -174,7 +176,12 @@ fn fill(
 
     let once = MeasureSettings { warmups: 0, repeats: 1, ..settings };
     let loading = Clock { settings: if subject.made { once } else { settings }, ..clock };
-    let load = |observer: &mut dyn Observer| Pipeline::load(&*model, &case.device, case.dtype, vae_dtype, observer);
+    let in_turn = settings.low_memory || is_too_large(&*model, case);
+    let load = |observer: &mut dyn Observer| match in_turn {
+        true => Pipeline::in_turn(model.clone(), &case.device, case.dtype, vae_dtype),
+        false => Pipeline::load(&*model, &case.device, case.dtype, vae_dtype, observer),
+    };
+    row.memory_limit = device::memory_limit();
     let pipeline = loading.time(row, Phase::Load, observer, load)?;
     let prompt = clock.time(row, Phase::Text, observer, |observer| pipeline.encode_prompt(&one_step, observer))?;
     let seeds: Vec<u64> = one_step.seeds().collect();
@@ -199,6 +206,12 @@ fn fill(
     row.matrix_peak = peaks.of(&case.device, case.dtype)?;
     row.vae_matrix_peak = peaks.of(&case.device, vae_dtype)?;
     Ok(())
+}
+
+/// Whether a model's weights are more than the memory that is free.
+fn is_too_large(model: &dyn ModelSource, case: &Case) -> bool {
+    let numbers: u64 = Component::ALL.into_iter().filter_map(|component| model.parameters(component)).sum();
+    device::free_memory(&case.device).is_some_and(|free| numbers * case.dtype.size_in_bytes() as u64 > free)
 }
 
 /// Mean absolute difference over the reference's standard deviation.

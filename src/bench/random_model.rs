@@ -122,6 +122,7 @@ mod tests {
     use crate::pipeline::{BatchItem, Observer, Pipeline, Silent, Stage};
     use crate::settings::Draft;
     use crate::spec::UNetLevel;
+    use std::sync::Arc;
 
     /// A family's model made small enough for a test: narrow, and shallow.
     fn tiny(name: &str) -> Option<ModelSpec> {
@@ -165,9 +166,8 @@ mod tests {
     fn every_family_generates_finite_images_and_the_same_ones_again() -> Result<()> {
         for name in family::well_known_names() {
             let spec = tiny(name).ok_or_else(|| Error::Input(name.to_owned()))?;
-            let generate = |seed| {
-                let model = RandomModel::new(name, spec.clone(), seed);
-                let pipeline = Pipeline::load(&model, &Device::Cpu, DType::F32, DType::F32, &mut Silent)?;
+            let generate_with = |load: &dyn Fn(RandomModel) -> Result<Pipeline>, seed| {
+                let pipeline = load(RandomModel::new(name, spec.clone(), seed))?;
                 let draft = Draft::new("a lighthouse").with(|draft| {
                     draft.sampling.steps = Some(2);
                     draft.set_size(Some((64, 64)));
@@ -177,10 +177,16 @@ mod tests {
                 let latents = pipeline.denoise(&BatchItem::of_seeds(&request, &prompt, &[1]), &mut Silent)?;
                 Ok::<_, Error>(pipeline.decode(&latents)?.flatten_all()?.to_vec1::<f32>()?)
             };
+            let generate = |seed| generate_with(&|model| Pipeline::load(&model, &Device::Cpu, DType::F32, DType::F32, &mut Silent), seed);
             let (first, again, other) = (generate(1)?, generate(1)?, generate(2)?);
             assert!(first.iter().all(|x| x.is_finite()), "{name}");
             assert_eq!(first, again, "{name}");
             assert_ne!(first, other, "{name}");
+            assert_eq!(
+                generate_with(&|model| Pipeline::in_turn(Arc::new(model), &Device::Cpu, DType::F32, DType::F32), 1)?,
+                first,
+                "{name}"
+            );
             let mean = first.iter().sum::<f32>() / first.len() as f32;
             let deviation = (first.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / first.len() as f32).sqrt();
             assert!((0.05..20.0).contains(&deviation), "{name}: an image with a deviation of {deviation}");

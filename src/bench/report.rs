@@ -105,6 +105,9 @@ pub(crate) struct BenchRow {
     /// The most that tensors took on a GPU in that time, in bytes.
     #[serde(default)]
     pub peak_device_bytes: Option<u64>,
+    /// What `--memory` allowed, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<u64>,
     /// Floating-point operations of a guided step.
     pub step_flop: f64,
     /// Floating-point operations of decoding the batch.

@@ -44,8 +44,9 @@ fn cells(row: &BenchRow, spread: fn(&Timing) -> String) -> Vec<String> {
     }));
     cells.push(rate(row.step_rate(), row.step_share()));
     cells.push(rate(row.decode_rate(), row.decode_share()));
+    let of = row.memory_limit.map_or(String::new(), |limit| format!(" of {:.2}", limit as f64 / 1e9));
     for bytes in [row.peak_host_bytes, row.peak_device_bytes] {
-        cells.push(or_dash(bytes.map(|bytes| format!("{:.2} GB", bytes as f64 / 1e9))));
+        cells.push(or_dash(bytes.map(|bytes| format!("{:.2}{of} GB", bytes as f64 / 1e9))));
     }
     cells.push(or_dash(row.difference.map(|difference| format!("{:.4} %", difference * 100.0))));
     cells.push(row.error.as_ref().map_or(String::new(), |error| format!("error: {error}")));
@@ -170,6 +171,7 @@ pub(crate) fn csv(report: &BenchReport) -> String {
             "decode_share",
             "peak_host_bytes",
             "peak_device_bytes",
+            "memory_limit_bytes",
             "difference",
             "error",
         ]
@@ -185,7 +187,8 @@ pub(crate) fn csv(report: &BenchReport) -> String {
             line.extend([timing.map(|t| t.median), timing.map(|t| t.min), timing.map(|t| t.max)].map(number));
         }
         line.extend([row.step_rate(), row.step_share(), row.decode_rate(), row.decode_share()].map(number));
-        line.extend([row.peak_host_bytes, row.peak_device_bytes].map(|bytes| bytes.map_or(String::new(), |bytes| bytes.to_string())));
+        let bytes = [row.peak_host_bytes, row.peak_device_bytes, row.memory_limit];
+        line.extend(bytes.map(|bytes| bytes.map_or(String::new(), |bytes| bytes.to_string())));
         line.push(number(row.difference));
         line.push(row.error.clone().unwrap_or_default());
         text.push_str(&line.iter().map(|cell| quoted(cell)).collect::<Vec<_>>().join(","));

@@ -9,6 +9,7 @@ use super::settings::sweep::SweepAxis;
 use crate::batch::{Ledger, LedgerOptions, Manifest};
 use crate::image::decode;
 use crate::spec::ModelSpec;
+use crate::weights::{Blob, WeightFile};
 use clap::CommandFactory;
 use std::path::Path;
 
@@ -42,6 +43,17 @@ pub fn manifest(path: &Path) {
         let _ = (manifest.unreadable_lines(), manifest.history("emoji", "f32"));
     }
     let _ = Ledger::read(path, LedgerOptions { verify: true, ..LedgerOptions::default() });
+}
+
+/// Reads the bytes as a GGUF file, whatever they begin with, and the numbers of its tensors.
+pub fn gguf(bytes: &[u8]) {
+    let mut bytes = bytes.to_vec();
+    bytes.iter_mut().zip(b"GGUF").for_each(|(byte, magic)| *byte = *magic);
+    if let Ok(file) = WeightFile::new("fuzz".into(), Blob::Owned(bytes)) {
+        for entry in file.entries() {
+            let _ = file.bytes(entry);
+        }
+    }
 }
 
 /// Reads the bytes as an image that something is made of; tells whether all that is read of it has one size.

@@ -19,21 +19,21 @@ use crate::{Error, Result};
 use clap::{CommandFactory, Parser};
 use command::{batch, bench, completions, convert, devices, doctor, generate, inspect, models, preprocess, upscale};
 use commands::{Cli, Command};
-use process::{GIVE_BACK, OFFLINE};
+use process::OFFLINE;
 use settings::args::loudness;
 use settings::config::{self, Configured};
 use std::ffi::OsString;
 use std::sync::atomic::Ordering;
 use terminal::{logs, screen};
 
+/// Memory that no tensor holds is given back to the system by `give_back`, where it is wanted.
+pub fn on_release(give_back: fn()) {
+    crate::device::on_release(give_back);
+}
+
 /// Says on standard error what went wrong.
 pub fn report(error: &Error) {
     terminal::report(error);
-}
-
-/// Tells how the program's allocator gives back what it keeps of freed memory; a server does so when it has nothing to do.
-pub fn gives_back_by(give_back: fn()) {
-    let _ = GIVE_BACK.set(give_back);
 }
 
 /// Runs the program.

@@ -1,7 +1,8 @@
 //! The process: that it was asked to stop, that it may not fetch, and how many threads it has.
 
+use crate::device::limit_memory;
+use crate::settings::{MemorySize, Value};
 use crate::{Error, Result};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Set by the first Ctrl-C; the work stops at the next step. The second stops the process.
@@ -9,9 +10,6 @@ static CANCELLED: AtomicBool = AtomicBool::new(false);
 
 /// Set by `--offline`: whatever the command, nothing is fetched.
 pub(in crate::cli) static OFFLINE: AtomicBool = AtomicBool::new(false);
-
-/// How memory that was freed goes back to the system.
-pub(in crate::cli) static GIVE_BACK: OnceLock<fn()> = OnceLock::new();
 
 /// More than any machine has processors.
 const MOST_THREADS: usize = 1024;
@@ -40,6 +38,19 @@ pub(in crate::cli) fn listen_for_cancellation(clear: fn()) -> Result<()> {
 /// Whether the user asked to stop.
 pub(in crate::cli) fn cancelled() -> bool {
     CANCELLED.load(Ordering::SeqCst)
+}
+
+/// Takes no more memory than `--memory` says.
+///
+/// # Errors
+/// The process takes more already.
+pub(in crate::cli) fn set_memory(limit: MemorySize) -> Result<()> {
+    let taken = limit_memory(limit.0);
+    if taken >= limit.0 {
+        let (limit, taken) = (limit.typed(), taken / 1_000_000);
+        return Err(Error::Input(format!("--memory {limit}: the program alone takes {taken} MB; give more")));
+    }
+    Ok(())
 }
 
 /// Starts as many threads as `--threads` says.

@@ -20,7 +20,7 @@ fn rows() -> Vec<&'static Setting> {
 }
 
 fn generator() -> GeneratedBy {
-    GeneratedBy { label: "m".into(), dtype: DType::F32, vae_dtype: DType::F32 }
+    GeneratedBy { label: "m".into(), dtype: DType::F32, vae_dtype: DType::F32, parts: Vec::new() }
 }
 
 /// A value of a setting, by a number.

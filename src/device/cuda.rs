@@ -199,6 +199,11 @@ pub(super) fn memory(device: &CudaDevice) -> Option<Memory> {
     Some(Memory { free, limit: free, total: total as u64 })
 }
 
+/// Bytes of tensors.
+pub(super) fn taken(device: &CudaDevice) -> Option<u64> {
+    Pool::of(device)?.get(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
+}
+
 /// Bytes of tensors at their most since [`reset_peak`]; those of recorded calls are counted beside the others, which they may not have been.
 pub(super) fn peak(device: &CudaDevice) -> Option<u64> {
     let tensors = Pool::of(device)?.get(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;

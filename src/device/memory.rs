@@ -1,6 +1,7 @@
 //! How much memory there is, and how much of it is free.
 
 use candle_core::Device;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A device's memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,14 +14,54 @@ pub struct Memory {
     pub total: u64,
 }
 
+/// The bytes that the process may take of each device; all that is free until somebody says otherwise.
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// From here on the process takes no more than so many bytes of the processor's memory, and of each GPU's. Gives what it takes of the
+/// processor's now, where the system tells.
+///
+/// It is what [`memory`] says, and those who ask it obey: nobody refuses an allocation.
+pub fn limit_memory(bytes: u64) -> u64 {
+    // Only a number: it orders nothing else.
+    LIMIT.store(bytes, Ordering::Relaxed);
+    resident().unwrap_or(0)
+}
+
+/// What [`limit_memory`] was told.
+pub fn memory_limit() -> Option<u64> {
+    Some(LIMIT.load(Ordering::Relaxed)).filter(|limit| *limit < u64::MAX)
+}
+
 /// A device's memory, where the system tells.
 pub fn memory(device: &Device) -> Option<Memory> {
     match device {
-        Device::Cpu => host_memory(),
+        Device::Cpu => limited(host_memory(), resident),
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => super::cuda::memory(device),
+        Device::Cuda(device) => limited(super::cuda::memory(device), || super::cuda::taken(device)),
         _ => None,
     }
+}
+
+/// The memory within [`memory_limit`], of which so much is taken.
+fn limited(memory: Option<Memory>, taken: impl Fn() -> Option<u64>) -> Option<Memory> {
+    let (Some(limit), Some(memory)) = (memory_limit(), memory) else { return memory };
+    let left = limit.saturating_sub(taken().unwrap_or(0));
+    Some(Memory { free: memory.free.min(left), limit: memory.limit.min(left), total: memory.total.min(limit) })
+}
+
+/// Bytes of the process that are in the processor's memory.
+#[cfg(target_os = "linux")]
+pub fn resident() -> Option<u64> {
+    linux::NamedNumbers::of(&std::fs::read_to_string("/proc/self/status").ok()?).kilobytes("VmRSS:")
+}
+
+/// Bytes of the process that are in the processor's memory.
+#[cfg(not(target_os = "linux"))]
+pub fn resident() -> Option<u64> {
+    let process = sysinfo::get_current_pid().ok()?;
+    let mut system = sysinfo::System::new();
+    system.refresh_processes(sysinfo::ProcessesToUpdate::Some(&[process]), false);
+    Some(system.process(process)?.memory())
 }
 
 /// Bytes of memory that are free on `device`, where the system tells.

@@ -14,11 +14,12 @@ pub use backends::{Backend, backends};
 pub(crate) use cuda::{Queue, undisturbed};
 #[cfg(feature = "cuda")]
 pub(crate) use library::Library;
-pub use memory::{Memory, free_memory, host_limit, memory};
+pub use memory::{Memory, free_memory, host_limit, limit_memory, memory, memory_limit, resident};
 
 use crate::{Error, Result, ops};
 use candle_core::{DType, Device, DeviceLocation};
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 /// What `--device` may say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -151,9 +152,22 @@ pub fn reset_peak(device: &Device) {
     }
 }
 
+/// How the program's allocator gives back what was freed.
+static RELEASE: OnceLock<fn()> = OnceLock::new();
+
+/// From here on [`release`] calls `give_back` where memory of the processor is wanted; the first to say so decides.
+pub fn on_release(give_back: fn()) {
+    let _ = RELEASE.set(give_back);
+}
+
 /// Gives memory that no tensor holds any more back to the system.
 pub fn release(device: &Device) {
     match device {
+        Device::Cpu => {
+            if let Some(give_back) = RELEASE.get() {
+                give_back();
+            }
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => cuda::release(device),
         _ => {}

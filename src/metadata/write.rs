@@ -28,6 +28,8 @@ pub struct GeneratedBy {
     pub dtype: DType,
     /// What the VAE computes in.
     pub vae_dtype: DType,
+    /// What takes the place of the model's own parts: the key that it is written under, and its name.
+    pub parts: Vec<(&'static str, String)>,
 }
 
 /// What made an image: prompt, negative prompt, and one line of `Key: value` pairs.
@@ -48,6 +50,7 @@ pub fn parameters(request: &Request, seed: u64, generator: &GeneratedBy) -> Resu
         ("Size".into(), format!("{}x{}", request.canvas.width, request.canvas.height)),
         ("Model".into(), generator.label.to_string()),
     ];
+    pairs.extend(generator.parts.iter().map(|(key, name)| ((*key).to_owned(), name.clone())));
     for (at, control) in request.adapters.control.iter().enumerate() {
         pairs.push((format!("{}{at}", control_net::KEY), control_net::written(control)));
     }

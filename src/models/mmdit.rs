@@ -1,5 +1,6 @@
 //! Stable Diffusion 3's denoiser: diffusers' `SD3Transformer2DModel`.
 
+use super::block_stream::Block;
 use super::call::{Backbone, ModelCall, ModelOutput, Patch};
 use super::embeddings::{TimestepEmbedding, sinusoidal_embedding};
 use super::joint_block::JointBlock;
@@ -28,7 +29,7 @@ pub struct Mmdit {
     time: TimestepEmbedding,
     pooled: TimestepEmbedding,
     context: Linear,
-    blocks: Vec<JointBlock>,
+    blocks: Vec<Block<JointBlock>>,
     norm: LayerNorm,
     norm_out: Linear,
     proj_out: Linear,
@@ -48,7 +49,10 @@ impl Mmdit {
         let table = scope.at("pos_embed").tensor("pos_embed", &[1, side * side, width])?;
         let time = scope.at("time_text_embed");
         let patch = spec.patch_size * spec.patch_size;
-        let block = |i: usize| JointBlock::load(&scope.at("transformer_blocks").at(i), spec, i);
+        let block = |i: usize| {
+            let spec = spec.clone();
+            Block::load(&scope.at("transformer_blocks").at(i), move |scope| JointBlock::load(scope, &spec, i))
+        };
         Ok(Self {
             patches: scope.at("pos_embed.proj").biased_patches(spec.in_channels, spec.patch_size, width)?,
             positions: table.reshape((side, side, width))?,
@@ -111,7 +115,8 @@ impl Mmdit {
         let mut context = self.context.forward(inputs.get("context")?)?;
         for (i, block) in self.blocks.iter().enumerate() {
             let skipped = changes.iter().find_map(|change| change.skipped_rows(i)).unwrap_or(0..0);
-            (x, context) = without(&skipped, (&x, &context, &time), |x, context, time| block.forward(x, context, time))?;
+            let parts = (&x, &context, &time);
+            (x, context) = block.with(|block| without(&skipped, parts, |x, context, time| block.forward(x, context, time)))?;
         }
         let modulation = self.norm_out.forward(&time)?.unsqueeze(1)?;
         let inner = self.spec.width();

@@ -5,6 +5,7 @@
 mod autoencoder;
 mod autoencoder_kl;
 mod autoencoder_tiny;
+mod block_stream;
 mod call;
 mod clip_text_model;
 mod clip_vision_model;
@@ -28,6 +29,7 @@ mod upscaler;
 pub use autoencoder::{VaeDecoder, VaeEncoder};
 pub use autoencoder_kl::{AutoencoderKLDecoder, AutoencoderKLEncoder, LatentDistribution};
 pub use autoencoder_tiny::{AutoencoderTinyDecoder, AutoencoderTinyEncoder};
+pub use block_stream::{BlockStream, StreamedTensors};
 pub use call::{AttentionSite, Backbone, ModelCall, ModelOutput, Patch, Residuals};
 pub use clip_text_model::{ClipTextModel, ClipTextOutput};
 pub use clip_vision_model::{ClipVisionModel, ClipVisionOutput};
@@ -48,6 +50,7 @@ use crate::ops::{Conv2d, GraphCache, GroupNorm, LayerNorm, Linear, Padding, RmsN
 use crate::weights::TensorSource;
 use candle_core::{DType, Device, Tensor};
 use layer_store::Stored;
+use std::sync::Arc;
 
 /// A place in a network's tree of names, and how its tensors are wanted.
 #[derive(Clone)]
@@ -57,12 +60,13 @@ pub struct Scope<'a> {
     dtype: DType,
     device: &'a Device,
     layers: Option<&'a LayerStore>,
+    stream: Option<&'a Arc<BlockStream>>,
 }
 
 impl<'a> Scope<'a> {
     /// The root of a network.
     pub fn root(source: &'a dyn TensorSource, dtype: DType, device: &'a Device) -> Self {
-        Self { source, prefix: String::new(), dtype, device, layers: None }
+        Self { source, prefix: String::new(), dtype, device, layers: None, stream: None }
     }
 
     /// The same place, whose layers are kept in `layers`, and taken from there where they are there.
@@ -70,8 +74,16 @@ impl<'a> Scope<'a> {
         Self { layers: Some(layers), ..self }
     }
 
+    /// The same place, whose blocks are not read now but noted in `stream`.
+    pub fn with_stream(self, stream: Option<&'a Arc<BlockStream>>) -> Self {
+        Self { stream, ..self }
+    }
+
     /// What is kept of a network's calls, on the device of the layers that are there already.
     fn graph_cache(&self) -> Result<GraphCache> {
+        if self.stream.is_some() {
+            return Ok(GraphCache::unrecorded(self.device));
+        }
         let kept = self.layers.and_then(LayerStore::take_graph_cache);
         kept.map_or_else(|| Ok(GraphCache::new(self.device)?), Ok)
     }

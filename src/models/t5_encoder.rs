@@ -4,6 +4,7 @@
 //! knows neither our sources (single files, scaled eight-bit weights, adapters) nor our packed products, and its CPU has no product of bf16.
 
 use super::Scope;
+use super::block_stream::Block;
 use crate::ops::{Epilogue, Linear, RmsNorm, biased_attention, gelu_tanh, on_workers};
 use crate::spec::T5Spec;
 use crate::{Error, Result};
@@ -61,7 +62,7 @@ pub struct T5Encoder {
     embedding: Tensor,
     /// Of each head for each distance, `(buckets, heads)`.
     distances: Tensor,
-    layers: Vec<T5Layer>,
+    layers: Vec<Block<T5Layer>>,
     final_norm: RmsNorm,
 }
 
@@ -72,7 +73,11 @@ impl T5Encoder {
     /// A tensor is missing or has another shape.
     pub fn load(scope: &Scope<'_>, spec: &T5Spec) -> Result<Self> {
         let encoder = scope.at("encoder");
-        let layers = (0..spec.layers).map(|i| T5Layer::load(&encoder.at("block").at(i), spec));
+        let layer = |i: usize| {
+            let spec = spec.clone();
+            Block::load(&encoder.at("block").at(i), move |scope| T5Layer::load(scope, &spec))
+        };
+        let layers = (0..spec.layers).map(layer);
         let distances = encoder.at("block.0.layer.0.SelfAttention.relative_attention_bias").table(spec.buckets, spec.heads)?;
         Ok(Self {
             embedding: scope.at("shared").table(spec.vocab_size, spec.width)?,
@@ -100,7 +105,7 @@ impl T5Encoder {
             let bias = self.bias(ids.len(), device)?;
             let mut x = self.embedding.index_select(&Tensor::new(ids, device)?, 0)?.unsqueeze(0)?;
             for layer in &self.layers {
-                x = layer.forward(&x, self.spec.heads, &bias)?;
+                x = layer.with(|layer| layer.forward(&x, self.spec.heads, &bias))?;
             }
             Ok(self.final_norm.forward(&x)?)
         })

@@ -1,6 +1,7 @@
 //! The UNet's transformer: self attention, attention to the text, feed-forward.
 
 use super::Scope;
+use super::block_stream::Block;
 use super::call::{AttentionSite, LayerInputs};
 use super::reuse::Attends;
 use crate::Result;
@@ -122,7 +123,7 @@ impl BasicTransformerBlock {
 pub(super) struct Transformer2D {
     norm: GroupNorm,
     proj_in: Linear,
-    blocks: Vec<BasicTransformerBlock>,
+    blocks: Vec<Block<BasicTransformerBlock>>,
     proj_out: Linear,
 }
 
@@ -132,7 +133,8 @@ impl Transformer2D {
             let scope = scope.at(name);
             if config.linear_projection { scope.linear(channels, channels) } else { scope.pointwise(channels, channels) }
         };
-        let blocks = (0..depth).map(|i| BasicTransformerBlock::load(&scope.at("transformer_blocks").at(i), config, channels, heads));
+        let block = move |scope: &Scope<'_>| BasicTransformerBlock::load(scope, config, channels, heads);
+        let blocks = (0..depth).map(|i| Block::load(&scope.at("transformer_blocks").at(i), block));
         Ok(Self {
             norm: scope.at("norm").group_norm(channels, config.norm_groups, 1e-6)?,
             proj_in: projection("proj_in")?,
@@ -147,7 +149,7 @@ impl Transformer2D {
         let residual = x.reshape((batch, height * width, channels))?;
         let mut h = self.proj_in.forward(&self.norm.forward(&residual)?)?;
         for block in &self.blocks {
-            h = block.forward(&h, (height, width), inputs)?;
+            h = block.with(|block| block.forward(&h, (height, width), inputs))?;
         }
         let h = self.proj_out.forward_with(&h, Epilogue { residual: Some(&residual), ..Epilogue::default() })?;
         Ok(h.reshape((batch, height, width, channels))?)

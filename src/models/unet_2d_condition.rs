@@ -1,5 +1,6 @@
 //! The denoiser: diffusers' `UNet2DConditionModel`.
 
+use super::block_stream::Block;
 use super::call::{Backbone, LayerInputs, ModelCall, ModelOutput};
 use super::resnet::Upsample2D;
 use super::reuse::{AttentionRecord, DeepReuse};
@@ -13,7 +14,7 @@ use candle_core::{D, Tensor};
 #[derive(Debug)]
 struct UpBlock {
     layers: Vec<Layer>,
-    upsample: Option<Upsample2D>,
+    upsample: Option<Block<Upsample2D>>,
 }
 
 /// Predicts the noise, or the velocity, in latents.
@@ -49,7 +50,8 @@ impl UNet2DCondition {
                 layers.push(Layer::load(&scope, spec, level, j, channels + skip)?);
                 channels = level.channels;
             }
-            let upsample = level.resample.then(|| Upsample2D::load(&scope.at("upsamplers.0"), channels)).transpose()?;
+            let enlarging = |scope: &Scope<'_>| Block::load(scope, move |scope| Upsample2D::load(scope, channels));
+            let upsample = level.resample.then(|| enlarging(&scope.at("upsamplers.0"))).transpose()?;
             up.push(UpBlock { layers, upsample });
         }
         if !skips.is_empty() {
@@ -144,7 +146,7 @@ impl UNet2DCondition {
                 // The next skip tells the size, which is odd where an odd size was halved.
                 let (_, height, width, _) = x.dims4()?;
                 let size = skips.last().map_or(Ok((2 * height, 2 * width)), |skip| skip.dims4().map(|(_, h, w, _)| (h, w)))?;
-                x = upsample.forward(&x, size)?;
+                x = upsample.with(|upsample| upsample.forward(&x, size))?;
             }
         }
         let x = self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?;

@@ -1,6 +1,7 @@
 //! A UNet's way down with its middle and its conditions beside the text: what a ControlNet has a copy of.
 
 use super::Scope;
+use super::block_stream::Block;
 use super::call::{LayerInputs, ModelCall};
 use super::embeddings::{TimestepEmbedding, sinusoidal_embedding};
 use super::resnet::{Downsample2D, ResnetBlock2D, ResnetConfig, activated};
@@ -13,7 +14,7 @@ use candle_core::Tensor;
 /// One residual block and the transformer that may follow it.
 #[derive(Debug)]
 pub(super) struct Layer {
-    resnet: ResnetBlock2D,
+    resnet: Block<ResnetBlock2D>,
     attention: Option<Transformer2D>,
 }
 
@@ -21,14 +22,14 @@ impl Layer {
     /// The layer `index` of the level at `scope`.
     pub(super) fn load(scope: &Scope<'_>, spec: &UNetSpec, level: &UNetLevel, index: usize, input: usize) -> Result<Self> {
         let depth = level.depths.get(index).copied().unwrap_or(0);
-        let resnet = ResnetBlock2D::load(&scope.at("resnets").at(index), resnets(spec), input, level.channels)?;
+        let resnet = resnet(&scope.at("resnets").at(index), spec, input, level.channels)?;
         let config = TransformerConfig { reads_text_only: level.reads_text_only, ..transformers(spec) };
         let transformer = |depth| Transformer2D::load(&scope.at("attentions").at(index), config, level.channels, level.heads, depth);
         Ok(Self { resnet, attention: (depth > 0).then(|| transformer(depth)).transpose()? })
     }
 
     pub(super) fn forward(&self, x: &Tensor, inputs: LayerInputs<'_>) -> Result<Tensor> {
-        let x = self.resnet.forward(x, Some(inputs.time))?;
+        let x = self.resnet.with(|resnet| resnet.forward(x, Some(inputs.time)))?;
         match &self.attention {
             Some(transformer) => transformer.forward(&x, inputs),
             None => Ok(x),
@@ -44,6 +45,17 @@ fn resnets(spec: &UNetSpec) -> ResnetConfig {
     ResnetConfig { norm_groups: spec.norm_groups, norm_eps: spec.norm_eps, time_embedding: Some(4 * first_channels(spec)) }
 }
 
+/// What halves the resolution at `scope`.
+fn downsample(scope: &Scope<'_>, channels: usize) -> Result<Block<Downsample2D>> {
+    Block::load(scope, move |scope| Downsample2D::load(scope, channels, Padding::same(1)))
+}
+
+/// The residual block at `scope`.
+fn resnet(scope: &Scope<'_>, spec: &UNetSpec, input: usize, output: usize) -> Result<Block<ResnetBlock2D>> {
+    let config = resnets(spec);
+    Block::load(scope, move |scope| ResnetBlock2D::load(scope, config, input, output))
+}
+
 fn transformers(spec: &UNetSpec) -> TransformerConfig {
     TransformerConfig {
         norm_groups: spec.norm_groups,
@@ -56,14 +68,14 @@ fn transformers(spec: &UNetSpec) -> TransformerConfig {
 #[derive(Debug)]
 struct DownBlock {
     layers: Vec<Layer>,
-    downsample: Option<Downsample2D>,
+    downsample: Option<Block<Downsample2D>>,
 }
 
 #[derive(Debug)]
 struct MidBlock {
-    first: ResnetBlock2D,
+    first: Block<ResnetBlock2D>,
     attention: Option<Transformer2D>,
-    last: Option<ResnetBlock2D>,
+    last: Option<Block<ResnetBlock2D>>,
 }
 
 /// From latents to the middle.
@@ -96,8 +108,7 @@ impl WayDown {
                 channels = level.channels;
                 skips.push(channels);
             }
-            let downsample =
-                level.resample.then(|| Downsample2D::load(&scope.at("downsamplers.0"), channels, Padding::same(1))).transpose()?;
+            let downsample = level.resample.then(|| downsample(&scope.at("downsamplers.0"), channels)).transpose()?;
             if downsample.is_some() {
                 skips.push(channels);
             }
@@ -107,7 +118,7 @@ impl WayDown {
             None => None,
             Some(mid) => {
                 let scope = scope.at("mid_block");
-                let resnet = |i: usize| ResnetBlock2D::load(&scope.at("resnets").at(i), resnets(spec), deepest, deepest);
+                let resnet = |i: usize| resnet(&scope.at("resnets").at(i), spec, deepest, deepest);
                 let attention = |depth| Transformer2D::load(&scope.at("attentions.0"), transformers(spec), deepest, mid.heads, depth);
                 Some(MidBlock {
                     first: resnet(0)?,
@@ -208,7 +219,7 @@ impl WayDown {
                 skips.push(x.clone());
             }
             if let Some(downsample) = block.downsample.as_ref().filter(|_| skips.len() < most) {
-                x = downsample.forward(&x)?;
+                x = downsample.with(|downsample| downsample.forward(&x))?;
                 skips.push(x.clone());
             }
         }
@@ -218,12 +229,12 @@ impl WayDown {
     /// Through the middle.
     pub(super) fn middle(&self, x: &Tensor, layer: LayerInputs<'_>) -> Result<Tensor> {
         let Some(mid) = &self.mid else { return Ok(x.clone()) };
-        let mut x = mid.first.forward(x, Some(layer.time))?;
+        let mut x = mid.first.with(|first| first.forward(x, Some(layer.time)))?;
         if let Some(attention) = &mid.attention {
             x = attention.forward(&x, layer)?;
         }
         match &mid.last {
-            Some(last) => last.forward(&x, Some(layer.time)),
+            Some(last) => last.with(|last| last.forward(&x, Some(layer.time))),
             None => Ok(x),
         }
     }

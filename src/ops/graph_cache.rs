@@ -34,6 +34,15 @@ impl GraphCache {
         })
     }
 
+    /// For a network whose weights come and go while it works: nothing is recorded.
+    pub fn unrecorded(device: &Device) -> Self {
+        Self {
+            device: device.clone(),
+            #[cfg(feature = "cuda")]
+            graphs: None,
+        }
+    }
+
     /// Where the network's weights belong, and where `work` of [`GraphCache::run`] gets its inputs: the device itself, or on a GPU a queue
     /// of work of its own, which no other thread disturbs.
     pub fn device(&self) -> &Device {

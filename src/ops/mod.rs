@@ -19,6 +19,7 @@ mod tokens;
 mod weight;
 mod wrap;
 
+pub use cpu::BlockMemory;
 pub use graph_cache::GraphCache;
 pub use named_tensors::NamedTensors;
 pub use pixels::{PRelu, leaky_relu, pixel_shuffle, pixel_unshuffle, upsample_nearest, window_attention};

@@ -1,16 +1,16 @@
 //! The networks of a model: all on the device from the start, or only the one at work; each with the adapters of the image at work.
 
-use super::loading::{read, read_from};
+use super::adapted::{AdaptedText, AdaptedUNet, LoadedT5, load_encoder, load_t5, load_text_encoders, load_unet, load_vae};
+use super::loading::read_from;
 use super::observer::Observer;
-use crate::adapter::{AdapterSet, Deltas, ModelWithDeltas};
+use crate::adapter::AdapterSet;
 use crate::device;
-use crate::models::{ControlNet, DenoisingNetwork, LayerStore, Scope, VaeDecoder, VaeEncoder};
-use crate::spec::TextEncoderSpec;
-use crate::text::{ClipTokenizer, T5TextEncoder, T5Tokenizer, TextEncoder};
+use crate::models::{BlockStream, ControlNet, DenoisingNetwork, Scope, VaeDecoder, VaeEncoder};
+use crate::text::{T5TextEncoder, TextEncoder};
 use crate::weights::{Checkpoint, Component, ControlNetFile, ModelSource, TensorSource, VaeFile};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
-use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 /// A model that can be read again.
@@ -25,7 +25,7 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    fn vae_scope<'a>(&'a self, source: &'a dyn TensorSource) -> Scope<'a> {
+    pub(super) fn vae_scope<'a>(&'a self, source: &'a dyn TensorSource) -> Scope<'a> {
         Scope::root(source, self.vae_dtype, &self.device)
     }
 }
@@ -38,14 +38,21 @@ pub(super) struct Components {
     /// Where only one network is on the device.
     turn: OnceLock<Arc<Turn>>,
     slots: Arc<Slots>,
+    /// Bytes that images take beside the network at work.
+    beside: AtomicU64,
+    /// It was said that blocks are read again at every step.
+    told: AtomicBool,
 }
+
+/// Bytes that stay free beside a network at least.
+const LEAST_BESIDE: u64 = 128 << 20;
 
 /// The places of a model's networks.
 #[derive(Default)]
 struct Slots {
     text_encoders: RwLock<Slot<Vec<AdaptedText>>>,
     /// Read when the first text is to be encoded by it.
-    t5: RwLock<Slot<T5TextEncoder>>,
+    t5: RwLock<Slot<LoadedT5>>,
     unet: RwLock<Slot<AdaptedUNet>>,
     vae: RwLock<Slot<VaeDecoder>>,
     /// Read when the first image is to be encoded.
@@ -96,21 +103,6 @@ impl<T> Default for Slot<T> {
     }
 }
 
-/// A network whose layers can be given other weights.
-struct AdaptedUNet {
-    /// Dropped before the network, which holds the place where the weights are.
-    layers: LayerStore,
-    changed: BTreeSet<String>,
-    network: DenoisingNetwork,
-}
-
-/// The same of a text encoder.
-struct AdaptedText {
-    layers: LayerStore,
-    changed: BTreeSet<String>,
-    network: TextEncoder,
-}
-
 impl std::fmt::Debug for Components {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.turn.get().is_some() { "Components(in turn)" } else { "Components(all)" })
@@ -128,10 +120,10 @@ impl Components {
     ) -> Result<Self> {
         let components = Self::empty(again, place.clone());
         let text_encoders = load_text_encoders(model, place, adapters, None, observer)?;
-        let unet = load_unet(model, place, adapters.deltas(), None, observer)?;
+        let unet = load_unet(model, place, adapters.deltas(), None, None, observer)?;
         let vae = load_vae(model, None, place, observer)?;
         if components.model.is_none() && model.spec().t5.is_some() {
-            fill(&components.slots.t5, load_t5(model, place, observer)?, String::new());
+            fill(&components.slots.t5, load_t5(model, place, None, observer)?, String::new());
         }
         fill(&components.slots.text_encoders, text_encoders, adapters.text_signature());
         fill(&components.slots.unet, unet, adapters.signature(Component::UNET));
@@ -150,6 +142,41 @@ impl Components {
         components
     }
 
+    /// Images take so many bytes beside the network at work.
+    pub(super) fn make_room(&self, bytes: u64) {
+        // Only a number: it orders nothing else.
+        self.beside.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of blocks that stay until another network has its turn.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        let unet = self.slots.unet.try_read();
+        let stream = unet.as_ref().ok().and_then(|slot| slot.network.as_ref()?.stream.as_ref());
+        stream.map_or(0, |stream| stream.kept_bytes())
+    }
+
+    /// The model to stream blocks from, where networks take turns.
+    fn streamed(&self) -> Option<&SharedModel> {
+        self.model.as_ref().filter(|_| self.turn.get().is_some())
+    }
+
+    /// Decides which of a network's blocks stay in memory.
+    fn fit(&self, stream: Option<&Arc<BlockStream>>, component: Component, observer: &mut dyn Observer) {
+        let Some(stream) = stream else { return };
+        let all = stream.bytes();
+        let beside = self.beside.load(Ordering::Relaxed).max(LEAST_BESIDE);
+        let room = |memory: device::Memory| (memory.free + stream.kept_bytes()) / 10 * 9;
+        let stays = stream.fit(device::memory(&self.place.device).map_or(all, |memory| room(memory).saturating_sub(beside)));
+        if stays < all && component == Component::UNET && !self.told.swap(true, Ordering::Relaxed) {
+            let (share, all) = (stays as f64 / all as f64 * 100.0, all as f64 / 1e9);
+            observer.warn(&format!(
+                "the {}'s weights take {all:.1} GB: {share:.0} % of them fit into the memory and stay, the others are read again at every \
+                 step (--low-memory)",
+                component.title()
+            ));
+        }
+    }
+
     /// Where networks take turns, the bytes by which the largest is larger than the one that is in memory now; otherwise none.
     pub(super) fn bytes_of_turn(&self) -> u64 {
         let (Some(_), Some(checkpoint)) = (self.turn.get(), self.checkpoint()) else { return 0 };
@@ -161,9 +188,9 @@ impl Components {
             Component::VAE => self.slots.vae.try_read().is_ok_and(|slot| slot.network.is_some()),
             _ => self.slots.text_encoders.try_read().is_ok_and(|slot| slot.network.is_some()),
         };
-        let bytes = |component| checkpoint.weight_bytes(component, dtype, vae_dtype);
+        let bytes = |component| checkpoint.least_bytes(component, dtype, vae_dtype);
         let loaded: u64 = Component::ALL.into_iter().filter(|component| is_loaded(*component)).map(bytes).sum();
-        checkpoint.largest_turn(dtype, vae_dtype).1.saturating_sub(loaded)
+        checkpoint.least_turn(dtype, vae_dtype).1.saturating_sub(loaded)
     }
 
     /// Networks that are read when they are wanted, and stay.
@@ -172,7 +199,8 @@ impl Components {
     }
 
     fn empty(model: Option<SharedModel>, place: Placement) -> Self {
-        Self { place, model, turn: OnceLock::new(), slots: Arc::default() }
+        let (beside, told) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { place, model, turn: OnceLock::new(), slots: Arc::default(), beside, told }
     }
 
     fn begin_turns(&self) -> &Arc<Turn> {
@@ -215,8 +243,11 @@ impl Components {
         observer: &mut dyn Observer,
         work: impl FnOnce(&T5TextEncoder, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
-        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_t5(model, &self.place, observer);
-        self.with(&self.slots.t5, "", observer, load, |t5: &T5TextEncoder, observer| work(t5, observer))
+        let load = |_, model: &dyn ModelSource, observer: &mut dyn Observer| load_t5(model, &self.place, self.streamed(), observer);
+        self.with(&self.slots.t5, "", observer, load, |t5: &LoadedT5, observer| {
+            self.fit(t5.stream.as_ref(), Component::T5, observer);
+            work(&t5.network, observer)
+        })
     }
 
     pub(super) fn with_unet<T>(
@@ -226,9 +257,13 @@ impl Components {
         work: impl FnOnce(&DenoisingNetwork, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
         let signature = adapters.signature(Component::UNET);
-        let load =
-            |old, model: &dyn ModelSource, observer: &mut dyn Observer| load_unet(model, &self.place, adapters.deltas(), old, observer);
-        self.with(&self.slots.unet, &signature, observer, load, |unet: &AdaptedUNet, observer| work(&unet.network, observer))
+        let load = |old, model: &dyn ModelSource, observer: &mut dyn Observer| {
+            load_unet(model, &self.place, adapters.deltas(), old, self.streamed(), observer)
+        };
+        self.with(&self.slots.unet, &signature, observer, load, |unet: &AdaptedUNet, observer| {
+            self.fit(unet.stream.as_ref(), Component::UNET, observer);
+            work(&unet.network, observer)
+        })
     }
 
     /// `file` takes the place of the model's own.
@@ -327,107 +362,4 @@ fn fill<T>(slot: &RwLock<Slot<T>>, network: T, signature: String) {
 
 fn empty<T>(slot: &RwLock<Slot<T>>) {
     *slot.write().unwrap_or_else(PoisonError::into_inner) = Slot::default();
-}
-
-fn load_text_encoders(
-    model: &dyn ModelSource,
-    place: &Placement,
-    adapters: &AdapterSet,
-    old: Option<Vec<AdaptedText>>,
-    observer: &mut dyn Observer,
-) -> Result<Vec<AdaptedText>> {
-    let mut old = old.unwrap_or_default().into_iter();
-    let load = |(i, encoder): (usize, &TextEncoderSpec)| {
-        let component = Component::text_encoder(i);
-        let changed = adapters.deltas().layers(component);
-        let (layers, tokenizer) = match old.next() {
-            None => (LayerStore::default(), tokenizer(model, i, encoder)?),
-            Some(AdaptedText { layers, changed: before, network }) => {
-                let mut tokenizer = network.into_tokenizer();
-                tokenizer.unlearn();
-                layers.forget(before.union(&changed).map(String::as_str));
-                (layers, tokenizer)
-            }
-        };
-        let source = ModelWithDeltas::new(model, adapters.deltas().clone());
-        let mut network = read(&source, component, place.dtype, observer, |source| {
-            TextEncoder::load(&Scope::root(source, place.dtype, &place.device).with_layers(&layers), encoder, tokenizer)
-        })?;
-        network.learn(adapters.words(i))?;
-        Ok(AdaptedText { layers, changed, network })
-    };
-    model.spec().text_encoders.iter().enumerate().map(load).collect()
-}
-
-fn load_t5(model: &dyn ModelSource, place: &Placement, observer: &mut dyn Observer) -> Result<T5TextEncoder> {
-    let spec = model.spec().t5.as_ref().ok_or_else(|| Error::Model(format!("{} has no T5", model.name())))?;
-    let tokenizer = match model.t5_tokenizer() {
-        Some(text) => T5Tokenizer::from_json(model.name(), text)?,
-        None => T5Tokenizer::usual()?,
-    };
-    // Its feed-forward layers overflow in f16.
-    let dtype = if place.dtype == DType::F16 { DType::BF16 } else { place.dtype };
-    let load = |source: &dyn TensorSource| T5TextEncoder::load(&Scope::root(source, dtype, &place.device), spec, tokenizer);
-    read(model, Component::T5, dtype, observer, load)
-}
-
-fn tokenizer(model: &dyn ModelSource, index: usize, encoder: &TextEncoderSpec) -> Result<ClipTokenizer> {
-    let length = encoder.clip.max_positions;
-    match model.tokenizer(index) {
-        Some(files) => {
-            let length = files.model_max_length.unwrap_or(length).min(length);
-            let mut tokenizer = ClipTokenizer::from_files(model.name(), &files.vocab_json, &files.merges, &encoder.pad_token, length)?;
-            tokenizer.add_words(model.name(), &files.added)?;
-            Ok(tokenizer)
-        }
-        None => ClipTokenizer::clip(&encoder.pad_token, length),
-    }
-}
-
-fn load_unet(
-    model: &dyn ModelSource,
-    place: &Placement,
-    deltas: &Arc<Deltas>,
-    old: Option<AdaptedUNet>,
-    observer: &mut dyn Observer,
-) -> Result<AdaptedUNet> {
-    let changed = deltas.layers(Component::UNET);
-    let layers = match old {
-        None => LayerStore::default(),
-        Some(AdaptedUNet { layers, changed: before, network }) => {
-            network.dismantle(&layers);
-            layers.forget(before.union(&changed).map(String::as_str));
-            layers
-        }
-    };
-    let source = ModelWithDeltas::new(model, deltas.clone());
-    let load = |source: &dyn TensorSource| {
-        DenoisingNetwork::load(&Scope::root(source, place.dtype, &place.device).with_layers(&layers), model.spec())
-    };
-    let network = read(&source, Component::UNET, place.dtype, observer, load)?;
-    Ok(AdaptedUNet { layers, changed, network })
-}
-
-fn load_vae(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, observer: &mut dyn Observer) -> Result<VaeDecoder> {
-    match file {
-        None => {
-            read(model, Component::VAE, place.vae_dtype, observer, |source| VaeDecoder::load(&place.vae_scope(source), &model.spec().vae))
-        }
-        Some(file) => {
-            let load = |source: &dyn TensorSource| VaeDecoder::load(&place.vae_scope(source), file.spec());
-            read_from(Component::VAE.title(), file, Some(file.parameters()), place.vae_dtype, observer, load)
-        }
-    }
-}
-
-fn load_encoder(model: &dyn ModelSource, file: Option<&VaeFile>, place: &Placement, observer: &mut dyn Observer) -> Result<VaeEncoder> {
-    match file {
-        None => {
-            read(model, Component::VAE, place.vae_dtype, observer, |source| VaeEncoder::load(&place.vae_scope(source), &model.spec().vae))
-        }
-        Some(file) => {
-            let load = |source: &dyn TensorSource| VaeEncoder::load(&place.vae_scope(source), file.spec());
-            read_from(Component::VAE.title(), file, Some(file.parameters()), place.vae_dtype, observer, load)
-        }
-    }
 }

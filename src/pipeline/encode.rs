@@ -4,7 +4,7 @@ use super::finite::check_finite;
 use super::{Observer, Pipeline};
 use crate::adapter::AdapterSet;
 use crate::guidance::Conjunction;
-use crate::prompt::{Emphasis, Prompt, PromptPart, PromptReading, PromptScheduling, PromptSyntax};
+use crate::prompt::{Emphasis, Prompt, PromptPart, PromptReading, PromptScheduling, PromptSyntax, WeightedText};
 use crate::sampling::{Branch, Schedule, plan};
 use crate::settings::{HiresPass, Request};
 use crate::text::{TextEncoder, TimelineText};
@@ -210,20 +210,15 @@ pub(super) fn encode(pipeline: &Pipeline, text: &PromptText, adapters: &AdapterS
 /// `encode_prompt` in huggingface/diffusers@v0.36:src/diffusers/pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py
 fn with_t5(pipeline: &Pipeline, text: &PromptText, clip: EncodedText, width: usize, observer: &mut dyn Observer) -> Result<EncodedText> {
     let (tokens, left_out) = text.key.t5;
-    let words = |(text_of_prompt, _): &(String, usize)| -> Result<String> {
-        if text.key.syntax == PromptSyntax::Plain {
-            return Ok(text_of_prompt.clone());
-        }
-        let pieces = text.key.syntax.words(text_of_prompt, text.key.emphasis)?;
-        Ok(pieces.iter().map(|piece| if piece.is_break() { " " } else { piece.text.as_str() }).collect())
-    };
+    let (syntax, emphasis) = (text.key.syntax, text.key.emphasis);
+    let words = |(text_of_prompt, _): &(String, usize)| syntax.words(text_of_prompt, emphasis);
     let below: Vec<Tensor> = if pipeline.spec.t5.is_none() || left_out {
         vec![Tensor::zeros((1, tokens, width), pipeline.dtype, &pipeline.device)?; clip.entries.len()]
     } else {
         let texts = text.key.texts.iter().map(words).collect::<Result<Vec<_>>>()?;
         pipeline.components.with_t5(observer, |t5, observer| {
-            let row = |words: &String| {
-                let (hidden, left_out) = t5.encode(words, tokens)?;
+            let row = |words: &Vec<WeightedText>| {
+                let (hidden, left_out) = t5.encode_weighted(words, tokens, (syntax, emphasis))?;
                 if let Some(left_out) = left_out {
                     let (which, left_out) = (text.which, excerpt(&left_out));
                     observer

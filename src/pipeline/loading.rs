@@ -63,6 +63,10 @@ impl TensorSource for WithProgress<'_> {
         self.source.shape(name)
     }
 
+    fn numbers_below(&self, prefix: &str) -> Option<u64> {
+        self.source.numbers_below(prefix)
+    }
+
     fn adds(&self, name: &str) -> bool {
         self.source.adds(name)
     }

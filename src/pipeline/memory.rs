@@ -117,8 +117,8 @@ pub(super) struct MemoryPromise {
 }
 
 impl MemoryPromise {
-    /// Memory for a batch on a model's device, and for so many bytes of weights that are loaded meanwhile; waits for other batches where
-    /// it is too small for both.
+    /// Memory for a batch on a model's device, and for so many bytes of weights that are loaded meanwhile, where as many as the second
+    /// number are given back for it; waits for other batches where it is too small for both.
     ///
     /// # Errors
     /// [`Error::Memory`]: it is too small for this one alone.
@@ -128,13 +128,13 @@ impl MemoryPromise {
         dtypes: (DType, DType),
         tiling: VaeTiling,
         batch: &[BatchItem<'_>],
-        weights: u64,
+        (weights, given_back): (u64, u64),
     ) -> Result<Self> {
         let (Some(BatchItem { request, .. }), true) = (batch.first(), device.is_cpu()) else {
             return Ok(Self { to: &PROMISES, bytes: 0 });
         };
         let (width, height) = request.last_size();
-        let bytes = weights + batch_bytes(spec, request, batch.len(), device, dtypes, tiling);
+        let bytes = (weights + batch_bytes(spec, request, batch.len(), device, dtypes, tiling)).saturating_sub(given_back);
         PROMISES.promise(bytes, || memory(device).map(|memory| memory.limit), || release(device)).ok_or_else(|| {
             let (wanted, left) = (gigabytes(bytes), memory(device).map_or(String::new(), |memory| gigabytes(memory.limit)));
             let what = if batch.len() == 1 { "an image".to_owned() } else { format!("{} images", batch.len()) };

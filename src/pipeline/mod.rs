@@ -7,6 +7,7 @@
 //! The pipeline knows no family: it obeys the spec. It neither reads files nor prints; an [`Observer`] hears what is
 //! going on and may stop it.
 
+mod adapted;
 mod components;
 mod depth;
 mod encode;
@@ -334,6 +335,10 @@ impl Pipeline {
         let is_there = |name: &str| self.components.has_control_net(name) || self.known_keys.are_of(name);
         let steering = batch.first().map_or(0, |item| self.networks.bytes(item.request, &self.spec, self.dtype, &is_there));
         let weights = self.components.bytes_of_turn() + steering;
+        // The decoder has its turn after the network.
+        let beside = |item: &BatchItem<'_>| denoising_bytes(&self.spec, item.request, self.dtype, &self.device) * batch.len() as u64;
+        self.components.make_room(steering + batch.first().map_or(0, beside));
+        let weights = (weights, self.components.kept_bytes());
         let memory = MemoryPromise::for_batch(&self.spec, &self.device, dtypes, self.vae_tiling, batch, weights)?;
         let strips = batch.first().map(|item| self.strips(item.request)).transpose()?.flatten();
         let generated = match strips {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::models::{Backbone, ModelCall};
+use crate::settings::Draft;
 use crate::weights::Checkpoint;
 use std::path::Path;
 
@@ -93,4 +94,28 @@ fn tiles_leave_no_border() {
     let exact = decode(&plain, &latents);
     let off = [apart(&decode(&pipeline, &latents), &exact), apart(&rolled(&shifted, 36 * 8, 60 * 8), &exact)];
     assert!(off[1] < 1.5 * off[0] + 0.05, "{off:?}");
+}
+
+#[test]
+fn blocks_that_are_read_again_at_every_step_give_the_same_latents() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/parity");
+    for (name, dtype) in [("sd15", DType::F32), ("sd15", DType::BF16), ("sdxl", DType::F32)] {
+        let model: SharedModel = Arc::new(Checkpoint::open(&folder.join(name)).unwrap());
+        let draft = Draft::new("a lighthouse").with(|draft| {
+            draft.sampling.steps = Some(3);
+            draft.set_size(Some((128, 64)));
+        });
+        let request = draft.resolve(model.spec()).unwrap();
+        let denoised = |pipeline: &Pipeline| {
+            let prompt = pipeline.encode_prompt(&request, &mut Silent).unwrap();
+            let latents = pipeline.denoise(&BatchItem::of_seeds(&request, &prompt, &[1, 2]), &mut Silent).unwrap();
+            latents.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let whole = denoised(&Pipeline::load_shared(model.clone(), &Device::Cpu, dtype, dtype, &mut Silent).unwrap());
+        let streamed = Pipeline::in_turn(model, &Device::Cpu, dtype, dtype).unwrap();
+        assert_eq!(denoised(&streamed), whole, "{name}: all blocks stay");
+        // No room for anything beside the images.
+        streamed.components.make_room(u64::MAX);
+        assert_eq!(denoised(&streamed), whole, "{name}: none stays");
+    }
 }

@@ -1,6 +1,6 @@
 //! What is loaded, where, and how it computes. Requests hold nothing of it: it is decided before a model is known.
 
-use super::{Heading, Setting, SourcePath, Value, ValueKind};
+use super::{Heading, NetworkFile, Setting, SourcePath, Value, ValueKind};
 use crate::device::{DTypeChoice, DeviceChoice};
 use candle_core::DType;
 use std::path::PathBuf;
@@ -54,19 +54,19 @@ settings! {
         ..Setting::MODEL
     };
 
-    /// A file of CLIP-L, for a Stable Diffusion 3 file without text encoders
-    clip_l: maybe SourcePath => Setting { name: "clip-l", value: "FILE", ..Setting::MODEL };
+    /// A file of CLIP-L, for a Stable Diffusion 3 file without text encoders, or for a UNet alone
+    clip_l: maybe SourcePath => Setting { name: "clip-l", value: "FILE", infotext: Some("CLIP-L"), ..Setting::MODEL };
 
-    /// A file of CLIP-G, for a Stable Diffusion 3 file without text encoders
-    clip_g: maybe SourcePath => Setting { name: "clip-g", value: "FILE", ..Setting::MODEL };
+    /// A file of CLIP-G, for a Stable Diffusion 3 file without text encoders, or for an XL UNet alone
+    clip_g: maybe SourcePath => Setting { name: "clip-g", value: "FILE", infotext: Some("CLIP-G"), ..Setting::MODEL };
 
-    /// A file of T5's encoder, for a Stable Diffusion 3 file without it
-    t5: maybe SourcePath => Setting { name: "t5", aliases: &["t5xxl"], value: "FILE", ..Setting::MODEL };
+    /// A file of T5's encoder (.safetensors or .gguf), for a Stable Diffusion 3 file without it
+    t5: maybe SourcePath => Setting { name: "t5", aliases: &["t5xxl"], value: "FILE", infotext: Some("T5"), ..Setting::MODEL };
 
     /// A folder with tokenizer, tokenizer_2 and tokenizer_3 in it, for a file of another vocabulary
-    tokenizers: maybe SourcePath => Setting { name: "tokenizers", value: "DIR", ..Setting::MODEL };
+    tokenizers: maybe SourcePath => Setting { name: "tokenizers", value: "DIR", infotext: Some("Tokenizers"), ..Setting::MODEL };
 
-    /// Keep only the network at work in the device's memory; slower
+    /// Keep only the network at work in the device's memory, and of it what fits; slower
     low_memory: one bool = |()| false => Setting { name: "low-memory", heading: Heading::Machine, ..Setting::MODEL };
 }
 
@@ -85,6 +85,8 @@ pub struct ModelParts {
     pub t5: Option<PathBuf>,
     /// A folder of tokenizers.
     pub tokenizers: Option<PathBuf>,
+    /// The autoencoder, for a file that holds a denoiser alone.
+    pub vae: Option<PathBuf>,
 }
 
 /// Whether images are decoded in tiles.
@@ -149,10 +151,18 @@ impl Value for DeviceChoice {
 }
 
 impl LoadSettings {
-    /// What takes the place of the model's own parts.
-    pub fn beside(&self) -> ModelParts {
+    /// What takes the place of the model's own parts; `vae` is that of the images.
+    pub fn beside(&self, vae: Option<&NetworkFile>) -> ModelParts {
         let path = |named: &Option<SourcePath>| named.as_ref().map(|path| path.0.clone());
-        ModelParts { clip_l: path(&self.clip_l), clip_g: path(&self.clip_g), t5: path(&self.t5), tokenizers: path(&self.tokenizers) }
+        let (clip_l, clip_g, t5, tokenizers) = (path(&self.clip_l), path(&self.clip_g), path(&self.t5), path(&self.tokenizers));
+        ModelParts { clip_l, clip_g, t5, tokenizers, vae: vae.map(|vae| vae.0.path().to_owned()) }
+    }
+
+    /// The same for an image's text: under which key, and the file's or folder's name.
+    pub fn named_parts(&self) -> Vec<(&'static str, String)> {
+        let parts = [("CLIP-L", &self.clip_l), ("CLIP-G", &self.clip_g), ("T5", &self.t5), ("Tokenizers", &self.tokenizers)];
+        let name = |path: &SourcePath| path.0.file_name().map(|name| name.to_string_lossy().into_owned());
+        parts.into_iter().filter_map(|(key, path)| Some((key, name(path.as_ref()?)?))).collect()
     }
 
     /// The devices, of which there is one at least.

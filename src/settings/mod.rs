@@ -71,7 +71,7 @@ pub use output::{BatchSize, OutputDraft, OutputSettings};
 pub use parts::{NetworkFile, NumberList, Parts, WeightedFile};
 pub use passes::{EnlargedBy, HiresPass, HiresUpscaler, ModelFile, PassDraft, PassSettings};
 pub use request::{Request, Shape};
-pub use run::{Graphics, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verbosity};
+pub use run::{Graphics, MemorySize, PreviewStyle, ProgressStyle, RunDraft, RunSettings, Verbosity};
 pub use sampling::{BatchNoise, BatchPlace, CanvasSize, FastLevel, SamplingDraft, SamplingSettings, Seed};
 pub use scheduler::{SamplerOption, ScheduleChoice, SchedulerDraft};
 pub use template::{DynamicPrompts, PromptExpander, TemplateDraft};

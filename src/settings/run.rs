@@ -13,6 +13,11 @@ settings! {
         ..Setting::RUN
     };
 
+    /// The most memory to take, such as 6GB: networks take turns, and what does not fit of one is read again at every step
+    memory: maybe MemorySize => Setting {
+        name: "memory", value: "SIZE", example: "6GB", default: "what is free", heading: Heading::Machine, ..Setting::RUN
+    };
+
     /// A file, or a template such as "{date}/{seed}-{prompt:.40}.png"; "-" is standard output
     output: maybe String => Setting { name: "output", short: Some('o'), value: "FILE", ..Setting::FILE };
 
@@ -98,6 +103,52 @@ pub struct PreviewStyle(pub Option<Graphics>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Verbosity(pub u8);
 
+/// An amount of memory in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemorySize(pub u64);
+
+/// Units of memory as they are typed.
+const UNITS: [(&str, u64); 12] = [
+    ("tb", 1_000_000_000_000),
+    ("tib", 1 << 40),
+    ("gib", 1 << 30),
+    ("gb", 1_000_000_000),
+    ("mib", 1 << 20),
+    ("mb", 1_000_000),
+    ("kib", 1 << 10),
+    ("kb", 1_000),
+    ("g", 1_000_000_000),
+    ("m", 1_000_000),
+    ("k", 1_000),
+    ("b", 1),
+];
+
+impl Value for MemorySize {
+    const KIND: ValueKind = ValueKind::Word;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || "give a size such as 6GB, 512MB or 4GiB".to_owned();
+        let text = text.trim().to_ascii_lowercase();
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit.trim_start() {
+            "" => 1,
+            unit => UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?.1,
+        };
+        let bytes = number.parse::<f64>().map_err(|_| wrong())? * unit as f64;
+        // Beyond 2^53 a byte is less than what the number tells.
+        if bytes >= 1.0 && bytes < 9e15 { Ok(Self(bytes.round() as u64)) } else { Err(wrong()) }
+    }
+
+    fn typed(&self) -> String {
+        let whole = [("GB", 1_000_000_000), ("GiB", 1 << 30), ("MB", 1_000_000), ("MiB", 1 << 20)];
+        match whole.into_iter().find(|(_, unit)| self.0.is_multiple_of(*unit)) {
+            Some((name, unit)) => format!("{}{name}", self.0 / unit),
+            None => format!("{}B", self.0),
+        }
+    }
+}
+
 /// The value of a name.
 fn named<T: Copy>(names: &[(&'static str, T)], text: &str) -> Result<T, String> {
     let names_of = || names.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
@@ -134,5 +185,27 @@ impl Value for Verbosity {
 
     fn typed(&self) -> String {
         self.0.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_memory_are_read_and_typed() {
+        for (text, bytes, typed) in [
+            ("6GB", 6_000_000_000, "6GB"),
+            ("2.5 gb", 2_500_000_000, "2500MB"),
+            ("4GiB", 4 << 30, "4GiB"),
+            ("512m", 512_000_000, "512MB"),
+            ("1000001", 1_000_001, "1000001B"),
+        ] {
+            assert_eq!(MemorySize::parse(text), Ok(MemorySize(bytes)), "{text}");
+            assert_eq!((MemorySize(bytes).typed().as_str(), MemorySize::parse(typed)), (typed, Ok(MemorySize(bytes))));
+        }
+        for text in ["", "GB", "6 apples", "-1GB", "0", "1e9", "1.2.3GB", "99999999999TB", "NaN"] {
+            assert!(MemorySize::parse(text).is_err(), "{text}");
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! T5's tokenizer, which a model's `tokenizer.json` describes, and its encoder.
 
 use super::Tokens;
+use super::chunks::Chunk;
+use super::weighted::with_weights;
 use crate::models::{Scope, T5Encoder};
+use crate::prompt::{Emphasis, PromptSyntax, WeightedText};
 use crate::spec::T5Spec;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -86,6 +89,43 @@ impl T5TextEncoder {
     /// A tensor is missing or wrong.
     pub fn load(scope: &Scope<'_>, spec: &T5Spec, tokenizer: T5Tokenizer) -> Result<Self> {
         Ok(Self { tokenizer, model: T5Encoder::load(scope, spec)? })
+    }
+
+    /// The same of words with weights: each stretch is split into tokens by itself, and the tokens' states are weighed as those of CLIP.
+    /// Without weights it is [`T5TextEncoder::encode`] of the whole text.
+    ///
+    /// # Source
+    /// Comfy-Org/ComfyUI@a125cd84:comfy/sd1_clip.py (`SDTokenizer.tokenize_with_weights`, `ClipTokenWeightEncoder`), which T5 shares with
+    /// CLIP; lllyasviel/stable-diffusion-webui-forge@dfdcbab:backend/text_processing/t5_engine.py.
+    ///
+    /// # Errors
+    /// As [`T5TextEncoder::encode`].
+    pub fn encode_weighted(
+        &self,
+        words: &[WeightedText],
+        length: usize,
+        (syntax, emphasis): (PromptSyntax, Emphasis),
+    ) -> Result<(Tensor, Option<String>)> {
+        let text = |piece: &WeightedText| if piece.is_break() { " ".to_owned() } else { piece.text.clone() };
+        if words.iter().all(|piece| piece.is_break() || piece.weight == 1.0) {
+            return self.encode(&words.iter().map(text).collect::<String>(), length);
+        }
+        let (mut chunk, mut left_out) = (Chunk { ids: Vec::new(), weights: Vec::new() }, String::new());
+        for piece in words {
+            let room = length.saturating_sub(1 + chunk.ids.len());
+            // A row that the text just fills has one token more than there is room for, its end.
+            let Tokens { ids, left_out: rest } = self.tokenizer.encode(&text(piece), room + 1)?;
+            let found = ids.iter().take_while(|id| **id != self.tokenizer.end).count().min(room);
+            chunk.ids.extend(ids.iter().take(found));
+            chunk.weights.resize(chunk.ids.len(), if piece.is_break() { 1.0 } else { piece.weight });
+            left_out.push_str(rest.as_deref().unwrap_or_default());
+        }
+        chunk.ids.push(self.tokenizer.end);
+        chunk.ids.resize(length, self.tokenizer.pad);
+        chunk.weights.resize(length, 1.0);
+        let empty = || self.model.forward(&self.tokenizer.encode("", length)?.ids);
+        let hidden = with_weights(&self.model.forward(&chunk.ids)?, &chunk, (syntax, emphasis), empty)?;
+        Ok((hidden, Some(left_out).filter(|left_out| !left_out.is_empty())))
     }
 
     /// What it says of a text, `(1, length, width)`, and the end of the text that did not fit.

@@ -88,6 +88,22 @@ impl TextEncoder {
     }
 }
 
+/// The hidden state of one chunk with its weights; `empty` gives that of a chunk without words.
+pub(super) fn with_weights(
+    state: &Tensor,
+    chunk: &Chunk,
+    (syntax, emphasis): (PromptSyntax, Emphasis),
+    empty: impl FnOnce() -> Result<Tensor>,
+) -> Result<Tensor> {
+    let weighted = match syntax {
+        PromptSyntax::ComfyUi if chunk.is_weighted() => interpolated(&[state], &[chunk], &empty()?)?,
+        PromptSyntax::A1111 if emphasis == Emphasis::Original => normalized(&[state], &[chunk], &[1.0])?,
+        PromptSyntax::A1111 if emphasis == Emphasis::NoNorm => scaled(&[state], &[chunk])?,
+        _ => Vec::new(),
+    };
+    Ok(weighted.into_iter().next().unwrap_or_else(|| state.clone()))
+}
+
 /// The weights of a chunk beside its hidden state, `(1, tokens, 1)`.
 fn weights_like(chunk: &Chunk, state: &Tensor) -> Result<Tensor> {
     let weights: Vec<f32> = chunk.weights.iter().map(|weight| *weight as f32).collect();

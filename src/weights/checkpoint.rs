@@ -1,11 +1,12 @@
 //! A model that was found, understood and opened, and is ready to be read.
 
+use super::assembled::{self, JoinedFiles};
 use super::component::{ComponentTensors, Part};
 use super::file::{Blob, WeightFile};
 use super::folder::{Folder, PICKLE, is_pickle};
 use super::{ignorable, model_error};
 use crate::Result;
-use crate::family::{self, Beside, ConfigFiles, Description, Exported, TokenizerFiles};
+use crate::family::{self, Beside, ConfigFiles, Description, Exported, TensorNames, TokenizerFiles};
 use crate::spec::{Component, ModelSpec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub struct OpenOptions {
     pub t5: Option<PathBuf>,
     /// A folder whose tokenizers take the place of the model's own.
     pub tokenizers: Option<PathBuf>,
+    /// The autoencoder of a file that holds a denoiser alone; nothing to any other model.
+    pub vae: Option<PathBuf>,
 }
 
 impl OpenOptions {
@@ -31,11 +34,8 @@ impl OpenOptions {
         let given = [("clip_l", &self.clip_l), ("clip_g", &self.clip_g), ("t5", &self.t5)];
         let open = |(folder, path): (&'static str, &Option<PathBuf>)| {
             let path = path.as_ref()?;
-            let shown = path.display().to_string();
-            Some(match is_pickle(path) {
-                true => Err(model_error(&shown, PICKLE)),
-                false => Blob::open(path).and_then(|blob| WeightFile::new(shown, blob)).map(|file| (folder, Arc::new(file))),
-            })
+            let opened = if folder == "t5" { assembled::t5(path) } else { assembled::open(path) };
+            Some(opened.map(|file| (folder, Arc::new(file))))
         };
         given.into_iter().filter_map(open).collect()
     }
@@ -128,11 +128,26 @@ impl Checkpoint {
     }
 
     fn from_one(file: Arc<WeightFile>, options: &OpenOptions) -> Result<Checkpoint> {
+        if let Some(joined) = assembled::joined(&file, options)? {
+            return Checkpoint::from_joined(&joined, options);
+        }
         let (encoders, tokenizers) = (options.encoders()?, options.tokenizers.clone().map(Folder::Disk));
         let (description, concluded) = family::detect(&*file, &beside(&encoders, tokenizers.as_ref()))?;
         Checkpoint::assemble(file.name.clone(), description, concluded, |dir| {
             let given = encoders.iter().find(|(folder, _)| *folder == dir);
             Ok(vec![given.map_or(&file, |(_, file)| file).clone()])
+        })
+    }
+
+    /// A denoiser and what is beside it, of which a UNet's text encoders are in the files already.
+    fn from_joined(joined: &JoinedFiles, options: &OpenOptions) -> Result<Checkpoint> {
+        let is_unet = joined.shape("model.diffusion_model.input_blocks.0.0.weight").is_some();
+        let encoders = if is_unet { Vec::new() } else { options.encoders()? };
+        let tokenizers = options.tokenizers.clone().map(Folder::Disk);
+        let (description, concluded) = family::detect(joined, &beside(&encoders, tokenizers.as_ref()))?;
+        Checkpoint::assemble(joined.name().to_owned(), description, concluded, |dir| {
+            let given = encoders.iter().find(|(folder, _)| *folder == dir);
+            Ok(given.map_or_else(|| joined.files.clone(), |(_, file)| vec![file.clone()]))
         })
     }
 

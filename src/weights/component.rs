@@ -96,8 +96,13 @@ impl Part {
 
     /// How many numbers all tensors have.
     pub(crate) fn parameters(&self) -> u64 {
+        self.numbers_of(|_| true)
+    }
+
+    /// How many numbers the tensors have whose names `wanted` accepts.
+    pub(crate) fn numbers_of(&self, wanted: impl Fn(&str) -> bool) -> u64 {
         let count = |name: &String| self.shape(name).map_or(0, |shape| shape.iter().product::<usize>() as u64);
-        self.places.keys().map(count).sum()
+        self.places.keys().filter(|name| wanted(name)).map(count).sum()
     }
 
     /// The tensor's shape as diffusers has it.
@@ -330,6 +335,10 @@ impl TensorSource for ComponentTensors<'_> {
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.part.shape(name)
+    }
+
+    fn numbers_below(&self, prefix: &str) -> Option<u64> {
+        Some(self.part.numbers_of(|name| name.starts_with(prefix)))
     }
 }
 

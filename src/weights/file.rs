@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::debug;
 
@@ -58,7 +59,7 @@ impl Blob {
 pub(crate) struct WeightFile {
     /// How people know it: a path, or a path inside the program.
     pub(crate) name: String,
-    blob: Blob,
+    blob: Arc<Blob>,
     header: Header,
     used: Vec<AtomicBool>,
 }
@@ -69,7 +70,18 @@ impl WeightFile {
         let header = header::read(&name, &blob)?;
         debug!(bytes = blob.len(), tensors = header.entries.len(), "opened {name}");
         let used = header.entries.iter().map(|_| AtomicBool::new(false)).collect();
-        Ok(WeightFile { name, blob, header, used })
+        Ok(WeightFile { name, blob: Arc::new(blob), header, used })
+    }
+
+    /// The same file with other names for its tensors.
+    ///
+    /// # Errors
+    /// Two tensors get the same name, or its bytes cannot be shared.
+    pub(crate) fn renamed(&self, name_of: impl Fn(&str) -> String) -> Result<WeightFile> {
+        let entries = self.entries().iter().map(|entry| Entry { name: name_of(&entry.name), ..entry.clone() }).collect();
+        let header = Header::new(&self.name, entries, self.metadata().clone())?;
+        let used = header.entries.iter().map(|_| AtomicBool::new(false)).collect();
+        Ok(WeightFile { name: self.name.clone(), blob: self.blob.clone(), header, used })
     }
 
     /// The file's bytes, header and all.
@@ -105,7 +117,7 @@ impl WeightFile {
         if entry.packed.is_some() {
             return Ok(self.part(entry, 0..entry.number_bytes(), &ReadBuffers::default())?.to_vec().into());
         }
-        Ok(match &self.blob {
+        Ok(match &*self.blob {
             Blob::Disk(file) => {
                 let mut bytes = vec![0; entry.range.len()];
                 file.read(entry.range.start as u64, &mut bytes)?;

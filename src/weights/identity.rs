@@ -6,6 +6,7 @@ use crate::Result;
 use crate::spec::Component;
 use candle_core::DType;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 
 /// Models up to this many bytes are hashed whole.
 const SMALL: u64 = 256 << 20;
@@ -64,19 +65,73 @@ impl Checkpoint {
         self.parameters(component) * dtype.size_in_bytes() as u64
     }
 
-    /// What is in memory at once where networks take turns, at its largest: what people call it, and its bytes. All text encoders are one.
-    pub fn largest_turn(&self, dtype: DType, vae_dtype: DType) -> (&'static str, u64) {
-        let bytes = |component| self.weight_bytes(component, dtype, vae_dtype);
+    /// The bytes that a network's weights take at least, where its blocks are streamed: what is no block, and the largest block twice, as
+    /// one is read while another computes.
+    pub fn least_bytes(&self, component: Component, dtype: DType, vae_dtype: DType) -> u64 {
+        let all = self.weight_bytes(component, dtype, vae_dtype);
+        let Some(part) = self.part(component).filter(|_| [Component::UNET, Component::T5].contains(&component)) else { return all };
+        let mut blocks: HashMap<&str, u64> = HashMap::new();
+        for name in part.names() {
+            if let Some(block) = block_of(name) {
+                *blocks.entry(block).or_default() += part.shape(name).map_or(0, |shape| shape.iter().product::<usize>() as u64);
+            }
+        }
+        let (sum, largest) = (blocks.values().sum::<u64>(), blocks.values().max().copied().unwrap_or(0));
+        let width = dtype.size_in_bytes() as u64;
+        all.saturating_sub(sum * width).saturating_add(2 * largest * width).min(all)
+    }
+
+    /// What is in memory at once where networks take turns and are streamed, at its largest: what people call it, and its bytes. All text
+    /// encoders but T5 are one.
+    pub fn least_turn(&self, dtype: DType, vae_dtype: DType) -> (&'static str, u64) {
+        let bytes = |component| self.least_bytes(component, dtype, vae_dtype);
         let texts = Component::ALL.into_iter().filter(|component| component.is_text() && *component != Component::T5).map(bytes).sum();
         let alone = [Component::UNET, Component::VAE, Component::T5].map(|component| (component.title(), bytes(component)));
         alone.into_iter().fold((Component::text_encoder(0).title(), texts), |most, other| if other.1 > most.1 { other } else { most })
     }
 }
 
+/// The block that a tensor belongs to, of those that are streamed: the beginning of its name.
+pub(crate) fn block_of(name: &str) -> Option<&str> {
+    const BLOCKS: [&str; 5] = ["resnets", "transformer_blocks", "downsamplers", "upsamplers", "block"];
+    let mut end = 0;
+    let mut parts = name.split('.').map(|part| {
+        end += part.len() + 1;
+        (part, end - 1)
+    });
+    while let Some((part, _)) = parts.next() {
+        if BLOCKS.contains(&part)
+            && let Some((number, end)) = parts.next()
+            && number.bytes().all(|digit| digit.is_ascii_digit())
+        {
+            return name.get(..end);
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
+    use super::block_of;
     use crate::weights::Checkpoint;
     use std::path::Path;
+
+    #[test]
+    fn tensors_belong_to_blocks_by_their_names() {
+        for (name, block) in [
+            ("down_blocks.0.resnets.1.conv1.weight", Some("down_blocks.0.resnets.1")),
+            ("up_blocks.1.attentions.0.transformer_blocks.12.ff.net.0.proj.weight", Some("up_blocks.1.attentions.0.transformer_blocks.12")),
+            ("up_blocks.1.attentions.0.proj_in.weight", None),
+            ("mid_block.attentions.0.transformer_blocks.0.norm1.bias", Some("mid_block.attentions.0.transformer_blocks.0")),
+            ("down_blocks.0.downsamplers.0.conv.bias", Some("down_blocks.0.downsamplers.0")),
+            ("transformer_blocks.3.attn.to_q.weight", Some("transformer_blocks.3")),
+            ("encoder.block.11.layer.0.layer_norm.weight", Some("encoder.block.11")),
+            ("encoder.block", None),
+            ("conv_in.weight", None),
+        ] {
+            assert_eq!(block_of(name), block, "{name}");
+        }
+    }
 
     #[test]
     fn a_model_is_known_by_its_content_and_not_by_its_place() {

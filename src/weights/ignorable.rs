@@ -48,6 +48,8 @@ const TABLE: &[IgnorableKey] = &[
     Starts("cond_stage_model.model.visual."),
     Starts("vision_model."),
     Starts("visual_projection."),
+    // What a file that is given beside a denoiser has more than is asked of it.
+    Starts(super::assembled::UNUSED),
     // Training.
     Starts("first_stage_model.loss."),
     Starts("loss."),

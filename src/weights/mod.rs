@@ -17,6 +17,7 @@
 //! `family::keys` holds one table for each network and layout. A table is read in both directions, so that what is loaded from the
 //! original layout and what [`convert`] writes in it cannot disagree.
 
+mod assembled;
 mod catalog;
 mod checkpoint;
 mod component;
@@ -91,6 +92,11 @@ pub trait TensorSource {
 
     /// The shape of `name`, if there is such a tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
+
+    /// How many numbers the tensors have whose names begin with `prefix`; `None` where that is not known.
+    fn numbers_below(&self, _prefix: &str) -> Option<u64> {
+        None
+    }
 
     /// Whether `name` is a bias that the network does not have and is given all the same.
     fn adds(&self, _name: &str) -> bool {

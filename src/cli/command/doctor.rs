@@ -235,7 +235,7 @@ impl Observer for Stoppable {
 }
 
 fn self_tests(gpus: &[Backend], tell: &mut dyn FnMut(HealthFinding) -> Result<()>) -> Result<()> {
-    let subject = Subject { name: "self-test".into(), open: Box::new(|| Ok(Box::new(model::builtin()?))), made: false };
+    let subject = Subject { name: "self-test".into(), open: Box::new(|| Ok(std::sync::Arc::new(model::builtin()?))), made: false };
     let size = Some(TEST_SIZE);
     let reference = match reference_image(&subject, size, &mut Stoppable) {
         Ok(reference) => reference,

@@ -4,7 +4,7 @@ use crate::batch::{Batch, EventSender, Finished, ImageEvent, ImageNames, Sink, S
 use crate::cli::command::output::{ImageName, NamedBy, Output};
 use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{self, AdapterFinder, Opened};
-use crate::cli::process::set_threads;
+use crate::cli::process::{set_memory, set_threads};
 use crate::cli::settings::args::read_prompts;
 use crate::cli::settings::recreate::recreated;
 use crate::cli::terminal::listen_for_cancellation;
@@ -36,6 +36,9 @@ pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<
     // Everything that can be wrong is found before a weight is read.
     if let Some(threads) = run.threads {
         set_threads(threads)?;
+    }
+    if let Some(memory) = run.memory {
+        set_memory(memory)?;
     }
     let from_input = |file: &InputFile| file.path().as_os_str() == STANDARD_INPUT;
     if draft.prompts.iter().any(|prompt| prompt == "-") && draft.inputs.init_image.as_ref().is_some_and(from_input) {
@@ -70,7 +73,13 @@ pub(in crate::cli) fn run(draft: Draft, confined_to: Option<PathBuf>) -> Result<
     }
     let (devices, remarks) = open_all(load.devices())?;
     let dtype = load.dtype.on(devices.first().unwrap_or(&Device::Cpu));
-    let checkpoint = model::open_for(load.model.as_deref(), load.models_dir.as_ref().map(AsRef::as_ref), dtype, showing, load.beside())?;
+    let checkpoint = model::open_for(
+        load.model.as_deref(),
+        load.models_dir.as_ref().map(AsRef::as_ref),
+        dtype,
+        showing,
+        load.beside(draft.adapters.vae.as_ref()),
+    )?;
     let model = Opened::new(checkpoint, devices, &load);
     let (mut requests, mut applied) = (Vec::new(), Vec::new());
     for draft in drafts {

@@ -17,12 +17,12 @@ fn opened(change: impl FnOnce(&mut Draft)) -> (Opened, Request) {
 #[test]
 fn a_network_that_no_memory_holds_is_refused_by_name_before_it_is_read() {
     let (f32, _) = opened(|draft| draft.load.dtype = Some(DTypeChoice::Is(DType::F32)));
-    let bytes = f32.checkpoint.largest_turn(DType::F32, DType::F32).1;
+    let bytes = f32.checkpoint.least_turn(DType::F32, DType::F32).1;
     assert!(f32.check_turns(None).is_ok() && f32.check_turns(Some(bytes)).is_ok());
     let error = f32.check_turns(Some(bytes - 1)).unwrap_err();
     let said = error.to_string();
     assert_eq!(error.exit_code(), 3, "{said}");
-    for part in ["emoji: its UNet alone takes ", " of memory in f32, and ", " can be had; try --dtype bf16, end other programs"] {
+    for part in ["emoji: its UNet alone takes at least ", " of memory in f32, and ", " can be had; try --dtype bf16, end other programs"] {
         assert!(said.contains(part), "{part:?} is not in {said:?}");
     }
     let (bf16, _) = opened(|draft| draft.load.dtype = Some(DTypeChoice::Is(DType::BF16)));

@@ -67,11 +67,15 @@ pub(in crate::cli) struct Opened {
     upcast: bool,
     vae_tiling: VaeTiling,
     low_memory: bool,
+    /// What takes the place of the model's own parts, for an image's text.
+    parts: Vec<(&'static str, String)>,
     /// Where adapters are looked for by name, and those that are open.
     pub(in crate::cli) finder: AdapterFinder,
     adapters: Arc<AdapterCache>,
     /// The adapters of the first request, with which the networks are loaded.
     first: OnceLock<AdapterChoice>,
+    /// Bytes that an image of the first request takes beside the weights.
+    first_image: OnceLock<u64>,
     networks: Arc<NetworkCache>,
 }
 
@@ -88,8 +92,24 @@ impl Opened {
         let (vae_tiling, low_memory) = (settings.vae_tiling, settings.low_memory);
         let (checkpoint, label) = (Arc::new(checkpoint), label.into());
         let (finder, adapters) = (AdapterFinder::new(settings), Arc::default());
-        let (networks, first) = (Arc::default(), OnceLock::new());
-        Self { checkpoint, label, dtype, vae_dtype, devices, is_chosen, upcast, vae_tiling, low_memory, finder, adapters, first, networks }
+        let networks = Arc::default();
+        Self {
+            checkpoint,
+            label,
+            dtype,
+            vae_dtype,
+            devices,
+            is_chosen,
+            upcast,
+            vae_tiling,
+            low_memory,
+            parts: settings.named_parts(),
+            finder,
+            adapters,
+            first: OnceLock::new(),
+            first_image: OnceLock::new(),
+            networks,
+        }
     }
 
     /// A draft as a request to this model, its files read and held against the model; and what is said of its adapters.
@@ -140,6 +160,8 @@ impl Opened {
         self.networks.check(request, self.checkpoint.spec())?;
         let choice = request.adapters.choice();
         let _ = self.first.set(choice.clone());
+        let image = || batch_bytes(self.checkpoint.spec(), request, 1, self.device(), (self.dtype, self.vae_dtype), self.vae_tiling);
+        self.first_image.get_or_init(|| image() + self.steering_bytes(request));
         if choice.is_empty() {
             return Ok(Vec::new());
         }
@@ -186,13 +208,16 @@ impl Opened {
             Pipeline::in_turn(checkpoint.clone(), device, dtype, vae_dtype)
         };
         let weights = Footprint::weights(checkpoint, dtype, vae_dtype);
-        let free = free_memory(device).filter(|free| weights > *free);
+        // Of a GPU the driver tells what is too much, and an image may still be made in parts there.
+        let image = if device.is_cpu() { self.first_image.get().copied().unwrap_or(0) } else { 0 };
+        let free = free_memory(device).filter(|free| weights > *free || !fits(image, *free - weights));
         let pipeline = match free {
             _ if low_memory => in_turn()?,
             Some(free) => {
-                let (weights, free) = (weights as f64 / GIB, free as f64 / GIB);
+                let (weights, free, image) = (weights as f64 / GIB, free as f64 / GIB, image as f64 / GIB);
+                let beside = if weights > free { String::new() } else { format!(", an image {image:.1} GiB") };
                 observer.warn(&format!(
-                    "the weights take {weights:.1} GiB and {free:.1} GiB of memory are free: the networks take turns (--low-memory)"
+                    "the weights take {weights:.1} GiB{beside} and {free:.1} GiB of memory are free: the networks take turns (--low-memory)"
                 ));
                 in_turn()?
             }
@@ -209,12 +234,12 @@ impl Opened {
     }
 
     /// # Errors
-    /// Even the largest network alone is more than `limit`, which is all that can be had.
+    /// Even the largest network alone, streamed block by block where it can be, is more than `limit`, which is all that can be had.
     fn check_turns(&self, limit: Option<u64>) -> Result<()> {
-        let (network, bytes) = self.checkpoint.largest_turn(self.dtype, self.vae_dtype);
+        let (network, bytes) = self.checkpoint.least_turn(self.dtype, self.vae_dtype);
         match limit {
             Some(limit) if bytes > limit => Err(Error::Model(format!(
-                "{}: its {network} alone takes {} of memory in {}, and {} can be had; {}end other programs, or take a smaller model",
+                "{}: its {network} alone takes at least {} of memory in {}, and {} can be had; {}end other programs, or take a smaller model",
                 self.label,
                 gigabytes(bytes),
                 self.dtype.as_str(),
@@ -234,9 +259,10 @@ impl Opened {
     fn excess_of(&self, request: &Request, (free, limit): (u64, u64)) -> Option<String> {
         let dtypes = (self.dtype, self.vae_dtype);
         let all = Footprint::weights(&self.checkpoint, self.dtype, self.vae_dtype);
-        let largest = self.checkpoint.largest_turn(self.dtype, self.vae_dtype).1;
-        let weights = if self.low_memory || all > free { largest } else { all } + self.steering_bytes(request);
         let image = batch_bytes(self.checkpoint.spec(), request, 1, self.device(), dtypes, self.vae_tiling);
+        let least = self.checkpoint.least_turn(self.dtype, self.vae_dtype).1;
+        let in_turn = self.low_memory || all > free || self.device().is_cpu() && !fits(image, free - all);
+        let weights = if in_turn { least } else { all } + self.steering_bytes(request);
         let left = limit.saturating_sub(weights);
         let (wanted, limit) = (gigabytes(weights + image), gigabytes(limit));
         (!fits(image, left))
@@ -245,7 +271,7 @@ impl Opened {
 
     /// What decides, beside a request, which pixels it generates.
     pub(in crate::cli) fn generator(&self) -> GeneratedBy {
-        GeneratedBy { label: self.label.clone(), dtype: self.dtype, vae_dtype: self.vae_dtype }
+        GeneratedBy { label: self.label.clone(), dtype: self.dtype, vae_dtype: self.vae_dtype, parts: self.parts.clone() }
     }
 
     /// The memory that its weights and a request's images take.
@@ -368,8 +394,8 @@ pub(in crate::cli) fn open_for(
     showing: DownloadStyle,
     parts: ModelParts,
 ) -> Result<Checkpoint> {
-    let ModelParts { clip_l, clip_g, t5, tokenizers } = parts;
-    let options = OpenOptions { prefer_variant: None, clip_l, clip_g, t5, tokenizers };
+    let ModelParts { clip_l, clip_g, t5, tokenizers, vae } = parts;
+    let options = OpenOptions { prefer_variant: None, clip_l, clip_g, t5, tokenizers, vae };
     match resolve(what, models_dir)? {
         Named::Path(path) => Checkpoint::open_with(&path, &options),
         Named::Builtin => builtin(),

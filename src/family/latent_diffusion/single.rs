@@ -17,12 +17,14 @@ pub(super) const UNET: &str = "model.diffusion_model.";
 /// The usual prefix of the autoencoder first.
 pub(super) const VAE: [&str; 2] = ["first_stage_model.", "vae."];
 /// Where text encoders are, in the order in which their embeddings are joined.
-pub(super) const TEXT: [(&str, TextLayout); 5] = [
+pub(super) const TEXT: [(&str, TextLayout); 6] = [
     ("cond_stage_model.transformer.", TextLayout::Clip),
     ("cond_stage_model.model.", TextLayout::OpenClip),
     ("conditioner.embedders.0.transformer.", TextLayout::Clip),
     ("conditioner.embedders.0.model.", TextLayout::OpenClip),
     ("conditioner.embedders.1.model.", TextLayout::OpenClip),
+    // Of a model whose networks lie in files of their own.
+    ("conditioner.embedders.1.transformer.", TextLayout::Clip),
 ];
 
 /// Understands the file; `carried` is what the configuration files in it say.
@@ -141,7 +143,10 @@ fn concluded(file: &dyn TensorNames, vae_prefix: &'static str, text: &[FoundText
     let mut text_encoders = Vec::new();
     for (i, (prefix, layout)) in text.iter().enumerate() {
         let heads = model.map(|model| heads_of_text(model, i)).transpose()?.flatten();
-        let clip = detect::clip_text(Probe { file, prefix }, *layout, xl && i == last, heads)?;
+        let mut clip = detect::clip_text(Probe { file, prefix }, *layout, xl && i == last, heads)?;
+        if xl && i == last {
+            clip.activation = Activation::Gelu;
+        }
         evidence.push(format!("{prefix}… is a CLIP of width {} with {} layers.", clip.hidden_size, clip.layers));
         let (skip_layers, final_norm) = match (xl, layout) {
             (true, _) => (1, false),

@@ -44,6 +44,7 @@ pub(super) use normalization::{CpuGroupNorm, CpuLayerNorm};
 pub(super) use numbers::{Numbers, tensor, with_numbers};
 pub(super) use upsample::upsample_nearest_2x;
 pub(super) use upsampling_conv2d::CpuUpsamplingConv2d;
+pub use weight_arena::BlockMemory;
 
 /// The name of the instruction set in use.
 pub(super) fn instructions() -> candle_core::Result<&'static str> {

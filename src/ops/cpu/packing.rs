@@ -90,7 +90,13 @@ impl Packing {
         product: Option<&AddedProduct>,
         put: impl Fn(&mut T, usize, f32) + Copy + Sync,
     ) -> Result<WeightArena> {
-        let mut weight_arena = if self.passing { WeightArena::passing(words)? } else { WeightArena::new(words)? };
+        // Words of inputs that are not there are multiplied with zeros; outputs that are not there are left out.
+        let is_full = self.form != PackedForm::Bf16Pairs || self.inputs == 2 * self.steps;
+        let mut weight_arena = match (self.passing, is_full) {
+            (true, _) => WeightArena::passing(words)?,
+            (false, true) => WeightArena::uncleared(words)?,
+            (false, false) => WeightArena::new(words)?,
+        };
         let panel = (self.columns * self.taps * self.steps).max(1);
         // Rows of a product are computed some panels at a time, and packed from the caches.
         let row = self.inputs * self.taps;

@@ -7,6 +7,7 @@
 use super::lines::CacheLine;
 use candle_core::{Error, Result};
 use memmap2::{MmapMut, MmapRaw};
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -18,6 +19,64 @@ static CURRENT: Mutex<(Weak<MmapRaw>, usize)> = Mutex::new((Weak::new(), 0));
 
 /// The mapping of what was packed for one product last.
 static PASSING: Mutex<Option<Arc<MmapRaw>>> = Mutex::new(None);
+
+/// Lines of a mapping of [`BlockMemory`], but for a layer that is larger: 64 MiB.
+const BLOCK_LINES: usize = (64 << 20) / size_of::<CacheLine>();
+
+/// Memory for the weights of a network's blocks that come and go: what one block leaves, the next takes, pages that were entered before.
+#[derive(Debug, Clone, Default)]
+pub struct BlockMemory {
+    mappings: Arc<Mutex<Vec<Arc<MmapRaw>>>>,
+}
+
+/// A block that is being made: its memory, and the mapping that its next layer has a part of with the first free line.
+struct OpenBlock {
+    memory: BlockMemory,
+    current: Option<(Arc<MmapRaw>, usize)>,
+}
+
+thread_local! {
+    /// The block that this thread makes.
+    static OPEN_BLOCK: RefCell<Option<OpenBlock>> = const { RefCell::new(None) };
+}
+
+impl BlockMemory {
+    /// Makes a block: the weights of layers that `make` makes on this thread lie here. Its memory is free again when all of them are gone.
+    pub fn with_block<T>(&self, make: impl FnOnce() -> T) -> T {
+        struct Close(Option<OpenBlock>);
+        impl Drop for Close {
+            fn drop(&mut self) {
+                OPEN_BLOCK.replace(self.0.take());
+            }
+        }
+        let _close = Close(OPEN_BLOCK.replace(Some(OpenBlock { memory: self.clone(), current: None })));
+        make()
+    }
+
+    /// A mapping of so many lines at least that nothing is in.
+    fn mapping(&self, lines: usize) -> Result<Arc<MmapRaw>> {
+        let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = |mapping: &&Arc<MmapRaw>| Arc::strong_count(mapping) == 1 && mapping.len() / size_of::<CacheLine>() >= lines;
+        if let Some(mapping) = mappings.iter().find(free) {
+            return Ok(mapping.clone());
+        }
+        let mapping = Arc::new(map(lines.max(BLOCK_LINES)).or_else(|_| map(lines))?);
+        mappings.push(mapping.clone());
+        Ok(mapping)
+    }
+}
+
+impl OpenBlock {
+    fn take(&mut self, len: usize) -> Result<WeightArena> {
+        let room = |(mapping, first): &(Arc<MmapRaw>, usize)| mapping.len() / size_of::<CacheLine>() - first;
+        let (mapping, first) = match self.current.take() {
+            Some(current) if room(&current) >= len => current,
+            _ => (self.memory.mapping(len)?, 0),
+        };
+        self.current = Some((mapping.clone(), first + len));
+        Ok(WeightArena { mapping, first, len, passing: true })
+    }
+}
 
 /// A part of a mapping that nobody else has.
 #[derive(Debug)]
@@ -35,7 +94,24 @@ impl WeightArena {
     /// # Errors
     /// The system has no memory left.
     pub(super) fn new(words: usize) -> Result<Self> {
+        let part = Self::uncleared(words)?;
+        if part.passing {
+            let (start, len) = (part.start(), part.len);
+            // SAFETY: as in `deref_mut`; zeros are lines.
+            unsafe { std::ptr::write_bytes(start, 0, len) };
+        }
+        Ok(part)
+    }
+
+    /// The same for who writes every word that is read: in a block's memory they may hold what was there before.
+    ///
+    /// # Errors
+    /// As [`WeightArena::new`].
+    pub(super) fn uncleared(words: usize) -> Result<Self> {
         let len = words.div_ceil(size_of::<CacheLine>() / size_of::<u32>());
+        if let Some(part) = OPEN_BLOCK.with_borrow_mut(|block| block.as_mut().map(|block| block.take(len))) {
+            return part;
+        }
         // Nothing that is done under the lock leaves it half done.
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         let (mapping, first) = match current.0.upgrade() {
@@ -157,6 +233,31 @@ mod tests {
             }
         }
         candle_core::bail!("the last part was never taken again")
+    }
+
+    #[test]
+    fn a_block_takes_what_another_left_and_is_cleared_where_it_must_be() -> Result<()> {
+        let memory = BlockMemory::default();
+        let make = |fill: f32| {
+            memory.with_block(|| -> Result<Vec<WeightArena>> {
+                let mut parts = vec![WeightArena::new(100)?, WeightArena::uncleared(40)?, WeightArena::new(BLOCK_LINES * 16)?];
+                assert!(elements_mut::<f32>(&mut parts[0]).iter().all(|word| word.to_bits() == 0));
+                parts.iter_mut().for_each(|part| elements_mut::<f32>(&mut part[..1]).fill(fill));
+                Ok(parts)
+            })
+        };
+        let places = |parts: &[WeightArena]| parts.iter().map(WeightArena::start).collect::<Vec<_>>();
+        let (one, other) = (make(1.0)?, make(2.0)?);
+        let first = places(&one);
+        assert!(first.iter().all(|place| !places(&other).contains(place)));
+        assert!(first[1] > first[0] && elements_mut::<f32>(&mut make(3.0)?[1]).len() >= 40);
+        drop(one);
+        let again = make(4.0)?;
+        assert_eq!(places(&again), first, "the memory of what is gone is taken again");
+        drop((again, other));
+        assert_eq!(memory.mappings.lock().unwrap_or_else(PoisonError::into_inner).len(), 6);
+        assert!(!WeightArena::new(16)?.passing, "outside of a block nothing is taken from it");
+        Ok(())
     }
 
     #[test]

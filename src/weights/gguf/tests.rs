@@ -180,3 +180,74 @@ fn broken_and_hostile_headers_are_refused_in_one_sentence() {
         assert!(open(TYPES[..length].to_vec()).is_err(), "{length}");
     }
 }
+
+/// Opens so many damaged copies of a file with every type, and reads what opens; gives how many opened.
+fn damaged(inputs: u64) -> usize {
+    let mut state = 16u64;
+    let mut random = |below: usize| {
+        // SplitMix64.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((x ^ (x >> 31)) % below.max(1) as u64) as usize
+    };
+    let numbers =
+        [0, 1, 2, 8, 9, 31, 32, 255, 1 << 16, 1 << 31, u64::from(u32::MAX), 1 << 32, 1 << 40, 1 << 63, u64::MAX, TYPES.len() as u64];
+    // Nearly all of what is decided stands before the data.
+    let head = open(TYPES.to_vec()).unwrap().entries().iter().map(|entry| entry.range.start).min().unwrap();
+    let mut opened = 0;
+    for _ in 0..inputs {
+        let mut bytes = TYPES.to_vec();
+        for _ in 0..1 + random(4) {
+            let within = if random(8) > 0 { head.min(bytes.len()) } else { bytes.len() };
+            // The magic stays: without it another reader is asked.
+            let at = 4 + random(within.saturating_sub(4));
+            match random(6) {
+                0 => bytes.truncate(at),
+                1 => {
+                    let (from, len) = (random(head), random(64));
+                    let part = bytes.get(from..from + len).unwrap_or_default().to_vec();
+                    bytes.splice(at.min(bytes.len())..at.min(bytes.len()), part);
+                }
+                2 => drop(bytes.drain(at.min(bytes.len())..(at + random(32)).min(bytes.len()))),
+                3 => {
+                    let number = numbers[random(numbers.len())].to_le_bytes();
+                    let width = [4, 8][random(2)];
+                    bytes.iter_mut().skip(at).zip(&number[..width]).for_each(|(byte, new)| *byte = *new);
+                }
+                _ => {
+                    if let Some(byte) = bytes.get_mut(at) {
+                        *byte ^= 1 << random(8);
+                    }
+                }
+            }
+        }
+        let length = bytes.len();
+        match open(bytes) {
+            Ok(file) => {
+                opened += 1;
+                for entry in file.entries() {
+                    assert!(entry.range.end <= length && entry.number_bytes() <= 13 * entry.range.len() + 64);
+                    let _ = file.bytes(entry);
+                }
+            }
+            Err(error) => {
+                let message = error.to_string();
+                assert!(!message.contains('\n') && message.len() < 2000, "{message}");
+            }
+        }
+    }
+    opened
+}
+
+#[test]
+fn damaged_files_are_read_or_refused() {
+    let opened = damaged(10_000);
+    assert!((500..9_500).contains(&opened), "{opened} of 10000 opened: they are damaged too much, or too little");
+}
+
+#[test]
+#[ignore = "minutes: a million inputs"]
+fn a_million_damaged_files_are_read_or_refused() {
+    assert!(damaged(1_000_000) > 50_000);
+}

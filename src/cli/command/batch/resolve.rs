@@ -10,7 +10,7 @@ use crate::device::{DeviceChoice, open_all};
 use crate::disk::{folder_of, stays_inside};
 use crate::hub::Missing;
 use crate::inputs::{InputReader, STANDARD_INPUT};
-use crate::settings::{Draft, LoadSettings, PromptExpander, Seed};
+use crate::settings::{Draft, LoadSettings, NetworkFile, PromptExpander, Seed};
 use crate::{Error, Result};
 use candle_core::Device;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -185,7 +185,8 @@ impl Resolver {
     /// What is wrong with it.
     pub(super) fn jobs(&mut self, line: &Line) -> Result<Option<Vec<Job>>> {
         let ExpandedLine { output, first: mut id, images, made, load: flags } = self.expanded(line)?;
-        let Some((number, content)) = self.model(&flags)? else {
+        let vae = made.first().and_then(|draft| draft.adapters.vae.clone());
+        let Some((number, content)) = self.model(&flags, vae.as_ref())? else {
             if let Some(absent) = self.absent.iter_mut().flatten().find(|absent| absent.flags == flags) {
                 absent.images += (id..id + images).filter(|id| self.shard.is_none_or(|shard| shard.has(*id))).count();
             }
@@ -250,7 +251,8 @@ impl Resolver {
         }
     }
 
-    fn model(&mut self, flags: &LoadSettings) -> Result<Option<(usize, String)>> {
+    /// The number of a model and what it is by its content; a denoiser alone takes `vae`, the first that is asked for with it.
+    fn model(&mut self, flags: &LoadSettings, vae: Option<&NetworkFile>) -> Result<Option<(usize, String)>> {
         if let Some(known) = self.opened.get(flags) {
             return Ok(known.clone());
         }
@@ -274,7 +276,7 @@ impl Resolver {
                 return Ok(None);
             }
         }
-        let checkpoint = model::open_for(what, folder, dtype, self.showing, flags.beside())?;
+        let checkpoint = model::open_for(what, folder, dtype, self.showing, flags.beside(vae))?;
         let opened = Opened::new(checkpoint, devices, flags).downloading(self.showing);
         self.remarks.extend(opened.remark().map(str::to_owned));
         let content = opened.checkpoint.identity()?;

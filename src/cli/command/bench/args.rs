@@ -5,11 +5,13 @@ use crate::cli::model;
 use crate::cli::settings::args::NamedValues;
 use crate::device::{DTypeChoice, DeviceChoice};
 use crate::family;
-use crate::settings::{ProgressStyle, Value, parse_size};
-use crate::weights::{Checkpoint, ModelSource};
+use crate::pipeline::SharedModel;
+use crate::settings::{MemorySize, ProgressStyle, Value, parse_size};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 use clap::Args;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The random models' seed: the same weights in every run.
 const WEIGHTS_SEED: u64 = 1;
@@ -76,7 +78,7 @@ pub(in crate::cli) struct BenchArgs {
     #[arg(long, value_name = "N", help_heading = "How to measure")]
     pub(super) steps: Option<usize>,
     /// Compare ways of computing less with the whole computation: seconds, PSNR and SSIM, of four images each
-    #[arg(long, help_heading = "How to measure", conflicts_with_all = ["batch_sizes", "dtypes", "warmups", "repeats", "profile", "skip_correctness", "csv", "baseline", "record"])]
+    #[arg(long, help_heading = "How to measure", conflicts_with_all = ["low_memory", "batch_sizes", "dtypes", "warmups", "repeats", "profile", "skip_correctness", "csv", "baseline", "record"])]
     pub(super) quality: bool,
     /// A way of computing less, as flags of an image; repeat for more [default: dtypes, --cache, --guidance-end and --fast]
     #[arg(long = "reduction", value_name = "FLAGS", help_heading = "How to measure", requires = "quality", allow_hyphen_values = true)]
@@ -90,6 +92,12 @@ pub(in crate::cli) struct BenchArgs {
     /// Threads [default: as many as the machine has]
     #[arg(short, long, value_name = "N", help_heading = "How to measure")]
     pub(super) threads: Option<usize>,
+    /// The most memory to take, such as 6GB; the rows have it beside the peak
+    #[arg(long, value_name = "SIZE", value_parser = MemorySize::parse, help_heading = "How to measure")]
+    pub(super) memory: Option<MemorySize>,
+    /// Keep only the network at work in memory, and of it what fits, as happens by itself where not all fit
+    #[arg(long, help_heading = "How to measure")]
+    pub(super) low_memory: bool,
     /// Show where a guided step and a decode go, op by op; takes one more run of each
     #[arg(long, help_heading = "How to measure")]
     pub(super) profile: bool,
@@ -130,25 +138,25 @@ pub(in crate::cli) struct BenchArgs {
 impl BenchArgs {
     /// The models that are measured.
     pub(super) fn subjects(&self) -> Vec<Subject<'_>> {
-        let boxed = |checkpoint: Checkpoint| -> Box<dyn ModelSource> { Box::new(checkpoint) };
+        let shared = |checkpoint: Checkpoint| -> SharedModel { Arc::new(checkpoint) };
         let mut subjects: Vec<Subject<'_>> = Vec::new();
         for what in &self.models {
-            let open = move || model::open(Some(what), self.models_dir.as_deref()).map(boxed);
+            let open = move || model::open(Some(what), self.models_dir.as_deref()).map(shared);
             subjects.push(Subject { name: what.clone(), open: Box::new(open), made: false });
         }
         for family in &self.random {
             let name = format!("random {family}");
             let open = {
                 let name = name.clone();
-                move || -> Result<Box<dyn ModelSource>> {
+                move || -> Result<SharedModel> {
                     let spec = family::well_known(family).ok_or_else(|| Error::Input(format!("--random {family}: not known")))?;
-                    Ok(Box::new(RandomModel::new(name.clone(), spec, WEIGHTS_SEED)))
+                    Ok(Arc::new(RandomModel::new(name.clone(), spec, WEIGHTS_SEED)))
                 }
             };
             subjects.push(Subject { name, open: Box::new(open), made: true });
         }
         if subjects.is_empty() {
-            let open = move || model::builtin().map(boxed);
+            let open = move || model::builtin().map(shared);
             subjects.push(Subject { name: model::BUILTIN.to_owned(), open: Box::new(open), made: false });
         }
         subjects

@@ -7,7 +7,7 @@ use crate::bench::{
     BenchReport, BenchRow, Case, Machine, MeasureSettings, PeakRates, Subject, aligned, check_size, compare, csv, markdown, measure,
     record, reference_image,
 };
-use crate::cli::process::set_threads;
+use crate::cli::process::{set_memory, set_threads};
 use crate::cli::terminal::answer;
 use crate::cli::terminal::listen_for_cancellation;
 use crate::cli::terminal::progress::Progress;
@@ -29,6 +29,9 @@ pub(in crate::cli) fn run(args: &BenchArgs) -> Result<()> {
     // Everything that can be wrong is found before anything is measured.
     if let Some(threads) = args.threads {
         set_threads(threads)?;
+    }
+    if let Some(memory) = args.memory {
+        set_memory(memory)?;
     }
     if args.repeats == 0 {
         return Err(Error::Input("--repeats 0: must be at least 1".into()));
@@ -94,7 +97,8 @@ impl BenchArgs {
         peaks: &mut PeakRates,
         progress: &mut Progress,
     ) -> Result<()> {
-        let settings = MeasureSettings { steps: self.steps(), warmups: self.warmups, repeats: self.repeats, profile: self.profile };
+        let &Self { warmups, repeats, profile, low_memory, .. } = self;
+        let settings = MeasureSettings { steps: self.steps(), warmups, repeats, profile, low_memory };
         let mut references: Vec<(Size, Option<Tensor>)> = Vec::new();
         for &device_choice in &self.devices {
             let device = open(device_choice);

@@ -4,7 +4,7 @@ mod studio;
 #[cfg(test)]
 mod tests;
 
-use crate::cli::process::{cancelled, set_threads};
+use crate::cli::process::{cancelled, set_memory, set_threads};
 use crate::cli::settings::flags::{Flags, Wrong};
 use crate::cli::terminal::{answer, listen_for_cancellation, screen};
 use crate::server::{RequestLimits, ServerOptions, serve};
@@ -86,6 +86,9 @@ pub(in crate::cli) fn run(args: ServeArgs) -> Result<()> {
     }
     if let Some(threads) = base.run.threads {
         set_threads(threads)?;
+    }
+    if let Some(memory) = base.run.memory {
+        set_memory(memory)?;
     }
     let listen = address(&args.listen)?;
     let from_environment = std::env::var("SD_GEN_API_KEY").ok();

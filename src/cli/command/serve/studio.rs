@@ -4,9 +4,9 @@ use crate::adapter::AdapterFolders;
 use crate::batch::{Footprint, Load, Sizes, sizes};
 use crate::cli::model::download::DownloadStyle;
 use crate::cli::model::{self, BUILTIN, Models, Named, Opened, models_folder};
-use crate::cli::process::{GIVE_BACK, cancelled};
+use crate::cli::process::cancelled;
 use crate::cli::settings::recreate::{recreated, recreated_alone};
-use crate::device::open_all;
+use crate::device::{open_all, release};
 use crate::disk::stays_inside;
 use crate::inputs::InputReader;
 use crate::pipeline::{Observer, Pipeline, UpscalePipeline};
@@ -94,7 +94,7 @@ impl ModelStudio {
         let folder = load.models_dir.as_ref().map(AsRef::as_ref);
         let checkpoint = match load.model.as_deref() {
             Some(BUILTIN) if !is_in_base(&self.base, BUILTIN) && self.found(BUILTIN).is_none() => model::builtin()?,
-            what => model::open_for(what, folder, dtype, DownloadStyle::default(), load.beside())?,
+            what => model::open_for(what, folder, dtype, DownloadStyle::default(), load.beside(None))?,
         };
         let number = self.models.models.add(Opened::new(checkpoint, self.devices.clone(), load));
         opened.insert(load.clone(), number);
@@ -260,9 +260,7 @@ impl Studio for ModelStudio {
     }
 
     fn rest(&self) {
-        if let Some(give_back) = GIVE_BACK.get() {
-            give_back();
-        }
+        release(&Device::Cpu);
     }
 
     fn list(&self, kind: Nameable) -> Vec<NameableFile> {
