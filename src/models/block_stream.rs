@@ -316,7 +316,11 @@ mod tests {
         assert!(blocks[0].with(|_| Ok(())).is_err(), "it was not started");
         stream.start(NoTensors, DType::F32, &device)?;
         assert_eq!(stream.bytes(), 9 * 40);
-        let call = |order: &[usize]| order.iter().try_for_each(|i| blocks[*i].with(|block| Ok(assert_eq!(block.0, *i))));
+        let is_block = |i: usize, block: &Number| {
+            assert_eq!(block.0, i);
+            Ok(())
+        };
+        let call = |order: &[usize]| order.iter().try_for_each(|i| blocks[*i].with(|block| is_block(*i, block)));
         for (room, most) in [(0, 0), (9 * 40 - 1, 200), (240, 80), (1000, 80)] {
             let stays = stream.fit(room);
             assert!(stays <= most && stream.kept_bytes() <= stays, "{room}: {stays}");

@@ -137,7 +137,7 @@ impl Value for MemorySize {
         };
         let bytes = number.parse::<f64>().map_err(|_| wrong())? * unit as f64;
         // Beyond 2^53 a byte is less than what the number tells.
-        if bytes >= 1.0 && bytes < 9e15 { Ok(Self(bytes.round() as u64)) } else { Err(wrong()) }
+        if (1.0..9e15).contains(&bytes) { Ok(Self(bytes.round() as u64)) } else { Err(wrong()) }
     }
 
     fn typed(&self) -> String {

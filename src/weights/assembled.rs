@@ -107,7 +107,7 @@ pub(super) fn joined(file: &Arc<WeightFile>, options: &OpenOptions) -> Result<Op
     let given = [("clip-l", &options.clip_l), ("clip-g", &options.clip_g), ("t5", &options.t5)];
     let is_taken = |setting: &str| !is_unet || encoders.iter().any(|(taken, ..)| *taken == setting);
     if let Some((setting, _)) = given.iter().find(|(setting, path)| path.is_some() && !is_taken(setting)) {
-        return Err(Error::setting(*setting, format!(": the UNet of {} takes no such text encoder; leave it out", file.name)));
+        return Err(Error::setting(setting, format!(": the UNet of {} takes no such text encoder; leave it out", file.name)));
     }
     let denoiser = if prefix.is_empty() { Arc::new(file.renamed(|name| format!("{DENOISER}{name}"))?) } else { file.clone() };
     let mut files = vec![denoiser];
