@@ -316,7 +316,7 @@ mod tests {
         assert!(blocks[0].with(|_| Ok(())).is_err(), "it was not started");
         stream.start(NoTensors, DType::F32, &device)?;
         assert_eq!(stream.bytes(), 9 * 40);
-        let is_block = |i: usize, block: &Number| {
+        let is_block = |i: usize, block: &CountedBlock| {
             assert_eq!(block.0, i);
             Ok(())
         };
