@@ -50,7 +50,7 @@ def batch():
         with open(os.path.join(folder, "jobs.jsonl"), "w") as lines:
             lines.writelines(json.dumps(job) + "\n" for job in jobs)
         began = time.perf_counter()
-        child = subprocess.Popen([program, "batch", "jobs.jsonl", "--output-dir", "made", *common], cwd=folder)
+        child = subprocess.Popen([program, "batch", "jobs.jsonl", "--output-dir", "made", *common], cwd=folder, stdout=subprocess.DEVNULL)
         processor = ended(child)
         seconds = time.perf_counter() - began
         assert child.returncode == 0 and images(folder) == len(jobs), (child.returncode, images(folder))

@@ -46,7 +46,7 @@ pub(super) trait FloatUnit: Unit<Words = <Self as Unit>::Sums> {}
 impl<U: Unit<Words = <U as Unit>::Sums>> FloatUnit for U {}
 
 /// A transform along one axis.
-trait Axis<const FROM: usize, const TO: usize> {
+trait AxisTransform<const FROM: usize, const TO: usize> {
     unsafe fn transform<U: FloatUnit>(x: [U::Sums; FROM]) -> [U::Sums; TO];
 }
 
@@ -86,7 +86,7 @@ unsafe fn at_both<U: FloatUnit>(even: U::Sums, factor: f32, odd: U::Sums) -> (U:
 
 struct Pixels;
 
-impl Axis<SIDE, SIDE> for Pixels {
+impl AxisTransform<SIDE, SIDE> for Pixels {
     #[inline(always)]
     unsafe fn transform<U: FloatUnit>(d: [U::Sums; SIDE]) -> [U::Sums; SIDE] {
         // SAFETY: the caller's promise.
@@ -101,7 +101,7 @@ impl Axis<SIDE, SIDE> for Pixels {
 
 struct Weights;
 
-impl Axis<3, SIDE> for Weights {
+impl AxisTransform<3, SIDE> for Weights {
     #[inline(always)]
     unsafe fn transform<U: FloatUnit>([first, second, last]: [U::Sums; 3]) -> [U::Sums; SIDE] {
         // SAFETY: the caller's promise.
@@ -115,7 +115,7 @@ impl Axis<3, SIDE> for Weights {
     }
 }
 
-impl Axis<2, SIDE> for Weights {
+impl AxisTransform<2, SIDE> for Weights {
     #[inline(always)]
     unsafe fn transform<U: FloatUnit>([first, last]: [U::Sums; 2]) -> [U::Sums; SIDE] {
         // SAFETY: the caller's promise.
@@ -151,7 +151,7 @@ unsafe fn power<U: FloatUnit>(near: U::Sums, far: U::Sums, n: i32) -> U::Sums {
 
 struct Outputs;
 
-impl Axis<SIDE, 4> for Outputs {
+impl AxisTransform<SIDE, 4> for Outputs {
     #[inline(always)]
     unsafe fn transform<U: FloatUnit>(m: [U::Sums; SIDE]) -> [U::Sums; 4] {
         // SAFETY: the caller's promise.
@@ -167,7 +167,7 @@ impl Axis<SIDE, 4> for Outputs {
     }
 }
 
-impl Axis<SIDE, 5> for Outputs {
+impl AxisTransform<SIDE, 5> for Outputs {
     #[inline(always)]
     unsafe fn transform<U: FloatUnit>(m: [U::Sums; SIDE]) -> [U::Sums; 5] {
         // SAFETY: the caller's promise.
@@ -186,7 +186,7 @@ impl Axis<SIDE, 5> for Outputs {
 
 /// Both axes of [`TransformFn`]'s arrays.
 #[inline(always)]
-unsafe fn transform<U: FloatUnit, A: Axis<FROM, TO>, const FROM: usize, const TO: usize>(
+unsafe fn transform<U: FloatUnit, A: AxisTransform<FROM, TO>, const FROM: usize, const TO: usize>(
     from: &Plane,
     to: *mut f32,
     stride: usize,
@@ -224,7 +224,7 @@ macro_rules! transforms {
         #[doc = $doc]
         $vis static $name: [Transforms; 2] = {
             $(#[$feature])?
-            unsafe fn axes<A: Axis<FROM, TO>, const FROM: usize, const TO: usize>(from: &Plane, to: *mut f32, stride: usize, len: usize) {
+            unsafe fn axes<A: AxisTransform<FROM, TO>, const FROM: usize, const TO: usize>(from: &Plane, to: *mut f32, stride: usize, len: usize) {
                 // SAFETY: the caller's promise is that of `transform`.
                 unsafe { transform::<$unit, A, FROM, TO>(from, to, stride, len) }
             }

@@ -50,7 +50,7 @@ const WEIGHTS_COST: f64 = 150.0;
 
 /// A sliding window of stride 1, and its tiles.
 #[derive(Clone, Copy)]
-struct Tiling {
+struct TileGrid {
     input: (usize, usize),
     output: (usize, usize),
     padding: (usize, usize),
@@ -62,7 +62,7 @@ struct Tiling {
     tiles: usize,
 }
 
-impl Tiling {
+impl TileGrid {
     /// The image of a tile, and the line and column of its first output.
     fn place(&self, tile: usize) -> (usize, usize, usize) {
         let (image, tile) = (tile / (self.grid.0 * self.grid.1), tile % (self.grid.0 * self.grid.1));
@@ -83,7 +83,7 @@ impl Packed {
     }
 
     /// How windows are tiled, where there is a transform for their taps.
-    fn tiling(&self, geometry: Geometry) -> Option<(&'static Transforms, Tiling)> {
+    fn tiling(&self, geometry: Geometry) -> Option<(&'static Transforms, TileGrid)> {
         let Geometry::Windows { batch, input, output, kernel, stride: 1, padding } = geometry else { return None };
         let transforms = match kernel {
             (3, 3) => self.isa.transforms(3),
@@ -92,7 +92,7 @@ impl Packed {
         };
         let side = transforms.outputs_side;
         let grid = (output.0.div_ceil(side), output.1.div_ceil(side));
-        let tiling = Tiling { input, output, padding, side, grid, tiles: batch * grid.0 * grid.1 };
+        let tiling = TileGrid { input, output, padding, side, grid, tiles: batch * grid.0 * grid.1 };
         // Whole vectors of channels, and panels that are as wide as those of the products of f32.
         let fits = self.inputs.is_multiple_of(LANES) && self.form.kernels(self.isa).lanes == self.isa.kernels().lanes;
         fits.then_some((transforms, tiling))
@@ -100,8 +100,8 @@ impl Packed {
 
     /// Whether the transformed products of one image and what they cost besides are less than the plain ones. The batch does not
     /// count: an image is the same alone and among others.
-    fn pays(&self, tiling: &Tiling) -> bool {
-        let Tiling { output, grid, .. } = *tiling;
+    fn pays(&self, tiling: &TileGrid) -> bool {
+        let TileGrid { output, grid, .. } = *tiling;
         let plain = (output.0 * output.1 * self.taps) as f64 / self.form.kernels(self.isa).speed;
         let (inputs, outputs) = (self.inputs as f64, self.outputs as f64);
         let tile = POINTS as f64 * (1.0 + PIXELS_COST / outputs + OUTPUTS_COST / inputs);
@@ -113,7 +113,7 @@ impl Packed {
         transforms: &Transforms,
         x: &[T],
         geometry: Geometry,
-        tiling: &Tiling,
+        tiling: &TileGrid,
         out: &ProductOutput<'_, T>,
     ) {
         assert!(out.is_of(geometry.rows(), self.outputs), "a convolution does not fit where it goes");
@@ -155,7 +155,7 @@ struct TransformTask<'a> {
     packed: &'a Packed,
     kernels: &'a Kernels,
     transforms: &'a Transforms,
-    tiling: &'a Tiling,
+    tiling: &'a TileGrid,
     tiles: Range<usize>,
     panels: Range<usize>,
 }

@@ -12,6 +12,9 @@ const MOST_NODES: usize = 2_000;
 /// Names that are listed in an error; longer lists are counted.
 const MOST_LISTED: usize = 20;
 
+/// What a part of a graph means, or what is wrong with a node.
+pub(super) type Translated<T> = Result<T, Box<NodeProblem>>;
+
 /// Something that is wrong with a node.
 #[derive(Debug)]
 pub(super) struct NodeProblem {

@@ -5,10 +5,8 @@
 //! ComfyUI@005f3ba:nodes.py `common_ksampler`, `LatentUpscale.upscale`, `LatentUpscaleBy.upscale`; comfy/samplers.py `KSampler.set_steps`,
 //! `KSampler.sample`.
 
-use super::graph::{CheckedGraph, NodeProblem};
+use super::graph::{CheckedGraph, NodeProblem, Translated};
 use serde_json::{Map, Value as Json};
-
-type Translated<T> = Result<T, Box<NodeProblem>>;
 
 /// Both kinds of samplers.
 pub(super) const SAMPLERS: &[&str] = &["KSampler", "KSamplerAdvanced"];

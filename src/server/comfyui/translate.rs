@@ -4,7 +4,7 @@
 //! sent and one that is found mean the same. Texts, networks and images are followed here, node by node. What would be computed otherwise
 //! than the graph says is refused.
 
-use super::graph::{CheckedGraph, NodeProblem, stem};
+use super::graph::{CheckedGraph, NodeProblem, Translated, stem};
 use super::second_pass::{SAMPLERS, SamplerChain, SamplerShare};
 use crate::metadata::{Field, recreation, understand_graph};
 use ::image::{GrayImage, Luma, Rgb};
@@ -25,8 +25,6 @@ pub(super) struct ComfyPlan {
     /// The nodes that are shown at work: the one that encodes the prompt, the sampler, and the one that decodes.
     pub(super) stages: [String; 3],
 }
-
-type Translated<T> = Result<T, Box<NodeProblem>>;
 
 /// Translates a graph; `read` gives the bytes of an image by its name.
 ///
