@@ -224,6 +224,31 @@ fn conv2d_is_the_reference() -> Result<()> {
     })
 }
 
+/// Channels that fill words and tiles, and lines of sixteen and more: what is framed for tiles, and what is transformed.
+#[test]
+fn convolutions_of_whole_words_and_long_lines_are_the_reference() -> Result<()> {
+    let mut random = Random(16);
+    let sides = Padding { height: (2, 0), width: (1, 2) };
+    each_isa_and_dtype(|isa, dtype| {
+        for (height, width, inputs, outputs, padding) in [
+            (3, 16, 32, 33, Padding::same(1)),
+            (5, 21, 64, 16, Padding::same(1)),
+            (4, 17, 96, 40, sides),
+            (2, 33, 160, 5, Padding::same(2)),
+        ] {
+            let what = format!("{isa:?} {dtype:?} {height}×{width}×{inputs}→{outputs} {padding:?}");
+            let (weight, bias) = (random.tensor(&[outputs, inputs, 3, 3], dtype)?, random.tensor(&[outputs], dtype)?);
+            let x = random.tensor(&[2, height, width, inputs], dtype)?;
+            let [fast_weight, fast_bias, fast_x] = [weight.to_dtype(dtype)?, bias.to_dtype(dtype)?, x.to_dtype(dtype)?];
+            let exact =
+                reference::ReferenceConv2d::new(weight.clone(), Some(bias.clone()), 1, padding)?.forward(&x, Epilogue::default())?;
+            let fast = CpuConv2d::with(isa, &fast_weight, Some(&fast_bias), 1, padding)?.forward(&fast_x, Epilogue::default())?;
+            agree(&what, &fast, &exact, dtype, 3e-6)?;
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn a_convolution_of_an_enlarged_image_is_the_reference() -> Result<()> {
     let mut random = Random(14);
